@@ -1,0 +1,52 @@
+"""Classify pictures with a model exported by imgcls, on onnxruntime alone.
+
+    from imgcls_infer import Predictor
+    print(Predictor("cnn.onnx").predict("cat.png").label)
+
+Importing this package imports neither numpy nor onnxruntime: the names below load on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imgcls_infer.errors import ImageError, InferError, ModelError, ProviderError
+    from imgcls_infer.manifest import Manifest, ResizePolicy
+    from imgcls_infer.predictor import Prediction, Predictor
+    from imgcls_infer.preprocess import preprocess
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ImageError": "errors",
+    "InferError": "errors",
+    "ModelError": "errors",
+    "ProviderError": "errors",
+    "Manifest": "manifest",
+    "ResizePolicy": "manifest",
+    "Prediction": "predictor",
+    "Predictor": "predictor",
+    "preprocess": "preprocess",
+}
+
+__all__ = [
+    "ImageError",
+    "InferError",
+    "Manifest",
+    "ModelError",
+    "Prediction",
+    "Predictor",
+    "ProviderError",
+    "ResizePolicy",
+    "preprocess",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value  # the module of the same name must not shadow the function `preprocess`
+    return value

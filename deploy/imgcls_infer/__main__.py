@@ -1,0 +1,3 @@
+from imgcls_infer.cli import main
+
+main()

@@ -1,0 +1,105 @@
+"""imgcls-infer: options -> a Predictor -> rows. numpy and onnxruntime are imported in the command's body."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from imgcls_infer import __version__
+from imgcls_infer.errors import InferError
+
+if TYPE_CHECKING:
+    from imgcls_infer.predictor import Prediction, Predictor
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: imgcls-infer --model cnn.onnx --top-k 3 cat.jpg dog.png",
+)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=str))
+@click.option(
+    "--model", metavar="FILE", help="Model exported by imgcls. Default: $IMGCLS_MODEL, else the built-in one."
+)
+@click.option("--top-k", default=1, show_default=True, type=click.IntRange(min=1), help="Classes to show per picture.")
+@click.option(
+    "--provider",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Execution provider. cuda is an error where CUDA does not work, never the CPU.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the CPUs this process may use.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+@click.version_option(__version__, prog_name="imgcls-infer")
+def command(
+    images: tuple[str, ...], model: str | None, top_k: int, provider: str, threads: int | None, as_json: bool
+) -> None:
+    """Classify pictures with a model exported by imgcls, on onnxruntime alone.
+
+    Exits with 1 if a picture could not be classified; the others are classified all the same.
+    """
+    try:
+        predictor = _open(model, provider, threads)
+    except InferError as error:
+        raise SystemExit(_fail(str(error))) from None
+    rows: list[dict[str, Any]] = []
+    for image in images:
+        row = _classify(predictor, image, top_k)
+        rows.append(row)
+        if not as_json:
+            _show(row)
+    if as_json:
+        document = {"provider": predictor.provider, "results": rows}
+        click.echo(json.dumps(document, ensure_ascii=True, indent=2))
+    failed = sum("error" in row for row in rows)
+    if failed:
+        raise SystemExit(_fail(f"{failed} of {len(rows)} pictures could not be classified"))
+
+
+def _open(model: str | None, provider: str, threads: int | None) -> Predictor:
+    from imgcls_infer.predictor import Predictor
+
+    chosen = model or os.environ.get("IMGCLS_MODEL") or None
+    predictor = Predictor(chosen, provider=provider, threads=threads)
+    if chosen is None:
+        click.echo(f"note: built-in model ({', '.join(predictor.manifest.classes)}); --model takes yours", err=True)
+    if predictor.note:
+        click.echo(f"note: {predictor.note}", err=True)
+    return predictor
+
+
+def _classify(predictor: Predictor, image: str, top_k: int) -> dict[str, Any]:
+    from imgcls_infer.preprocess import printable
+
+    try:
+        prediction: Prediction = predictor.predict(image)
+    except InferError as error:
+        return {"image": printable(image), "error": str(error)}
+    top = [{"label": label, "probability": probability} for label, probability in prediction.top(top_k)]
+    return {"image": printable(image), **top[0], "top": top}
+
+
+def _show(row: dict[str, Any]) -> None:
+    if "error" in row:
+        click.echo(f"error: {row['error']}", err=True)
+        return
+    answers = "  ".join(f"{entry['label']} {entry['probability']:.2%}" for entry in row["top"])
+    click.echo(f"{row['image']}: {answers}")
+
+
+def _fail(message: str) -> int:
+    click.echo(f"error: {message}", err=True)
+    return 1
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        command()
+    except BrokenPipeError:  # `imgcls-infer ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

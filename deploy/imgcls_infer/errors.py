@@ -1,0 +1,36 @@
+"""What can go wrong on the device, as exceptions.
+
+    InferError
+    ├── ImageError     a picture that can't be read or is refused
+    ├── ModelError     a model file that can't be read, or that breaks the contract
+    └── ProviderError  an execution provider that was asked for and does not work
+
+Each message is one line: what is wrong, which file, what to do. Exceptions of Pillow and onnxruntime are translated
+where they enter (preprocess.py, session.py); none leaves this package.
+"""
+
+from __future__ import annotations
+
+
+class InferError(Exception):
+    """Base of every error that imgcls_infer raises on purpose."""
+
+
+class ImageError(InferError):
+    """A picture that can't be decoded, or that is refused (too large, of a kind that the contract leaves out)."""
+
+
+class ModelError(InferError):
+    """A model file that can't be read, has no manifest, or whose graph does not match its manifest."""
+
+
+class ProviderError(InferError):
+    """An execution provider that was asked for and is not there or does not load."""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The first non-empty line of an exception's message, cut to `limit` characters; its type's name if it has none."""
+    for line in str(error).splitlines():
+        if line.strip():
+            return line.strip()[:limit]
+    return type(error).__name__

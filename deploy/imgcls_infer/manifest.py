@@ -1,0 +1,231 @@
+"""The manifest: what a model file says about itself.
+
+It travels as JSON inside the exported file (ONNX `metadata_props`, TorchScript extra file) and inside the checkpoint.
+Reading it never trusts it: every field is checked, and nothing in it is executed or used as a path.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from imgcls_infer.errors import ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA_VERSION = 1
+MANIFEST_KEY = "imgcls.manifest"
+GOLDEN_KEY = "imgcls.golden"
+
+RESIZE_MODES = ("crop", "squash", "pad")
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+MAX_IMAGE_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class ResizePolicy:
+    """How a decoded picture becomes `image_size` x `image_size` pixels.
+
+    image_size: side of the square that the network takes, in pixels.
+    mode: `crop` (shorter side to image_size, centre crop), `squash` (aspect ratio given up), `pad` (longer side to
+        image_size, black bars).
+    interpolation: Pillow's filter of that name.
+    """
+
+    image_size: int
+    mode: str = "crop"
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        _require(_is_int(self.image_size) and 1 <= self.image_size <= MAX_IMAGE_SIZE, "image_size", self.image_size)
+        _require(self.mode in RESIZE_MODES, "resize mode", self.mode)
+        _require(self.interpolation in INTERPOLATIONS, "interpolation", self.interpolation)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a host needs to know of a model, and where it came from.
+
+    arch: network name (`cnn`, `vgg16`). classes: names in output order.
+    mean, std: per RGB channel, of pixel values scaled to 0..1.
+    precision: `fp32`, `fp16`, `bf16` or `int8`. weights_sha256: hex digest of the state dict (imgcls.checkpoint).
+    dataset: fingerprint, counts, measured accuracy (0..1). training: recipe and hyperparameters.
+    versions: tool name to version. parity: the export's own parity result and tolerances.
+    """
+
+    arch: str
+    classes: tuple[str, ...]
+    resize: ResizePolicy
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    weights_sha256: str
+    precision: str = "fp32"
+    dataset: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    parity: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.arch, str) and self.arch != "", "arch", self.arch)
+        _require(
+            len(self.classes) >= 1 and all(isinstance(name, str) and name for name in self.classes),
+            "classes",
+            self.classes,
+        )
+        _require(len(set(self.classes)) == len(self.classes), "classes (a name stands twice)", self.classes)
+        _require(_is_triple(self.mean), "mean", self.mean)
+        _require(_is_triple(self.std) and all(value > 0 for value in self.std), "std", self.std)
+        _require(self.precision in PRECISIONS, "precision", self.precision)
+        _require(isinstance(self.weights_sha256, str), "weights_sha256", self.weights_sha256)
+        for name in ("dataset", "training", "versions", "parity"):
+            _require(isinstance(getattr(self, name), dict), name, getattr(self, name))
+
+    def to_json(self) -> str:
+        """JSON with sorted keys: the same manifest always gives the same bytes."""
+        return json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema_version": self.schema_version,
+            "arch": self.arch,
+            "classes": list(self.classes),
+            "image_size": self.resize.image_size,
+            "resize": {"mode": self.resize.mode, "interpolation": self.resize.interpolation},
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "precision": self.precision,
+            "weights_sha256": self.weights_sha256,
+            "dataset": self.dataset,
+            "training": self.training,
+            "versions": self.versions,
+            "parity": self.parity,
+        }
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse and check. Raises ModelError that names the field."""
+        return cls.from_dict(_parse(text, "manifest"))
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> Manifest:
+        """Check a decoded manifest. Raises ModelError that names the field."""
+        if not isinstance(raw, dict):
+            raise ModelError("the manifest is not a JSON object; export the model again with imgcls export")
+        version = raw.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ModelError(
+                f"the manifest has schema version {_show(version)}, this program reads {SCHEMA_VERSION}; "
+                "update imgcls-infer, or export the model again"
+            )
+        resize = raw.get("resize")
+        if not isinstance(resize, dict):
+            raise ModelError(f"bad resize in the manifest: {_show(resize)}")
+        try:
+            return cls(
+                arch=raw["arch"],
+                classes=_strings(raw["classes"]),
+                resize=ResizePolicy(raw["image_size"], resize["mode"], resize["interpolation"]),
+                mean=_triple(raw["mean"]),
+                std=_triple(raw["std"]),
+                precision=raw["precision"],
+                weights_sha256=raw["weights_sha256"],
+                dataset=raw.get("dataset", {}),
+                training=raw.get("training", {}),
+                versions=raw.get("versions", {}),
+                parity=raw.get("parity", {}),
+            )
+        except KeyError as error:
+            raise ModelError(f"the manifest lacks the field {error}; export the model again") from error
+        except TypeError as error:  # an unhashable or uncomparable value where a string or a number belongs
+            raise ModelError("the manifest has a field of the wrong type; export the model again") from error
+
+
+@dataclass(frozen=True)
+class GoldenSample:
+    """One real picture after stage 1, with the answer that PyTorch gave for it.
+
+    png: the uint8 pixels [image_size, image_size, 3] as PNG bytes.
+    probabilities: float32 of PyTorch eager on the CPU, in class order.
+    """
+
+    png: bytes
+    probabilities: tuple[float, ...]
+
+    def pixels(self) -> np.ndarray:
+        """uint8 [image_size, image_size, 3]."""
+        from imgcls_infer.preprocess import decode_rgb
+
+        return decode_rgb(self.png, "golden sample")
+
+
+def golden_to_json(samples: list[GoldenSample]) -> str:
+    """JSON of the golden samples; float32 values survive exactly (shortest repr of the widened float64)."""
+    rows = [
+        {"png": base64.b64encode(sample.png).decode("ascii"), "probabilities": list(sample.probabilities)}
+        for sample in samples
+    ]
+    return json.dumps(rows)
+
+
+def golden_from_json(text: str, classes: int) -> list[GoldenSample]:
+    """The golden samples of a model with that many classes. Raises ModelError."""
+    rows = _parse(text, "golden samples")
+    try:
+        samples = [
+            GoldenSample(
+                png=base64.b64decode(row["png"], validate=True),
+                probabilities=tuple(float(value) for value in row["probabilities"]),
+            )
+            for row in rows
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError("the model's golden samples are damaged; export the model again") from error
+    if any(len(sample.probabilities) != classes for sample in samples):
+        raise ModelError("the model's golden samples do not have one probability a class; export the model again")
+    return samples
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"the model's {what} is not valid JSON; export the model again") from error
+
+
+def _require(condition: bool, name: str, value: object) -> None:
+    if not condition:
+        raise ModelError(f"bad {name} in the manifest: {_show(value)}")
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_triple(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 3
+        and all(isinstance(item, float) and math.isfinite(item) for item in value)
+    )
+
+
+def _triple(value: Any) -> Any:
+    if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value):
+        return tuple(float(item) for item in value)
+    return value
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    _require(isinstance(value, list), "classes", value)
+    return tuple(value)

@@ -1,0 +1,105 @@
+"""Predictor: a model file -> predictions for pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Union, overload
+
+import numpy as np
+
+from imgcls_infer.errors import ModelError
+from imgcls_infer.preprocess import Source, preprocess
+from imgcls_infer.session import open_model
+
+BUILT_IN = "cifar10-cnn.onnx"
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The answer for one picture.
+
+    classes: names in output order. probabilities: float32 [K], sums to 1.
+    """
+
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+
+    @property
+    def index(self) -> int:
+        """The most probable class's index (the lowest one of equals)."""
+        return int(self.probabilities.argmax())
+
+    @property
+    def label(self) -> str:
+        return self.classes[self.index]
+
+    @property
+    def probability(self) -> float:
+        return float(self.probabilities[self.index])
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """The k most probable (class, probability) pairs, most probable first; all of them if there are fewer."""
+        order = np.argsort(-self.probabilities, kind="stable")[:k]
+        return [(self.classes[index], float(self.probabilities[index])) for index in order]
+
+
+class Predictor:
+    """A loaded model. One instance may be used from several threads.
+
+    model: an ONNX file written by `imgcls export`; None takes the built-in CIFAR-10 model.
+    provider: `auto`, `cpu` or `cuda`; `cuda` is an error where CUDA does not work, never the CPU.
+    threads: intra-op threads; by default the CPUs that this process may use.
+
+    Attributes: manifest, golden (samples), provider (onnxruntime's name of the one in use), note (why `auto` passed
+    over CUDA, or empty). Raises ModelError, ProviderError.
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str] | None = None, provider: str = "auto", threads: int | None = None
+    ) -> None:
+        if model is None:
+            with as_file(files("imgcls_infer") / "models" / BUILT_IN) as path:
+                opened = open_model(path, provider, threads)
+        else:
+            opened = open_model(Path(model), provider, threads)
+        self._session = opened.session
+        self.manifest = opened.manifest
+        self.golden = opened.golden
+        self.provider = opened.provider
+        self.note = opened.note
+
+    @overload
+    def predict(self, source: Source) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is a sequence
+    @overload
+    def predict(self, source: Sequence[Source]) -> list[Prediction]: ...
+    def predict(self, source: Union[Source, Sequence[Source]]) -> Union[Prediction, list[Prediction]]:
+        """Classify a picture (path, bytes of a picture file, PIL image, uint8 array [H, W, 3] RGB) or a list of them.
+
+        A list runs as one batch. Raises ImageError for the first picture that can't be read.
+        """
+        if isinstance(source, (list, tuple)):
+            pixels = [preprocess(item, self.manifest.resize) for item in source]
+            return self.predict_pixels(np.stack(pixels)) if pixels else []
+        return self.predict_pixels(preprocess(source, self.manifest.resize)[None])[0]  # type: ignore[arg-type]
+
+    def predict_pixels(self, pixels: np.ndarray) -> list[Prediction]:
+        """Classify preprocessed pictures: uint8 [N, image_size, image_size, 3]. Raises ModelError."""
+        _, probabilities = self.run(pixels)
+        return [Prediction(self.manifest.classes, row) for row in probabilities]
+
+    def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Stage 2 alone: uint8 [N, image_size, image_size, 3] -> logits, probabilities, float32 [N, K] each.
+
+        Raises ModelError where the model does not run or gives something that is no number.
+        """
+        try:
+            logits, probabilities = self._session.run(["logits", "probabilities"], {"image": pixels})
+        except Exception as error:  # onnxruntime's exceptions have no common base class of their own
+            raise ModelError(f"the model does not run ({str(error).splitlines()[0][:200]})") from error
+        if not np.isfinite(probabilities).all():
+            raise ModelError("the model gives probabilities that are not numbers; its weights are damaged")
+        return logits, probabilities

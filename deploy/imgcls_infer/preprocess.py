@@ -1,0 +1,241 @@
+"""Stage 1 of the contract: picture file -> uint8 pixels [image_size, image_size, 3], RGB.
+
+This is the only implementation. Training, evaluation, calibration, verification and the device all call it, so they
+see the same bits. The steps, in order:
+
+1. The format is told by the file's first bytes, never by its name: PNG, JPEG, WebP, BMP or GIF. Of an animation the
+   first frame counts.
+2. Decoding is Pillow's, whole and exact: no `draft`, no `thumbnail`, no `reducing_gap` (they shift pixels by 3 to 9
+   levels). A truncated file is an error, not a grey area.
+3. Colour becomes 8-bit RGB: 16-bit samples keep their high byte; transparency is laid over white (what a viewer shows);
+   CMYK, greyscale and palettes are converted as Pillow does; colour profiles are ignored.
+4. The EXIF orientation is applied.
+5. The picture is resized by the model's policy.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+from PIL import Image
+
+from imgcls_infer.errors import ImageError, one_line
+from imgcls_infer.manifest import ResizePolicy
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, Image.Image, np.ndarray]
+
+MAX_PIXELS = 50_000_000
+"""Pictures with more pixels are refused from their header: decoding one needs up to 8 bytes a pixel."""
+
+_STRIP_ROWS = 256
+_ORIENTATION_TAG = 0x0112
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def preprocess(source: Source, policy: ResizePolicy) -> np.ndarray:
+    """A picture as the network takes it: uint8 [image_size, image_size, 3], RGB, C-contiguous.
+
+    source: a path, the bytes of a picture file, a PIL image, or a uint8 array [H, W, 3] (RGB).
+    Raises ImageError.
+    """
+    name = describe(source)
+    if isinstance(source, np.ndarray):
+        image = _from_array(source, name)
+    elif isinstance(source, Image.Image):
+        image = _to_rgb(source, name)
+    else:
+        image = _open_rgb(source, name)
+    return np.asarray(resize(image, policy, name))
+
+
+def decode_rgb(source: Source, name: str) -> np.ndarray:
+    """The picture in its own size: uint8 [H, W, 3], RGB, EXIF orientation applied. Raises ImageError."""
+    return np.asarray(_open_rgb(source, name))
+
+
+def describe(source: object) -> str:
+    """How a message names a source: its path, or what kind of thing it is."""
+    if isinstance(source, (str, os.PathLike)):
+        return printable(os.fspath(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"picture of {len(source)} bytes"
+    return type(source).__name__
+
+
+def printable(name: str) -> str:
+    """A file name on one line: control characters and undecodable bytes are escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name)
+
+
+def resize(image: Image.Image, policy: ResizePolicy, name: str = "picture") -> Image.Image:
+    """An RGB image by `policy`, image_size x image_size.
+
+    `crop` matches torchvision's Resize(image_size) and CenterCrop(image_size) on PIL images bit for bit.
+    Raises ImageError where the enlarged picture would pass MAX_PIXELS (a picture thousands of times longer than wide).
+    """
+    side = policy.image_size
+    width, height = image.size
+    if policy.mode == "squash":
+        return _resample(image, (side, side), policy)
+    if policy.mode == "pad":
+        longer = max(width, height)
+        inner = _resample(image, (max(1, round(side * width / longer)), max(1, round(side * height / longer))), policy)
+        canvas = Image.new("RGB", (side, side))
+        canvas.paste(inner, ((side - inner.width) // 2, (side - inner.height) // 2))
+        return canvas
+    shorter = min(width, height)
+    target = (side * width // shorter, side * height // shorter)
+    if target[0] * target[1] > MAX_PIXELS:
+        raise ImageError(f"{name}: {width} x {height} is too elongated to crop; use a model that was trained with pad")
+    scaled = _resample(image, target, policy)
+    left, top = (round((length - side) / 2) for length in target)
+    return scaled.crop((left, top, left + side, top + side))
+
+
+def _resample(image: Image.Image, size: tuple[int, int], policy: ResizePolicy) -> Image.Image:
+    if image.size == size:
+        return image
+    return image.resize(size, Image.Resampling[policy.interpolation.upper()])
+
+
+def _from_array(array: np.ndarray, name: str) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+        raise ImageError(
+            f"{name}: expected a uint8 array [H, W, 3] in RGB order, got {array.dtype} {list(array.shape)}"
+        )
+    return Image.fromarray(array)
+
+
+def _open_rgb(source: Any, name: str) -> Image.Image:
+    data = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else read_file(Path(source), name)
+    image_class = _image_class(data, name)
+    # Pillow warns of oddities in a file (a corrupt EXIF block, a palette's transparency): not the user's business
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with image_class(io.BytesIO(data)) as image:
+                _check_size(image.size, name)
+                image.load()
+                orientation = exif_orientation(image.info.get("exif", b""))
+                return _oriented(_to_rgb(image, name), orientation)
+        except ImageError:
+            raise
+        except MemoryError as error:
+            raise ImageError(f"{name}: not enough memory to decode this picture") from error
+        # A damaged file makes Pillow raise almost anything: OSError, ValueError, SyntaxError, struct.error, ...
+        except Exception as error:
+            raise ImageError(f"{name}: damaged picture ({one_line(error)})") from error
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """The bytes of a file. Raises ImageError that says what is wrong with it."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name}: is a folder, not a picture") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ImageError(f"{name}: can't be read ({getattr(error, 'strerror', None) or one_line(error)})") from error
+    if not data:
+        raise ImageError(f"{name}: empty file")
+    return data
+
+
+def _image_class(data: bytes, name: str) -> type[ImageFile]:
+    """Pillow's class for the file's format, by magic bytes; only that one plugin is imported."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        plugin = "Png"
+    elif data.startswith(b"\xff\xd8\xff"):
+        plugin = "Jpeg"  # of a multi-picture JPEG (MPO), the first picture
+    elif data.startswith((b"GIF87a", b"GIF89a")):
+        plugin = "Gif"
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        plugin = "WebP"
+    elif data.startswith(b"BM"):
+        plugin = "Bmp"
+    else:
+        raise ImageError(f"{name}: not a PNG, JPEG, WebP, BMP or GIF picture")
+    image_class: type[ImageFile] = getattr(import_module(f"PIL.{plugin}ImagePlugin"), f"{plugin}ImageFile")
+    return image_class
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: {width} x {height} pixels, more than the {MAX_PIXELS:,} that are accepted; shrink it"
+        )
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: a picture of {width} x {height} pixels")
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ImageError(f"{name}: floating-point pixels have no agreed range; save it as 8-bit first")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return _over_white(image)
+    return image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """Transparency laid over white, strip by strip: the peak is two copies of the picture, not four."""
+    result = Image.new("RGB", image.size)
+    for top in range(0, image.height, _STRIP_ROWS):
+        box = (0, top, image.width, min(top + _STRIP_ROWS, image.height))
+        strip = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        result.paste(Image.alpha_composite(white, strip).convert("RGB"), box)
+    return result
+
+
+def _oriented(image: Image.Image, orientation: int) -> Image.Image:
+    method = _ORIENTATIONS.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation (1 to 8) in an EXIF block; 1 where there is none or the block is damaged.
+
+    Read here rather than by Pillow, whose answer depends on its version (XMP, raw profiles) and costs an import of its
+    TIFF reader. Layout: EXIF 2.32, section 4.5: a TIFF header, then IFD0 of 12-byte entries.
+    """
+    tiff = exif[6:] if exif[:6] == b"Exif\x00\x00" else exif
+    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, length = struct.unpack_from(order + "HHI", tiff, entry)
+            if tag == _ORIENTATION_TAG:
+                if kind != 3 or length != 1:  # SHORT, one value
+                    return 1
+                (value,) = struct.unpack_from(order + "H", tiff, entry + 8)
+                return int(value) if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1

@@ -1,0 +1,149 @@
+"""Opening a model in onnxruntime, on the provider that was asked for or not at all. The only onnxruntime import.
+
+onnxruntime's `get_available_providers()` says what the wheel was built with, not what loads: a session asked for CUDA
+on a machine without its libraries prints a warning and runs on the CPU. Here the session itself is asked, afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from imgcls_infer.errors import ModelError, ProviderError, one_line
+from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+PROVIDERS = ("auto", "cpu", "cuda")
+
+_ERRORS_ONLY = 3  # onnxruntime's log severity
+_MEND_CUDA = (
+    "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' on a machine with an NVIDIA driver; "
+    "or use --provider cpu"
+)
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A session and what its file says about itself. provider: onnxruntime's name of the one that really runs it.
+
+    note: why `auto` did not take CUDA although this onnxruntime has it; empty otherwise.
+    """
+
+    session: ort.InferenceSession
+    manifest: Manifest
+    golden: list[GoldenSample]
+    provider: str
+    note: str = ""
+
+
+def open_model(path: Path, provider: str = "auto", threads: int | None = None) -> OpenModel:
+    """Open an exported ONNX file and check it against its manifest.
+
+    provider: `auto` (CUDA where it works, else the CPU), `cpu` or `cuda`. threads: intra-op threads; by default the
+    CPUs that this process may use. Raises ModelError, ProviderError.
+    """
+    if provider not in PROVIDERS:
+        raise ProviderError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
+    _check_file(path)
+    session, note = _open_session(path, provider, threads)
+    manifest, golden = _read_metadata(session, path)
+    _check_graph(session, manifest, path)
+    return OpenModel(session, manifest, golden, session.get_providers()[0], note)
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: its affinity mask, cut by a cgroup quota (containers); at least 1."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return max(1, count)
+
+
+def _check_file(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such model file") from error
+    except OSError as error:
+        raise ModelError(f"{path}: the model file can't be read ({error.strerror})") from error
+    if not head:
+        raise ModelError(f"{path}: the model file is empty")
+    if head == b"PK\x03\x04":
+        raise ModelError(
+            f"{path}: a PyTorch file (checkpoint or TorchScript); imgcls-infer runs ONNX: imgcls export --format onnx"
+        )
+
+
+def _open_session(path: Path, provider: str, threads: int | None) -> tuple[ort.InferenceSession, str]:
+    """The session, and a note where `auto` could not take a CUDA provider that this onnxruntime was built with."""
+    built_with_cuda = CUDA in ort.get_available_providers()
+    if provider == "cuda" and not built_with_cuda:
+        raise ProviderError(f"this onnxruntime ({ort.__version__}) was built without CUDA; {_MEND_CUDA}")
+    if provider == "cpu" or not built_with_cuda:
+        return _create(path, [CPU], threads), ""
+    if hasattr(ort, "preload_dlls"):  # 1.21+: finds CUDA and cuDNN in the nvidia-* wheels or beside torch
+        ort.preload_dlls()
+    try:
+        session = _create(path, [CUDA, CPU], threads)
+        reason = "its libraries or the driver did not load"
+    except ModelError as error:
+        if provider == "cuda":
+            raise ProviderError(f"the CUDA provider did not start ({one_line(error)}); {_MEND_CUDA}") from error
+        return _create(path, [CPU], threads), f"CUDA did not start ({one_line(error)}), running on the CPU"
+    if session.get_providers()[0] == CUDA:
+        return session, ""
+    if provider == "cuda":
+        raise ProviderError(f"the CUDA provider did not start ({reason}); {_MEND_CUDA}")
+    return session, f"CUDA did not start ({reason}), running on the CPU"
+
+
+def _create(path: Path, providers: list[str], threads: int | None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = threads or available_cpus()
+    options.inter_op_num_threads = 1
+    # spinning threads burn the CPU of whoever shares it, and gain nothing for one picture
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions have no common base class of their own
+        raise ModelError(f"{path}: not an ONNX model that onnxruntime can load ({one_line(error)})") from error
+
+
+def _read_metadata(session: ort.InferenceSession, path: Path) -> tuple[Manifest, list[GoldenSample]]:
+    metadata = session.get_modelmeta().custom_metadata_map
+    if MANIFEST_KEY not in metadata:
+        raise ModelError(
+            f"{path}: an ONNX file without imgcls manifest; make one with imgcls export (it also takes a bare .pth)"
+        )
+    try:
+        manifest = Manifest.from_json(metadata[MANIFEST_KEY])
+        return manifest, golden_from_json(metadata.get(GOLDEN_KEY, "[]"), len(manifest.classes))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _check_graph(session: ort.InferenceSession, manifest: Manifest, path: Path) -> None:
+    """The graph's inputs and outputs are the contract's: uint8 [N, S, S, 3] -> float32 logits, probabilities [N, K]."""
+    side, classes = manifest.resize.image_size, len(manifest.classes)
+    inputs = [(node.name, node.type, _tail(node.shape)) for node in session.get_inputs()]
+    outputs = {node.name: (node.type, _tail(node.shape)) for node in session.get_outputs()}
+    if inputs != [("image", "tensor(uint8)", [side, side, 3])]:
+        raise ModelError(f"{path}: its input is not image: uint8 [N, {side}, {side}, 3]; export it with imgcls export")
+    for name in ("logits", "probabilities"):
+        if outputs.get(name) != ("tensor(float)", [classes]):
+            raise ModelError(f"{path}: its output {name} is not float32 [N, {classes}]; export it with imgcls export")
+
+
+def _tail(shape: list[Any]) -> list[Any]:
+    return list(shape)[1:]

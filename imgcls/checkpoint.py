@@ -1,0 +1,187 @@
+"""Checkpoints: a state dict and a manifest in one .pth, written atomically, read with weights_only=True.
+
+Also read: article-style .pth files, which are a bare state dict without a word on classes or preprocessing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from imgcls_infer.errors import ModelError, one_line
+from imgcls_infer.manifest import Manifest, ResizePolicy
+from torch import Tensor, nn
+
+from imgcls.errors import CheckpointError
+from imgcls.files import write_atomically
+from imgcls.networks import Classifier, build_network
+
+FORMAT = "imgcls.checkpoint"
+
+StateDict = dict[str, Tensor]
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_DEMO_NAME = re.compile(r"^(conv[123]|fc[12])\.(weight|bias)$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and what they mean.
+
+    state_dict: float tensors on the CPU. manifest: see imgcls_infer.manifest. samples: a few real pictures after
+    stage 1, as PNG bytes: they become the exported file's golden samples.
+    """
+
+    state_dict: StateDict
+    manifest: Manifest
+    samples: tuple[bytes, ...] = ()
+
+    def network(self) -> nn.Module:
+        """The network with these weights, in eval mode, on the CPU. Raises CheckpointError."""
+        manifest = self.manifest
+        network = build_network(manifest.arch, len(manifest.classes), manifest.resize.image_size)
+        try:
+            network.load_state_dict(self.state_dict)
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights do not fit {manifest.arch} ({_mismatch(error)})") from error
+        return network.eval()
+
+    def classifier(self) -> Classifier:
+        """Stage 2 with these weights, in eval mode, on the CPU. Raises CheckpointError."""
+        manifest = self.manifest
+        return Classifier(self.network(), manifest.resize.image_size, manifest.mean, manifest.std).eval()
+
+
+def save_checkpoint(path: Path, network: nn.Module, manifest: Manifest, samples: tuple[bytes, ...] = ()) -> Checkpoint:
+    """Write network, manifest and samples to `path`; the manifest's weights_sha256 is filled in. Raises ImgclsError."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    manifest = replace(manifest, weights_sha256=weights_sha256(state))
+    pictures = [base64.b64encode(picture).decode("ascii") for picture in samples]
+    content = {"format": FORMAT, "manifest": json.loads(manifest.to_json()), "state_dict": state, "samples": pictures}
+    write_atomically(path, lambda temporary: _save(content, temporary))
+    return Checkpoint(state, manifest, samples)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of imgcls. Raises CheckpointError; a bare state dict is one, see `load_article_checkpoint`."""
+    content = _read(path)
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: a .pth without imgcls manifest; give --arch, --classes, --image-size, --mean and --std with it"
+        )
+    try:
+        manifest = Manifest.from_dict(content.get("manifest"))
+    except ModelError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    state = _tensors(content.get("state_dict"), path)
+    if weights_sha256(state) != manifest.weights_sha256:
+        raise CheckpointError(f"{path}: the weights do not match their SHA-256 in the manifest; the file is damaged")
+    return Checkpoint(state, manifest, _samples(content.get("samples", []), path))
+
+
+def is_bare(path: Path) -> bool:
+    """Whether a .pth is a bare state dict, without imgcls's manifest. Raises CheckpointError."""
+    return _read(path).get("format") != FORMAT
+
+
+def load_article_checkpoint(
+    path: Path,
+    arch: str,
+    classes: tuple[str, ...],
+    resize: ResizePolicy,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Checkpoint:
+    """Read a bare state dict: `conv1_layer.*` or `conv1.*` (cnn) or torchvision's VGG16 names, `module.` stripped.
+
+    What the file does not say (how it was trained) is the caller's to say. Raises CheckpointError.
+    """
+    state = _canonical_names(read_state_dict(path))
+    try:
+        manifest = Manifest(arch, classes, resize, mean, std, weights_sha256(state))
+    except ModelError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    checkpoint = Checkpoint(state, manifest)
+    try:
+        checkpoint.network()
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}; check --arch, --classes and --image-size") from error
+    return checkpoint
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """The tensors of a .pth, whichever usual wrapper they are in. Raises CheckpointError."""
+    content: Mapping[str, Any] = _read(path)
+    for key in _WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    return _tensors(content, path)
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hex digest over names, dtypes, shapes and little-endian values, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # torch reports a full disk so
+        raise OSError(one_line(error)) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such checkpoint") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror or one_line(error)})") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused: it holds more than tensors (code could run on loading); "
+            "save model.state_dict() where it was trained"
+        ) from error
+    # a damaged file makes torch raise almost anything: RuntimeError, EOFError, KeyError, ValueError, ...
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({one_line(error)})") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
+    return dict(content)
+
+
+def _tensors(raw: Any, path: Path) -> StateDict:
+    if not isinstance(raw, Mapping) or not raw or not all(isinstance(value, Tensor) for value in raw.values()):
+        raise CheckpointError(f"{path}: holds no state dict (names to tensors)")
+    return {str(name): tensor for name, tensor in raw.items()}
+
+
+def _samples(raw: Any, path: Path) -> tuple[bytes, ...]:
+    try:
+        return tuple(base64.b64decode(picture, validate=True) for picture in raw)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its sample pictures are damaged") from error
+
+
+def _canonical_names(state: StateDict) -> StateDict:
+    stripped = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return {_DEMO_NAME.sub(r"\1_layer.\2", name): tensor for name, tensor in stripped.items()}
+
+
+def _mismatch(error: RuntimeError) -> str:
+    """torch's own account of what does not fit, on one line."""
+    return " ".join(str(error).split()).partition(": ")[2][:300]

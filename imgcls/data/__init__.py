@@ -1,0 +1,1 @@
+"""Pictures: folders of them, packed into arrays, in batches on the device."""

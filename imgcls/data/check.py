@@ -1,0 +1,53 @@
+"""One report on all that is out of order in a folder of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from imgcls.data.folder import Folder, scan_folder
+from imgcls.data.packed import decode_all
+from imgcls.progress import progress_bar
+from imgcls_infer.errors import ImageError
+from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.preprocess import printable
+
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """folder: what was found. unreadable: pictures that can't be decoded, each with the reason. True if there is none."""
+
+    folder: Folder
+    unreadable: tuple[tuple[Path, str], ...]
+
+    def __bool__(self) -> bool:
+        return not self.unreadable
+
+    def lines(self) -> Iterator[str]:
+        """The report for people: counts first, then one line a finding."""
+        folder = self.folder
+        yield f"{folder.root}: {len(folder.paths):,} pictures in {len(folder.classes)} classes"
+        for name, count in zip(folder.classes, folder.counts(), strict=True):
+            yield f"  {printable(name)}: {count:,}"
+        for _, reason in self.unreadable:
+            yield f"unreadable: {reason}"
+        for path in folder.stray:
+            yield f"stray (not a picture in a class folder, left out): {printable(str(path))}"
+        for path in folder.hidden:
+            yield f"hidden (left out): {printable(str(path))}"
+        for name in folder.empty:
+            yield f"empty class (left out): {printable(name)}"
+
+
+def check_folder(root: Path) -> FolderReport:
+    """Scan a folder and decode every picture in it. Raises DataError where there is nothing to check."""
+    folder = scan_folder(root)
+    unreadable = []
+    with progress_bar("checking", len(folder.paths)) as advance:
+        for path, pixels in zip(folder.paths, decode_all(folder.paths, ResizePolicy(32, "squash")), strict=True):
+            if isinstance(pixels, ImageError):
+                unreadable.append((path, str(pixels)))
+            advance(1)
+    return FolderReport(folder, tuple(unreadable))

@@ -1,0 +1,123 @@
+"""A folder of pictures, one subfolder a class: the article's layout, and everybody's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imgcls.errors import DataError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif"})
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder holds.
+
+    classes: names in sorted order (os.listdir's order, which the article used, differs between machines).
+    paths, labels: the pictures in sorted order, and for each its class's index.
+    hidden, stray: files left out, because their name starts with a dot, or because they are no picture by suffix or lie
+    outside a class folder. empty: class folders without a picture.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    hidden: tuple[Path, ...] = ()
+    stray: tuple[Path, ...] = ()
+    empty: tuple[str, ...] = ()
+
+    def counts(self) -> list[int]:
+        """Pictures per class, in class order."""
+        counts = [0] * len(self.classes)
+        for label in self.labels:
+            counts[label] += 1
+        return counts
+
+
+@dataclass
+class _Found:
+    pictures: list[tuple[Path, int]] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)
+    stray: list[Path] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
+
+def scan_folder(root: Path, classes: tuple[str, ...] | None = None) -> Folder:
+    """List `root`/<class>/**, without opening a picture.
+
+    classes: the training folder's, when `root` is a test folder: labels then follow them, and a class that they lack is
+    an error. Raises DataError where the folder is missing, has no class folder or no picture.
+    """
+    subfolders, found = _class_folders(root)
+    names = [folder.name for folder in subfolders]
+    unknown = sorted(set(names) - set(classes)) if classes is not None else []
+    if unknown:
+        raise DataError(f"{root}: has classes that the training folder lacks: {', '.join(unknown)}")
+    order = tuple(names) if classes is None else classes
+    for folder in subfolders:
+        _scan_class(folder, order.index(folder.name), found)
+    if classes is None:  # an empty folder is no class: nothing could be learned of it
+        order, found = _without_empty(order, found)
+    if not found.pictures:
+        raise DataError(f"{root}: no pictures in its class folders (PNG, JPEG, WebP, BMP, GIF)")
+    return Folder(
+        root=root,
+        classes=order,
+        paths=tuple(path for path, _ in found.pictures),
+        labels=tuple(label for _, label in found.pictures),
+        hidden=tuple(found.hidden),
+        stray=tuple(found.stray),
+        empty=tuple(found.empty),
+    )
+
+
+def _class_folders(root: Path) -> tuple[list[Path], _Found]:
+    found = _Found()
+    try:
+        entries = sorted(root.iterdir())
+    except FileNotFoundError as error:
+        raise DataError(f"{root}: no such folder") from error
+    except OSError as error:
+        raise DataError(f"{root}: can't be listed ({error.strerror})") from error
+    folders = []
+    for entry in entries:
+        if entry.name.startswith("."):
+            found.hidden.append(entry)
+        elif entry.is_dir():
+            folders.append(entry)
+        else:
+            found.stray.append(entry)
+    if not folders:
+        raise DataError(f"{root}: has no class folders; put the pictures into {root}/<class>/")
+    return folders, found
+
+
+def _scan_class(folder: Path, label: int, found: _Found) -> None:
+    before = len(found.pictures)
+    for path in _walk(folder):
+        if path.name.startswith("."):
+            found.hidden.append(path)
+        elif path.suffix.lower() in SUFFIXES:
+            found.pictures.append((path, label))
+        else:
+            found.stray.append(path)
+    if len(found.pictures) == before:
+        found.empty.append(folder.name)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder in sorted order."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            yield Path(parent, name)
+
+
+def _without_empty(classes: tuple[str, ...], found: _Found) -> tuple[tuple[str, ...], _Found]:
+    kept = tuple(name for name in classes if name not in found.empty)
+    relabelled = [(path, kept.index(classes[label])) for path, label in found.pictures]
+    return kept, _Found(relabelled, found.hidden, found.stray, found.empty)

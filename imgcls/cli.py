@@ -302,9 +302,8 @@ def _show_parity(result: VerifyResult) -> None:
         for problem in report.problems:
             click.echo(f"{report.path}: {problem}", err=True)
         for answer in report.changed[:_CHANGED_SHOWN]:
-            click.echo(
-                f"{report.path}: {answer.path}: {answer.reference} became {answer.candidate}, margin {answer.margin:.1e}"
-            )
+            change = f"{answer.reference} became {answer.candidate} (margin {answer.margin:.1e})"
+            click.echo(f"{report.path}: {answer.path}: {change}")
     if result.skipped:
         click.echo(f"skipped {result.skipped} unreadable pictures", err=True)
 

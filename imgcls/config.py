@@ -52,7 +52,7 @@ RECIPES = {
         resize="crop",
     ),
     "article": Recipe(
-        epochs=20,
+        epochs=5,
         batch_size=32,
         optimizer="adam",
         learning_rate=0.001,

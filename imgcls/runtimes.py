@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def run_module(
 
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
-            logits, probabilities = module(torch.from_numpy(np.ascontiguousarray(pixels)).to(device))
+            logits, probabilities = module(torch.tensor(pixels, device=device))
         return logits.float().cpu().numpy(), probabilities.float().cpu().numpy()
 
     return run
@@ -67,7 +68,9 @@ def _open_torchscript(path: Path) -> Runtime:
     if not path.is_file():
         raise ModelError(f"{path}: no such model file")
     try:
-        module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch deprecates TorchScript; devices that have it still want it
+            module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
     except Exception as error:  # torch's own errors here are RuntimeError, and others for a damaged archive
         raise ModelError(f"{path}: not a TorchScript file, or a damaged one ({one_line(error)})") from error
     if not extra[MANIFEST_KEY]:

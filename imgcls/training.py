@@ -23,6 +23,7 @@ from imgcls.data.packed import PackedImages, pack_folder, pick_samples
 from imgcls.device import has_bf16_units, resolve_device
 from imgcls.errors import TrainingError
 from imgcls.evaluation import Scores, evaluate
+from imgcls.files import require_writable
 from imgcls.networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -64,6 +65,7 @@ def train(config: TrainConfig, report: Report = lambda line: None) -> TrainResul
     report: takes lines for people (one an epoch, and what was skipped). On the CPU the same seed, data, torch, thread
     count and processor kind give the same weights bit for bit. Raises ImgclsError.
     """
+    require_writable(config.output)
     device = resolve_device(config.device)
     recipe = resolve_recipe(config)
     policy = ResizePolicy(config.image_size, recipe.resize)

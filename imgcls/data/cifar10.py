@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -94,14 +94,18 @@ def check_cifar10(train: Split, test: Split) -> None:
 class _ArrayUnpickler(pickle.Unpickler):
     """Reads the official batches, which are pickles, and lets nothing in but numpy's own arrays."""
 
-    _allowed = frozenset({("_reconstruct", "numpy"), ("ndarray", "numpy"), ("dtype", "numpy")})
+    _allowed: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): lambda text, encoding: text.encode("latin-1"),  # bytes, as Python 3 pickles them
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (name, module.partition(".")[0]) not in self._allowed:
+        found = self._allowed.get((module.partition(".")[0], name))
+        if found is None:
             raise DataError(f"the archive is refused: it asks for {module}.{name}, which CIFAR-10 does not hold")
-        from numpy._core import multiarray
-
-        return {"_reconstruct": multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}[name]
+        return found
 
 
 def _read_official(tar: tarfile.TarFile) -> tuple[Split, Split]:

@@ -1,0 +1,32 @@
+"""Tiny picture folders and one briefly trained checkpoint, shared by the toolchain's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import SAMPLE, make_pictures
+
+from imgcls.checkpoint import Checkpoint
+from imgcls.config import TrainConfig
+from imgcls.training import train
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three classes with four 32x32 pictures each."""
+    return make_pictures(tmp_path / "pictures", {"ant": 4, "bee": 4, "cow": 4})
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Checkpoint]:
+    """A CNN trained on the CIFAR-10 sample for two epochs, and its .pth."""
+    path = tmp_path_factory.mktemp("trained") / "cnn.pth"
+    config = TrainConfig(SAMPLE / "train", path, SAMPLE / "test", epochs=2, device="cpu")
+    return path, train(config).checkpoint

@@ -1,0 +1,22 @@
+"""What several test modules make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SAMPLE = Path(__file__).parents[2] / "data" / "sample"
+
+
+def make_pictures(root: Path, classes: dict[str, int], size: int = 32, seed: int = 0) -> Path:
+    """root/<class>/NN.png: noise around a colour of the class, so that there is something to learn."""
+    rng = np.random.default_rng(seed)
+    for label, (name, count) in enumerate(classes.items()):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            colour = 60 + 120 * np.array([label & 1, (label >> 1) & 1, (label >> 2) & 1])
+            pixels = np.clip(colour + rng.normal(0, 30, (size, size, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number:02d}.png")
+    return root

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from imgcls_infer.manifest import ResizePolicy
+
+from imgcls.checkpoint import (
+    FORMAT,
+    is_bare,
+    load_article_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    weights_sha256,
+)
+from imgcls.errors import CheckpointError, ImgclsError
+from imgcls.networks import build_network
+
+HALF = (0.5, 0.5, 0.5)
+TEN = tuple("abcdefghij")
+SQUASH = ResizePolicy(32, "squash")
+
+
+def test_a_checkpoint_survives_the_file_bit_for_bit(trained, tmp_path):
+    path, checkpoint = trained
+    loaded = load_checkpoint(path)
+    assert loaded.manifest == checkpoint.manifest
+    assert loaded.samples == checkpoint.samples
+    assert len(loaded.samples) == 8
+    for name, tensor in checkpoint.state_dict.items():
+        assert torch.equal(loaded.state_dict[name], tensor)
+
+
+def test_an_article_style_file_gives_the_same_logits_as_its_network(tmp_path):
+    network = build_network("cnn", 10, 32).eval()
+    image = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    expected = network(image.permute(0, 3, 1, 2) / 255 * 2 - 1)
+    demo = {name.replace("_layer", ""): tensor for name, tensor in network.state_dict().items()}
+    parallel = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    for number, state in enumerate((network.state_dict(), demo, parallel, {"state_dict": demo})):
+        path = tmp_path / f"{number}.pth"
+        torch.save(state, path)
+        assert is_bare(path)
+        checkpoint = load_article_checkpoint(path, "cnn", TEN, SQUASH, HALF, HALF)
+        logits, probabilities = checkpoint.classifier()(image)
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("classes", "size"), [(TEN[:9], 32), (TEN, 64)], ids=["one class too few", "another image size"]
+)
+def test_a_description_that_does_not_fit_the_weights_is_refused(tmp_path, classes, size):
+    path = tmp_path / "bare.pth"
+    torch.save(build_network("cnn", 10, 32).state_dict(), path)
+    with pytest.raises(CheckpointError, match="--image-size") as caught:
+        load_article_checkpoint(path, "cnn", classes, ResizePolicy(size, "squash"), HALF, HALF)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bare_file_says_which_options_it_needs(tmp_path):
+    torch.save(build_network("cnn", 10, 32).state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(CheckpointError, match="--classes"):
+        load_checkpoint(tmp_path / "bare.pth")
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+@pytest.mark.parametrize("content", [Bomb(), {"state_dict": Bomb()}, {"format": FORMAT, "manifest": Bomb()}])
+def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, tmp_path / "bomb.pth")
+    with pytest.raises(CheckpointError, match=r"bomb\.pth: refused"):
+        load_checkpoint(tmp_path / "bomb.pth")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_whole_pickled_network_is_refused_with_what_to_do(tmp_path):
+    torch.save(build_network("cnn", 10, 32), tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match=r"state_dict\(\)"):
+        is_bare(tmp_path / "whole.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"PK\x03\x04" + b"\0" * 100, b"\x80\x02."])
+def test_a_damaged_file_is_one_clear_error(tmp_path, content):
+    (tmp_path / "bad.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"bad\.pth") as caught:
+        load_checkpoint(tmp_path / "bad.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_truncation_of_a_checkpoint_is_noticed(trained, tmp_path):
+    whole = trained[0].read_bytes()
+    for length in np.linspace(0, len(whole) - 1, 20, dtype=int):
+        (tmp_path / "cut.pth").write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            load_checkpoint(tmp_path / "cut.pth")
+
+
+def test_one_changed_weight_is_noticed(trained, tmp_path):
+    content = torch.load(trained[0], weights_only=True)
+    content["state_dict"]["fc2_layer.bias"][3] += 1e-6
+    torch.save(content, tmp_path / "changed.pth")
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_checkpoint(tmp_path / "changed.pth")
+
+
+@pytest.mark.parametrize("path", ["missing.pth", "."])
+def test_a_missing_file_and_a_folder_are_clear_errors(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    from pathlib import Path
+
+    with pytest.raises(CheckpointError):
+        load_checkpoint(Path(path))
+
+
+def test_the_weights_digest_depends_on_names_shapes_and_values_only():
+    state = OrderedDict(a=torch.arange(6.0).reshape(2, 3), b=torch.ones(()))
+    reordered = OrderedDict(b=torch.ones(()), a=torch.arange(6.0).reshape(3, 2).t().contiguous().t().reshape(3, 2))
+    assert weights_sha256(state) == weights_sha256(dict(reversed(state.items())))
+    assert weights_sha256(state) != weights_sha256(reordered)
+    assert weights_sha256(state) != weights_sha256({**state, "b": torch.tensor(1.5)})
+    assert weights_sha256({"a": state["a"].t()}) == weights_sha256({"a": state["a"].t().contiguous()})
+
+
+def test_a_failed_write_keeps_the_old_checkpoint(trained, tmp_path, monkeypatch):
+    _, checkpoint = trained
+    network = checkpoint.network()
+    path = tmp_path / "keep.pth"
+    save_checkpoint(path, network, checkpoint.manifest)
+    before = path.read_bytes()
+
+    def full_disk(*args, **kwargs):
+        raise RuntimeError("[enforce fail at inline_container.cc:743] . PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(ImgclsError, match=r"keep\.pth: can't be written"):
+        save_checkpoint(path, network, replace(checkpoint.manifest, classes=TEN))
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["keep.pth"]

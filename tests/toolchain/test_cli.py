@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+from helpers import SAMPLE
+
+from imgcls.cli import command
+from imgcls.networks import build_network
+
+BARE = ["--arch", "cnn", "--image-size", "32", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
+TEN = ",".join("abcdefghij")
+
+
+def run(*arguments):
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def test_the_main_job_from_folder_to_verified_models(tmp_path):
+    checkpoint = tmp_path / "cnn.pth"
+    folders = ["--train", SAMPLE / "train", "--test", SAMPLE / "test"]
+    trained = run("train", *folders, "--epochs", 1, "--device", "cpu", "-o", checkpoint)
+    assert trained.exit_code == 0, trained.output
+    assert "epoch 1/1" in trained.output
+    for chosen in ("onnx", "torchscript"):
+        exported = run("export", checkpoint, "--format", chosen)
+        assert exported.exit_code == 0, exported.output
+    verified = run("verify", checkpoint, tmp_path / "cnn.onnx", tmp_path / "cnn.pt", "--data", SAMPLE / "test")
+    assert verified.exit_code == 0, verified.output
+    assert verified.output.count("500 of 500") == 2
+
+
+@pytest.fixture
+def bare(tmp_path):
+    torch.manual_seed(0)
+    torch.save(build_network("cnn", 10, 32).state_dict(), tmp_path / "article.pth")
+    return tmp_path / "article.pth"
+
+
+def test_a_bare_article_checkpoint_exports_and_verifies(bare, tmp_path):
+    classes = ["--classes", SAMPLE / "test"]
+    exported = run("export", bare, *BARE, *classes, "--samples", SAMPLE / "test", "--golden", 4)
+    assert exported.exit_code == 0, exported.output
+    verified = run("verify", bare, tmp_path / "article.onnx", *BARE, *classes, "--data", SAMPLE / "test")
+    assert verified.exit_code == 0, verified.output
+
+
+def test_a_bare_checkpoint_without_a_picture_folder_says_that_golden_samples_are_missing(bare):
+    exported = run("export", bare, *BARE, "--classes", TEN)
+    assert exported.exit_code == 0, exported.output
+    assert "no golden samples" in exported.output
+
+
+@pytest.mark.parametrize("left_out", ["--arch", "--image-size", "--mean", "--std", "--classes"])
+def test_a_bare_checkpoint_half_described_is_wrong_usage_that_names_the_rest(bare, left_out):
+    options = [*BARE, "--classes", TEN]
+    position = options.index(left_out)
+    result = run("export", bare, *options[:position], *options[position + 2 :])
+    assert result.exit_code == 2
+    assert f"say {left_out} as well" in result.output
+
+
+def test_describing_a_checkpoint_that_describes_itself_is_wrong_usage(trained):
+    result = run("export", trained[0], *BARE, "--classes", TEN)
+    assert result.exit_code == 2
+    assert "leave out --arch" in result.output
+
+
+def test_a_model_of_another_checkpoint_fails_with_exit_code_1(bare, trained, tmp_path):
+    assert run("export", trained[0], "-o", tmp_path / "m.onnx").exit_code == 0
+    result = run("verify", bare, tmp_path / "m.onnx", *BARE, "--classes", SAMPLE / "test", "--data", SAMPLE / "test")
+    assert result.exit_code == 1
+    assert "FAILED" in result.output
+    assert "weights_sha256" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--train", "nowhere", "--test", "nowhere"],
+        ["train", "--arch", "cnn", "--pretrained", "--train", "x", "--test", "x"],
+        ["export", "nowhere.pth"],
+        ["verify", "nowhere.pth", "nowhere.onnx"],
+        ["data", "check", "nowhere"],
+        ["data", "cifar10", "--archive", "nowhere.tgz", "--to", "nowhere"],
+    ],
+)
+def test_what_is_missing_is_one_line_and_exit_code_1(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--epochs", "0"],
+        ["train", "--image-size", "7"],
+        ["train", "--arch", "resnet"],
+        ["export"],
+        ["export", "x.pth", "--mean", "1,2"],
+        ["verify", "x.pth"],
+        ["nonsense"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.output
+
+
+def test_an_unwritable_output_is_one_line_and_costs_no_training(tmp_path):
+    (tmp_path / "file").write_text("x")
+    folders = ["--train", SAMPLE / "train", "--test", SAMPLE / "test"]
+    result = run("train", *folders, "--epochs", 1, "-o", tmp_path / "file" / "cnn.pth")
+    assert result.exit_code == 1
+    assert "can't be written" in result.output
+    assert "epoch" not in result.output
+
+
+def test_python_dash_m_runs_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "imgcls", "--version"], capture_output=True, text=True, check=True)
+    assert "imgcls" in done.stdout
+
+
+def test_every_command_has_an_example_in_its_help():
+    for arguments in (["train"], ["export"], ["verify"], ["data", "cifar10"], ["data", "check"]):
+        result = run(*arguments, "--help")
+        assert result.exit_code == 0
+        assert f"Example: imgcls {' '.join(arguments)}" in result.output

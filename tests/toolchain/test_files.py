@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from imgcls.errors import ImgclsError
+from imgcls.files import write_atomically
+
+
+def test_the_file_gets_its_name_and_usual_permissions(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    write_atomically(path, lambda temporary: temporary.write_text("content"))
+    assert path.read_text() == "content"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("bug")])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write(temporary):
+        temporary.write_text("half")
+        raise error
+
+    with pytest.raises(ImgclsError if isinstance(error, OSError) else type(error)):
+        write_atomically(path, write)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_folder_that_can_not_be_made_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ImgclsError, match="can't be written"):
+        write_atomically(tmp_path / "file" / "below.txt", lambda temporary: None)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+from helpers import make_pictures
+from PIL import Image
+
+from imgcls.cli import command
+from imgcls.data.folder import scan_folder
+from imgcls.errors import DataError
+
+
+def test_classes_are_sorted_and_labels_follow_them(tmp_path):
+    root = make_pictures(tmp_path / "p", {"zebra": 1, "ant": 2, "Moth": 1})
+    folder = scan_folder(root)
+    assert folder.classes == ("Moth", "ant", "zebra")
+    assert [(path.parent.name, label) for path, label in zip(folder.paths, folder.labels, strict=True)] == [
+        ("Moth", 0),
+        ("ant", 1),
+        ("ant", 1),
+        ("zebra", 2),
+    ]
+    assert folder.counts() == [1, 2, 1]
+
+
+def test_a_test_folder_may_lack_classes_and_keeps_the_training_labels(tmp_path):
+    root = make_pictures(tmp_path / "p", {"cow": 1})
+    assert scan_folder(root, ("ant", "bee", "cow")).labels == (2,)
+
+
+def test_a_test_class_that_training_lacks_is_an_error(tmp_path):
+    root = make_pictures(tmp_path / "p", {"ant": 1, "dog": 1})
+    with pytest.raises(DataError, match="dog"):
+        scan_folder(root, ("ant", "bee"))
+
+
+def test_hidden_stray_and_empty_are_listed_and_left_out(pictures):
+    (pictures / ".cache").mkdir()
+    (pictures / "notes.txt").write_text("x")
+    (pictures / "ant" / ".DS_Store").write_text("x")
+    (pictures / "ant" / "Thumbs.db").write_text("x")
+    (pictures / "aardvark").mkdir()
+    folder = scan_folder(pictures)
+    assert folder.classes == ("ant", "bee", "cow")
+    assert folder.labels == (0,) * 4 + (1,) * 4 + (2,) * 4
+    assert {path.name for path in folder.hidden} == {".cache", ".DS_Store"}
+    assert {path.name for path in folder.stray} == {"notes.txt", "Thumbs.db"}
+    assert folder.empty == ("aardvark",)
+
+
+def test_pictures_in_subfolders_of_a_class_count(pictures):
+    (pictures / "ant" / "day 2").mkdir()
+    Image.new("RGB", (8, 8)).save(pictures / "ant" / "day 2" / "X.JPG", "JPEG")
+    assert len(scan_folder(pictures).paths) == 13
+
+
+@pytest.mark.parametrize("make", ["missing", "file", "empty", "only_files", "no_pictures"])
+def test_a_folder_without_pictures_is_one_clear_error(tmp_path, make):
+    root = tmp_path / "root"
+    if make == "file":
+        root.write_text("x")
+    elif make != "missing":
+        root.mkdir()
+    if make == "only_files":
+        (root / "a.png").write_bytes(b"")
+    if make == "no_pictures":
+        (root / "ant").mkdir()
+    with pytest.raises(DataError, match="root") as caught:
+        scan_folder(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_check_names_everything_in_one_report(pictures):
+    (pictures / "bee" / "broken.png").write_bytes((pictures / "bee" / "00.png").read_bytes()[:200])
+    (pictures / "bee" / "text.jpg").write_text("no picture")
+    (pictures / "stray.txt").write_text("x")
+    (pictures / "void").mkdir()
+    result = CliRunner().invoke(command, ["data", "check", str(pictures)])
+    assert result.exit_code == 1
+    for expected in ("14 pictures in 3 classes", "broken.png: damaged", "text.jpg: not a PNG", "stray.txt", "void"):
+        assert expected in result.output
+    assert "error: " in result.output
+    assert "2 pictures can't be read" in result.output
+
+
+def test_data_check_of_a_clean_folder_passes(pictures):
+    result = CliRunner().invoke(command, ["data", "check", str(pictures)])
+    assert result.exit_code == 0, result.output
+    assert "12 pictures in 3 classes" in result.output

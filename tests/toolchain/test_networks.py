@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import functional as tv
+
+from imgcls.config import TrainConfig
+from imgcls.errors import CheckpointError, ImgclsError
+from imgcls.networks import CNN, Classifier, build_network, freeze_body, load_pretrained_vgg16
+
+ARTICLE_SHAPES = {
+    "conv1_layer.weight": (16, 3, 3, 3),
+    "conv1_layer.bias": (16,),
+    "conv2_layer.weight": (32, 16, 3, 3),
+    "conv2_layer.bias": (32,),
+    "conv3_layer.weight": (64, 32, 3, 3),
+    "conv3_layer.bias": (64,),
+    "fc1_layer.weight": (500, 1024),
+    "fc1_layer.bias": (500,),
+    "fc2_layer.weight": (10, 500),
+    "fc2_layer.bias": (10,),
+}
+
+
+def shapes(network):
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def test_cnn_is_the_articles_to_the_parameter():
+    network = build_network("cnn", 10, 32)
+    assert shapes(network) == ARTICLE_SHAPES
+    assert sum(parameter.numel() for parameter in network.parameters()) == 541_094
+    assert network.dropout_layer.p == 0.25
+
+
+@given(size=st.integers(8, 80), classes=st.integers(1, 20))
+@settings(deadline=None, max_examples=20)
+def test_another_image_size_changes_only_the_first_linear_layer(size, classes):
+    network = build_network("cnn", classes, size)
+    different = {name for name, shape in shapes(network).items() if shape != ARTICLE_SHAPES[name]}
+    assert different <= {"fc1_layer.weight", "fc2_layer.weight", "fc2_layer.bias"}
+    with torch.inference_mode():
+        assert network(torch.zeros(3, 3, size, size)).shape == (3, classes)
+
+
+def test_a_picture_of_the_wrong_size_is_refused_not_split_into_four():
+    with pytest.raises(RuntimeError), torch.inference_mode():
+        CNN(10, 32)(torch.zeros(1, 3, 64, 64))
+
+
+def test_too_small_pictures_and_unknown_networks_are_refused():
+    with pytest.raises(ImgclsError, match="at least 8"):
+        build_network("cnn", 10, 7)
+    with pytest.raises(ImgclsError, match="at least 32"):
+        build_network("vgg16", 10, 31)
+    with pytest.raises(ImgclsError, match="resnet"):
+        build_network("resnet", 10, 32)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=20)
+def test_normalisation_is_torchvisions(seed):
+    generator = torch.Generator().manual_seed(seed)
+    mean = tuple(torch.rand(3, generator=generator).tolist())
+    std = tuple((torch.rand(3, generator=generator) * 0.9 + 0.1).tolist())
+    image = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8, generator=generator)
+    expected = tv.normalize(image.permute(0, 3, 1, 2).float() / 255, mean, std)
+    found = Classifier(torch.nn.Identity(), 8, mean, std).normalise(image)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def vgg16():
+    return build_network("vgg16", 3, 32)
+
+
+def test_vgg16_is_torchvisions_with_its_last_layer_replaced(vgg16):
+    with torch.device("meta"):
+        original = shapes(torchvision.models.vgg16())
+    found = shapes(vgg16)
+    assert {name for name in original if found[name] != original[name]} == {
+        "classifier.6.weight",
+        "classifier.6.bias",
+    }
+    assert found["classifier.6.weight"] == (3, 4096)
+
+
+def test_frozen_vgg16_trains_only_its_last_layer(vgg16):
+    freeze_body(vgg16)
+    trained = [name for name, parameter in vgg16.named_parameters() if parameter.requires_grad]
+    assert trained == ["classifier.6.weight", "classifier.6.bias"]
+
+
+def test_local_weights_in_torchvisions_format_fill_all_but_the_last_layer(vgg16, tmp_path):
+    with torch.device("meta"):
+        original = torchvision.models.vgg16().state_dict()
+    made = {name: torch.full(tensor.shape, 0.25) for name, tensor in original.items()}
+    torch.save(made, tmp_path / "vgg16.pth")
+    head = vgg16.classifier[6].weight.clone()
+    load_pretrained_vgg16(vgg16, tmp_path / "vgg16.pth")
+    assert bool((vgg16.features[28].weight == 0.25).all())
+    assert bool((vgg16.classifier[3].weight == 0.25).all())
+    torch.testing.assert_close(vgg16.classifier[6].weight, head, rtol=0, atol=0)
+
+
+def test_weights_of_another_network_are_refused_with_where_to_get_the_right_ones(vgg16, tmp_path):
+    torch.save(build_network("cnn", 10, 32).state_dict(), tmp_path / "cnn.pth")
+    with pytest.raises(CheckpointError, match=r"vgg16-397923af\.pth"):
+        load_pretrained_vgg16(vgg16, tmp_path / "cnn.pth")
+
+
+def test_no_network_is_an_error_that_says_which_file_to_get(vgg16, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
+    with pytest.raises(CheckpointError, match=r"download\.pytorch\.org/models/vgg16-397923af\.pth.*--weights"):
+        load_pretrained_vgg16(vgg16, None)
+
+
+def test_pretrained_options_belong_to_vgg16(tmp_path):
+    with pytest.raises(ImgclsError, match="vgg16"):
+        TrainConfig(tmp_path, tmp_path / "x.pth", pretrained=True)
+    with pytest.raises(ImgclsError, match="random weights"):
+        TrainConfig(tmp_path, tmp_path / "x.pth", arch="vgg16", freeze=True)

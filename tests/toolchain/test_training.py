@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import SAMPLE, make_pictures
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.preprocess import preprocess
+
+from imgcls.config import TrainConfig
+from imgcls.data.batches import crop_and_flip, epoch_batches
+from imgcls.data.folder import scan_folder
+from imgcls.data.packed import pack_folder
+from imgcls.device import resolve_device
+from imgcls.errors import DataError, DeviceError, TrainingError
+from imgcls.evaluation import score
+from imgcls.networks import build_network
+from imgcls.training import channel_statistics, train
+
+
+def test_packed_pixels_are_the_devices_bit_for_bit():
+    policy = ResizePolicy(24, "crop")
+    folder = scan_folder(SAMPLE / "test")
+    packed = pack_folder(folder, policy)
+    assert packed.images.shape == (500, 24, 24, 3)
+    for index in range(0, 500, 25):
+        np.testing.assert_array_equal(packed.images[index], preprocess(folder.paths[index], policy))
+
+
+def test_every_epoch_visits_every_picture_once_in_another_order():
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 8, 8, 3).contiguous()
+    generator = torch.Generator().manual_seed(0)
+    orders = []
+    for _ in range(2):
+        batches = list(epoch_batches(images, torch.arange(10), 4, False, generator))
+        assert [len(targets) for _, targets in batches] == [4, 4, 2]
+        for pictures, targets in batches:
+            assert torch.equal(pictures[:, 0, 0, 0].long(), targets)
+        orders.append(torch.cat([targets for _, targets in batches]).tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
+    assert orders[0] != orders[1]
+
+
+@given(
+    pictures=arrays(np.uint8, (2, 8, 8, 3)),
+    top=st.integers(0, 4),
+    left=st.integers(0, 4),
+    flip=st.booleans(),
+)
+@settings(deadline=None)
+def test_crop_and_flip_is_padding_slicing_and_mirroring(pictures, top, left, flip):
+    tops, lefts, flips = torch.tensor([top, 2]), torch.tensor([left, 2]), torch.tensor([flip, False])
+    found = crop_and_flip(torch.from_numpy(pictures), tops, lefts, flips, padding=2).numpy()
+    padded = np.pad(pictures[0], ((2, 2), (2, 2), (0, 0)))
+    expected = padded[top : top + 8, left : left + 8]
+    np.testing.assert_array_equal(found[0], expected[:, ::-1] if flip else expected)
+    np.testing.assert_array_equal(found[1], pictures[1])
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(2, 5), st.integers(2, 5), st.just(3))))
+def test_channel_statistics_are_numpys(images):
+    mean, std = channel_statistics(images)
+    scaled = images.astype(np.float64).reshape(-1, 3) / 255
+    np.testing.assert_allclose(mean, scaled.mean(0), atol=1e-12)
+    np.testing.assert_allclose(std, np.maximum(scaled.std(0), 1 / 255), atol=1e-9)
+
+
+def test_scores_are_over_samples():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    labels = torch.tensor([0, 1, 1])
+    scores = score(logits, labels)
+    assert scores.accuracy == pytest.approx(2 / 3)
+    assert scores.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+    assert scores.count == 3
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path, pictures):
+    def weights(name, seed):
+        config = TrainConfig(pictures, tmp_path / name, epochs=2, batch_size=5, seed=seed, device="cpu")
+        return train(config).checkpoint.manifest.weights_sha256
+
+    assert weights("a.pth", 3) == weights("b.pth", 3)
+    assert weights("a.pth", 3) != weights("c.pth", 4)
+
+
+def test_the_article_recipe_is_a_plain_adam_loop(tmp_path, pictures):
+    config = TrainConfig(pictures, tmp_path / "a.pth", recipe="article", epochs=3, batch_size=5, device="cpu")
+    found = train(config).checkpoint
+
+    packed = pack_folder(scan_folder(pictures), ResizePolicy(32, "squash"))
+    inputs = (torch.from_numpy(packed.images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    torch.manual_seed(0)
+    network = build_network("cnn", 3, 32)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.001)
+    generator = torch.Generator().manual_seed(0)
+    numbered = torch.from_numpy(packed.images)
+    for _ in range(3):
+        for _, chosen in epoch_batches(numbered, torch.arange(12), 5, False, generator):
+            loss = F.cross_entropy(network(inputs[chosen]), torch.from_numpy(packed.labels)[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for name, tensor in network.state_dict().items():
+        # Adam turns the sign of a gradient near 0 into a whole step: single weights may differ, on average none does
+        assert (found.state_dict[name] - tensor).abs().mean() < 1e-6
+
+
+def test_a_network_learns_what_is_there_to_learn(tmp_path):
+    train_dir = make_pictures(tmp_path / "train", {"ant": 20, "bee": 20}, seed=1)
+    test_dir = make_pictures(tmp_path / "test", {"ant": 10, "bee": 10}, seed=2)
+    result = train(TrainConfig(train_dir, tmp_path / "a.pth", test_dir, epochs=8, batch_size=8, device="cpu"))
+    assert result.epochs[-1].test.accuracy == 1.0
+    manifest = result.checkpoint.manifest
+    assert manifest.dataset["test_accuracy"] == 1.0
+    assert manifest.dataset["train_images"] == 40
+    assert manifest.classes == ("ant", "bee")
+    assert manifest.training["learning_rate"] == 0.004
+
+
+def test_pictures_of_any_size_and_format_train(tmp_path):
+    root = make_pictures(tmp_path / "p", {"ant": 3, "bee": 3}, size=50)
+    from PIL import Image
+
+    for suffix in ("jpg", "webp", "bmp", "gif"):
+        Image.open(root / "ant" / "00.png").resize((70, 40)).save(root / "ant" / f"x.{suffix}")
+    result = train(TrainConfig(root, tmp_path / "a.pth", image_size=40, epochs=1, device="cpu"))
+    assert result.checkpoint.manifest.dataset["train_images"] == 10
+    assert result.checkpoint.state_dict["fc1_layer.weight"].shape == (500, 64 * 25)
+
+
+def test_unreadable_pictures_are_skipped_with_a_count(tmp_path, pictures):
+    (pictures / "ant" / "bad.png").write_bytes(b"no picture")
+    lines = []
+    result = train(TrainConfig(pictures, tmp_path / "a.pth", epochs=1, device="cpu"), lines.append)
+    assert result.checkpoint.manifest.dataset["train_images"] == 12
+    assert "skipped 1 unreadable pictures" in lines[0]
+    assert "bad.png" in lines[0]
+
+
+def test_a_class_without_a_readable_picture_is_an_error(tmp_path, pictures):
+    for path in (pictures / "bee").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(TrainingError, match="bee"):
+        train(TrainConfig(pictures, tmp_path / "a.pth", epochs=1, device="cpu"))
+    assert not (tmp_path / "a.pth").exists()
+
+
+def test_nothing_readable_at_all_is_an_error(tmp_path, pictures):
+    for path in pictures.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="none of its 12 pictures"):
+        train(TrainConfig(pictures, tmp_path / "a.pth", epochs=1, device="cpu"))
+
+
+def test_one_class_is_nothing_to_learn(tmp_path, pictures):
+    shutil.rmtree(pictures / "bee")
+    shutil.rmtree(pictures / "cow")
+    with pytest.raises(TrainingError, match="one class only"):
+        train(TrainConfig(pictures, tmp_path / "a.pth", epochs=1, device="cpu"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_writes_nothing(tmp_path, pictures):
+    config = TrainConfig(pictures, tmp_path / "a.pth", recipe="article", learning_rate=1e30, epochs=3, device="cpu")
+    with pytest.raises(TrainingError, match="not a number"):
+        train(config)
+    assert not (tmp_path / "a.pth").exists()
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "cpu:x", "nonsense", "meta"])
+def test_a_device_that_is_not_there_is_an_error_never_the_cpu(name):
+    with pytest.raises(DeviceError):
+        resolve_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU: cuda works here")
+def test_cuda_without_a_gpu_is_an_error_that_says_so():
+    with pytest.raises(DeviceError, match="--device cpu"):
+        resolve_device("cuda")

@@ -66,13 +66,13 @@ def save_checkpoint(path: Path, network: nn.Module, manifest: Manifest, samples:
     manifest = replace(manifest, weights_sha256=weights_sha256(state))
     pictures = [base64.b64encode(picture).decode("ascii") for picture in samples]
     content = {"format": FORMAT, "manifest": json.loads(manifest.to_json()), "state_dict": state, "samples": pictures}
-    write_atomically(path, lambda temporary: _save(content, temporary))
+    write_mapping(path, content)
     return Checkpoint(state, manifest, samples)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint of imgcls. Raises CheckpointError; a bare state dict is one, see `load_article_checkpoint`."""
-    content = _read(path)
+    content = read_mapping(path)
     if content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: a .pth without imgcls manifest; give --arch, --classes, --image-size, --mean and --std with it"
@@ -89,7 +89,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def is_bare(path: Path) -> bool:
     """Whether a .pth is a bare state dict, without imgcls's manifest. Raises CheckpointError."""
-    return _read(path).get("format") != FORMAT
+    return read_mapping(path).get("format") != FORMAT
 
 
 def load_article_checkpoint(
@@ -119,7 +119,7 @@ def load_article_checkpoint(
 
 def read_state_dict(path: Path) -> StateDict:
     """The tensors of a .pth, whichever usual wrapper they are in. Raises CheckpointError."""
-    content: Mapping[str, Any] = _read(path)
+    content: Mapping[str, Any] = read_mapping(path)
     for key in _WRAPPERS:
         if isinstance(content.get(key), Mapping):
             content = content[key]
@@ -144,7 +144,13 @@ def _save(content: dict[str, Any], path: Path) -> None:
         raise OSError(one_line(error)) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def write_mapping(path: Path, content: dict[str, Any]) -> None:
+    """torch.save, atomically. Raises ImgclsError."""
+    write_atomically(path, lambda temporary: _save(content, temporary))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """torch.load of a mapping, of tensors and plain values only. Raises CheckpointError."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

@@ -16,6 +16,7 @@ from imgcls.errors import ImgclsError
 
 if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint
+    from imgcls.evaluation import DetailedScores
     from imgcls.parity import VerifyResult
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -54,35 +55,50 @@ def command() -> None:
     """Train an image classifier on a big machine, export once, and get the same answer on every device, provably."""
 
 
+_RESIZE = click.Choice(["crop", "squash", "pad"])
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+_SHARE = click.FloatRange(0, 1, max_open=True)
+
+
 @command.command(epilog="Example: imgcls train --train data/train --test data/test --epochs 20 --output models/cnn.pth")
 @click.option("--train", "train_dir", type=_FILE, default="data/train", show_default=True, help="Folder of <class>/*.")
 @click.option("--test", "test_dir", type=_FILE, default="data/test", show_default=True, help="Folder of <class>/*.")
 @click.option("--no-test", is_flag=True, help="Train without a test folder.")
 @click.option("--output", "-o", type=_FILE, default="models/cnn.pth", show_default=True, help="Checkpoint to write.")
+@click.option("--run-dir", type=_FILE, help="The run's folder. Default: runs/<output's name>, numbered.")
+@click.option("--resume", type=_FILE, metavar="RUN", help="Go on with the run in this folder, with its own options.")
 @click.option("--arch", type=click.Choice(["cnn", "vgg16"]), default="cnn", show_default=True, help="Network.")
 @click.option(
     "--recipe",
     type=click.Choice(["default", "article"]),
     default="default",
     show_default=True,
-    help="article: as the article trains. What is given below replaces the recipe's own.",
+    help="What the options below default to. article: as the article trains.",
 )
 @click.option("--image-size", type=click.IntRange(8, 4096), default=32, show_default=True, help="Pixels a side.")
+@click.option("--resize", type=_RESIZE, help="How a picture becomes square. Recipe: crop; article: squash.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Recipe: 20; article: 5.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Recipe: 128; article: 32.")
+@click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"]), help="Recipe: adamw; article: adam.")
+@click.option("--learning-rate", type=_POSITIVE, help="Recipe: cnn 0.004, vgg16 0.0005; article: 0.001.")
+@click.option("--schedule", type=click.Choice(["one-cycle", "constant"]), help="Recipe: one-cycle; article: constant.")
+@click.option("--weight-decay", type=click.FloatRange(min=0), help="Recipe: 0.05; article: 0.")
+@click.option("--label-smoothing", type=_SHARE, help="Recipe: 0.05; article: 0.")
+@click.option("--dropout", type=_SHARE, help="Recipe: cnn 0.1, vgg16 0.5; article: 0.25 and 0.5.")
+@click.option("--crop", type=_SHARE, help="Random shift, as a share of the side. Recipe: 0.125; article: 0.")
+@click.option("--flip/--no-flip", default=None, help="Random mirror image. Recipe: yes; article: no.")
+@click.option("--colour", type=_SHARE, help="Random brightness, contrast and saturation. Recipe: 0.")
+@click.option("--cutout", type=_SHARE, help="Random square painted over, as a share of the side. Recipe: 0.")
+@click.option("--ema", type=_SHARE, help="Decay of averaged weights; 0: none. Recipe: 0.")
+@click.option("--clip-norm", type=click.FloatRange(min=0), help="Largest gradient norm; 0: any. Recipe: vgg16 1.")
+@click.option("--class-weights/--no-class-weights", default=None, help="Let each class count the same. Recipe: no.")
 @click.option(
-    "--resize",
-    type=click.Choice(["crop", "squash", "pad"]),
-    help="How a picture becomes square. Default: the recipe's (crop; article: squash).",
+    "--bf16/--no-bf16", default=None, help="bf16 where the device has units for it. Recipe: yes; article: no."
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Default: the recipe's (20).")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Default: the recipe's (128; article: 32).")
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Default: the recipe's (0.004, the peak of one cycle; article: 0.001).",
-)
-@click.option(
-    "--dropout", type=click.FloatRange(0, 1, max_open=True), help="Default: the recipe's (0.1; article: 0.25)."
-)
+@click.option("--mean", type=_Triple(), help="Normalisation. Recipe: the training pictures' own; article: 0.5.")
+@click.option("--std", type=_Triple(), help="Normalisation. Recipe: the training pictures' own; article: 0.5.")
+@click.option("--val-fraction", type=_SHARE, default=0.0, help="Part of the training set that picks the best epoch.")
+@click.option("--patience", type=click.IntRange(min=0), default=0, help="Epochs without a better one until it stops.")
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -96,15 +112,53 @@ def command() -> None:
 @click.option(
     "--freeze/--fine-tune", default=False, show_default=True, help="vgg16: train the last layer only, or all of them."
 )
-def train(no_test: bool, test_dir: Path, **options: Any) -> None:
-    """Train a network on a folder of pictures and write a checkpoint (.pth)."""
+@click.option(
+    "--save-every", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds between saves."
+)
+@click.option("--cache-dir", type=_FILE, help="Decoded pictures are kept here. Default: imgcls in the user's cache.")
+@click.option(
+    "--cache-limit",
+    type=click.FloatRange(min=0),
+    default=20.0,
+    show_default=True,
+    metavar="GB",
+    help="What does not fit is decoded anew in every epoch.",
+)
+@click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="Replay a captured step on CUDA. Default: yes.")
+def train(no_test: bool, test_dir: Path, resume: Path | None, cache_limit: float, **options: Any) -> None:
+    """Train a network on a folder of pictures and write a checkpoint (.pth).
+
+    A run can be stopped at any time (Ctrl-C) and goes on with --resume. On several GPUs:
+    torchrun --nproc-per-node=4 -m imgcls train ...
+    """
     from imgcls.config import TrainConfig
 
-    config = TrainConfig(test_dir=None if no_test else test_dir, **options)
+    if resume:
+        _only_resume(click.get_current_context())
+        from imgcls.runs import load_config
+
+        config = load_config(resume)
+    else:
+        test = None if no_test else test_dir
+        config = TrainConfig(test_dir=test, cache_limit=int(cache_limit * 1e9), **options)
     from imgcls.training import train as run
 
-    result = run(config, report=click.echo)
-    click.echo(f"wrote {result.path} ({_megabytes(result.path.stat().st_size)})")
+    result = run(config, report=click.echo, resume=resume)
+    if result.run:  # the leading process speaks
+        click.echo(f"wrote {result.path} ({_megabytes(result.path.stat().st_size)})")
+
+
+def _only_resume(context: click.Context) -> None:
+    """A run goes on as it was begun."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name
+        and parameter.name != "resume"
+        and context.get_parameter_source(parameter.name) == click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"--resume takes the run's own options; leave out {', '.join(given)}")
 
 
 def _checkpoint_options(function: Command) -> Command:
@@ -192,6 +246,43 @@ def verify(
         raise ImgclsError("the exported model does not answer as its checkpoint does")
 
 
+@command.command("eval", epilog="Example: imgcls eval models/cnn.pth --data data/test --output runs/eval")
+@_checkpoint_options
+@click.option("--data", "data_dir", type=_FILE, default="data/test", show_default=True, help="Pictures: <class>/*.")
+@click.option(
+    "--output", "-o", type=_FILE, help="Folder for scores.json, confusion.png, reliability.png and wrong.png."
+)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to run.")
+@click.option(
+    "--wrong",
+    type=click.IntRange(1, 400),
+    default=40,
+    show_default=True,
+    help="Pictures in wrong.png: the most confidently wrong ones.",
+)
+def evaluate(checkpoint: Path, data_dir: Path, output: Path | None, device: str, wrong: int, **described: Any) -> None:
+    """Measure a checkpoint on a folder of pictures: accuracy, precision, recall, F1, calibration, confusions.
+
+    CHECKPOINT is a .pth of imgcls, or a bare state dict described by the options.
+    """
+    from imgcls.data.folder import scan_folder
+    from imgcls.evaluation import evaluate_folder
+    from imgcls.files import require_writable
+    from imgcls.report import write_evaluation
+
+    if output is not None:
+        require_writable(output / "scores.json")
+    loaded = _load_checkpoint(checkpoint, **described)
+    evaluation = evaluate_folder(loaded, scan_folder(data_dir, loaded.manifest.classes), device, wrong)
+    _show_scores(evaluation.scores)
+    if evaluation.unreadable:
+        count, reason = len(evaluation.unreadable), evaluation.unreadable[0][1]
+        click.echo(f"skipped {count} unreadable pictures; the first: {reason}", err=True)
+    if output is not None:
+        write_evaluation(evaluation, loaded.manifest, output)
+        click.echo(f"wrote scores.json, confusion.png, reliability.png and wrong.png to {output}")
+
+
 @command.group()
 def data() -> None:
     """Fetch and check picture folders."""
@@ -273,6 +364,29 @@ def _with_samples(checkpoint: Checkpoint, folder: Path, count: int) -> Checkpoin
 
     packed = pack_folder(scan_folder(folder, checkpoint.manifest.classes), checkpoint.manifest.resize)
     return replace(checkpoint, samples=pick_samples(packed, count))
+
+
+def _show_scores(scores: DetailedScores) -> None:
+    from imgcls_infer.preprocess import printable
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{share:.2%}"
+
+    table = Table()
+    table.add_column("class")
+    for column in ("precision", "recall", "F1", "support"):
+        table.add_column(column, justify="right")
+    for found in scores.classes:
+        figures = (percent(found.precision), percent(found.recall), percent(found.f1), f"{found.support:,}")
+        table.add_row(Text(printable(found.name)), *figures)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    click.echo(
+        f"accuracy {scores.accuracy:.2%}  top-{scores.k} {scores.top_k:.2%}  macro F1 {scores.macro_f1:.2%}  "
+        f"ECE {scores.ece:.2%}  loss {scores.loss:.4f}  ({scores.count:,} pictures)"
+    )
 
 
 def _show_parity(result: VerifyResult) -> None:

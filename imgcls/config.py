@@ -2,80 +2,101 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from imgcls.errors import ImgclsError
 
+HALF = (0.5, 0.5, 0.5)
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained.
+    """How a network is trained. docs/training.md says how the defaults were found.
 
-    mean, std: per RGB channel of pixels scaled to 0..1; None measures them on the training pictures.
-    schedule: `constant`, or `one-cycle` (learning_rate is then the peak). augment: random crop (4 pixels of padding at
-    32x32, in proportion elsewhere) and flip, drawn for each picture. dropout: None is the architecture's own.
+    optimizer: `adam`, `adamw` or `sgd` (Nesterov momentum 0.9). schedule: `constant`, or `one-cycle` (learning_rate is
+    then the peak). crop, flip, colour, cutout: see data.batches.Augmentation. dropout: None is the architecture's own.
+    ema: decay a step of the averaged weights that are evaluated and kept; 0 keeps the last ones. clip_norm: largest
+    gradient norm; 0 leaves it. class_weights: rare classes count more, each class the same in sum.
     bf16: autocast where the device has bf16 matrix units.
+    mean, std: per RGB channel of pixels scaled to 0..1; None measures them on the training pictures.
     """
 
     epochs: int
     batch_size: int
     optimizer: str
     learning_rate: float
-    weight_decay: float
-    schedule: str
-    label_smoothing: float
-    augment: bool
-    dropout: float | None
-    bf16: bool
-    mean: tuple[float, float, float] | None
-    std: tuple[float, float, float] | None
-    resize: str
+    weight_decay: float = 0.0
+    schedule: str = "one-cycle"
+    label_smoothing: float = 0.0
+    crop: float = 0.0
+    flip: bool = False
+    colour: float = 0.0
+    cutout: float = 0.0
+    dropout: float | None = None
+    ema: float = 0.0
+    clip_norm: float = 0.0
+    class_weights: bool = False
+    bf16: bool = True
+    resize: str = "crop"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
 
-HALF = (0.5, 0.5, 0.5)
+# As the article trains: no augmentation, no schedule, float32. Why not its learning rate of 0.01: docs/training.md
+_ARTICLE = Recipe(
+    epochs=5,
+    batch_size=32,
+    optimizer="adam",
+    learning_rate=0.001,
+    schedule="constant",
+    bf16=False,
+    resize="squash",
+    mean=HALF,
+    std=HALF,
+)
 
 RECIPES = {
-    "default": Recipe(
+    ("cnn", "article"): _ARTICLE,
+    ("vgg16", "article"): _ARTICLE,
+    ("cnn", "default"): Recipe(
         epochs=20,
         batch_size=128,
         optimizer="adamw",
         learning_rate=0.004,
         weight_decay=0.05,
-        schedule="one-cycle",
         label_smoothing=0.05,
-        augment=True,
+        crop=0.125,
+        flip=True,
         dropout=0.1,
-        bf16=True,
-        mean=None,
-        std=None,
-        resize="crop",
     ),
-    "article": Recipe(
-        epochs=5,
-        batch_size=32,
-        optimizer="adam",
-        learning_rate=0.001,
-        weight_decay=0.0,
-        schedule="constant",
-        label_smoothing=0.0,
-        augment=False,
-        dropout=None,
-        bf16=False,
-        mean=HALF,
-        std=HALF,
-        resize="squash",
+    ("vgg16", "default"): Recipe(
+        epochs=20,
+        batch_size=128,
+        optimizer="adamw",
+        learning_rate=0.0005,
+        weight_decay=0.05,
+        label_smoothing=0.05,
+        crop=0.125,
+        flip=True,
+        clip_norm=1.0,
     ),
 }
+"""By architecture and name."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Whatever is None comes from the recipe.
+    """One training run. Whatever of the recipe's fields is None comes from the recipe.
 
     train_dir, test_dir: folders of <class>/*; test_dir None trains without test figures. output: the .pth to write.
+    run_dir: None takes runs/<output's stem>, numbered if it exists. save_every: seconds between saved states.
     device: `auto`, `cpu`, `cuda[:N]` or `mps`. pretrained, weights, freeze: vgg16 only (ImageNet weights, a local copy
-    of them, and whether only the last layer learns).
+    of them, and whether only the last layer learns; a frozen body is in eval mode).
+    val_fraction: part of each training class that is held out and selects the best epoch; patience: epochs without a
+    better one until the run stops, 0 never does. The test set selects nothing.
+    cache_dir: None takes the user's cache folder; cache_limit: bytes, 0 decodes the pictures anew in every epoch.
+    cuda_graphs: replay a captured training step on CUDA.
     """
 
     train_dir: Path
@@ -84,24 +105,71 @@ class TrainConfig:
     arch: str = "cnn"
     recipe: str = "default"
     image_size: int = 32
-    resize: str | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    optimizer: str | None = None
     learning_rate: float | None = None
+    weight_decay: float | None = None
+    schedule: str | None = None
+    label_smoothing: float | None = None
+    crop: float | None = None
+    flip: bool | None = None
+    colour: float | None = None
+    cutout: float | None = None
     dropout: float | None = None
+    ema: float | None = None
+    clip_norm: float | None = None
+    class_weights: bool | None = None
+    bf16: bool | None = None
+    resize: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     seed: int = 0
     device: str = "auto"
     pretrained: bool = False
     weights: Path | None = None
     freeze: bool = False
+    val_fraction: float = 0.0
+    patience: int = 0
+    run_dir: Path | None = None
+    save_every: float = 30.0
+    cache_dir: Path | None = None
+    cache_limit: int = 20_000_000_000
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise ImgclsError(f"unknown recipe {self.recipe!r}; known: {', '.join(RECIPES)}")
+        if (self.arch, self.recipe) not in RECIPES:
+            raise ImgclsError(f"no recipe {self.recipe!r} for {self.arch!r}; known: {_known()}")
         if self.arch != "vgg16" and (self.pretrained or self.weights or self.freeze):
             raise ImgclsError("--pretrained, --weights and --freeze go with --arch vgg16")
-        if self.freeze and not (self.pretrained or self.weights):
+        if self.freeze and not self.starts_from_imagenet:
             raise ImgclsError("--freeze without --pretrained or --weights would freeze random weights")
+        if self.patience and not self.val_fraction:
+            raise ImgclsError("--patience needs --val-fraction: the test set never decides when to stop")
+        if (self.mean is None) != (self.std is None):
+            raise ImgclsError("--mean and --std go together")
+
+    @property
+    def starts_from_imagenet(self) -> bool:
+        return self.pretrained or self.weights is not None
+
+    def resolved_recipe(self) -> Recipe:
+        """The recipe with this config's own values in place of its defaults.
+
+        On ImageNet weights the peak learning rate is a tenth for fine-tuning, and a frozen body sees the same pictures
+        in every epoch, so that its features are computed once.
+        """
+        recipe = RECIPES[self.arch, self.recipe]
+        if self.freeze:
+            recipe = replace(recipe, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0)
+        elif self.starts_from_imagenet and self.recipe == "default":
+            recipe = replace(recipe, learning_rate=recipe.learning_rate / 10)
+        names = [field.name for field in fields(Recipe)]
+        return replace(recipe, **{name: getattr(self, name) for name in names if getattr(self, name) is not None})
+
+
+def _known() -> str:
+    return ", ".join(f"{recipe} for {arch}" for arch, recipe in RECIPES)
 
 
 @dataclass(frozen=True)
@@ -109,7 +177,10 @@ class ExportConfig:
     """One export.
 
     checkpoint: the .pth that it comes from. output: None puts the file beside it, with the format's suffix.
-    golden: how many sample pictures travel in the file.
+    golden: how many sample pictures travel in the file. fold: merge linear maps first (imgcls.export.fold).
+    batch: pictures that the file takes at once; None is any number.
+    precision: `fp32`, `fp16`, `bf16` or `int8`. calibration, calibration_size, target are int8's: a folder of <class>/*
+    (the training pictures), how many of them to use, and the kind of CPU (imgcls.export.quantize.TARGETS).
     """
 
     checkpoint: Path
@@ -117,3 +188,13 @@ class ExportConfig:
     output: Path | None = None
     opset: int = 18
     golden: int = 8
+    fold: bool = True
+    batch: int | None = None
+    precision: str = "fp32"
+    calibration: Path | None = None
+    calibration_size: int = 1024
+    target: str = "x86-vnni"
+
+    def __post_init__(self) -> None:
+        if self.precision == "int8" and self.calibration is None:
+            raise ImgclsError("--precision int8 needs --calibration, the folder of training pictures")

@@ -1,14 +1,33 @@
-"""How well a classifier does. Pure: arrays in, figures out."""
+"""How well a classifier does: pictures to logits, logits to figures. Nothing is written here; report.py does that."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from imgcls_infer.errors import ImageError
+from imgcls_infer.manifest import ResizePolicy
 from torch import Tensor
 
+from imgcls.checkpoint import Checkpoint
+from imgcls.data.folder import Folder
+from imgcls.data.packed import decode_all
+from imgcls.device import resolve_device
+from imgcls.errors import CheckpointError, DataError
 from imgcls.networks import Classifier
+from imgcls.progress import progress_bar
+
+BINS = 15
+"""Bins of the expected calibration error, as Guo et al. (2017) have them."""
+
+TOP_K = 5
+"""A picture's true class among this many most probable ones is a hit; with fewer classes, among all of them."""
+
+_BATCH_PIXELS = 1 << 22  # vgg16's first layers hold 512 bytes a pixel: 2 GiB
 
 
 @dataclass(frozen=True)
@@ -23,13 +42,118 @@ class Scores:
     count: int
 
 
+@dataclass(frozen=True)
+class ClassScores:
+    """One class against the rest; shares 0..1, None where there is nothing to divide by.
+
+    support: pictures of the class. precision: how many of the pictures that got this class are of it (None where none
+    got it). recall: how many pictures of the class got it. f1: their harmonic mean, 2 TP / (2 TP + FP + FN).
+    Without support all three are None: what a test lacks, it can't measure.
+    """
+
+    name: str
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    support: int
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Pictures whose top probability p is lower < p <= upper.
+
+    confidence: mean top probability. accuracy: share that is right. Both are None in an empty bin.
+    """
+
+    lower: float
+    upper: float
+    count: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class DetailedScores:
+    """All figures of an evaluation; shares are 0..1.
+
+    loss, accuracy, count: as in Scores. top_k: share of pictures whose true class is among the k most probable.
+    macro_f1: mean F1 of the classes that have pictures. ece: expected calibration error. confusion: int64 [K, K], a row
+    for each true class, a column for each predicted one.
+    """
+
+    loss: float
+    accuracy: float
+    count: int
+    k: int
+    top_k: float
+    macro_f1: float
+    ece: float
+    classes: tuple[ClassScores, ...]
+    calibration: tuple[CalibrationBin, ...]
+    confusion: np.ndarray
+
+
+@dataclass(frozen=True)
+class WrongAnswer:
+    """A picture that got another class than its own, and the probability (0..1) that it got it with."""
+
+    path: Path
+    label: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A checkpoint on a folder of pictures.
+
+    wrong: the most confidently wrong answers, most confident first. unreadable: pictures left out, with the reason.
+    """
+
+    scores: DetailedScores
+    wrong: tuple[WrongAnswer, ...]
+    unreadable: tuple[tuple[Path, str], ...]
+
+    @property
+    def wrong_count(self) -> int:
+        """How many pictures got another class than their own."""
+        return self.scores.count - int(self.scores.confusion.trace())
+
+
+def evaluate_folder(checkpoint: Checkpoint, folder: Folder, device: str = "auto", wrong: int = 40) -> Evaluation:
+    """Every figure for a checkpoint on a folder of pictures, a batch in memory at a time.
+
+    folder: scanned with the checkpoint's classes. device: as resolve_device takes it. wrong: how many of the wrong
+    answers to keep. Raises DeviceError; DataError where no picture can be read; CheckpointError where the weights give
+    logits that are not finite.
+    """
+    classifier = checkpoint.classifier().to(resolve_device(device))
+    logits, kept, unreadable = _predict_folder(classifier, folder, checkpoint.manifest.resize)
+    broken = int((~logits.isfinite()).any(1).sum())
+    if broken:
+        raise CheckpointError(
+            f"the network's answer is not finite on {broken:,} of {len(logits):,} pictures; train it anew"
+        )
+    labels = torch.tensor([folder.labels[row] for row in kept])
+    paths = tuple(folder.paths[row] for row in kept)
+    return Evaluation(
+        scores=score_details(logits, labels, folder.classes),
+        wrong=most_wrong(logits, labels, folder.classes, paths, wrong),
+        unreadable=unreadable,
+    )
+
+
 @torch.inference_mode()
-def predict_logits(classifier: Classifier, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Float32 logits [N, K] on the CPU for uint8 images [N, S, S, 3], in eval mode, on the classifier's device."""
+def predict_logits(classifier: Classifier, images: Tensor, batch_size: int | None = None) -> Tensor:
+    """Float32 logits [N, K] on the CPU for uint8 images [N, S, S, 3], in eval mode, on the classifier's device.
+
+    batch_size: None takes 500 at most, and fewer of large pictures.
+    """
     was_training = classifier.training
     classifier.eval()
     device = classifier.scale.device
-    parts = [classifier(batch.to(device))[0].float().cpu() for batch in torch.split(images, batch_size)]
+    batches = torch.split(images, batch_size or _batch_size(images.shape[1]))
+    parts = [classifier(batch.to(device))[0].float().cpu() for batch in batches]
     classifier.train(was_training)
     return torch.cat(parts)
 
@@ -41,6 +165,140 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
     return Scores(loss=loss, accuracy=accuracy, count=len(labels))
 
 
-def evaluate(classifier: Classifier, images: Tensor, labels: Tensor, batch_size: int = 500) -> Scores:
+def evaluate(classifier: Classifier, images: Tensor, labels: Tensor, batch_size: int | None = None) -> Scores:
     """Scores of a classifier on uint8 images [N, S, S, 3] with int64 labels [N]."""
     return score(predict_logits(classifier, images, batch_size), labels.cpu())
+
+
+def score_details(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> DetailedScores:
+    """Every figure for finite float32 logits [N, K] and int64 labels [N]; classes: K names. N is at least 1."""
+    overall = score(logits, labels)
+    k = min(TOP_K, len(classes))
+    confusion = confusion_matrix(logits, labels)
+    by_class = class_scores(confusion, classes)
+    calibration = calibration_bins(logits, labels)
+    return DetailedScores(
+        loss=overall.loss,
+        accuracy=overall.accuracy,
+        count=overall.count,
+        k=k,
+        top_k=top_k_accuracy(logits, labels, k),
+        macro_f1=float(np.mean([found.f1 for found in by_class if found.f1 is not None])),
+        ece=expected_calibration_error(calibration),
+        classes=by_class,
+        calibration=calibration,
+        confusion=confusion,
+    )
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> np.ndarray:
+    """Counts, int64 [K, K]: rows are true classes, columns predicted ones; of equal logits the first class wins."""
+    classes = logits.shape[1]
+    cells = labels * classes + logits.argmax(1)
+    return np.bincount(cells.numpy(), minlength=classes**2).reshape(classes, classes)
+
+
+def class_scores(confusion: np.ndarray, classes: tuple[str, ...]) -> tuple[ClassScores, ...]:
+    """Precision, recall and F1 of each class, from a confusion matrix [K, K] and K names."""
+    hits, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    return tuple(
+        ClassScores(
+            name=name,
+            precision=_share(hit, got) if own else None,
+            recall=_share(hit, own),
+            f1=_share(2 * hit, own + got) if own else None,
+            support=own,
+        )
+        for name, hit, own, got in zip(classes, hits.tolist(), support.tolist(), predicted.tolist(), strict=True)
+    )
+
+
+def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Share of pictures with fewer than k classes ranked before the true one; of equal logits the first ranks first."""
+    own = logits.gather(1, labels[:, None])  # [N, 1]
+    earlier = torch.arange(logits.shape[1]) < labels[:, None]  # [N, K]
+    rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+    return (rank < k).double().mean().item()
+
+
+def calibration_bins(logits: Tensor, labels: Tensor, bins: int = BINS) -> tuple[CalibrationBin, ...]:
+    """Pictures by their top probability, in `bins` bins of equal width over 0..1, each without its lower edge."""
+    confidence, predicted = _answers(logits)
+    edges = np.arange(bins + 1) / bins  # not linspace: 5 / 15 must be the float that a third is
+    which = np.digitize(confidence, edges[1:-1], right=True)
+    counts = np.bincount(which, minlength=bins).tolist()
+    confidences = np.bincount(which, weights=confidence, minlength=bins).tolist()
+    correct = np.bincount(which, weights=predicted == labels.numpy(), minlength=bins).tolist()
+    return tuple(
+        CalibrationBin(
+            lower=float(edges[index]),
+            upper=float(edges[index + 1]),
+            count=counts[index],
+            confidence=_share(confidences[index], counts[index]),
+            accuracy=_share(correct[index], counts[index]),
+        )
+        for index in range(bins)
+    )
+
+
+def expected_calibration_error(calibration: tuple[CalibrationBin, ...]) -> float:
+    """Mean over pictures of |accuracy - confidence| of the picture's bin, 0..1.
+
+    Source: Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, ICML 2017, equations 3 and 5.
+    """
+    total = sum(found.count for found in calibration)
+    return sum(
+        found.count / total * abs(found.accuracy - found.confidence)
+        for found in calibration
+        if found.accuracy is not None and found.confidence is not None
+    )
+
+
+def most_wrong(
+    logits: Tensor, labels: Tensor, classes: tuple[str, ...], paths: tuple[Path, ...], count: int
+) -> tuple[WrongAnswer, ...]:
+    """At most `count` wrong answers, those of the highest probability, highest first."""
+    confidence, predicted = _answers(logits)
+    wrong = np.flatnonzero(predicted != labels.numpy())
+    order = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+    return tuple(
+        WrongAnswer(paths[row], classes[labels[row]], classes[predicted[row]], float(confidence[row]))
+        for row in order.tolist()
+    )
+
+
+def _predict_folder(
+    classifier: Classifier, folder: Folder, policy: ResizePolicy
+) -> tuple[Tensor, list[int], tuple[tuple[Path, str], ...]]:
+    """Logits [n, K] of the readable pictures, their positions in the folder, and the unreadable ones with reasons."""
+    logits: list[Tensor] = []
+    kept: list[int] = []
+    unreadable: list[tuple[Path, str]] = []
+    decoded = enumerate(decode_all(folder.paths, policy))
+    with progress_bar("evaluating", len(folder.paths)) as advance:
+        while batch := list(islice(decoded, _batch_size(policy.image_size))):
+            pixels = {row: found for row, found in batch if not isinstance(found, ImageError)}
+            unreadable += [(folder.paths[row], str(found)) for row, found in batch if isinstance(found, ImageError)]
+            if pixels:
+                logits.append(predict_logits(classifier, torch.from_numpy(np.stack(list(pixels.values())))))
+                kept += pixels
+            advance(len(batch))
+    if not kept:
+        count, reason = len(unreadable), unreadable[0][1]
+        raise DataError(f"{folder.root}: none of its {count} pictures can be read; the first: {reason}")
+    return torch.cat(logits), kept, tuple(unreadable)
+
+
+def _answers(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The top probability, float64 [N], and its class, int64 [N]."""
+    predicted = logits.argmax(1)
+    confidence = logits.double().softmax(1).gather(1, predicted[:, None])[:, 0]
+    return confidence.numpy(), predicted.numpy()
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _batch_size(side: int) -> int:
+    return min(500, max(1, _BATCH_PIXELS // side**2))

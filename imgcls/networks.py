@@ -91,10 +91,12 @@ def load_pretrained_vgg16(network: nn.Module, weights: Path | None) -> None:
     network.load_state_dict(body, strict=False)
 
 
-def freeze_body(network: nn.Module) -> None:
-    """Leave only the last linear layer of a vgg16 to train."""
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad = name.startswith("classifier.6.")
+def split_head(network: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A vgg16 as its body (float32 [N, 3, S, S] -> features [N, 4096]) and its last linear layer, sharing weights."""
+    classifier = network.get_submodule("classifier")
+    assert isinstance(classifier, nn.Sequential)
+    pooling = (network.get_submodule("features"), network.get_submodule("avgpool"), nn.Flatten(1))
+    return nn.Sequential(*pooling, *classifier[:-1]), classifier[-1]
 
 
 def _replace_head(network: nn.Module, classes: int) -> None:

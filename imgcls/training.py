@@ -1,121 +1,469 @@
-"""train(config): a folder of pictures -> a checkpoint."""
+"""train(config): a folder of pictures -> a checkpoint. The loop that every network goes through, from top to bottom.
+
+Pictures are decoded once (data.packed) and lie as uint8 on the device; an epoch's order and augmentation are drawn at
+once (data.batches) and applied in batches there. All randomness but dropout's is a function of (seed, epoch), so a run
+can stop anywhere and go on, and several processes can share a batch.
+"""
 
 from __future__ import annotations
 
+import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from imgcls_infer.manifest import Manifest, ResizePolicy
-from torch import nn
+from torch import Tensor, nn
 
 import imgcls
-from imgcls.checkpoint import Checkpoint, save_checkpoint
-from imgcls.config import RECIPES, Recipe, TrainConfig
-from imgcls.data.batches import epoch_batches
-from imgcls.data.folder import scan_folder
-from imgcls.data.packed import PackedImages, pack_folder, pick_samples
+from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from imgcls.config import Recipe, TrainConfig
+from imgcls.cuda_graphs import GraphedStep
+from imgcls.data.batches import Augmentation, EpochPlan, augment, batch_slices, plan_epoch
+from imgcls.data.cache import Cache, default_cache_dir
+from imgcls.data.folder import Folder, scan_folder
+from imgcls.data.packed import pack_folder
+from imgcls.data.pictures import FeaturePictures, PackedPictures, Pictures, StreamedPictures
+from imgcls.data.statistics import Triple, channel_statistics
 from imgcls.device import has_bf16_units, resolve_device
+from imgcls.distributed import Group, process_group
 from imgcls.errors import TrainingError
-from imgcls.evaluation import Scores, evaluate
+from imgcls.evaluation import Scores
 from imgcls.files import require_writable
+from imgcls.interrupts import Interrupts
 from imgcls.networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Classifier,
     build_network,
-    freeze_body,
     load_pretrained_vgg16,
+    split_head,
 )
 from imgcls.progress import progress_bar
+from imgcls.runs import RunFolder, load_state, random_state, restore_random_state
 
 Report = Callable[[str], None]
+
+_EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True)
 class EpochFigures:
-    """One epoch, over samples. train: in training mode, as the network learned. test: None without a test folder.
-
-    seconds: of training alone.
+    """One epoch, over samples. train: in training mode, as the network learned. val: the held-out part, test: the test
+    folder; None where there is none. seconds: of training alone.
     """
 
     epoch: int
     train: Scores
+    val: Scores | None
     test: Scores | None
     seconds: float
+
+    def row(self) -> dict[str, Any]:
+        """A flat row for metrics.csv."""
+        row: dict[str, Any] = {"epoch": self.epoch}
+        for name in ("train", "val", "test"):
+            scores = getattr(self, name)
+            row |= {f"{name}_loss": scores and scores.loss, f"{name}_accuracy": scores and scores.accuracy}
+        return row | {"train_images": self.train.count, "seconds": self.seconds}
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run: the checkpoint that was written, where, and the figures of each epoch."""
+    """A finished run: the checkpoint that was written, where, the run's folder, and EpochFigures.row of each epoch."""
 
     checkpoint: Checkpoint
     path: Path
-    epochs: tuple[EpochFigures, ...]
+    run: Path | None
+    history: tuple[dict[str, Any], ...]
 
 
-def train(config: TrainConfig, report: Report = lambda line: None) -> TrainResult:
+@dataclass(frozen=True)
+class _Data:
+    """What a run learns from. train_rows, val_rows: int64 indices into `train`; val_rows is empty without a split."""
+
+    classes: tuple[str, ...]
+    train: Pictures
+    test: Pictures | None
+    train_rows: Tensor
+    val_rows: Tensor
+
+
+def train(config: TrainConfig, report: Report = lambda line: None, resume: Path | None = None) -> TrainResult:
     """Train a network on a folder and write a checkpoint.
 
-    report: takes lines for people (one an epoch, and what was skipped). On the CPU the same seed, data, torch, thread
-    count and processor kind give the same weights bit for bit. Raises ImgclsError.
+    report: takes lines for people (one an epoch, and what was skipped). resume: a run's folder, whose run goes on.
+    On the CPU the same seed, data, torch, thread count and processor kind give the same weights bit for bit, stopped
+    and resumed or not. Under torchrun, each process takes its part of every batch. Raises ImgclsError.
     """
     require_writable(config.output)
-    device = resolve_device(config.device)
-    recipe = resolve_recipe(config)
-    policy = ResizePolicy(config.image_size, recipe.resize)
-    train_set, test_set = _load(config, policy, report)
-    if config.pretrained or config.weights:
-        recipe = replace(recipe, mean=recipe.mean or IMAGENET_MEAN, std=recipe.std or IMAGENET_STD)
-    mean, std = (recipe.mean, recipe.std) if recipe.mean and recipe.std else channel_statistics(train_set.images)
-
-    torch.manual_seed(config.seed)
-    network = _network(config, recipe, len(train_set.classes))
-    classifier = Classifier(network, config.image_size, mean, std).to(device)
-    figures = _fit(classifier, recipe, config, train_set, test_set, report)
-
-    last = figures[-1]
-    manifest = Manifest(
-        arch=config.arch,
-        classes=train_set.classes,
-        resize=policy,
-        mean=mean,
-        std=std,
-        weights_sha256="",
-        dataset=_dataset_record(train_set, test_set, last),
-        training={"seed": config.seed, "device": str(device), "recipe": config.recipe, **asdict(recipe)},
-        versions=tool_versions(),
-    )
-    checkpoint = save_checkpoint(config.output, network, manifest, pick_samples(test_set or train_set))
-    return TrainResult(checkpoint, config.output, tuple(figures))
+    with process_group(resolve_device(config.device)) as (group, device):
+        if not group.leads:
+            report = _silent
+        recipe = config.resolved_recipe()
+        policy = ResizePolicy(config.image_size, recipe.resize)
+        data = _load(config, policy, device, group, report)
+        if recipe.mean is None or recipe.std is None:
+            mean, std = _normalisation(config, data.train)
+            recipe = replace(recipe, mean=mean, std=std)
+        trainer = _Trainer(config, recipe, data, device, group, report)
+        if group.leads:
+            trainer.open_run(resume)
+        if resume:
+            trainer.restore(resume)
+        with Interrupts() as interrupts:
+            trainer.run(interrupts)
+        return trainer.finish()
 
 
-def resolve_recipe(config: TrainConfig) -> Recipe:
-    """The recipe with the config's own values in place of its defaults."""
-    given = {
-        name: getattr(config, name)
-        for name in ("epochs", "batch_size", "learning_rate", "dropout", "resize")
-        if getattr(config, name) is not None
-    }
-    return replace(RECIPES[config.recipe], **given)
+class _Trainer:
+    """The state of a run, and the steps that change it."""
 
+    def __init__(
+        self, config: TrainConfig, recipe: Recipe, data: _Data, device: torch.device, group: Group, report: Report
+    ) -> None:
+        assert recipe.mean is not None
+        assert recipe.std is not None
+        self.config, self.recipe, self.data = config, recipe, data
+        self.device, self.group, self.report = device, group, report
+        self.folder: RunFolder | None = None  # the leading process has one
+        torch.manual_seed(config.seed)
+        network = _network(config, recipe, len(data.classes))
+        self.classifier = Classifier(network, config.image_size, recipe.mean, recipe.std).to(device)
+        self.body: nn.Module | None = None
+        head = network
+        if config.freeze:
+            self.body, head = split_head(network)
+        self.augmentation = Augmentation(recipe.crop, recipe.flip, recipe.colour, recipe.cutout)
+        self.autocast = recipe.bf16 and has_bf16_units(device)
+        # features of a frozen body under no augmentation are the same in every epoch: compute them once
+        self.cached_features = self.body is not None and not self.augmentation
+        self.train_pictures = self._featured(data.train)
+        self.test_pictures = self._featured(data.test) if data.test is not None else None
+        self.model: nn.Module = head
+        if group.size > 1:
+            torch.manual_seed(config.seed + 1 + group.rank)  # dropout differs between the parts of a batch
+            self.model = nn.parallel.DistributedDataParallel(head)
+        self.parameters = list(head.parameters())
+        self.steps_an_epoch = -(-len(data.train_rows) // recipe.batch_size)
+        self.optimizer = _optimizer(self.parameters, recipe, device)
+        self.scheduler = _scheduler(self.optimizer, recipe, self.steps_an_epoch * recipe.epochs)
+        self.average = [parameter.detach().clone() for parameter in self.parameters] if recipe.ema else []
+        self.labels = data.train.labels.to(device)
+        self.rows = data.train_rows.to(device)
+        self.class_weights = _class_weights(data).to(device) if recipe.class_weights else None
+        self.mean_colour = 255 * torch.tensor(recipe.mean, device=device)
+        self.plan = self._plan(1).to(device)
+        self.step_rows = self._captured_step()
 
-def channel_statistics(images: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and population standard deviation per channel of uint8 [N, S, S, 3], scaled to 0..1; exact sums."""
-    values = np.arange(256)
-    counts = np.stack(
-        [np.bincount(images[..., channel].reshape(-1), minlength=256) for channel in range(3)]
-    )  # [3, 256]
-    total = counts.sum(1)
-    mean = (counts * values).sum(1) / total
-    variance = (counts * values**2).sum(1) / total - mean**2
-    std = np.sqrt(np.maximum(variance, 1.0))  # one colour everywhere: no division by zero
-    return _triple(mean / 255), _triple(std / 255)
+        self.history: list[dict[str, Any]] = []
+        self.epoch, self.step, self.seconds = 1, 0, 0.0
+        self.best_accuracy, self.best_epoch = -1.0, 0
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # this epoch's loss, correct, pictures, steps
+        self.first_bad_step = torch.zeros((), dtype=torch.float64, device=device)  # 0: none
+        self.saved_at = time.monotonic()
+        self.fingerprint = data.train.fingerprint()
+
+    # --- the run
+
+    def run(self, interrupts: Interrupts) -> None:
+        """All epochs that are left. An interrupt saves the state and raises TrainingError that says how to go on."""
+        with progress_bar("training", self.recipe.epochs * self.steps_an_epoch) as advance:
+            advance((self.epoch - 1) * self.steps_an_epoch + self.step)
+            while self.epoch <= self.recipe.epochs and not self._out_of_patience():
+                for _ in self._train_epoch():
+                    advance(1)
+                    if interrupts.pending:
+                        self._save()
+                        how = f"; go on with: imgcls train --resume {self.folder.path}" if self.folder else ""
+                        raise TrainingError(f"interrupted in epoch {self.epoch}{how}")
+                self._end_epoch()
+
+    def _train_epoch(self) -> Iterator[None]:
+        """The steps that are left of this epoch; yields after each."""
+        self._set_training(True)
+        self.plan.copy_(self._plan(self.epoch))
+        started = time.perf_counter()
+        for rows, pictures, size in self._batches():
+            self.step_rows(rows, pictures, size)
+            self.scheduler.step()
+            self.step += 1
+            if self._save_is_due() or self.step == self.steps_an_epoch:
+                self._wait_for_device()
+                self.seconds += time.perf_counter() - started
+                if self._save_is_due():
+                    self._save()
+                started = time.perf_counter()
+            yield
+
+    def _plan(self, epoch: int) -> EpochPlan:
+        return plan_epoch(len(self.data.train_rows), self.config.image_size, self.augmentation, self.config.seed, epoch)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor | None, int]]:
+        """This process's part of each batch that is left: rows of the plan on the device, their pictures (None where
+        they lie on the device already), and the size of the whole batch."""
+        slices = list(batch_slices(len(self.rows), self.recipe.batch_size, self.step))
+        sizes = [part.stop - part.start for part in slices]
+        shares = [self.group.share(torch.arange(part.start, part.stop)) for part in slices]
+        if self.train_pictures.images is not None:
+            for share, size in zip(shares, sizes, strict=True):
+                yield share.to(self.device, non_blocking=True), None, size
+            return
+        order = self.data.train_rows[self.plan.order.cpu()]
+        stream = self.train_pictures.stream(order[share] for share in shares)
+        for share, size, (kept, pictures) in zip(shares, sizes, stream, strict=True):
+            yield (share if kept is None else share[kept]).to(self.device), pictures, size
+
+    def _captured_step(self) -> Callable[[Tensor, Tensor | None, int], None]:
+        """The training step; as a CUDA graph where the pictures lie on the GPU and one process trains."""
+        graphed = self.device.type == "cuda" and self.config.cuda_graphs and self.group.size == 1
+        if graphed and self.train_pictures.images is not None:
+            return GraphedStep(self._train_step, self.recipe.batch_size, self.report)
+        return self._train_step
+
+    def _train_step(self, rows: Tensor, pictures: Tensor | None, size: int) -> None:
+        """One batch. rows: int64 [B], of the plan. pictures: uint8 [B, S, S, 3] or None. size: of the whole batch."""
+        indices = self.rows[self.plan.order[rows]]
+        if pictures is None:
+            assert self.train_pictures.images is not None
+            pictures = self.train_pictures.images[indices]
+        if self.augmentation:
+            pictures = augment(pictures, self.plan, rows, self.augmentation, self.mean_colour)
+        labels = self.labels[indices]
+        logits = self._logits(pictures)
+        smoothing = self.recipe.label_smoothing
+        losses = F.cross_entropy(logits, labels, self.class_weights, reduction="none", label_smoothing=smoothing)
+        # the mean over the whole batch, of which this may be a part: DistributedDataParallel averages the gradients
+        loss = losses.sum() * (self.group.size / size)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
+        self.optimizer.step()
+        if self.average:
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - self.recipe.ema)
+        self._count(losses.detach(), logits.detach(), labels)
+
+    def _count(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch to the epoch's sums, and note the first step whose loss is no number; no wait for the device."""
+        total = losses.double().sum()
+        self.sums += torch.stack([total, (logits.argmax(1) == labels).sum().double(), *_counts(labels)])
+        bad = ~torch.isfinite(total) & (self.first_bad_step == 0)
+        self.first_bad_step.copy_(torch.where(bad, self.sums[3], self.first_bad_step))
+
+    def _logits(self, pictures: Tensor, autocast: bool = True) -> Tensor:
+        """Float32 logits [B, K] of uint8 or float pictures [B, S, S, 3], or of cached features [B, D]."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast and self.autocast):
+            x = pictures if self.cached_features else self.classifier.normalise(pictures)
+            if self.body is not None and not self.cached_features:
+                with torch.no_grad():
+                    x = self.body(x)
+            logits: Tensor = self.model(x)
+        return logits.float()
+
+    def _end_epoch(self) -> None:
+        loss, correct, count, _ = self.group.sum(self.sums.clone()).tolist()
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is not a number at step {int(self.first_bad_step)} of epoch {self.epoch}; use a smaller "
+                f"--learning-rate (it is {self.recipe.learning_rate:g}) or --clip-norm 1"
+            )
+        train_scores = Scores(loss / count, correct / count, int(count))
+        with self._averaged_weights():
+            val = self._scores(self.train_pictures, self.data.train.labels, self.data.val_rows)
+            test = self._test_scores()
+            figures = EpochFigures(self.epoch, train_scores, val, test, self.seconds)
+            if val is not None and val.accuracy > self.best_accuracy:
+                self.best_accuracy, self.best_epoch = val.accuracy, self.epoch
+                if self.folder:
+                    self._save_checkpoint(self.folder.best, figures.row())
+        self.history.append(figures.row())
+        self.report(_epoch_line(figures, self.recipe.epochs))
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.sums.zero_()
+        if self.folder:
+            self.folder.log_epoch(self.history[-1])
+        if self._save_is_due() or self.epoch > self.recipe.epochs:
+            self._save()
+
+    def _out_of_patience(self) -> bool:
+        if not self.config.patience or self.epoch - 1 - self.best_epoch < self.config.patience:
+            return False
+        self.report(f"stopped: no better epoch on the held-out part since epoch {self.best_epoch}")
+        return True
+
+    # --- figures
+
+    def _test_scores(self) -> Scores | None:
+        if self.test_pictures is None:
+            return None
+        return self._scores(self.test_pictures, self.test_pictures.labels, torch.arange(len(self.test_pictures.labels)))
+
+    @torch.inference_mode()
+    def _scores(self, pictures: Pictures, labels: Tensor, rows: Tensor) -> Scores | None:
+        """Figures over the rows, in eval mode, each process taking its part; None where there are no rows.
+
+        Without autocast: they are those of the float32 network that is saved and exported.
+        """
+        if not len(rows):
+            return None
+        self._set_training(False)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        chunks = torch.split(self.group.share(rows), _EVALUATION_BATCH)
+        for chunk, (kept, batch) in zip(chunks, pictures.stream(iter(chunks)), strict=True):
+            targets = labels[chunk if kept is None else chunk[kept]].to(self.device)
+            logits = self._logits(batch, autocast=False)
+            total = F.cross_entropy(logits, targets, reduction="sum").double()
+            sums += torch.stack([total, (logits.argmax(1) == targets).sum().double(), _counts(targets)[0]])
+        loss, correct, count = self.group.sum(sums).tolist()
+        return Scores(loss / count, correct / count, int(count))
+
+    def _set_training(self, training: bool) -> None:
+        """A frozen body stays in eval mode: dropout in it would only blur the features."""
+        self.classifier.train(training and self.body is None)
+        self.model.train(training)
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """The averaged weights in the network's place, where the recipe averages."""
+        own = [parameter.detach().clone() for parameter in self.parameters] if self.average else []
+        _copy(self.average, self.parameters)
+        try:
+            yield
+        finally:
+            _copy(own, self.parameters)
+
+    def _featured(self, pictures: Pictures) -> Pictures:
+        """The frozen body's features in place of pictures, where they can be cached."""
+        if not self.cached_features or self.body is None:
+            return pictures
+        self.body.eval()
+        chunks = torch.split(torch.arange(len(pictures.labels)), _EVALUATION_BATCH)
+        parts = []
+        with torch.inference_mode(), progress_bar("computing features", len(chunks)) as advance:
+            for _, batch in pictures.stream(iter(chunks)):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                    parts.append(self.body(self.classifier.normalise(batch)).float())
+                advance(1)
+        return FeaturePictures(pictures, torch.cat(parts).clone())  # cloned: an inference tensor can't be trained on
+
+    # --- what is saved
+
+    def open_run(self, resume: Path | None) -> None:
+        """This run's folder: a new one, or the one that goes on."""
+        self.folder = RunFolder(resume) if resume else RunFolder.create(self.config)
+        self.report(f"run folder {self.folder.path}")
+
+    def restore(self, resume: Path) -> None:
+        """Go on where the run in folder `resume` was saved last. Raises ImgclsError."""
+        state = load_state(resume)
+        if state is None:
+            return
+        if state["fingerprint"] != self.fingerprint:
+            raise TrainingError(
+                f"{self.config.train_dir}: its pictures have changed since this run was saved; train anew"
+            )
+        self.classifier.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        _copy(state["average"], self.average)
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.best_accuracy, self.best_epoch = state["best"]
+        self.history = state["history"]
+        self.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self.first_bad_step.fill_(state["first_bad_step"])
+        restore_random_state(state["random"], self.device)
+        self.report(f"going on in epoch {self.epoch} after {self.step} of {self.steps_an_epoch} steps")
+
+    def _save_is_due(self) -> bool:
+        return self.folder is not None and time.monotonic() - self.saved_at >= self.config.save_every
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        state = {
+            "network": self.classifier.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "average": self.average,
+            "random": random_state(self.device),
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "sums": self.sums.tolist(),
+            "first_bad_step": float(self.first_bad_step),
+            "best": (self.best_accuracy, self.best_epoch),
+            "history": self.history,
+            "fingerprint": self.fingerprint,
+        }
+        self.folder.save_state(state)
+        self.folder.write_metrics(self.history)
+        self.saved_at = time.monotonic()
+
+    def _save_checkpoint(self, path: Path, row: dict[str, Any]) -> Checkpoint:
+        recipe, data = self.recipe, self.data
+        assert recipe.mean is not None
+        assert recipe.std is not None
+        manifest = Manifest(
+            arch=self.config.arch,
+            classes=data.classes,
+            resize=ResizePolicy(self.config.image_size, recipe.resize),
+            mean=recipe.mean,
+            std=recipe.std,
+            weights_sha256="",
+            dataset=_dataset_record(data, self.fingerprint, row),
+            training={
+                "seed": self.config.seed,
+                "device": str(self.device),
+                "name": self.config.recipe,
+                **asdict(recipe),
+            },
+            versions=tool_versions(),
+        )
+        samples = (data.test or data.train).sample_pngs()
+        return save_checkpoint(path, self.classifier.network, manifest, samples)
+
+    def finish(self) -> TrainResult:
+        """Write the checkpoint (of the best epoch where a held-out part selects, else of the last) and the plots."""
+        output = self.config.output
+        if self.folder:
+            if self.best_epoch:
+                best = load_checkpoint(self.folder.best)
+                self.classifier.network.load_state_dict(best.state_dict)
+                self._save_checkpoint(output, self.history[self.best_epoch - 1])
+            else:
+                with self._averaged_weights():
+                    self._save_checkpoint(output, self.history[-1])
+            self._plot(self.folder)
+        self.group.wait()
+        run = self.folder.path if self.folder else None
+        return TrainResult(load_checkpoint(output), output, run, tuple(self.history))
+
+    def _plot(self, folder: RunFolder) -> None:
+        from imgcls.report import plot_confusion, plot_curves
+
+        plot_curves(self.history, folder.path / "curves.png")
+        data = self.data.test
+        if data is not None and self.group.size == 1:
+            chunks = torch.split(torch.arange(len(data.labels)), _EVALUATION_BATCH)
+            matrix = np.zeros((len(self.data.classes),) * 2, np.int64)
+            self.classifier.eval()
+            with torch.inference_mode():
+                for chunk, (kept, batch) in zip(chunks, data.stream(iter(chunks)), strict=True):
+                    truth = data.labels[chunk if kept is None else chunk[kept]].numpy()
+                    np.add.at(matrix, (truth, self.classifier(batch)[0].argmax(1).cpu().numpy()), 1)
+            plot_confusion(matrix, self.data.classes, folder.path / "confusion.png")
+
+    def _wait_for_device(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 def tool_versions() -> dict[str, str]:
@@ -123,86 +471,82 @@ def tool_versions() -> dict[str, str]:
     return {"imgcls": imgcls.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
-def _load(config: TrainConfig, policy: ResizePolicy, report: Report) -> tuple[PackedImages, PackedImages | None]:
-    train_folder = scan_folder(config.train_dir)
-    test_folder = scan_folder(config.test_dir, train_folder.classes) if config.test_dir else None
-    train_set = pack_folder(train_folder, policy, "reading training pictures")
-    test_set = pack_folder(test_folder, policy, "reading test pictures") if test_folder else None
-    for packed in (train_set, test_set):
-        if packed is not None and packed.unreadable:
-            report(f"skipped {len(packed.unreadable)} unreadable pictures; the first: {packed.unreadable[0][1]}")
-    counts = np.bincount(train_set.labels, minlength=len(train_set.classes))
-    missing = [name for name, count in zip(train_set.classes, counts, strict=True) if not count]
+def _load(config: TrainConfig, policy: ResizePolicy, device: torch.device, group: Group, report: Report) -> _Data:
+    folder = scan_folder(config.train_dir)
+    test_folder = scan_folder(config.test_dir, folder.classes) if config.test_dir else None
+    if not group.leads:
+        group.wait()  # the leading process decodes, the others find the cache filled
+    train_set = _pictures(folder, policy, config, device, "reading training pictures", report)
+    test_set = _pictures(test_folder, policy, config, device, "reading test pictures", report) if test_folder else None
+    if group.leads:
+        group.wait()
+    counts = torch.bincount(train_set.labels, minlength=len(folder.classes))
+    missing = [name for name, count in zip(folder.classes, counts.tolist(), strict=True) if not count]
     if missing:
         raise TrainingError(
             f"{config.train_dir}: no readable picture of {', '.join(missing)}; mend or remove the class"
         )
     if len(counts) < 2:
-        raise TrainingError(
-            f"{config.train_dir}: one class only ({train_set.classes[0]}); there is nothing to tell apart"
-        )
-    return train_set, test_set
+        raise TrainingError(f"{config.train_dir}: one class only ({folder.classes[0]}); there is nothing to tell apart")
+    train_rows, val_rows = split_rows(train_set.labels, config.val_fraction, config.seed)
+    return _Data(folder.classes, train_set, test_set, train_rows, val_rows)
+
+
+def _pictures(
+    folder: Folder, policy: ResizePolicy, config: TrainConfig, device: torch.device, description: str, report: Report
+) -> Pictures:
+    size = len(folder.paths) * 3 * policy.image_size**2
+    if size > config.cache_limit:
+        report(f"{folder.root}: {size / 1e9:.1f} GB of pixels do not fit the cache limit; decoding anew in every epoch")
+        return StreamedPictures(folder, policy, device)
+    cache = Cache(config.cache_dir or default_cache_dir(), config.cache_limit)
+    packed = pack_folder(folder, policy, cache, description)
+    if packed.unreadable:
+        report(f"skipped {len(packed.unreadable)} unreadable pictures; the first: {packed.unreadable[0][1]}")
+    return PackedPictures(packed, device)
+
+
+def split_rows(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to train on and rows held out: `fraction` of each class, drawn by the seed; one of each stays to train on.
+
+    labels: int64 [N]. Returns two int64 vectors in ascending order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held_out = []
+    for label in labels.unique().tolist():
+        members = torch.nonzero(labels == label).flatten()
+        count = min(round(len(members) * fraction), len(members) - 1)
+        held_out.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    val_rows = torch.cat(held_out).sort().values
+    keep = torch.ones(len(labels), dtype=torch.bool)
+    keep[val_rows] = False
+    return torch.nonzero(keep).flatten(), val_rows
+
+
+def _normalisation(config: TrainConfig, pictures: Pictures) -> tuple[Triple, Triple]:
+    return (
+        (IMAGENET_MEAN, IMAGENET_STD)
+        if config.starts_from_imagenet
+        else channel_statistics(pictures.statistics_sample())
+    )
 
 
 def _network(config: TrainConfig, recipe: Recipe, classes: int) -> nn.Module:
     network = build_network(config.arch, classes, config.image_size, recipe.dropout)
-    if config.pretrained or config.weights:
+    if config.starts_from_imagenet:
         load_pretrained_vgg16(network, config.weights)
-    if config.freeze:
-        freeze_body(network)
     return network
 
 
-def _fit(
-    classifier: Classifier,
-    recipe: Recipe,
-    config: TrainConfig,
-    train_set: PackedImages,
-    test_set: PackedImages | None,
-    report: Report,
-) -> list[EpochFigures]:
-    device = classifier.scale.device
-    images, labels = torch.from_numpy(train_set.images).to(device), torch.from_numpy(train_set.labels).to(device)
-    steps = recipe.epochs * -(-len(images) // recipe.batch_size)
-    optimizer = _optimizer(classifier, recipe, device)
-    scheduler = _scheduler(optimizer, recipe, steps)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16 and has_bf16_units(device))
-    generator = torch.Generator().manual_seed(config.seed)
-    figures = []
-    with progress_bar("training", steps) as advance:
-        for epoch in range(1, recipe.epochs + 1):
-            start = time.perf_counter()
-            classifier.train()
-            total_loss = torch.zeros((), dtype=torch.float64, device=device)
-            correct = torch.zeros((), dtype=torch.int64, device=device)
-            for batch, targets in epoch_batches(images, labels, recipe.batch_size, recipe.augment, generator):
-                with autocast:
-                    logits = classifier.network(classifier.normalise(batch))
-                loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                scheduler.step()
-                total_loss += loss.detach().double() * len(targets)
-                correct += (logits.detach().argmax(1) == targets).sum()
-                advance(1)
-            train_scores = Scores(total_loss.item() / len(images), correct.item() / len(images), len(images))
-            seconds = time.perf_counter() - start
-            if not np.isfinite(train_scores.loss):
-                raise TrainingError(f"the loss is not a number after epoch {epoch}; use a smaller --learning-rate")
-            test_scores = _evaluate(classifier, test_set)
-            figures.append(EpochFigures(epoch, train_scores, test_scores, seconds))
-            report(_epoch_line(figures[-1], recipe.epochs))
-    return figures
-
-
-def _optimizer(classifier: Classifier, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-    make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     fused = device.type in ("cpu", "cuda")
-    optimizer: torch.optim.Optimizer = make(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
-    )
+    # a CUDA graph reads the learning rate from the device
+    rate: Any = torch.tensor(recipe.learning_rate, device=device) if device.type == "cuda" else recipe.learning_rate
+    options: dict[str, Any] = {"lr": rate, "weight_decay": recipe.weight_decay, "fused": fused}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **options)
+    make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    optimizer: torch.optim.Optimizer = make(parameters, capturable=device.type == "cuda", **options)
     return optimizer
 
 
@@ -212,33 +556,44 @@ def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> 
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=max(steps, 2))
 
 
-def _evaluate(classifier: Classifier, test_set: PackedImages | None) -> Scores | None:
-    if test_set is None:
-        return None
-    return evaluate(classifier, torch.from_numpy(test_set.images), torch.from_numpy(test_set.labels))
+def _class_weights(data: _Data) -> Tensor:
+    """Float32 [K]: in inverse proportion to the class's count, 1 on average over the training pictures."""
+    counts = torch.bincount(data.train.labels[data.train_rows], minlength=len(data.classes)).clamp(min=1)
+    return (counts.sum() / (len(counts) * counts)).float()
+
+
+def _counts(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures and steps that a batch adds, float64 scalars made on its device without a copy from the host."""
+    one = torch.ones((), dtype=torch.float64, device=labels.device)
+    return one * len(labels), one
+
+
+def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
+    with torch.no_grad():
+        for from_tensor, to_tensor in zip(source, target, strict=False):
+            to_tensor.copy_(from_tensor)
 
 
 def _epoch_line(figures: EpochFigures, epochs: int) -> str:
-    line = (
-        f"epoch {figures.epoch:>{len(str(epochs))}}/{epochs}  "
-        f"train loss {figures.train.loss:.4f} accuracy {figures.train.accuracy:.2%}"
-    )
-    if figures.test is not None:
-        line += f"  test loss {figures.test.loss:.4f} accuracy {figures.test.accuracy:.2%}"
-    return f"{line}  {figures.train.count / figures.seconds:,.0f} images/s"
+    parts = [f"epoch {figures.epoch:>{len(str(epochs))}}/{epochs}"]
+    for name, scores in (("train", figures.train), ("held out", figures.val), ("test", figures.test)):
+        if scores is not None:
+            parts.append(f"{name} loss {scores.loss:.4f} accuracy {scores.accuracy:.2%}")
+    return "  ".join([*parts, f"{figures.train.count / figures.seconds:,.0f} images/s"])
 
 
-def _dataset_record(train_set: PackedImages, test_set: PackedImages | None, last: EpochFigures) -> dict[str, object]:
-    record: dict[str, object] = {"fingerprint": train_set.fingerprint(), "train_images": len(train_set.images)}
-    if test_set is not None and last.test is not None:
+def _dataset_record(data: _Data, fingerprint: str, row: dict[str, Any]) -> dict[str, Any]:
+    record = {"fingerprint": fingerprint, "train_images": len(data.train_rows)}
+    if len(data.val_rows):
+        record |= {"val_images": len(data.val_rows), "val_accuracy": row["val_accuracy"]}
+    if data.test is not None:
         record |= {
-            "test_fingerprint": test_set.fingerprint(),
-            "test_images": len(test_set.images),
-            "test_accuracy": last.test.accuracy,
+            "test_fingerprint": data.test.fingerprint(),
+            "test_images": len(data.test.labels),
+            "test_accuracy": row["test_accuracy"],
         }
     return record
 
 
-def _triple(values: np.ndarray) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
+def _silent(line: str) -> None:
+    """What processes other than the leading one report."""

@@ -1,34 +1,104 @@
-"""Batches of uint8 pictures on the device, cropped and flipped there, without a Python step for each picture."""
+"""The order of an epoch and its augmentation: all drawn at once, applied in batches on the device, no step a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def epoch_batches(
-    images: Tensor, labels: Tensor, batch_size: int, augment: bool, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch in random order: (uint8 [B, S, S, 3], int64 [B]) on the device of `images`.
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to training pictures at random, each picture on its own.
 
-    images: uint8 [N, S, S, 3]. generator: a CPU generator; all randomness comes from it, so a seed fixes the epoch on
-    every device. The last batch may be smaller.
+    crop: shift by up to this share of the side, black beyond the border (0.125 is the usual 4 pixels at 32x32).
+    flip: left to right, every other one. colour: brightness, contrast and saturation by factors in 1 - c .. 1 + c.
+    cutout: a square of this share of the side is painted with the picture set's mean colour.
     """
-    count, side = len(images), images.shape[1]
-    padding = max(1, side // 8)  # 4 pixels at 32x32, as is usual on CIFAR-10
-    order = torch.randperm(count, generator=generator)
-    crops = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
-    flips = torch.randint(0, 2, (count,), generator=generator).bool()
-    for start in range(0, count, batch_size):
-        batch = order[start : start + batch_size]
-        chosen = batch.to(images.device)
-        pictures = images[chosen]
-        if augment:
-            top, left = crops[:, batch].to(images.device)
-            pictures = crop_and_flip(pictures, top, left, flips[batch].to(images.device), padding)
-        yield pictures, labels[chosen]
+
+    crop: float = 0.0
+    flip: bool = False
+    colour: float = 0.0
+    cutout: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.crop or self.flip or self.colour or self.cutout)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """One epoch's random draws, a row a picture, in the order of training. On the host.
+
+    order: int64 [N]. shifts: int64 [N, 2], 0 to twice the padding. flips: bool [N]. colours: float32 [N, 3].
+    holes: float32 [N, 2], centres as shares of the side.
+    """
+
+    order: Tensor
+    shifts: Tensor
+    flips: Tensor
+    colours: Tensor
+    holes: Tensor
+
+    def to(self, device: torch.device) -> EpochPlan:
+        return EpochPlan(*(tensor.to(device) for tensor in self._tensors()))
+
+    def copy_(self, other: EpochPlan) -> None:
+        """Take over another plan's draws, in place: what was captured in a CUDA graph reads them."""
+        for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
+            mine.copy_(theirs)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.order, self.shifts, self.flips, self.colours, self.holes
+
+
+def plan_epoch(count: int, side: int, augmentation: Augmentation, seed: int, epoch: int) -> EpochPlan:
+    """The plan of one epoch over `count` pictures of `side` pixels: a function of its arguments alone.
+
+    So a resumed run, and every process of a distributed one, goes through the same pictures in the same order.
+    """
+    state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+    generator = torch.Generator().manual_seed(state)
+    padding = padding_pixels(side, augmentation)
+    return EpochPlan(
+        order=torch.randperm(count, generator=generator),
+        shifts=torch.randint(0, 2 * padding + 1, (count, 2), generator=generator),
+        flips=torch.randint(0, 2, (count,), generator=generator).bool(),
+        colours=1 + augmentation.colour * (2 * torch.rand(count, 3, generator=generator) - 1),
+        holes=torch.rand(count, 2, generator=generator),
+    )
+
+
+def padding_pixels(side: int, augmentation: Augmentation) -> int:
+    """How far a crop may shift a picture, in pixels."""
+    return round(side * augmentation.crop)
+
+
+def batch_slices(count: int, batch_size: int, start: int = 0) -> Iterator[slice]:
+    """Slices over `count` rows, from batch number `start` on; the last may be shorter."""
+    for first in range(start * batch_size, count, batch_size):
+        yield slice(first, min(first + batch_size, count))
+
+
+def augment(pictures: Tensor, plan: EpochPlan, rows: Tensor, augmentation: Augmentation, mean: Tensor) -> Tensor:
+    """Apply the plan's draws to a batch; all on one device.
+
+    pictures: uint8 [B, S, S, 3]. rows: int64 [B], the batch's rows of the plan. mean: float32 [3] on the device, the
+    set's mean colour in 0..255. Returns uint8 [B, S, S, 3], or float32 in 0..255 where colours were changed.
+    """
+    if augmentation.crop or augmentation.flip:
+        shifts = plan.shifts[rows]
+        flips = plan.flips[rows] & augmentation.flip
+        padding = padding_pixels(pictures.shape[1], augmentation)
+        pictures = crop_and_flip(pictures, shifts[:, 0], shifts[:, 1], flips, padding)
+    if augmentation.colour:
+        pictures = jitter_colours(pictures, plan.colours[rows])
+    if augmentation.cutout:
+        pictures = cut_out(pictures, plan.holes[rows], augmentation.cutout, mean)
+    return pictures
 
 
 def crop_and_flip(pictures: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
@@ -38,9 +108,40 @@ def crop_and_flip(pictures: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad
     black. flip: bool [B], left to right. Returns uint8 [B, S, S, 3].
     """
     side = pictures.shape[1]
-    padded = torch.nn.functional.pad(pictures, (0, 0, padding, padding, padding, padding))  # [B, S+2p, S+2p, 3]
+    padded = F.pad(pictures, (0, 0, padding, padding, padding, padding))  # [B, S+2p, S+2p, 3]
     steps = torch.arange(side, device=pictures.device)
     rows = top[:, None] + steps  # [B, S]
     columns = left[:, None] + torch.where(flip[:, None], side - 1 - steps, steps)  # [B, S]
     which = torch.arange(len(pictures), device=pictures.device)
     return padded[which[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def jitter_colours(pictures: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast, then saturation of each picture by its factors, as torchvision's ColorJitter defines them.
+
+    pictures: uint8 [B, S, S, 3]. factors: float32 [B, 3]. Returns float32 [B, S, S, 3] in 0..255.
+    """
+    brightness, contrast, saturation = (factors[:, column, None, None, None] for column in range(3))
+    x = (pictures.float() * brightness).clamp(0, 255)
+    grey = _luma(x).mean((1, 2), keepdim=True)
+    x = (grey + (x - grey) * contrast).clamp(0, 255)
+    grey = _luma(x)
+    return (grey + (x - grey) * saturation).clamp(0, 255)
+
+
+def _luma(x: Tensor) -> Tensor:
+    """ITU-R BT.601, as torchvision's rgb_to_grayscale: [B, S, S, 3] -> [B, S, S, 1]."""
+    return (0.2989 * x[..., 0] + 0.587 * x[..., 1] + 0.114 * x[..., 2])[..., None]
+
+
+def cut_out(pictures: Tensor, centres: Tensor, share: float, mean: Tensor) -> Tensor:
+    """Paint a square in each picture (DeVries and Taylor 2017: it may reach over the border).
+
+    pictures: [B, S, S, 3]. centres: float32 [B, 2] as shares of the side. mean: float32 [3], the colour, 0..255.
+    """
+    side = pictures.shape[1]
+    half = side * share / 2
+    positions = torch.arange(side, device=pictures.device) + 0.5
+    inside = (positions - centres[:, :, None] * side).abs() < half  # [B, 2, S]
+    hole = (inside[:, 0, :, None] & inside[:, 1, None, :])[..., None]  # [B, S, S, 1]
+    return torch.where(hole, mean.to(pictures.dtype), pictures)

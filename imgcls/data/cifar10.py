@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from imgcls.data.statistics import channel_statistics
 from imgcls.errors import DataError, ImgclsError
 from imgcls.progress import progress_bar
 from imgcls_infer.errors import one_line
@@ -80,8 +81,6 @@ def read_archive(archive: Path) -> tuple[Split, Split]:
 
 def check_cifar10(train: Split, test: Split) -> None:
     """Counts per class, and channel statistics to four decimals. Raises DataError."""
-    from imgcls.training import channel_statistics
-
     for split, (_, labels) in {"train": train, "test": test}.items():
         counts = np.bincount(labels, minlength=10).tolist()
         if counts != [_COUNTS[split]] * 10:

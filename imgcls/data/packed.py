@@ -1,19 +1,21 @@
-"""A folder's pictures, preprocessed once, as one uint8 array."""
+"""A folder's pictures, preprocessed once, as one uint8 array; kept in a cache folder from run to run."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from imgcls.data.cache import Cache
 from imgcls.data.folder import Folder
 from imgcls.errors import DataError
 from imgcls.progress import progress_bar
@@ -21,7 +23,9 @@ from imgcls_infer.errors import ImageError
 from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import preprocess
 
-_CHUNK = 512
+_CHUNK = 64
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,27 +50,40 @@ class PackedImages:
         return digest.hexdigest()
 
 
-def pack_folder(folder: Folder, policy: ResizePolicy, description: str = "reading pictures") -> PackedImages:
-    """Decode and resize every picture of a folder, in parallel. Raises DataError where none can be read."""
-    count, side = len(folder.paths), policy.image_size
-    images = np.empty((count, side, side, 3), np.uint8)
-    kept = np.zeros(count, bool)
-    unreadable: list[tuple[Path, str]] = []
-    with progress_bar(description, count) as advance:
-        for index, pixels in enumerate(decode_all(folder.paths, policy)):
-            if isinstance(pixels, ImageError):
-                unreadable.append((folder.paths[index], str(pixels)))
-            else:
-                images[index], kept[index] = pixels, True
-            if index % _CHUNK == _CHUNK - 1:
-                advance(_CHUNK)
-    if not kept.any():
-        raise DataError(f"{folder.root}: none of its {count} pictures can be read; the first: {unreadable[0][1]}")
-    labels = np.asarray(folder.labels, np.int64)
+def pack_folder(
+    folder: Folder, policy: ResizePolicy, cache: Cache | None = None, description: str = "reading pictures"
+) -> PackedImages:
+    """Every picture of a folder, decoded and resized, in parallel; from the cache where it holds them.
+
+    Raises DataError where none can be read.
+    """
+    key = cache_key(folder, policy)
+    found = cache.load(key) if cache else None
+    if found is None:
+        found = _decode(folder, policy, description)
+        if cache:
+            cache.store(key, *found)
+    images, reasons = found
+    unreadable = tuple((folder.paths[index], reason) for index, reason in reasons.items())
+    if len(unreadable) == len(folder.paths):
+        raise DataError(f"{folder.root}: none of its {len(folder.paths)} pictures can be read; the first: {unreadable[0][1]}")
+    labels, paths = np.asarray(folder.labels, np.int64), folder.paths
     if unreadable:
-        images, labels = images[kept], labels[kept]
-    paths = tuple(path for path, keep in zip(folder.paths, kept, strict=True) if keep)
-    return PackedImages(images, labels, folder.classes, paths, tuple(unreadable))
+        kept = np.setdiff1d(np.arange(len(paths)), list(reasons))
+        labels, paths = labels[kept], tuple(paths[index] for index in kept)
+    return PackedImages(images, labels, folder.classes, paths, unreadable)
+
+
+def cache_key(folder: Folder, policy: ResizePolicy) -> str:
+    """SHA-256 hex over the policy, the decoder, and each file's path in the folder, size and time of change."""
+    from PIL import __version__ as pillow
+
+    digest = hashlib.sha256(repr((policy, pillow)).encode())
+    for path in folder.paths:
+        status = path.stat()
+        relative = os.fsencode(path.relative_to(folder.root))
+        digest.update(b"%s\0%d\0%d\n" % (relative, status.st_size, status.st_mtime_ns))
+    return digest.hexdigest()
 
 
 def pick_samples(packed: PackedImages, count: int = 8) -> tuple[bytes, ...]:
@@ -86,16 +103,54 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode_all(paths: Iterable[Path], policy: ResizePolicy) -> Iterator[np.ndarray | ImageError]:
-    """Stage 1 for many pictures, in order, in threads: pixels, or the error of a picture that can't be read."""
+def decode_all(paths: Sequence[Path], policy: ResizePolicy) -> Iterator[np.ndarray | ImageError]:
+    """Stage 1 for many pictures, in order, in threads: pixels, or the error of a picture that can't be read.
 
-    def decode(path: Path) -> np.ndarray | ImageError:
+    Threads, not processes: Pillow decodes without Python's lock, and a caller's script needs no __main__ guard.
+    """
+
+    def decode(chunk: Sequence[Path]) -> list[np.ndarray | ImageError]:
+        return [_decode_one(path, policy) for path in chunk]
+
+    chunks = iter(paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK))
+    yield from (pixels for result in run_ahead(decode, chunks) for pixels in result)
+
+
+def run_ahead(
+    function: Callable[[Any], Result], items: Iterator[Any], workers: int | None = None
+) -> Iterator[Result]:
+    """map(function, items) in threads, in order, a few results ahead of the reader: memory stays bounded."""
+    workers = workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: list[Future[Result]] = [pool.submit(function, item) for item in islice(items, 2 * workers)]
         try:
-            return preprocess(path, policy)
-        except ImageError as error:
-            return error
+            while waiting:
+                result = waiting.pop(0).result()
+                waiting += [pool.submit(function, item) for item in islice(items, 1)]
+                yield result
+        finally:  # the reader may stop early
+            for future in waiting:
+                future.cancel()
 
-    remaining = iter(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while chunk := list(islice(remaining, _CHUNK)):
-            yield from pool.map(decode, chunk)
+
+def _decode_one(path: Path, policy: ResizePolicy) -> np.ndarray | ImageError:
+    try:
+        return preprocess(path, policy)
+    except ImageError as error:
+        return error
+
+
+def _decode(folder: Folder, policy: ResizePolicy, description: str) -> tuple[np.ndarray, dict[int, str]]:
+    """Pixels uint8 [readable, S, S, 3], and the reason for each picture that can't be read, by its index."""
+    count, side = len(folder.paths), policy.image_size
+    images = np.empty((count, side, side, 3), np.uint8)
+    reasons: dict[int, str] = {}
+    with progress_bar(description, count) as advance:
+        for index, pixels in enumerate(decode_all(folder.paths, policy)):
+            if isinstance(pixels, ImageError):
+                reasons[index] = str(pixels)
+            else:
+                images[index] = pixels
+            if index % _CHUNK == _CHUNK - 1:
+                advance(_CHUNK)
+    return (np.delete(images, list(reasons), axis=0) if reasons else images), reasons

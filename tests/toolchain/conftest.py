@@ -13,6 +13,13 @@ from imgcls.config import TrainConfig
 from imgcls.training import train
 
 
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path_factory, monkeypatch):
+    """Runs and caches go to temporary folders, never to the user's."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)
@@ -28,5 +35,13 @@ def pictures(tmp_path: Path) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Checkpoint]:
     """A CNN trained on the CIFAR-10 sample for two epochs, and its .pth."""
     path = tmp_path_factory.mktemp("trained") / "cnn.pth"
-    config = TrainConfig(SAMPLE / "train", path, SAMPLE / "test", epochs=2, device="cpu")
+    config = TrainConfig(
+        SAMPLE / "train",
+        path,
+        SAMPLE / "test",
+        epochs=2,
+        device="cpu",
+        run_dir=path.parent / "run",
+        cache_dir=path.parent / "cache",
+    )
     return path, train(config).checkpoint

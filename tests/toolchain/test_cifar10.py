@@ -12,8 +12,8 @@ from PIL import Image
 
 from imgcls.data import cifar10
 from imgcls.data.cifar10 import install_cifar10, read_archive
+from imgcls.data.statistics import channel_statistics
 from imgcls.errors import DataError
-from imgcls.training import channel_statistics
 
 PER_BATCH = 20
 

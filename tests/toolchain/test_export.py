@@ -8,11 +8,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from imgcls_infer.manifest import Manifest, ResizePolicy
 from imgcls_infer.predictor import Predictor
 
-from imgcls.config import ExportConfig
+from imgcls.checkpoint import Checkpoint, weights_sha256
+from imgcls.config import HALF, ExportConfig
 from imgcls.errors import ExportError
 from imgcls.export import FORMATS, export
+from imgcls.networks import build_network
 from imgcls.runtimes import open_model, run_module
 
 export_module = sys.modules["imgcls.export"]
@@ -71,13 +74,23 @@ def test_the_onnx_graph_is_the_contracts_and_nothing_more(trained, tmp_path):
     model = onnx.load(tmp_path / "a.onnx")
     block = ["Conv", "Relu", "MaxPool"]
     assert [node.op_type for node in model.graph.node] == [
-        *("Transpose", "Cast", "Mul", "Add"),
+        *("Transpose", "Cast", "Add"),
         *block * 3,
         *("Reshape", "Gemm", "Relu", "Gemm", "Softmax"),
     ]
+    layers = [node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert layers == ["conv1_layer", "conv2_layer", "conv3_layer", "fc1_layer", "fc2_layer"]
+    assert {tensor.name.split(".")[-1] for tensor in model.graph.initializer} == {"weight", "bias", "shift", "1"}
     assert model.ir_version <= 10
     assert model.opset_import[0].version == 18
     assert [node.name for node in model.graph.output] == ["logits", "probabilities"]
+
+
+def test_no_fold_exports_the_plain_graph(trained, tmp_path):
+    path, checkpoint = trained
+    export(ExportConfig(path, "onnx", tmp_path / "a.onnx", fold=False), checkpoint)
+    operators = [node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node]
+    assert operators[:5] == ["Transpose", "Cast", "Mul", "Add", "Conv"]
 
 
 def test_a_file_that_fails_its_own_check_is_not_left_lying(trained, tmp_path, monkeypatch):
@@ -114,17 +127,20 @@ def test_a_file_without_golden_samples_still_runs(trained, tmp_path):
     assert Predictor(tmp_path / "a.onnx").golden == []
 
 
-def test_vgg16_at_32_pixels_exports_and_agrees(tmp_path):
-    from imgcls_infer.manifest import Manifest, ResizePolicy
-
-    from imgcls.checkpoint import Checkpoint, weights_sha256
-    from imgcls.networks import build_network
-
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory):
+    """A real VGG16 for 32x32 pictures, folded: the checkpoint, the result, and its graph."""
     torch.manual_seed(0)
     state = build_network("vgg16", 3, 32).state_dict()
-    manifest = Manifest(
-        "vgg16", ("a", "b", "c"), ResizePolicy(32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), weights_sha256(state)
-    )
+    manifest = Manifest("vgg16", ("a", "b", "c"), ResizePolicy(32), HALF, HALF, weights_sha256(state))
     checkpoint = Checkpoint(state, manifest)
-    result = export(ExportConfig(tmp_path / "v.pth", "onnx", tmp_path / "v.onnx"), checkpoint)
-    assert result.manifest.parity["max_abs_diff"] < 1e-5
+    path = tmp_path_factory.mktemp("vgg16") / "v.onnx"
+    return export(ExportConfig(path.with_suffix(".pth"), "onnx", path), checkpoint), onnx.load(path)
+
+
+def test_vgg16_at_32_pixels_is_folded_small_and_agrees(vgg16):
+    result, model = vgg16
+    operators = {node.op_type for node in model.graph.node}
+    assert operators == {"Transpose", "Cast", "Add", "Conv", "Relu", "MaxPool", "Reshape", "Gemm", "Softmax"}
+    assert result.size < 135e6
+    assert result.manifest.parity["max_abs_diff"] < 1e-6

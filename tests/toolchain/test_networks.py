@@ -9,7 +9,7 @@ from torchvision.transforms import functional as tv
 
 from imgcls.config import TrainConfig
 from imgcls.errors import CheckpointError, ImgclsError
-from imgcls.networks import CNN, Classifier, build_network, freeze_body, load_pretrained_vgg16
+from imgcls.networks import CNN, Classifier, build_network, load_pretrained_vgg16, split_head
 
 ARTICLE_SHAPES = {
     "conv1_layer.weight": (16, 3, 3, 3),
@@ -88,10 +88,13 @@ def test_vgg16_is_torchvisions_with_its_last_layer_replaced(vgg16):
     assert found["classifier.6.weight"] == (3, 4096)
 
 
-def test_frozen_vgg16_trains_only_its_last_layer(vgg16):
-    freeze_body(vgg16)
-    trained = [name for name, parameter in vgg16.named_parameters() if parameter.requires_grad]
-    assert trained == ["classifier.6.weight", "classifier.6.bias"]
+def test_body_and_head_are_the_whole_network(vgg16):
+    vgg16.eval()
+    body, head = split_head(vgg16)
+    pictures = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(head(body(pictures)), vgg16(pictures))
+    assert head.weight is vgg16.classifier[6].weight
 
 
 def test_local_weights_in_torchvisions_format_fill_all_but_the_last_layer(vgg16, tmp_path):

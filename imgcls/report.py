@@ -1,0 +1,274 @@
+"""Figures for people: plots as PNG, and an evaluation as a folder of files. Needs no torch.
+
+Colours are Okabe and Ito's (Color Universal Design, 2008) and matplotlib's Blues: told apart with any colour vision.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from imgcls_infer.manifest import Manifest
+from imgcls_infer.preprocess import decode_rgb, printable
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
+from PIL import Image, ImageDraw, ImageFont
+
+from imgcls.files import write_atomically
+from imgcls.progress import progress_bar
+
+if TYPE_CHECKING:
+    from imgcls.evaluation import CalibrationBin, Evaluation, WrongAnswer
+
+BLUE, SKY, ORANGE, GREY = "#0072B2", "#9CCFEF", "#D55E00", "#6E6E6E"
+
+_DPI = 150
+_STYLE = ("default", {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E4E4E4"})
+
+_COUNTED_CLASSES = 20  # up to here each cell of a confusion matrix has room for its count
+_LONGEST_NAME = 24
+
+_COLUMNS = 8  # of a contact sheet
+_TILE = 168  # pixels: a picture's box
+_GAP = 14
+_LINE = 18
+_FONT_SIZE = 13
+
+
+def write_evaluation(evaluation: Evaluation, manifest: Manifest, folder: Path) -> None:
+    """Write scores.json, confusion.png, reliability.png and wrong.png into `folder`, which is made if it is missing.
+
+    manifest: the checkpoint's. Raises ImgclsError where a file can't be written, ImageError where a picture that was
+    evaluated is no longer readable.
+    """
+    scores = evaluation.scores
+    text = evaluation_json(evaluation, manifest)
+    write_atomically(folder / "scores.json", lambda temporary: temporary.write_text(text, encoding="ascii"))
+    plot_confusion(scores.confusion, manifest.classes, folder / "confusion.png")
+    plot_reliability(scores.calibration, scores.ece, folder / "reliability.png")
+    title = f"{evaluation.wrong_count:,} of {scores.count:,} answers are wrong"
+    if len(evaluation.wrong) < evaluation.wrong_count:
+        title += f"; the {len(evaluation.wrong)} most confident of them:"
+    write_contact_sheet(evaluation.wrong, title, folder / "wrong.png")
+
+
+def evaluation_json(evaluation: Evaluation, manifest: Manifest) -> str:
+    """All of an evaluation as JSON (ASCII): shares 0..1, null where a figure is undefined."""
+    scores = evaluation.scores
+    content = {
+        "schema": 1,
+        "checkpoint": {"arch": manifest.arch, "weights_sha256": manifest.weights_sha256},
+        "pictures": scores.count,
+        "accuracy": scores.accuracy,
+        "top_k": {"k": scores.k, "accuracy": scores.top_k},
+        "macro_f1": scores.macro_f1,
+        "loss": scores.loss,
+        "expected_calibration_error": scores.ece,
+        "classes": [asdict(found) for found in scores.classes],
+        "confusion": {"rows": "true class", "columns": "predicted class", "counts": scores.confusion.tolist()},
+        "calibration": [asdict(found) for found in scores.calibration],
+        "wrong": [{**asdict(answer), "path": str(answer.path)} for answer in evaluation.wrong],
+        "unreadable": [{"path": str(path), "reason": reason} for path, reason in evaluation.unreadable],
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
+    """A confusion matrix as PNG: int [K, K], rows are true classes, columns predicted ones; classes: K names.
+
+    The colour is the share of the row, on a root scale so that rare confusions show; rows without a picture are grey.
+    Up to 20 classes have their counts written in. Raises ImgclsError where the file can't be written.
+    """
+    support = matrix.sum(1, keepdims=True)
+    shares = np.divide(matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
+    counted = len(classes) <= _COUNTED_CLASSES
+    side = _matrix_side(len(classes))
+    cell = side / len(classes)
+    with matplotlib.style.context(_STYLE):
+        figure = Figure(figsize=(side + 3, side + 2), layout="constrained")
+        axes = figure.add_subplot()
+        colours = matplotlib.colormaps["Blues"].with_extremes(bad="#E4E4E4")
+        image = axes.imshow(shares, cmap=colours, norm=PowerNorm(1 / 2 if counted else 1 / 3, 0, 1))
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        total = int(matrix.sum())
+        accuracy = f", accuracy {matrix.trace() / total:.2%}" if total else ""
+        axes.set_title(f"confusion matrix: {total:,} pictures{accuracy}")
+        _label_classes(axes, classes, cell)
+        if counted:
+            _write_counts(axes, matrix, shares, cell)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, format=PercentFormatter(1, 0))
+        bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
+        bar.set_label("share of the true class's pictures")
+        bar.outline.set_visible(False)
+        _save(figure, path)
+
+
+def plot_reliability(calibration: Sequence[CalibrationBin], ece: float, path: Path) -> None:
+    """A reliability diagram as PNG: accuracy against confidence in each bin, over the number of pictures in each.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, figures 1 and 4.
+    Raises ImgclsError where the file can't be written.
+    """
+    filled = [found for found in calibration if found.accuracy is not None]
+    lefts, rights = [found.lower for found in filled], [found.upper for found in filled]
+    widths = [found.upper - found.lower for found in filled]
+    counts = np.array([found.count for found in filled])
+    confidences = np.array([found.confidence for found in filled], float)
+    accuracies = np.array([found.accuracy for found in filled], float)
+    with matplotlib.style.context(_STYLE):
+        figure = Figure(figsize=(5.4, 6.4), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        bars: dict[str, Any] = {"align": "edge", "edgecolor": "white", "linewidth": 0.8}
+        upper.bar(lefts, accuracies, widths, color=SKY, label="share that is right", **bars)
+        upper.hlines(confidences, lefts, rights, colors=ORANGE, linewidth=2.5, label="mean confidence")
+        upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="perfectly calibrated")
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+        upper.set_title(
+            f"expected calibration error {ece:.2%} ({len(calibration)} bins)\n"
+            f"mean confidence {np.average(confidences, weights=counts):.2%}, "
+            f"accuracy {np.average(accuracies, weights=counts):.2%}",
+            fontsize=11,
+        )
+        upper.legend(loc="upper left", frameon=False)
+        lower.bar(lefts, counts, widths, color=GREY, **bars)
+        lower.set(xlabel="confidence (probability of the predicted class)", ylabel="pictures")
+        lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        lower.yaxis.set_major_formatter("{x:,.0f}")
+        for axis in (upper.yaxis, lower.xaxis):
+            axis.set_major_formatter(PercentFormatter(1, 0))
+        _save(figure, path)
+
+
+def plot_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A training run as PNG: loss and accuracy (0..1) over epochs, training and test.
+
+    history: an entry an epoch, with epoch, train_loss, train_accuracy, and test_loss, test_accuracy where there were
+    test pictures (else None or missing); at least one. Raises ImgclsError where the file can't be written.
+    """
+    with matplotlib.style.context(_STYLE):
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        loss, accuracy = figure.subplots(1, 2)
+        for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+            _curve(axes, history, f"train_{name}", "training", color=BLUE, marker="o")
+            _curve(axes, history, f"test_{name}", "test", color=ORANGE, marker="s", linestyle="--")
+            axes.set(title=name, xlabel="epoch")
+            axes.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+            axes.grid(axis="y")
+            axes.set_axisbelow(True)
+        loss.set_ylabel("mean cross-entropy (nats)")
+        loss.set_ylim(bottom=0)
+        loss.legend(frameon=False)
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+        _save(figure, path)
+
+
+def write_contact_sheet(answers: Sequence[WrongAnswer], title: str, path: Path) -> None:
+    """Pictures in rows as PNG, as their files hold them, each with its two classes, probability and file name.
+
+    Raises ImgclsError where the file can't be written, ImageError where a picture can't be read.
+    """
+    columns = max(_COLUMNS // 2, min(_COLUMNS, len(answers)))  # few pictures leave room for the title
+    rows = math.ceil(len(answers) / columns)
+    width, height = _TILE + _GAP, _TILE + 4 * _LINE + 2 * _GAP
+    top = _GAP + _LINE + _GAP
+    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + top), "white")
+    draw, plain, bold = ImageDraw.Draw(sheet), _font("DejaVuSans"), _font("DejaVuSans-Bold")
+    draw.text((_GAP, _GAP), _fit(title, bold, sheet.width - 2 * _GAP), "black", bold)
+    with progress_bar("drawing the contact sheet", len(answers)) as advance:
+        for index, answer in enumerate(answers):
+            left, y = _GAP + index % columns * width, top + index // columns * height
+            draw.rectangle((left, y, left + _TILE - 1, y + _TILE - 1), "#F2F2F2")
+            picture = _thumbnail(answer.path)
+            sheet.paste(picture, (left + (_TILE - picture.width) // 2, y + (_TILE - picture.height) // 2))
+            captions = (
+                (f"true: {answer.label}", plain, "black"),
+                (f"predicted: {answer.predicted}", plain, ORANGE),
+                (f"probability {answer.probability:.2%}", plain, "black"),
+                (answer.path.name, plain, GREY),
+            )
+            for line, (text, font, colour) in enumerate(captions):
+                draw.text((left, y + _TILE + 4 + line * _LINE), _fit(text, font, _TILE), colour, font)
+            advance(1)
+    write_atomically(path, lambda temporary: sheet.save(temporary, "PNG", optimize=True))
+
+
+def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, label: str, **style: Any) -> None:
+    points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
+    if points:
+        epochs, values = zip(*points, strict=True)
+        axes.plot(epochs, values, label=label, markersize=4, linewidth=1.8, **style)
+
+
+def _matrix_side(classes: int) -> float:
+    """Inches: room for counts in the cells of few classes, a page for many, and then 3 pixels a cell."""
+    return max(2.2, min(0.52 * classes, max(11.0, min(3 / _DPI * classes, 24.0))))
+
+
+def _label_classes(axes: Axes, classes: Sequence[str], cell: float) -> None:
+    """Class names on both axes; where cells are lower than letters, of every n-th class."""
+    size = max(6.5, min(10.0, 0.8 * 72 * cell))
+    step = math.ceil(1.2 * size / (72 * cell))
+    shown = range(0, len(classes), step)
+    names = [_shortened(printable(classes[index])) for index in shown]
+    style: dict[str, Any] = {"fontsize": size, "parse_math": False}
+    crowded = len(classes) > _COUNTED_CLASSES
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.yaxis.set_major_locator(FixedLocator(shown))
+    turned = {"rotation": 90} if crowded else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticklabels(names, **turned, **style)
+    axes.set_yticklabels(names, **style)
+    axes.tick_params(length=2 if crowded else 0)
+
+
+def _write_counts(axes: Axes, matrix: np.ndarray, shares: np.ndarray, cell: float) -> None:
+    """The count in each cell that has one, in letters that let the longest fit."""
+    size = min(9.0, 72 * cell / (0.68 * len(f"{matrix.max():,}") + 0.5))
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        colour = "white" if shares[row, column] > 0.3 else "black"
+        axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", color=colour, fontsize=size)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a class name: drawn as a box
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=_DPI, bbox_inches="tight"))
+
+
+def _thumbnail(path: Path) -> Image.Image:
+    """A picture file's own pixels, scaled into a tile."""
+    image = Image.fromarray(decode_rgb(path, printable(str(path))))
+    scale = _TILE / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _font(name: str) -> ImageFont.FreeTypeFont:
+    """One of the fonts that come with matplotlib: the same letters on every machine."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf"), _FONT_SIZE)
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Text on one line, cut to `width` pixels."""
+    text = printable(text)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

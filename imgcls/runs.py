@@ -1,0 +1,122 @@
+"""A run's folder: what was asked, every epoch's figures, curves, and the states that a run goes on from.
+
+runs/<name>/config.json  metrics.jsonl  metrics.csv  curves.png  confusion.png  last.pth  best.pth  tensorboard/
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imgcls.checkpoint import read_mapping, write_mapping
+from imgcls.config import TrainConfig
+from imgcls.errors import TrainingError
+from imgcls.files import write_atomically
+
+FORMAT = "imgcls.run"
+_LAST = "last.pth"
+_PATHS = ("train_dir", "test_dir", "output", "weights", "run_dir", "cache_dir")
+
+Row = dict[str, Any]
+
+
+class RunFolder:
+    """One run's folder. Only the leading process has one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._board = _tensorboard(path)
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> RunFolder:
+        """A new folder: config.run_dir, else runs/<output's stem>, numbered if it exists. Raises ImgclsError."""
+        wanted = config.run_dir or Path("runs", config.output.stem)
+        path, number = wanted, 2
+        while path.exists():
+            if config.run_dir is not None:
+                raise TrainingError(f"{path}: exists already; go on with --resume {path}, or name another folder")
+            path, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1
+        text = json.dumps(asdict(config), default=str, indent=2)
+        write_atomically(path / "config.json", lambda temporary: temporary.write_text(text))
+        return cls(path)
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best.pth"
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Write the state that a run goes on from. Raises ImgclsError; the previous one still loads then."""
+        write_mapping(self.path / _LAST, {"format": FORMAT, **state})
+
+    def write_metrics(self, history: list[Row]) -> None:
+        """All epochs' figures, as JSON lines and as CSV."""
+        lines = "".join(json.dumps(row) + "\n" for row in history)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(history[0]) if history else ["epoch"])
+        writer.writeheader()
+        writer.writerows(history)
+        write_atomically(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
+        write_atomically(self.path / "metrics.csv", lambda temporary: temporary.write_text(table.getvalue()))
+
+    def log_epoch(self, row: Row) -> None:
+        """One epoch's figures to TensorBoard, where it is installed."""
+        if self._board is not None:
+            for name, value in row.items():
+                if name != "epoch" and value is not None:
+                    self._board.add_scalar(name, value, row["epoch"])
+            self._board.flush()
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """The saved state of the run in folder `path`; None where it was stopped before its first. Raises ImgclsError."""
+    file = path / _LAST
+    if not file.exists():
+        return None
+    state = read_mapping(file)
+    if state.get("format") != FORMAT:
+        raise TrainingError(f"{file}: not the state of a run; start anew with imgcls train")
+    return state
+
+
+def load_config(path: Path) -> TrainConfig:
+    """The config of the run in folder `path`. Raises TrainingError."""
+    try:
+        raw = json.loads((path / "config.json").read_text())
+        known = {field.name for field in fields(TrainConfig)}
+        values = {name: value for name, value in raw.items() if name in known}
+        values |= {name: Path(raw[name]) for name in _PATHS if raw.get(name) is not None}
+        values |= {name: tuple(raw[name]) for name in ("mean", "std") if raw.get(name) is not None}
+        return TrainConfig(**values)
+    except FileNotFoundError as error:
+        raise TrainingError(f"{path}: no run to resume (it has no config.json)") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise TrainingError(f"{path / 'config.json'}: damaged; start anew with imgcls train") from error
+
+
+def _tensorboard(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # the optional extra imgcls[tensorboard]
+        return None
+    return SummaryWriter(str(path / "tensorboard"))
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of torch's global generators that a training step draws from (dropout)."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put `random_state`'s result back."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

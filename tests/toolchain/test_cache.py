@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from imgcls_infer.manifest import ResizePolicy
+
+from imgcls.config import TrainConfig
+from imgcls.data import packed
+from imgcls.data.cache import Cache
+from imgcls.data.folder import scan_folder
+from imgcls.data.packed import cache_key, pack_folder, run_ahead
+from imgcls.data.pictures import PackedPictures, StreamedPictures
+from imgcls.errors import DataError
+from imgcls.training import train
+
+POLICY = ResizePolicy(16)
+BIG = 1 << 40
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache", BIG)
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("decoded again")
+
+    return lambda: monkeypatch.setattr(packed, "_decode", refuse)
+
+
+def test_the_second_time_nothing_is_decoded_and_the_pixels_are_the_same(pictures, cache, no_decoding):
+    (pictures / "ant" / "bad.png").write_bytes(b"no picture")
+    first = pack_folder(scan_folder(pictures), POLICY, cache)
+    no_decoding()
+    second = pack_folder(scan_folder(pictures), POLICY, cache)
+    np.testing.assert_array_equal(first.images, second.images)
+    np.testing.assert_array_equal(first.labels, second.labels)
+    assert first.paths == second.paths
+    assert first.unreadable == second.unreadable
+    assert len(second.unreadable) == 1
+    assert isinstance(second.images, np.memmap)
+
+
+def test_another_policy_file_size_or_time_is_another_entry(pictures):
+    folder = scan_folder(pictures)
+    keys = {cache_key(folder, POLICY), cache_key(folder, ResizePolicy(16, "pad")), cache_key(folder, ResizePolicy(8))}
+    path = folder.paths[0]
+    os.utime(path, ns=(1, 1))
+    keys.add(cache_key(folder, POLICY))
+    path.write_bytes(path.read_bytes() + b"x")
+    os.utime(path, ns=(1, 1))
+    keys.add(cache_key(folder, POLICY))
+    path.rename(path.with_name("zz.png"))
+    keys.add(cache_key(scan_folder(pictures), POLICY))
+    assert len(keys) == 6
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut", "header", "meta", "gone"])
+def test_a_damaged_entry_is_noticed_and_rebuilt(pictures, cache, damage):
+    folder = scan_folder(pictures)
+    whole = pack_folder(folder, POLICY, cache)
+    entry = cache.folder / cache_key(folder, POLICY)
+    content = bytearray((entry / "images.npy").read_bytes())
+    if damage == "a bit":
+        content[-5] ^= 1
+    elif damage == "cut":
+        content = content[:-100]
+    elif damage == "header":
+        content[:4] = b"oops"
+    (entry / "images.npy").write_bytes(content)
+    if damage == "meta":
+        (entry / "meta.json").write_text("{}")
+    elif damage == "gone":
+        (entry / "meta.json").unlink()
+    again = pack_folder(folder, POLICY, cache)
+    np.testing.assert_array_equal(whole.images, again.images)
+    assert cache.load(cache_key(folder, POLICY)) is not None
+
+
+def test_the_least_recently_used_entries_make_room(tmp_path):
+    cache = Cache(tmp_path, limit=3000)
+    images = np.zeros((1, 16, 16, 3), np.uint8)
+    for number, key in enumerate("abc"):
+        cache.store(key, images, {})
+        os.utime(tmp_path / key, (number, number))
+    assert cache.load("a") is not None  # used now
+    cache.store("d", images, {})
+    kept = {key for key in "abcd" if cache.load(key) is not None}
+    assert kept == {"a", "c", "d"}
+    assert sum((tmp_path / key / "images.npy").stat().st_size for key in "abcd" if (tmp_path / key).exists()) <= 3000
+
+
+def test_a_cache_that_can_not_be_written_costs_only_a_decoding(pictures, tmp_path):
+    (tmp_path / "file").write_text("x")
+    found = pack_folder(scan_folder(pictures), POLICY, Cache(tmp_path / "file" / "cache", BIG))
+    assert len(found.images) == 12
+
+
+def test_streamed_pictures_are_the_packed_ones(pictures):
+    (pictures / "bee" / "bad.png").write_bytes(b"no picture")
+    folder = scan_folder(pictures)
+    device = torch.device("cpu")
+    streamed = StreamedPictures(folder, POLICY, device)
+    found = []
+    for chunk, (kept, batch) in zip(
+        torch.split(torch.arange(13), 5), streamed.stream(iter(torch.split(torch.arange(13), 5))), strict=True
+    ):
+        assert len(kept) == len(batch)
+        found += [
+            (streamed.labels[chunk[position]].item(), pixels) for position, pixels in zip(kept, batch, strict=True)
+        ]
+    packed_set = PackedPictures(pack_folder(folder, POLICY), device)
+    assert [label for label, _ in found] == packed_set.labels.tolist()
+    for (_, pixels), expected in zip(found, packed_set.images, strict=True):
+        assert torch.equal(pixels, expected)
+    assert list(streamed.unreadable) == [pictures / "bee" / "bad.png"]
+
+
+def test_a_streamed_run_learns_what_a_packed_one_learns(tmp_path, pictures):
+    def weights(limit):
+        name = str(limit)
+        config = TrainConfig(
+            pictures,
+            tmp_path / f"{name}.pth",
+            pictures,
+            epochs=2,
+            batch_size=5,
+            device="cpu",
+            cache_limit=limit,
+            run_dir=tmp_path / name,
+            cache_dir=tmp_path / "cache",
+        )
+        lines = []
+        result = train(config, lines.append)
+        assert any("anew in every epoch" in line for line in lines) == (limit == 0)
+        return result.checkpoint.manifest.weights_sha256
+
+    assert weights(0) == weights(BIG)
+
+
+def test_nothing_readable_ends_a_streamed_run_with_one_line(tmp_path, pictures):
+    for path in pictures.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    config = TrainConfig(pictures, tmp_path / "a.pth", device="cpu", cache_limit=0, run_dir=tmp_path / "r")
+    with pytest.raises(DataError, match="none of"):
+        train(config)
+
+
+def test_run_ahead_keeps_the_order_and_a_bound():
+    started = []
+
+    def work(item):
+        started.append(item)
+        return item * item
+
+    results = run_ahead(work, iter(range(100)), workers=3)
+    assert [next(results) for _ in range(10)] == [number**2 for number in range(10)]
+    assert len(started) <= 10 + 2 * 3
+    assert list(results) == [number**2 for number in range(10, 100)]

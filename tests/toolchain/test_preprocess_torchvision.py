@@ -1,0 +1,54 @@
+"""Stage 1 is what torchvision does to PIL images, bit for bit: a recipe trained elsewhere sees the same pixels here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.preprocess import preprocess
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+FILTERS = {  # torchvision has no name for the others
+    "nearest": InterpolationMode.NEAREST,
+    "box": InterpolationMode.BOX,
+    "bilinear": InterpolationMode.BILINEAR,
+    "hamming": InterpolationMode.HAMMING,
+    "bicubic": InterpolationMode.BICUBIC,
+    "lanczos": InterpolationMode.LANCZOS,
+}
+LENGTHS = st.integers(1, 300)
+SIDES = st.integers(1, 64)
+QUICK = settings(deadline=None, max_examples=150, derandomize=True)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+@QUICK
+@given(LENGTHS, LENGTHS, SIDES, st.sampled_from(sorted(FILTERS)))
+def test_crop_is_torchvisions_resize_and_centre_crop(width, height, side, interpolation):
+    if max(width, height) * side > 20_000 * min(width, height):
+        side = 1  # keep the enlarged picture small
+    image = noise(width, height)
+    expected = Compose([Resize(side, FILTERS[interpolation]), CenterCrop(side)])(image)
+    found = preprocess(image, ResizePolicy(side, "crop", interpolation))
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+@QUICK
+@given(LENGTHS, LENGTHS, SIDES, st.sampled_from(sorted(FILTERS)))
+def test_squash_is_torchvisions_resize_to_a_square(width, height, side, interpolation):
+    image = noise(width, height)
+    expected = Resize((side, side), FILTERS[interpolation])(image)
+    np.testing.assert_array_equal(preprocess(image, ResizePolicy(side, "squash", interpolation)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", [(4032, 3024), (3024, 4032), (1000, 1), (999, 37)])
+def test_sizes_from_cameras_and_odd_ones_agree_too(size):
+    image = noise(*size)
+    expected = Compose([Resize(33), CenterCrop(33)])(image)
+    np.testing.assert_array_equal(preprocess(image, ResizePolicy(33)), np.asarray(expected))

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from helpers import make_pictures
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as tv
+
+from imgcls.config import TrainConfig
+from imgcls.data.batches import Augmentation, batch_slices, cut_out, jitter_colours, plan_epoch
+from imgcls.errors import ImgclsError
+from imgcls.networks import build_network
+from imgcls.training import train
+
+
+def test_an_epochs_plan_is_a_function_of_seed_and_epoch():
+    augmentation = Augmentation(crop=0.125, flip=True, colour=0.2, cutout=0.3)
+    plans = [plan_epoch(50, 32, augmentation, seed, epoch) for seed, epoch in ((1, 1), (1, 1), (1, 2), (2, 1))]
+    assert torch.equal(plans[0].order, plans[1].order)
+    assert torch.equal(plans[0].colours, plans[1].colours)
+    assert not torch.equal(plans[0].order, plans[2].order)
+    assert not torch.equal(plans[0].order, plans[3].order)
+    assert sorted(plans[2].order.tolist()) == list(range(50))
+    assert int(plans[0].shifts.max()) <= 8
+
+
+@given(count=st.integers(1, 200), size=st.integers(1, 64), start=st.integers(0, 5))
+def test_batches_resume_where_they_stopped(count, size, start):
+    whole = [(part.start, part.stop) for part in batch_slices(count, size)]
+    assert [(part.start, part.stop) for part in batch_slices(count, size, start)] == whole[start:]
+    assert whole[-1][1] == count
+
+
+@given(
+    factors=st.tuples(*[st.floats(0.5, 1.5, width=32)] * 3),
+    seed=st.integers(0, 100),
+)
+@settings(deadline=None, max_examples=30)
+def test_colour_jitter_is_torchvisions(factors, seed):
+    pictures = torch.randint(0, 256, (1, 6, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    found = jitter_colours(pictures, torch.tensor([factors]))
+    expected = pictures.permute(0, 3, 1, 2).float() / 255
+    brightness, contrast, saturation = factors
+    expected = tv.adjust_saturation(
+        tv.adjust_contrast(tv.adjust_brightness(expected, brightness), contrast), saturation
+    )
+    torch.testing.assert_close(found / 255, expected.permute(0, 2, 3, 1), atol=2e-3, rtol=0)
+
+
+@given(row=st.floats(0, 1, width=32), column=st.floats(0, 1, width=32), share=st.floats(0.1, 0.9))
+def test_cutout_paints_one_square_and_nothing_else(row, column, share):
+    pictures = torch.full((1, 10, 10, 3), 200, dtype=torch.uint8)
+    found = cut_out(pictures, torch.tensor([[row, column]]), share, torch.tensor([10.0, 20.0, 30.0]))
+    expected = pictures.clone()
+    for y in range(10):
+        for x in range(10):
+            if abs(y + 0.5 - row * 10) < 5 * share and abs(x + 0.5 - column * 10) < 5 * share:
+                expected[0, y, x] = torch.tensor([10, 20, 30])
+    boundary = (found != expected).any(-1).sum()  # float32 against float64 exactly on an edge
+    assert boundary <= 20 if np.isclose((row * 20) % 1, 0, atol=1e-4) else boundary <= 10
+
+
+def test_class_weights_let_a_rare_class_count_the_same(tmp_path):
+    root = make_pictures(tmp_path / "p", {"ant": 30, "bee": 3})
+    from imgcls_infer.manifest import ResizePolicy
+
+    from imgcls.distributed import Group
+    from imgcls.training import _class_weights, _load
+
+    config = TrainConfig(root, tmp_path / "a.pth", class_weights=True, cache_dir=tmp_path / "cache")
+    data = _load(config, ResizePolicy(32), torch.device("cpu"), Group(), lambda line: None)
+    weights = _class_weights(data)
+    assert (weights * torch.tensor([30, 3])).tolist() == pytest.approx([16.5, 16.5])
+
+
+def test_what_is_given_replaces_the_recipes_own(tmp_path):
+    config = TrainConfig(tmp_path, tmp_path / "a.pth", dropout=0.4, flip=False, epochs=7)
+    recipe = config.resolved_recipe()
+    assert (recipe.dropout, recipe.flip, recipe.epochs) == (0.4, False, 7)
+    assert recipe.optimizer == "adamw"
+
+
+def test_fine_tuning_is_gentler_and_a_frozen_body_is_not_augmented(tmp_path):
+    scratch = TrainConfig(tmp_path, tmp_path / "a.pth", arch="vgg16").resolved_recipe()
+    tuned = TrainConfig(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True).resolved_recipe()
+    frozen = TrainConfig(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, freeze=True).resolved_recipe()
+    assert tuned.learning_rate == pytest.approx(scratch.learning_rate / 10)
+    assert frozen.crop == 0
+    assert not frozen.flip
+
+
+def test_half_a_normalisation_is_refused(tmp_path):
+    with pytest.raises(ImgclsError, match="together"):
+        TrainConfig(tmp_path, tmp_path / "a.pth", mean=(0.5, 0.5, 0.5))
+
+
+def test_cached_features_train_the_same_head_as_the_frozen_body_in_the_loop(tmp_path, pictures, monkeypatch):
+    """VGG16 in torchvision's own format; one feature pass instead of one an epoch."""
+    torch.manual_seed(5)
+    made = build_network("vgg16", 1000, 32).state_dict()
+    torch.save(made, tmp_path / "vgg16.pth")
+    from imgcls import training
+
+    calls = []
+    original = training.split_head
+
+    def counting(network):
+        body, head = original(network)
+        body.register_forward_hook(lambda *_: calls.append(1))
+        return body, head
+
+    monkeypatch.setattr(training, "split_head", counting)
+
+    def run(name, **options):
+        calls.clear()
+        config = TrainConfig(
+            pictures,
+            tmp_path / f"{name}.pth",
+            arch="vgg16",
+            weights=tmp_path / "vgg16.pth",
+            freeze=True,
+            epochs=3,
+            batch_size=6,
+            bf16=False,
+            device="cpu",
+            run_dir=tmp_path / name,
+            save_every=1e9,
+            **options,
+        )
+        return train(config).checkpoint.state_dict, len(calls)
+
+    cached, cached_passes = run("cached")
+    monkeypatch.setattr(training.Augmentation, "__bool__", lambda self: True)  # "augmented", by nothing
+    looped, looped_passes = run("looped")
+    assert (cached_passes, looped_passes) == (1, 6)
+    head = "classifier.6.weight"
+    assert not torch.equal(cached[head], made[head][:3])
+    torch.testing.assert_close(cached[head], looped[head], rtol=1e-3, atol=1e-5)
+    for name, tensor in made.items():
+        if not name.startswith("classifier.6."):
+            assert torch.equal(cached[name], tensor)
+    assert set(cached) == set(torchvision.models.vgg16().state_dict())

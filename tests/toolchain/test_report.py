@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from imgcls_infer.errors import ImageError
+from imgcls_infer.manifest import Manifest, ResizePolicy
+from PIL import Image
+
+from imgcls import report
+from imgcls.errors import ImgclsError
+from imgcls.evaluation import Evaluation, WrongAnswer, calibration_bins, score_details
+from imgcls.report import plot_confusion, plot_curves, plot_reliability, write_contact_sheet, write_evaluation
+
+HISTORY = [
+    {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.3, "test_loss": 1.9, "test_accuracy": 0.35},
+    {"epoch": 2, "train_loss": 1.5, "train_accuracy": 0.5, "test_loss": None, "test_accuracy": None},
+    {"epoch": 3, "train_loss": 1.2, "train_accuracy": 0.6, "test_loss": 1.3, "test_accuracy": 0.55},
+]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, laid out and not written."""
+    drawn = []
+
+    def keep(figure, path):
+        figure.draw_without_rendering()
+        drawn.append(figure)
+
+    monkeypatch.setattr(report, "_save", keep)
+    return drawn
+
+
+def names(count):
+    return [f"class {index}" for index in range(count)]
+
+
+def extents(labels):
+    return [label.get_window_extent() for label in labels]
+
+
+def test_importing_it_needs_no_torch_and_no_display():
+    code = "import sys, imgcls.report; print([name for name in ('torch', 'matplotlib.pyplot') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_cells_carry_their_counts_and_rows_their_true_class(figures):
+    plot_confusion(np.array([[3, 1], [0, 1234]]), ["ant", "bee"], Path("unused"))
+    axes = figures[0].axes[0]
+    assert {(text.get_position(), text.get_text()) for text in axes.texts} == {
+        ((0, 0), "3"),
+        ((1, 0), "1"),
+        ((1, 1), "1,234"),
+    }
+    assert axes.get_ylabel() == "true class"
+    assert axes.get_xlabel() == "predicted class"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ant", "bee"]
+    assert "1,238 pictures, accuracy 99.92%" in axes.get_title()
+
+
+def test_colours_are_shares_of_the_row_and_a_row_without_pictures_has_none(figures):
+    plot_confusion(np.array([[8, 2, 0], [0, 0, 0], [1, 0, 1]]), names(3), Path("unused"))
+    shares = figures[0].axes[0].images[0].get_array()
+    assert shares.filled(-1).tolist() == [[0.8, 0.2, 0.0], [-1, -1, -1], [0.5, 0.0, 0.5]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 20, 21, 60, 200])
+def test_labels_of_any_number_of_classes_do_not_overlap(figures, count):
+    plot_confusion(np.full((count, count), 10_000), names(count), Path("unused"))
+    axes = figures[0].axes[0]
+    assert len(axes.texts) == (count**2 if count <= 20 else 0)
+    rows = extents(axes.get_yticklabels())
+    assert len(rows) >= min(count, 60)
+    assert all(above.y0 >= below.y1 for above, below in pairwise(rows))
+    if count > 20:  # upright; those of few classes are slanted
+        columns = extents(axes.get_xticklabels())
+        assert all(left.x1 <= right.x0 for left, right in pairwise(columns))
+    cells = extents(axes.texts[:count])
+    assert all(left.x1 <= right.x0 for left, right in pairwise(cells))
+
+
+def test_odd_class_names_are_drawn_as_they_are(figures, tmp_path):
+    odd = ["$a_b$ and $", "a\nb", "x" * 300]
+    plot_confusion(np.eye(3, dtype=int), odd, tmp_path / "unused")
+    labels = figures[0].axes[0].get_yticklabels()
+    assert not any(label.get_parse_math() for label in labels)
+    assert [label.get_text() for label in labels] == ["$a_b$ and $", "a\\nb", "x" * 23 + "…"]
+
+
+def test_a_name_that_the_font_lacks_costs_a_box_and_no_warning(tmp_path, recwarn):
+    plot_confusion(np.eye(2, dtype=int), ["猫", "犬"], tmp_path / "c.png")
+    assert not recwarn.list
+    assert Image.open(tmp_path / "c.png").format == "PNG"
+
+
+def test_the_readers_own_matplotlib_settings_change_nothing(tmp_path):
+    plot_curves(HISTORY, tmp_path / "plain.png")
+    with matplotlib.rc_context({"axes.facecolor": "black", "savefig.facecolor": "black", "font.size": 30}):
+        plot_curves(HISTORY, tmp_path / "dark.png")
+        assert matplotlib.rcParams["font.size"] == 30
+    np.testing.assert_array_equal(Image.open(tmp_path / "plain.png"), Image.open(tmp_path / "dark.png"))
+
+
+def test_curves_have_a_point_for_each_epoch_that_was_measured(figures):
+    plot_curves(HISTORY, Path("unused"))
+    loss, accuracy = figures[0].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in loss.lines}
+    assert lines == {"training": [[1, 2.0], [2, 1.5], [3, 1.2]], "test": [[1, 1.9], [3, 1.3]]}
+    assert [line.get_ydata().tolist() for line in accuracy.lines] == [[0.3, 0.5, 0.6], [0.35, 0.55]]
+
+
+def test_a_run_without_test_pictures_has_one_curve(figures):
+    history = [{key: value for key, value in entry.items() if "test" not in key} for entry in HISTORY]
+    plot_curves(history, Path("unused"))
+    assert [[line.get_label() for line in axes.lines] for axes in figures[0].axes] == [["training"], ["training"]]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 100])
+def test_epochs_are_whole_numbers(figures, epochs):
+    plot_curves([{**HISTORY[0], "epoch": epoch} for epoch in range(1, epochs + 1)], Path("unused"))
+    axes = figures[0].axes[0]
+    first, last = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if first <= tick <= last]
+    assert ticks
+    assert all(tick == int(tick) for tick in ticks)
+
+
+def test_the_reliability_diagram_shows_each_bin_that_holds_pictures(figures):
+    logits, labels = torch.tensor([[0.0, 3.0], [0.0, 3.0], [0.2, 0.0]]), torch.tensor([1, 0, 0])
+    plot_reliability(calibration_bins(logits, labels), 0.123, Path("unused"))
+    upper, lower = figures[0].axes
+    assert [bar.get_height() for bar in upper.patches] == [1.0, 0.5]
+    assert [bar.get_height() for bar in lower.patches] == [1, 2]
+    assert "12.30% (15 bins)" in upper.get_title()
+
+
+@pytest.fixture
+def answer(tmp_path):
+    """One wrong answer, whose picture is noise in the size of a tile."""
+    pixels = np.random.default_rng(0).integers(0, 256, (168, 168, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    return WrongAnswer(tmp_path / "noise.png", "ant", "bee", 0.9), pixels
+
+
+def test_the_contact_sheet_shows_the_files_own_pixels(answer, tmp_path):
+    write_contact_sheet([answer[0]] * 9, "nine", tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    np.testing.assert_array_equal(sheet[46 : 46 + 168, 14 : 14 + 168], answer[1])
+    np.testing.assert_array_equal(sheet[314 : 314 + 168, 14 : 14 + 168], answer[1])  # the ninth: the second row
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 900), (900, 600), (32, 32)])
+def test_a_picture_of_any_size_fills_its_tile_in_its_own_shape(tmp_path, size):
+    Image.new("RGB", size, "red").save(tmp_path / "p.png")
+    write_contact_sheet([WrongAnswer(tmp_path / "p.png", "a", "b", 0.5)], "", tmp_path / "sheet.png")
+    tile = np.asarray(Image.open(tmp_path / "sheet.png"))[46 : 46 + 168, 14 : 14 + 168]
+    red = (tile == (255, 0, 0)).all(2)
+    width, height = (max(1, round(168 * side / max(size))) for side in size)
+    assert red.sum() == width * height
+    assert (tile[~red] == 0xF2).all()
+
+
+def test_no_wrong_answer_is_a_sheet_with_a_title(tmp_path):
+    write_contact_sheet([], "0 of 5 answers are wrong", tmp_path / "sheet.png")
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.height < 60
+    assert sheet.getextrema()[0][0] < 128  # something is written
+
+
+@given(st.text(max_size=60), st.integers(20, 300))
+@settings(deadline=None)
+def test_captions_fit_their_tile_on_one_line(text, width):
+    font = report._font("DejaVuSans")
+    fitted = report._fit(text, font, width)
+    assert font.getlength(fitted) <= width
+    assert fitted.isprintable()
+
+
+def evaluation(answers, logits=((0.0, 1.0), (0.0, 1.0)), labels=(0, 1), unreadable=()):
+    scores = score_details(torch.tensor(logits), torch.tensor(labels), ("ant", "bee\udcff"))
+    return Evaluation(scores, tuple(answers), tuple(unreadable))
+
+
+MANIFEST = Manifest("cnn", ("ant", "bee\udcff"), ResizePolicy(8), (0.5,) * 3, (0.5,) * 3, "ab" * 32)
+
+
+def test_the_folder_holds_every_figure(answer, tmp_path):
+    found = evaluation([answer[0]], unreadable=[(Path("x/bad.png"), "x/bad.png: empty file")])
+    write_evaluation(found, MANIFEST, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["confusion.png", "reliability.png", "scores.json", "wrong.png"]
+    content = json.loads((tmp_path / "out" / "scores.json").read_text(encoding="ascii"))
+    assert content["confusion"]["counts"] == [[0, 1], [0, 1]]
+    assert content["confusion"]["rows"] == "true class"
+    assert content["classes"][1] == {"name": "bee\udcff", "precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1}
+    assert content["classes"][0]["precision"] is None
+    assert content["top_k"] == {"k": 2, "accuracy": 1.0}
+    assert content["checkpoint"] == {"arch": "cnn", "weights_sha256": "ab" * 32}
+    assert len(content["calibration"]) == 15
+    assert content["wrong"][0]["path"] == str(answer[0].path)
+    assert content["wrong"][0]["probability"] == 0.9
+    assert content["unreadable"] == [{"path": "x/bad.png", "reason": "x/bad.png: empty file"}]
+
+
+def test_a_picture_that_has_gone_is_one_clear_error(tmp_path):
+    gone = WrongAnswer(tmp_path / "gone.png", "ant", "bee", 0.9)
+    with pytest.raises(ImageError, match=r"gone\.png: no such file"):
+        write_evaluation(evaluation([gone]), MANIFEST, tmp_path / "out")
+
+
+def test_a_file_that_can_not_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ImgclsError, match="can't be written"):
+        plot_curves(HISTORY, tmp_path / "file" / "curves.png")

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from helpers import SAMPLE, make_pictures
+
+from imgcls import training
+from imgcls.checkpoint import load_checkpoint
+from imgcls.cli import command
+from imgcls.config import TrainConfig
+from imgcls.errors import ImgclsError, TrainingError
+from imgcls.runs import RunFolder, load_config, load_state
+from imgcls.training import split_rows, train
+
+
+@pytest.fixture
+def config(tmp_path, pictures):
+    return TrainConfig(
+        pictures,
+        tmp_path / "a.pth",
+        epochs=3,
+        batch_size=5,
+        device="cpu",
+        run_dir=tmp_path / "run",
+        cache_dir=tmp_path / "cache",
+        save_every=0,
+    )
+
+
+def stop_after(monkeypatch, steps):
+    """Ctrl-C arrives during the step of that number."""
+    original = training._Trainer._train_step
+    seen = []
+
+    def step(self, *arguments):
+        original(self, *arguments)
+        seen.append(1)
+        if len(seen) == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(training._Trainer, "_train_step", step)
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9, "val_fraction": 0.25}, {"colour": 0.2, "cutout": 0.3}])
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_figures(config, tmp_path, monkeypatch, steps, options):
+    config = replace(config, **options)
+    whole = train(replace(config, output=tmp_path / "whole.pth", run_dir=tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        with pytest.raises(TrainingError, match=rf"imgcls train --resume {tmp_path / 'run'}"):
+            train(config)
+    assert not config.output.exists()
+    resumed = train(load_config(tmp_path / "run"), resume=tmp_path / "run")
+    assert resumed.checkpoint.manifest.weights_sha256 == whole.checkpoint.manifest.weights_sha256
+
+    def figures(result):
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in result.history]
+
+    assert figures(resumed) == figures(whole)
+
+
+def test_a_run_killed_with_sigkill_is_resumed_bit_for_bit(config, tmp_path):
+    arguments = ["--train", str(SAMPLE / "train"), "--no-test", "--epochs", "4", "--device", "cpu", "--save-every", "0"]
+    arguments += ["--cache-dir", str(tmp_path / "cache")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(name):
+        own = ["--output", str(tmp_path / f"{name}.pth"), "--run-dir", str(tmp_path / name)]
+        return [sys.executable, "-m", "imgcls", "train", *arguments, *own]
+
+    subprocess.run(start("whole"), env=environment, check=True, capture_output=True)
+    process = subprocess.Popen(start("killed"), env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed" / "last.pth").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    resume = [sys.executable, "-m", "imgcls", "train", "--resume", str(tmp_path / "killed")]
+    subprocess.run(resume, env=environment, check=True, capture_output=True)
+    hashes = [load_checkpoint(tmp_path / f"{name}.pth").manifest.weights_sha256 for name in ("whole", "killed")]
+    assert hashes[0] == hashes[1]
+
+
+def test_the_run_folder_tells_the_story(config, tmp_path):
+    result = train(config)
+    run = tmp_path / "run"
+    assert result.run == run
+    assert json.loads((run / "config.json").read_text())["batch_size"] == 5
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows == list(result.history)
+    with (run / "metrics.csv").open() as file:
+        assert [row["train_loss"] for row in csv.DictReader(file)] == [str(row["train_loss"]) for row in rows]
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert load_config(run) == config
+
+
+def test_a_new_run_never_writes_into_an_old_ones_folder(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = replace(config, epochs=1, run_dir=None)
+    assert train(config).run.as_posix() == "runs/a"
+    assert train(config).run.as_posix() == "runs/a-2"
+    with pytest.raises(TrainingError, match="--resume"):
+        train(replace(config, run_dir=tmp_path / "runs" / "a"))
+
+
+def test_changed_pictures_are_noticed_on_resuming(config, tmp_path, pictures, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(TrainingError):
+            train(config)
+    make_pictures(tmp_path / "other", {"ant": 1}, seed=9)
+    (tmp_path / "other" / "ant" / "00.png").rename(pictures / "ant" / "00.png")
+    with pytest.raises(TrainingError, match="changed"):
+        train(load_config(tmp_path / "run"), resume=tmp_path / "run")
+
+
+def test_a_full_disk_is_one_line_and_the_state_before_still_loads(config, tmp_path, monkeypatch):
+    saved = []
+    original = torch.save
+
+    def save(content, path):
+        if len(saved) == 2:
+            raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+        saved.append(path)
+        original(content, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save)
+        with pytest.raises(ImgclsError, match=r"last\.pth: can't be written") as caught:
+            train(config)
+    assert "\n" not in str(caught.value)
+    assert load_state(tmp_path / "run")["step"] == 2
+    train(load_config(tmp_path / "run"), resume=tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["missing", "not json", "no such option"])
+def test_a_folder_that_is_no_run_is_one_clear_error(tmp_path, damage):
+    run = tmp_path / "run"
+    if damage != "missing":
+        run.mkdir()
+        (run / "config.json").write_text("{" if damage == "not json" else "[]")
+    result = CliRunner().invoke(command, ["train", "--resume", str(run)])
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
+
+
+def test_resume_takes_no_other_options(tmp_path):
+    result = CliRunner().invoke(command, ["train", "--resume", str(tmp_path), "--epochs", "3"])
+    assert result.exit_code == 2
+    assert "leave out --epochs" in result.output
+
+
+def test_the_step_of_a_loss_that_is_no_number_is_named(config):
+    with pytest.raises(TrainingError, match=r"not a number at step 2 of epoch 1"):
+        train(replace(config, recipe="article", learning_rate=1e30))
+
+
+def test_the_held_out_part_selects_and_is_not_trained_on(config):
+    result = train(replace(config, val_fraction=0.25, epochs=4))
+    accuracies = [row["val_accuracy"] for row in result.history]
+    assert result.history[0]["train_images"] == 9
+    assert result.checkpoint.manifest.dataset["val_images"] == 3
+    assert result.checkpoint.manifest.dataset["val_accuracy"] == max(accuracies)
+    best = load_checkpoint(result.run / "best.pth")
+    assert best.manifest.weights_sha256 == result.checkpoint.manifest.weights_sha256
+
+
+def test_patience_stops_a_run_that_gets_no_better(config):
+    lines = []
+    result = train(replace(config, val_fraction=0.25, epochs=30, patience=2, learning_rate=1e-9), lines.append)
+    assert len(result.history) == 3
+    assert any("stopped" in line for line in lines)
+
+
+def test_patience_without_a_held_out_part_is_refused(config):
+    with pytest.raises(ImgclsError, match="--val-fraction"):
+        replace(config, patience=3)
+
+
+def test_every_class_gives_its_share_to_the_held_out_part():
+    labels = torch.tensor([0] * 20 + [1] * 10 + [2])
+    rows, held_out = split_rows(labels, 0.2, seed=1)
+    assert torch.bincount(labels[held_out], minlength=3).tolist() == [4, 2, 0]
+    assert sorted(torch.cat([rows, held_out]).tolist()) == list(range(31))
+
+
+def test_a_state_of_something_else_is_refused(tmp_path):
+    torch.save({"format": "other"}, tmp_path / "last.pth")
+    with pytest.raises(TrainingError, match="not the state of a run"):
+        load_state(tmp_path)
+
+
+def test_tensorboard_is_optional(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    RunFolder(tmp_path).log_epoch({"epoch": 1, "train_loss": 1.0})

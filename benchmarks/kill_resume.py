@@ -1,4 +1,4 @@
-"""Kill training runs with SIGKILL at random points, resume them, and compare the weights with an undisturbed run's.
+"""Kill training runs with SIGKILL at random points, resume them, compare the weights with an undisturbed run's.
 
     python benchmarks/kill_resume.py --kills 25 --train data/sample/train
 
@@ -28,7 +28,14 @@ def command(*arguments: str) -> list[str]:
 def new_run(folder: Path, name: str, train: Path, epochs: int) -> list[str]:
     return command(
         *("--train", str(train), "--no-test", "--epochs", str(epochs), "--device", "cpu", "--save-every", "0"),
-        *("--output", str(folder / f"{name}.pth"), "--run-dir", str(folder / name), "--cache-dir", str(folder / "cache")),
+        *(
+            "--output",
+            str(folder / f"{name}.pth"),
+            "--run-dir",
+            str(folder / name),
+            "--cache-dir",
+            str(folder / "cache"),
+        ),
     )
 
 

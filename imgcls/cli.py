@@ -23,6 +23,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _FILE = click.Path(path_type=Path)
 _CHANGED_SHOWN = 5
+_DESCRIPTION = ("arch", "classes", "image_size", "resize", "mean", "std")  # of a bare .pth: see _checkpoint_options
 
 
 class _Group(click.Group):
@@ -85,7 +86,9 @@ _SHARE = click.FloatRange(0, 1, max_open=True)
 @click.option("--weight-decay", type=click.FloatRange(min=0), help="Recipe: 0.05; article: 0.")
 @click.option("--label-smoothing", type=_SHARE, help="Recipe: 0.05; article: 0.")
 @click.option("--dropout", type=_SHARE, help="Recipe: cnn 0.1, vgg16 0.5; article: 0.25 and 0.5.")
-@click.option("--crop", type=_SHARE, help="Random shift, as a share of the side. Recipe: 0.125; article: 0.")
+@click.option(
+    "--crop", type=_SHARE, help="Random shift, as a share of the side. Recipe: cnn 0.0625, vgg16 0.125; article: 0."
+)
 @click.option("--flip/--no-flip", default=None, help="Random mirror image. Recipe: yes; article: no.")
 @click.option("--colour", type=_SHARE, help="Random brightness, contrast and saturation. Recipe: 0.")
 @click.option("--cutout", type=_SHARE, help="Random square painted over, as a share of the side. Recipe: 0.")
@@ -182,17 +185,46 @@ def _checkpoint_options(function: Command) -> Command:
 @command.command(epilog="Example: imgcls export models/cnn.pth --format onnx --output models/cnn.onnx")
 @_checkpoint_options
 @click.option(
-    "--format", type=click.Choice(["onnx", "torchscript"]), default="onnx", show_default=True, help="File format."
+    "--format",
+    type=click.Choice(["onnx", "torchscript", "torch-export"]),
+    default="onnx",
+    show_default=True,
+    help="File format.",
 )
-@click.option("--output", "-o", type=_FILE, help="File to write. Default: beside the checkpoint, .onnx or .pt.")
+@click.option("--output", "-o", type=_FILE, help="File to write. Default: beside the checkpoint, .onnx, .pt or .pt2.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Inside; input and outputs stay as they are. int8: onnx only. bf16: not with onnxruntime's CPU.",
+)
+@click.option(
+    "--calibration", type=_FILE, help="int8: folder of training pictures, <class>/*; never the test pictures."
+)
+@click.option(
+    "--calibration-size", type=click.IntRange(min=2), default=1024, show_default=True, help="int8: pictures to take."
+)
+@click.option(
+    "--target",
+    type=click.Choice(["x86-vnni", "x86-avx2", "arm64"]),
+    default="x86-vnni",
+    show_default=True,
+    help="int8: the device's CPU. x86-avx2 keeps 8-bit sums from overflowing where there is no VNNI.",
+)
+@click.option(
+    "--fold/--no-fold",
+    default=True,
+    show_default=True,
+    help="Merge linear maps first: same answers, less work. --no-fold writes the plain graph.",
+)
+@click.option("--batch", type=click.IntRange(1, 4096), help="onnx: pictures at once. Default: any number.")
 @click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option(
     "--samples", type=_FILE, help="Folder of <class>/* to take golden samples from. Default: the checkpoint's."
 )
 @click.option("--golden", type=click.IntRange(0, 64), default=8, show_default=True, help="Golden samples in the file.")
-def export(
-    checkpoint: Path, format: str, output: Path | None, opset: int, samples: Path | None, golden: int, **described: Any
-) -> None:
+def export(checkpoint: Path, samples: Path | None, **options: Any) -> None:
     """Write a checkpoint as one self-describing file for devices.
 
     CHECKPOINT is a .pth of imgcls, or a bare state dict described by the options.
@@ -200,13 +232,17 @@ def export(
     from imgcls.config import ExportConfig
     from imgcls.export import export as run
 
+    described = {name: options.pop(name) for name in _DESCRIPTION}
+    config = ExportConfig(checkpoint, **options)
     loaded = _load_checkpoint(checkpoint, **described)
     if samples is not None:
-        loaded = _with_samples(loaded, samples, golden)
-    result = run(ExportConfig(checkpoint, format, output, opset, golden), loaded)
+        loaded = _with_samples(loaded, samples, config.golden)
+    result = run(config, loaded)
     parity = result.manifest.parity
     if not parity["golden_samples"]:
         click.echo("note: no golden samples in the file; --samples FOLDER puts some in", err=True)
+    if "quantization" in parity:
+        _show_quantization(parity["quantization"])
     click.echo(
         f"wrote {result.path} ({_megabytes(result.size)}), max |dp| against PyTorch {parity['max_abs_diff']:.1e} "
         f"in batches of {', '.join(map(str, parity['batch_sizes']))}"
@@ -341,6 +377,14 @@ def _load_checkpoint(
         raise click.UsageError(f"{path} is a bare state dict; say {_names(given, given=False)} as well")
     policy = ResizePolicy(image_size, resize or "squash")
     return load_article_checkpoint(path, arch, _class_names(classes), policy, mean, std)
+
+
+def _show_quantization(chosen: dict[str, Any]) -> None:
+    kept = f", in float: {', '.join(chosen['float_layers'])}" if chosen["float_layers"] else ""
+    click.echo(
+        f"int8 for {chosen['target']}: {chosen['method']} calibration on {chosen['calibrated']} pictures; "
+        f"{chosen['agreement']:.2%} of {chosen['judged']} others keep their class{kept}"
+    )
 
 
 def _names(options: dict[str, Any], given: bool) -> str:

@@ -66,7 +66,7 @@ RECIPES = {
         learning_rate=0.004,
         weight_decay=0.05,
         label_smoothing=0.05,
-        crop=0.125,
+        crop=0.0625,
         flip=True,
         dropout=0.1,
     ),

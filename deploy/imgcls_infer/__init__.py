@@ -3,7 +3,8 @@
     from imgcls_infer import Predictor
     print(Predictor("cnn.onnx").predict("cat.png").label)
 
-Importing this package imports neither numpy nor onnxruntime: the names below load on first use.
+Importing this package imports neither numpy nor onnxruntime: the names below load on first use. Stage 1 alone is
+`imgcls_infer.preprocess.preprocess`; it has no short name here, where its module would shadow it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from imgcls_infer.errors import ImageError, InferError, ModelError, ProviderError
     from imgcls_infer.manifest import Manifest, ResizePolicy
     from imgcls_infer.predictor import Prediction, Predictor
-    from imgcls_infer.preprocess import preprocess
 
 __version__ = "0.1.0"
 
@@ -28,7 +28,6 @@ _HOME = {
     "ResizePolicy": "manifest",
     "Prediction": "predictor",
     "Predictor": "predictor",
-    "preprocess": "preprocess",
 }
 
 __all__ = [
@@ -40,13 +39,11 @@ __all__ = [
     "Predictor",
     "ProviderError",
     "ResizePolicy",
-    "preprocess",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value  # the module of the same name must not shadow the function `preprocess`
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     return value

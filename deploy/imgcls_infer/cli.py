@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imgcls_infer import __version__
-from imgcls_infer.errors import InferError
+from imgcls_infer.errors import InferError, printable
 
 if TYPE_CHECKING:
     from imgcls_infer.predictor import Prediction, Predictor
@@ -73,8 +74,6 @@ def _open(model: str | None, provider: str, threads: int | None) -> Predictor:
 
 
 def _classify(predictor: Predictor, image: str, top_k: int) -> dict[str, Any]:
-    from imgcls_infer.preprocess import printable
-
     try:
         prediction: Prediction = predictor.predict(image)
     except InferError as error:
@@ -87,7 +86,7 @@ def _show(row: dict[str, Any]) -> None:
     if "error" in row:
         click.echo(f"error: {row['error']}", err=True)
         return
-    answers = "  ".join(f"{entry['label']} {entry['probability']:.2%}" for entry in row["top"])
+    answers = "  ".join(f"{printable(entry['label'])} {entry['probability']:.2%}" for entry in row["top"])
     click.echo(f"{row['image']}: {answers}")
 
 
@@ -97,9 +96,7 @@ def _fail(message: str) -> int:
 
 
 def main() -> None:
-    """The console script."""
-    try:
-        command()
-    except BrokenPipeError:  # `imgcls-infer ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    """The console script. (`imgcls-infer ... | head` is click's business: it takes EPIPE for exit code 1.)"""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal or pipe can't encode is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")
+    command()

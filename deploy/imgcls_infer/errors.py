@@ -32,5 +32,10 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     """The first non-empty line of an exception's message, cut to `limit` characters; its type's name if it has none."""
     for line in str(error).splitlines():
         if line.strip():
-            return line.strip()[:limit]
+            return printable(line.strip())[:limit]
     return type(error).__name__
+
+
+def printable(name: str) -> str:
+    """A name out of a file or a folder on one line: control characters and undecodable bytes are escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name)

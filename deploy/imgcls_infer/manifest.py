@@ -87,8 +87,8 @@ class Manifest:
             _require(isinstance(getattr(self, name), dict), name, getattr(self, name))
 
     def to_json(self) -> str:
-        """JSON with sorted keys: the same manifest always gives the same bytes."""
-        return json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
+        """JSON with sorted keys, in ASCII: the same manifest always gives the same bytes, whatever the names in it."""
+        return json.dumps(self.to_dict(), sort_keys=True)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -118,7 +118,7 @@ class Manifest:
         if not isinstance(raw, dict):
             raise ModelError("the manifest is not a JSON object; export the model again with imgcls export")
         version = raw.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if not _is_int(version) or version != SCHEMA_VERSION:
             raise ModelError(
                 f"the manifest has schema version {_show(version)}, this program reads {SCHEMA_VERSION}; "
                 "update imgcls-infer, or export the model again"
@@ -177,14 +177,13 @@ def golden_from_json(text: str, classes: int) -> list[GoldenSample]:
     """The golden samples of a model with that many classes. Raises ModelError."""
     rows = _parse(text, "golden samples")
     try:
+        if not isinstance(rows, list):
+            raise TypeError("not a list")
         samples = [
-            GoldenSample(
-                png=base64.b64decode(row["png"], validate=True),
-                probabilities=tuple(float(value) for value in row["probabilities"]),
-            )
+            GoldenSample(png=base64.b64decode(row["png"], validate=True), probabilities=_floats(row["probabilities"]))
             for row in rows
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError("the model's golden samples are damaged; export the model again") from error
     if any(len(sample.probabilities) != classes for sample in samples):
         raise ModelError("the model's golden samples do not have one probability a class; export the model again")
@@ -204,7 +203,10 @@ def _require(condition: bool, name: str, value: object) -> None:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # lists in lists in lists
+        text = "..."
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -221,9 +223,20 @@ def _is_triple(value: object) -> bool:
 
 
 def _triple(value: Any) -> Any:
-    if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value):
-        return tuple(float(item) for item in value)
-    return value
+    try:
+        return _floats(value)
+    except (TypeError, ValueError, OverflowError):
+        return value  # __post_init__ refuses it by name
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    """A JSON list of finite numbers. Raises TypeError, ValueError or OverflowError where it is anything else."""
+    if not isinstance(values, list) or not all(isinstance(item, float) or _is_int(item) for item in values):
+        raise TypeError("not a list of numbers")
+    floats = tuple(float(item) for item in values)
+    if not all(map(math.isfinite, floats)):
+        raise ValueError("not a finite number")
+    return floats
 
 
 def _strings(value: Any) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Union, overload
 
 import numpy as np
 
-from imgcls_infer.errors import ModelError
+from imgcls_infer.errors import ModelError, one_line
 from imgcls_infer.preprocess import Source, preprocess
 from imgcls_infer.session import open_model
 
@@ -67,6 +67,7 @@ class Predictor:
         else:
             opened = open_model(Path(model), provider, threads)
         self._session = opened.session
+        self._batch = opened.batch
         self.manifest = opened.manifest
         self.golden = opened.golden
         self.provider = opened.provider
@@ -94,12 +95,27 @@ class Predictor:
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Stage 2 alone: uint8 [N, image_size, image_size, 3] -> logits, probabilities, float32 [N, K] each.
 
-        Raises ModelError where the model does not run or gives something that is no number.
+        A model exported with a fixed batch gets its number of pictures, black ones included. Raises ModelError where the
+        model does not run or gives something that is no number.
         """
+        size = self._batch
+        if size is None or len(pixels) == size:
+            return self._run(pixels)
+        results = [self._run(_filled(pixels[start : start + size], size)) for start in range(0, len(pixels), size)]
+        logits, probabilities = zip(*results)
+        return np.concatenate(logits)[: len(pixels)], np.concatenate(probabilities)[: len(pixels)]
+
+    def _run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:
             logits, probabilities = self._session.run(["logits", "probabilities"], {"image": pixels})
         except Exception as error:  # onnxruntime's exceptions have no common base class of their own
-            raise ModelError(f"the model does not run ({str(error).splitlines()[0][:200]})") from error
+            raise ModelError(f"the model does not run ({one_line(error)})") from error
         if not np.isfinite(probabilities).all():
             raise ModelError("the model gives probabilities that are not numbers; its weights are damaged")
         return logits, probabilities
+
+
+def _filled(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Pictures with black ones after them, `size` in all."""
+    black = np.zeros((size - len(pixels), *pixels.shape[1:]), pixels.dtype)
+    return np.concatenate([pixels, black]) if len(black) else pixels

@@ -18,7 +18,10 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -27,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from imgcls_infer.errors import ImageError, one_line
+from imgcls_infer.errors import printable as printable
 from imgcls_infer.manifest import ResizePolicy
 
 if TYPE_CHECKING:
@@ -53,17 +57,12 @@ _ORIENTATIONS = {
 def preprocess(source: Source, policy: ResizePolicy) -> np.ndarray:
     """A picture as the network takes it: uint8 [image_size, image_size, 3], RGB, C-contiguous.
 
-    source: a path, the bytes of a picture file, a PIL image, or a uint8 array [H, W, 3] (RGB).
+    source: a path, the bytes of a picture file, a PIL image, or a uint8 array [H, W, 3] (RGB). A PIL image that still
+    carries an EXIF orientation is turned as its file would be (`ImageOps.exif_transpose` turns it and drops the tag).
     Raises ImageError.
     """
     name = describe(source)
-    if isinstance(source, np.ndarray):
-        image = _from_array(source, name)
-    elif isinstance(source, Image.Image):
-        image = _to_rgb(source, name)
-    else:
-        image = _open_rgb(source, name)
-    return np.asarray(resize(image, policy, name))
+    return np.asarray(resize(_open_rgb(source, name), policy, name))
 
 
 def decode_rgb(source: Source, name: str) -> np.ndarray:
@@ -78,11 +77,6 @@ def describe(source: object) -> str:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"picture of {len(source)} bytes"
     return type(source).__name__
-
-
-def printable(name: str) -> str:
-    """A file name on one line: control characters and undecodable bytes are escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name)
 
 
 def resize(image: Image.Image, policy: ResizePolicy, name: str = "picture") -> Image.Image:
@@ -125,17 +119,30 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
 
 
 def _open_rgb(source: Any, name: str) -> Image.Image:
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name)
+    if isinstance(source, Image.Image):
+        with _translated(name):
+            return _decoded(source, name)
     data = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else read_file(Path(source), name)
     image_class = _image_class(data, name)
-    # Pillow warns of oddities in a file (a corrupt EXIF block, a palette's transparency): not the user's business
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _translated(name), image_class(io.BytesIO(data)) as image:
+        return _decoded(image, name)
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    _check_size(image.size, name)
+    image.load()
+    orientation = exif_orientation(image.info.get("exif", b""))
+    return _oriented(_to_rgb(image, name), orientation)
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    """Pillow's exceptions become ImageError, and its warnings are silenced."""
+    with _SILENCE:
         try:
-            with image_class(io.BytesIO(data)) as image:
-                _check_size(image.size, name)
-                image.load()
-                orientation = exif_orientation(image.info.get("exif", b""))
-                return _oriented(_to_rgb(image, name), orientation)
+            yield
         except ImageError:
             raise
         except MemoryError as error:
@@ -143,6 +150,35 @@ def _open_rgb(source: Any, name: str) -> Image.Image:
         # A damaged file makes Pillow raise almost anything: OSError, ValueError, SyntaxError, struct.error, ...
         except Exception as error:
             raise ImageError(f"{name}: damaged picture ({one_line(error)})") from error
+
+
+class _Silence:
+    """No warnings while any thread decodes: Pillow's (a corrupt EXIF block, a palette's transparency) are noise here.
+
+    `warnings.catch_warnings` saves and restores the filters of the whole process. Threads that each use their own undo
+    each other's, and leave everything silenced for good; so the first in opens one, and the last out closes it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._saved.__exit__(None, None, None)
+
+
+_SILENCE = _Silence()
 
 
 def read_file(path: Path, name: str) -> bytes:
@@ -195,7 +231,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ImageError(f"{name}: floating-point pixels have no agreed range; save it as 8-bit first")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         return _over_white(image)
     return image.convert("RGB")
 

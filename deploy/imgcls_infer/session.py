@@ -7,13 +7,14 @@ on a machine without its libraries prints a warning and runs on the CPU. Here th
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
-from imgcls_infer.errors import ModelError, ProviderError, one_line
+from imgcls_infer.errors import ModelError, ProviderError, one_line, printable
 from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
 
 CPU = "CPUExecutionProvider"
@@ -31,7 +32,8 @@ _MEND_CUDA = (
 class OpenModel:
     """A session and what its file says about itself. provider: onnxruntime's name of the one that really runs it.
 
-    note: why `auto` did not take CUDA although this onnxruntime has it; empty otherwise.
+    note: why `auto` did not take CUDA although this onnxruntime has it, or what this CPU can't do well; else empty.
+    batch: pictures that the graph takes at once; None is any number.
     """
 
     session: ort.InferenceSession
@@ -39,6 +41,7 @@ class OpenModel:
     golden: list[GoldenSample]
     provider: str
     note: str = ""
+    batch: int | None = None
 
 
 def open_model(path: Path, provider: str = "auto", threads: int | None = None) -> OpenModel:
@@ -49,11 +52,14 @@ def open_model(path: Path, provider: str = "auto", threads: int | None = None) -
     """
     if provider not in PROVIDERS:
         raise ProviderError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
-    _check_file(path)
+    name = printable(str(path))
+    _check_file(path, name)
     session, note = _open_session(path, provider, threads)
-    manifest, golden = _read_metadata(session, path)
-    _check_graph(session, manifest, path)
-    return OpenModel(session, manifest, golden, session.get_providers()[0], note)
+    manifest, golden = _read_metadata(session, name)
+    batch = _check_graph(session, manifest, name)
+    used = session.get_providers()[0]
+    notes = [note, _saturation_note(manifest) if used == CPU else ""]
+    return OpenModel(session, manifest, golden, used, "; ".join(filter(None, notes)), batch)
 
 
 def available_cpus() -> int:
@@ -68,19 +74,20 @@ def available_cpus() -> int:
     return max(1, count)
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path, name: str) -> None:
     try:
         with path.open("rb") as file:
             head = file.read(4)
     except FileNotFoundError as error:
-        raise ModelError(f"{path}: no such model file") from error
-    except OSError as error:
-        raise ModelError(f"{path}: the model file can't be read ({error.strerror})") from error
+        raise ModelError(f"{name}: no such model file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ModelError(f"{name}: the model file can't be read ({reason})") from error
     if not head:
-        raise ModelError(f"{path}: the model file is empty")
+        raise ModelError(f"{name}: the model file is empty")
     if head == b"PK\x03\x04":
         raise ModelError(
-            f"{path}: a PyTorch file (checkpoint or TorchScript); imgcls-infer runs ONNX: imgcls export --format onnx"
+            f"{name}: a PyTorch file (checkpoint or TorchScript); imgcls-infer runs ONNX: imgcls export --format onnx"
         )
 
 
@@ -97,9 +104,10 @@ def _open_session(path: Path, provider: str, threads: int | None) -> tuple[ort.I
         session = _create(path, [CUDA, CPU], threads)
         reason = "its libraries or the driver did not load"
     except ModelError as error:
+        session = _create(path, [CPU], threads)  # raises where the file is at fault and not CUDA
         if provider == "cuda":
             raise ProviderError(f"the CUDA provider did not start ({one_line(error)}); {_MEND_CUDA}") from error
-        return _create(path, [CPU], threads), f"CUDA did not start ({one_line(error)}), running on the CPU"
+        return session, f"CUDA did not start ({one_line(error)}), running on the CPU"
     if session.get_providers()[0] == CUDA:
         return session, ""
     if provider == "cuda":
@@ -115,35 +123,56 @@ def _create(path: Path, providers: list[str], threads: int | None) -> ort.Infere
     # spinning threads burn the CPU of whoever shares it, and gain nothing for one picture
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        # onnxruntime's own fallback prints to standard output, and moves a failed run to the CPU without asking
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common base class of their own
-        raise ModelError(f"{path}: not an ONNX model that onnxruntime can load ({one_line(error)})") from error
+        name = printable(str(path))
+        raise ModelError(f"{name}: not an ONNX model that onnxruntime can load ({one_line(error)})") from error
 
 
-def _read_metadata(session: ort.InferenceSession, path: Path) -> tuple[Manifest, list[GoldenSample]]:
+def _read_metadata(session: ort.InferenceSession, name: str) -> tuple[Manifest, list[GoldenSample]]:
     metadata = session.get_modelmeta().custom_metadata_map
     if MANIFEST_KEY not in metadata:
         raise ModelError(
-            f"{path}: an ONNX file without imgcls manifest; make one with imgcls export (it also takes a bare .pth)"
+            f"{name}: an ONNX file without imgcls manifest; make one with imgcls export (it also takes a bare .pth)"
         )
     try:
         manifest = Manifest.from_json(metadata[MANIFEST_KEY])
         return manifest, golden_from_json(metadata.get(GOLDEN_KEY, "[]"), len(manifest.classes))
     except ModelError as error:
-        raise ModelError(f"{path}: {error}") from error
+        raise ModelError(f"{name}: {error}") from error
 
 
-def _check_graph(session: ort.InferenceSession, manifest: Manifest, path: Path) -> None:
-    """The graph's inputs and outputs are the contract's: uint8 [N, S, S, 3] -> float32 logits, probabilities [N, K]."""
+def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -> int | None:
+    """The graph's inputs and outputs are the contract's: uint8 [N, S, S, 3] -> float32 logits, probabilities [N, K].
+
+    Returns N where the graph fixes it.
+    """
     side, classes = manifest.resize.image_size, len(manifest.classes)
-    inputs = [(node.name, node.type, _tail(node.shape)) for node in session.get_inputs()]
-    outputs = {node.name: (node.type, _tail(node.shape)) for node in session.get_outputs()}
-    if inputs != [("image", "tensor(uint8)", [side, side, 3])]:
-        raise ModelError(f"{path}: its input is not image: uint8 [N, {side}, {side}, 3]; export it with imgcls export")
-    for name in ("logits", "probabilities"):
-        if outputs.get(name) != ("tensor(float)", [classes]):
-            raise ModelError(f"{path}: its output {name} is not float32 [N, {classes}]; export it with imgcls export")
+    inputs = [(node.name, node.type, _shape(node.shape)) for node in session.get_inputs()]
+    outputs = {node.name: (node.type, _shape(node.shape)) for node in session.get_outputs()}
+    batch = inputs[0][2][0] if inputs and inputs[0][2] else "N"
+    if inputs != [("image", "tensor(uint8)", [batch, side, side, 3])]:
+        raise ModelError(f"{name}: its input is not image: uint8 [N, {side}, {side}, 3]; export it with imgcls export")
+    for output in ("logits", "probabilities"):
+        if outputs.get(output) != ("tensor(float)", [batch, classes]):
+            raise ModelError(f"{name}: its output {output} is not float32 [N, {classes}]; export it with imgcls export")
+    return None if batch == "N" else batch
 
 
-def _tail(shape: list[Any]) -> list[Any]:
-    return list(shape)[1:]
+def _saturation_note(manifest: Manifest) -> str:
+    """int8 sums overflow on x86 without VNNI, unless the weights were rounded to 7 bits for it (onnxruntime's docs)."""
+    chosen = manifest.parity.get("quantization")
+    target = chosen.get("target") if isinstance(chosen, dict) else None
+    if manifest.precision != "int8" or target == "x86-avx2" or platform.machine() not in ("x86_64", "AMD64"):
+        return ""
+    try:
+        has_vnni = "vnni" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""  # not Linux: nothing is known of the CPU
+    return "" if has_vnni else "this CPU has no VNNI, int8 sums may overflow; export with --target x86-avx2"
+
+
+def _shape(shape: list[Any]) -> list[Any]:
+    """Symbolic dimensions, which have a name or None, are all `N`."""
+    return [size if isinstance(size, int) else "N" for size in shape]

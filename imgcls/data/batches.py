@@ -15,7 +15,7 @@ from torch import Tensor
 class Augmentation:
     """What is done to training pictures at random, each picture on its own.
 
-    crop: shift by up to this share of the side, black beyond the border (0.125 is the usual 4 pixels at 32x32).
+    crop: shift by up to this share of the side, black beyond the border (0.125 is 4 pixels at 32x32).
     flip: left to right, every other one. colour: brightness, contrast and saturation by factors in 1 - c .. 1 + c.
     cutout: a square of this share of the side is painted with the picture set's mean colour.
     """

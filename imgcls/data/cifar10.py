@@ -43,11 +43,15 @@ def install_cifar10(to: Path, archive: Path | None = None) -> None:
     (which checks its MD5). The counts and the channel statistics are checked before anything gets its name.
     Raises DataError.
     """
-    for split in ("train", "test"):
-        if (to / split).exists():
-            raise DataError(f"{to / split}: exists already; remove it, or give another folder with --to")
+    _require_free(to)
     train, test = read_archive(archive) if archive else _fetch()
     check_cifar10(train, test)
+    lay_out(to, train, test)
+
+
+def lay_out(to: Path, train: Split, test: Split) -> None:
+    """Write both splits as PNG; neither has its name before all are written. Raises DataError."""
+    _require_free(to)
     try:
         to.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=to) as temporary:
@@ -58,6 +62,12 @@ def install_cifar10(to: Path, archive: Path | None = None) -> None:
                 Path(temporary, split).rename(to / split)
     except OSError as error:
         raise DataError(f"{to}: can't be written ({error.strerror})") from error
+
+
+def _require_free(to: Path) -> None:
+    for split in ("train", "test"):
+        if (to / split).exists():
+            raise DataError(f"{to / split}: exists already; remove it, or give another folder with --to")
 
 
 def read_archive(archive: Path) -> tuple[Split, Split]:

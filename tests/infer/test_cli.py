@@ -1,0 +1,237 @@
+"""imgcls-infer, the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from imgcls_infer import Predictor, __version__
+from imgcls_infer.cli import command
+
+from .pictures import encode
+from .tiny import CLASSES, SAMPLE, SIDE, good_onnx, tiny_manifest
+
+RED, GREEN, BLUE = (np.full((SIDE, SIDE, 3), np.eye(3, dtype=np.uint8)[index] * 255, np.uint8) for index in range(3))
+
+
+@pytest.fixture(autouse=True)
+def no_model_in_the_environment(monkeypatch):
+    monkeypatch.delenv("IMGCLS_MODEL", raising=False)
+
+
+@pytest.fixture
+def pictures(write) -> dict[str, str]:
+    """A file of each colour, and a file that is no picture."""
+    files = {name: encode(pixels, "PNG") for name, pixels in zip(CLASSES, (RED, GREEN, BLUE), strict=True)}
+    return {name: str(write(f"{name}.png", data)) for name, data in {**files, "bad": b"words"}.items()}
+
+
+def run(*arguments: object, **environment: str) -> Result:
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments], env=environment)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def process(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", **options}
+    line = [sys.executable, "-m", "imgcls_infer", *map(str, arguments)]
+    return subprocess.run(line, env=environment, timeout=60, check=False, **options)
+
+
+# --- answers ---
+
+
+def test_one_line_a_picture_in_order(tiny_path, pictures):
+    result = run("--model", tiny_path, pictures["blue"], pictures["red"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    first, second = result.stdout.splitlines()
+    assert first.startswith(f"{pictures['blue']}: blue 9")
+    assert second.startswith(f"{pictures['red']}: red 9")
+    assert second.endswith("%")
+
+
+def test_top_k_shows_that_many_most_probable_first(tiny_path, write):
+    path = write("dusk.png", encode(np.full((SIDE, SIDE, 3), (90, 0, 200), np.uint8), "PNG"))
+    line = run("--model", tiny_path, "--top-k", 2, path).stdout
+    words = line.removeprefix(f"{path}: ").split()
+    assert words[::2] == ["blue", "red"]
+    assert [word[-1] for word in words[1::2]] == ["%", "%"]
+
+
+def test_top_k_beyond_the_classes_shows_all_of_them(tiny_path, pictures):
+    line = run("--model", tiny_path, "--top-k", 99, pictures["red"]).stdout
+    assert all(name in line.removeprefix(pictures["red"]) for name in CLASSES)
+
+
+def test_json_is_one_document_with_everything(tiny_path, pictures):
+    result = run("--model", tiny_path, "--json", "--top-k", 2, pictures["green"], pictures["bad"])
+    document = json.loads(result.stdout)
+    assert set(document) == {"provider", "results"}
+    assert document["provider"] == "CPUExecutionProvider"
+    good, bad = document["results"]
+    assert set(good) == {"image", "label", "probability", "top"}
+    assert (good["image"], good["label"]) == (pictures["green"], "green")
+    assert good["top"][0] == {"label": "green", "probability": good["probability"]}
+    assert len(good["top"]) == 2
+    assert bad == {"image": pictures["bad"], "error": f"{pictures['bad']}: not a PNG, JPEG, WebP, BMP or GIF picture"}
+    assert result.exit_code == 1
+
+
+def test_json_probabilities_are_the_predictors_exactly(tiny_path, pictures):
+    document = json.loads(run("--model", tiny_path, "--json", "--top-k", 3, pictures["red"]).stdout)
+    found = [(entry["label"], entry["probability"]) for entry in document["results"][0]["top"]]
+    assert found == Predictor(tiny_path).predict(pictures["red"]).top(3)
+
+
+def test_json_is_ascii_whatever_the_names(write):
+    model = write("model.onnx", good_onnx(manifest=tiny_manifest(classes=("猫", "кот", "Kätzchen")).to_json()))
+    output = run("--model", model, "--json", write("猫.png", encode(RED, "PNG"))).stdout
+    assert output.isascii()
+    assert json.loads(output)["results"][0]["label"] == "猫"
+
+
+# --- models ---
+
+
+def test_the_environment_names_the_model(tiny_path, pictures):
+    result = run(pictures["red"], IMGCLS_MODEL=str(tiny_path))
+    assert result.stdout.startswith(f"{pictures['red']}: red")
+    assert result.stderr == ""
+
+
+def test_the_option_wins_over_the_environment(tiny_path, pictures):
+    assert run("--model", tiny_path, pictures["red"], IMGCLS_MODEL="none.onnx").exit_code == 0
+
+
+@pytest.mark.parametrize("environment", [{}, {"IMGCLS_MODEL": ""}], ids=["unset", "empty"])
+def test_the_built_in_model_is_noted_on_standard_error(environment):
+    path = min(SAMPLE.glob("*/*.png"))
+    result = run("--json", path, **environment)
+    assert result.stderr.startswith("note: built-in model (airplane, automobile,")
+    assert json.loads(result.stdout)["results"][0]["image"] == str(path)
+
+
+def test_why_cuda_was_passed_over_is_noted_on_standard_error(tiny_path, pictures, monkeypatch):
+    monkeypatch.setattr("imgcls_infer.session._open_session", with_note)
+    result = run("--model", tiny_path, pictures["red"])
+    assert result.stderr == "note: CUDA did not start (no driver), running on the CPU\n"
+    assert result.stdout.startswith(pictures["red"])
+
+
+def with_note(path: Path, provider: str, threads: int | None):
+    from imgcls_infer.session import CPU, _create
+
+    return _create(path, [CPU], threads), "CUDA did not start (no driver), running on the CPU"
+
+
+# --- errors ---
+
+
+def test_a_bad_picture_among_good_ones_stops_nobody(tiny_path, pictures):
+    result = run("--model", tiny_path, pictures["red"], pictures["bad"], "none.png", pictures["blue"])
+    assert result.exit_code == 1
+    assert [line.split()[1] for line in result.stdout.splitlines()] == ["red", "blue"]
+    assert result.stderr.splitlines() == [
+        f"error: {pictures['bad']}: not a PNG, JPEG, WebP, BMP or GIF picture",
+        "error: none.png: no such file",
+        "error: 2 of 4 pictures could not be classified",
+    ]
+
+
+def test_a_bad_model_is_one_line_and_exit_code_1(pictures, tmp_path):
+    result = run("--model", tmp_path / "none.onnx", pictures["red"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"error: {tmp_path}/none.onnx: no such model file\n"
+
+
+def test_cuda_that_is_not_there_is_one_line_and_exit_code_1(tiny_path, pictures, monkeypatch):
+    monkeypatch.setattr("imgcls_infer.session.ort.get_available_providers", lambda: ["CPUExecutionProvider"])
+    result = run("--model", tiny_path, "--provider", "cuda", pictures["red"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: this onnxruntime")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--top-k", "0", "a.png"],
+        ["--top-k", "x", "a.png"],
+        ["--threads", "0", "a.png"],
+        ["--provider", "tpu", "a.png"],
+        ["--nonsense", "a.png"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2(arguments):
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Usage: ")
+
+
+def test_names_from_files_and_models_stay_on_their_line(write):
+    model = write("model.onnx", good_onnx(manifest=tiny_manifest(classes=("re\nd", "a\x1b[2J", "\ud800")).to_json()))
+    result = run("--model", model, "--top-k", 3, write("a\nb.png", encode(RED, "PNG")))
+    assert result.stdout.count("\n") == 1
+    assert "a\\nb.png: re\\nd 9" in result.stdout
+    assert "a\\x1b[2J" in result.stdout
+    assert "\\ud800" in result.stdout
+
+
+def test_help_and_version():
+    assert "Example: imgcls-infer" in run("--help").stdout
+    assert run("-h").stdout == run("--help").stdout
+    assert run("--version").stdout == f"imgcls-infer, version {__version__}\n"
+
+
+# --- as a process ---
+
+
+def test_the_process_answers_and_exits_with_0(tiny_path, pictures):
+    done = process("--model", tiny_path, "--threads", 1, pictures["red"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{pictures['red']}: red")
+
+
+def test_the_process_exits_with_1_without_a_traceback(tiny_path, pictures):
+    done = process("--model", tiny_path, pictures["bad"], pictures["red"])
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"{pictures['red']}: red")
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+
+
+def test_a_file_that_is_no_model_leaves_one_line_on_standard_error(pictures):
+    """onnxruntime's own log would be there too."""
+    done = process("--model", pictures["red"], pictures["red"])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {pictures['red']}: not an ONNX model")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["lines", "json"])
+def test_a_reader_that_went_away_leaves_no_traceback(tiny_path, pictures, options):
+    reading, writing = os.pipe()
+    os.close(reading)  # as `head` does once it has its lines
+    try:
+        done = process("--model", tiny_path, *options, *[pictures["red"]] * 5, stdout=writing)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_name_that_standard_output_cannot_encode_stops_nobody(tiny_path, write, pictures):
+    odd = write("猫.png", encode(BLUE, "PNG"))
+    done = process("--model", tiny_path, odd, pictures["red"], env={"PYTHONIOENCODING": "latin-1"})
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"{odd.parent}/\\u732b.png: blue")
+    assert second.startswith(f"{pictures['red']}: red")

@@ -1,0 +1,248 @@
+"""What a model file says about itself: it survives the trip exactly, and nothing in it is trusted."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from imgcls_infer import Manifest, ModelError, ResizePolicy
+from imgcls_infer.manifest import (
+    INTERPOLATIONS,
+    MAX_IMAGE_SIZE,
+    PRECISIONS,
+    RESIZE_MODES,
+    GoldenSample,
+    golden_from_json,
+    golden_to_json,
+)
+
+from .pictures import encode, noise
+from .tiny import tiny_manifest
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | NUMBERS | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+OBJECTS = st.dictionaries(st.text(max_size=5), JSON, max_size=3)
+MANIFESTS = st.builds(
+    Manifest,
+    arch=st.text(min_size=1),
+    classes=st.lists(st.text(min_size=1), min_size=1, max_size=5, unique=True).map(tuple),
+    resize=st.builds(
+        ResizePolicy, st.integers(1, MAX_IMAGE_SIZE), st.sampled_from(RESIZE_MODES), st.sampled_from(INTERPOLATIONS)
+    ),
+    mean=st.tuples(NUMBERS, NUMBERS, NUMBERS),
+    std=st.tuples(*[st.floats(min_value=0, exclude_min=True, allow_infinity=False)] * 3),
+    weights_sha256=st.text(),
+    precision=st.sampled_from(PRECISIONS),
+    dataset=OBJECTS,
+    training=OBJECTS,
+    versions=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
+    parity=OBJECTS,
+)
+RAW = tiny_manifest().to_dict()
+REQUIRED = ["arch", "classes", "image_size", "mean", "std", "precision", "weights_sha256"]
+
+
+def without(name: str) -> dict:
+    return {key: value for key, value in RAW.items() if key != name}
+
+
+def refusal(raw) -> str:
+    with pytest.raises(ModelError) as caught:
+        Manifest.from_json(raw if isinstance(raw, str) else json.dumps(raw))
+    message = str(caught.value)
+    assert message.isprintable()  # which a line break is not
+    return message
+
+
+# --- manifest ---
+
+
+@given(MANIFESTS)
+def test_a_manifest_survives_json_exactly(manifest):
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_a_class_named_after_a_folder_that_is_no_utf8_survives():
+    manifest = tiny_manifest(classes=("caf\udce9", "猫"))
+    assert Manifest.from_json(manifest.to_json().encode().decode()) == manifest
+
+
+def test_the_same_manifest_gives_the_same_text():
+    first = tiny_manifest(versions={"a": "1", "b": "2"})
+    assert first.to_json() == tiny_manifest(versions={"b": "2", "a": "1"}).to_json()
+
+
+def test_what_is_said_of_origin_may_be_left_out():
+    raw = {key: value for key, value in RAW.items() if key not in ("dataset", "training", "versions", "parity")}
+    assert Manifest.from_dict(raw) == tiny_manifest()
+
+
+def test_a_field_of_a_later_minor_version_is_passed_over():
+    assert Manifest.from_dict({**RAW, "licence": "MIT"}) == tiny_manifest()
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_missing_field_is_named(name):
+    assert refusal(without(name)) == f"the manifest lacks the field '{name}'; export the model again"
+
+
+@pytest.mark.parametrize("name", ["mode", "interpolation"])
+def test_a_missing_part_of_the_resize_policy_is_named(name):
+    resize = {key: value for key, value in RAW["resize"].items() if key != name}
+    assert f"lacks the field '{name}'" in refusal({**RAW, "resize": resize})
+
+
+WRONG = {
+    "arch": [None, 3, "", []],
+    "classes": [None, "abc", [], [1, 2], ["a", ""], ["a", None], ["a", "a"], {"a": 0}],
+    "image_size": [None, 0, -1, MAX_IMAGE_SIZE + 1, True, 8.0, "8", [8]],
+    "resize": [None, "crop", [], 3],
+    "mean": [None, 0.5, "abc", [0.5, 0.5], [0.5] * 4, ["0", "0", "0"], [True, False, True], [0, 0, None]],
+    "std": [None, [1, 1], [1, 1, 0], [1, 1, -1], ["1", "1", "1"], [True, True, True]],
+    "precision": [None, "fp8", "", [], 32],
+    "weights_sha256": [None, 0, []],
+    "dataset": [None, [], "x"],
+    "training": [None, [], "x"],
+    "versions": [None, [], "x"],
+    "parity": [None, [], "x"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in WRONG for value in WRONG[name]], ids=repr)
+def test_a_field_of_the_wrong_kind_is_named(name, value):
+    assert refusal({**RAW, name: value}).startswith(f"bad {name} ")
+
+
+@pytest.mark.parametrize("value", [None, "stretch", "", 1, ["crop"], {}], ids=repr)
+def test_an_unknown_resize_policy_is_named(value):
+    assert refusal({**RAW, "resize": {**RAW["resize"], "mode": value}}).startswith("bad resize mode in")
+    assert refusal({**RAW, "resize": {**RAW["resize"], "interpolation": value}}).startswith("bad interpolation in")
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400])
+def test_a_number_that_is_not_finite_is_refused_by_name(name, number):
+    text = json.dumps({**RAW, name: "@"}).replace('"@"', f"[{number}, 1.0, 1.0]")
+    assert refusal(text).startswith(f"bad {name} in the manifest")
+
+
+@pytest.mark.parametrize("version", [None, 0, 2, "1", True, 1.5, [1]], ids=repr)
+def test_another_schema_version_is_told_with_what_to_do(version):
+    message = refusal({**RAW, "schema_version": version})
+    assert message.startswith(f"the manifest has schema version {version!r}, this program reads 1;")
+    assert "update imgcls-infer" in message
+
+
+def test_no_schema_version_is_told():
+    assert "schema version None" in refusal(without("schema_version"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "nonsense", '{"arch": }', "\0", "'single'", json.dumps(RAW)[:-1]])
+def test_what_is_not_json_is_refused(text):
+    assert refusal(text) == "the model's manifest is not valid JSON; export the model again"
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"text"', "true"])
+def test_json_that_is_no_object_is_refused(text):
+    assert "not a JSON object" in refusal(text)
+
+
+def test_lists_in_lists_in_lists_are_refused_at_any_depth():
+    limit = sys.getrecursionlimit()
+    for depth in [*range(limit - 120, limit + 20), 100_000]:
+        nested = "[" * depth + "]" * depth
+        refusal(nested)
+        for name in ("arch", "classes", "image_size", "schema_version", "resize", "mean", "dataset"):
+            refusal(json.dumps({**RAW, name: "@"}).replace('"@"', nested))
+
+
+def test_a_long_value_is_cut_in_the_message():
+    assert len(refusal({**RAW, "arch": ["x" * 10_000]})) < 120
+
+
+@given(st.sampled_from(sorted(RAW)), JSON)
+def test_any_json_in_any_field_is_a_manifest_or_a_model_error(name, value):
+    try:
+        manifest = Manifest.from_dict({**RAW, name: value})
+    except ModelError:
+        return
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@given(st.text() | JSON.map(json.dumps))
+def test_any_text_without_the_fields_is_a_model_error(text):
+    refusal(text)
+
+
+@pytest.mark.parametrize(
+    "policy", [(0,), (8.5,), (True,), (MAX_IMAGE_SIZE + 1,), (8, "fit"), (8, "crop", "cubic")], ids=repr
+)
+def test_a_resize_policy_checks_itself(policy):
+    with pytest.raises(ModelError):
+        ResizePolicy(*policy)
+
+
+def test_a_manifest_is_checked_when_it_is_made_too():
+    with pytest.raises(ModelError, match=r"a name stands twice"):
+        tiny_manifest(classes=("cat", "cat"))
+    with pytest.raises(ModelError, match=r"^bad mean"):
+        tiny_manifest(mean=(0.5, 0.5, float("nan")))
+    with pytest.raises(ModelError, match=r"^bad std"):
+        tiny_manifest(std=(1.0, 0.0, 1.0))
+
+
+# --- golden samples ---
+
+
+@given(st.lists(st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3).map(tuple), max_size=4), st.binary())
+def test_golden_samples_survive_json_exactly(rows, png):
+    samples = [GoldenSample(png, row) for row in rows]
+    found = golden_from_json(golden_to_json(samples), 3)
+    assert found == samples
+    for sample, row in zip(found, rows, strict=True):
+        assert np.float32(sample.probabilities).tobytes() == struct.pack("=3f", *row)
+
+
+def test_golden_pixels_are_those_of_the_picture():
+    pixels = noise(8, 8)
+    np.testing.assert_array_equal(GoldenSample(encode(pixels, "PNG"), (1.0,)).pixels(), pixels)
+
+
+ROW = {"png": base64.b64encode(b"x").decode(), "probabilities": [0.25, 0.75]}
+DAMAGED_GOLDEN = {
+    "not JSON": "[",
+    "not a list": "{}",
+    "a text": '""',
+    "null": "null",
+    "rows that are no objects": "[1]",
+    "no picture": json.dumps([{"probabilities": [0.25, 0.75]}]),
+    "no probabilities": json.dumps([{"png": ROW["png"]}]),
+    "not base64": json.dumps([{**ROW, "png": "*"}]),
+    "base64 of letters beyond ASCII": json.dumps([{**ROW, "png": "猫"}]),
+    "a number for a picture": json.dumps([{**ROW, "png": 3}]),
+    "probabilities as text": json.dumps([{**ROW, "probabilities": ["0.25", "0.75"]}]),
+    "probabilities in a text": json.dumps([{**ROW, "probabilities": "01"}]),
+    "a missing probability": json.dumps([{**ROW, "probabilities": [0.25, None]}]),
+    "NaN": json.dumps([{**ROW, "probabilities": [0.25, float("nan")]}]),
+    "infinite": json.dumps([{**ROW, "probabilities": [0.25, float("inf")]}]),
+    "beyond any float": json.dumps([{**ROW, "probabilities": [0.25, 10**400]}]),
+    "too few probabilities": json.dumps([{**ROW, "probabilities": [1.0]}]),
+    "too many probabilities": json.dumps([ROW, {**ROW, "probabilities": [0.25, 0.5, 0.25]}]),
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED_GOLDEN.values(), ids=DAMAGED_GOLDEN)
+def test_damaged_golden_samples_are_one_clear_error(text):
+    assert len(golden_from_json(json.dumps([ROW]), 2)) == 1
+    with pytest.raises(ModelError, match=r"the model's golden samples .*; export the model again$"):
+        golden_from_json(text, 2)

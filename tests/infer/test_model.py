@@ -1,0 +1,344 @@
+"""Opening a model file: it keeps the contract or is refused, on the provider that was asked for or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from imgcls_infer import ModelError, Predictor, ProviderError, ResizePolicy, session
+from imgcls_infer.session import CPU, CUDA, available_cpus, open_model
+from onnx import TensorProto
+
+from .tiny import SIDE, good_onnx, tiny_golden, tiny_manifest, tiny_onnx
+
+
+def zip_file() -> bytes:
+    """What torch.save and torch.jit.save write is a zip archive."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+    return file.getvalue()
+
+
+def refusal(path: Path | str) -> str:
+    """The message of the ModelError that the file raises, without its name in front."""
+    with pytest.raises(ModelError) as caught:
+        open_model(Path(path))
+    message = str(caught.value)
+    assert message.isprintable()  # which a line break is not
+    assert message.startswith(f"{path}: ")
+    return message.removeprefix(f"{path}: ")
+
+
+# --- files ---
+
+
+def test_a_good_file_is_opened_with_what_it_says_of_itself(tiny_path):
+    opened = open_model(tiny_path)
+    assert opened.manifest == tiny_manifest()
+    assert opened.golden == tiny_golden()
+    assert (opened.provider, opened.note) == (CPU, "")
+
+
+def test_a_missing_file_is_one_clear_error(tmp_path):
+    assert refusal(tmp_path / "none.onnx") == "no such model file"
+
+
+def test_a_folder_is_one_clear_error(tmp_path):
+    assert refusal(tmp_path) == "the model file can't be read (Is a directory)"
+
+
+def test_an_empty_file_is_one_clear_error(write):
+    assert refusal(write("empty.onnx", b"")) == "the model file is empty"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"just words", b"\0" * 64, good_onnx()[:400], b"\x80\x02}q\x00."],
+    ids=["text", "zeros", "truncated", "pickle"],
+)
+def test_what_is_not_onnx_is_one_clear_error(write, data, capfd):
+    assert refusal(write("model.onnx", data)).startswith("not an ONNX model that onnxruntime can load (")
+    assert capfd.readouterr() == ("", "")  # onnxruntime's own log stays quiet
+
+
+def test_a_pytorch_file_gets_the_hint_to_export_it(write):
+    message = refusal(write("cnn.pth", zip_file()))
+    assert message.startswith("a PyTorch file (checkpoint or TorchScript)")
+    assert "imgcls export --format onnx" in message
+
+
+def test_a_name_with_a_line_break_stays_on_one_line(tmp_path):
+    with pytest.raises(ModelError, match=r"a\\nb.onnx: no such model file$"):
+        open_model(tmp_path / "a\nb.onnx")
+
+
+def test_a_nul_in_the_name_is_one_clear_error():
+    with pytest.raises(ModelError, match=r"^a\\x00b.onnx: the model file can't be read \(.*null"):
+        Predictor("a\0b.onnx")
+
+
+# --- the contract ---
+
+
+def test_onnx_without_a_manifest_is_told_how_to_get_one(write):
+    message = refusal(write("plain.onnx", tiny_onnx()))
+    assert message.startswith("an ONNX file without imgcls manifest")
+    assert "imgcls export" in message
+
+
+def test_a_model_without_golden_samples_is_opened(write):
+    assert open_model(write("model.onnx", good_onnx(golden=None))).golden == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"manifest": "{"}, "the model's manifest is not valid JSON"),
+        ({"manifest": "{}"}, "the manifest has schema version None"),
+        ({"golden": "{}"}, "the model's golden samples are damaged"),
+        (
+            {"manifest": tiny_manifest(resize=ResizePolicy(16)).to_json()},
+            "its input is not image: uint8 [N, 16, 16, 3]",
+        ),
+        (
+            {"manifest": tiny_manifest(classes=("a", "b", "c", "d")).to_json(), "golden": "[]"},
+            "its output logits is not float32 [N, 4]",
+        ),
+        (
+            {"manifest": tiny_manifest(classes=("a", "b")).to_json()},
+            "the model's golden samples do not have one probability a class",
+        ),
+        ({"image_type": TensorProto.FLOAT}, "its input is not image: uint8 [N, 8, 8, 3]"),
+        ({"image_shape": ("N", SIDE + 1, SIDE, 3)}, "its input is not image"),
+        ({"image_shape": ("N", "H", "W", 3)}, "its input is not image"),
+        ({"image_shape": (1, SIDE, SIDE, 3)}, "its input is not image"),
+        ({"names": ("input", "logits", "probabilities")}, "its input is not image"),
+        ({"names": ("image", "scores", "probabilities")}, "its output logits is not float32 [N, 3]"),
+        ({"names": ("image", "logits", "output")}, "its output probabilities is not float32 [N, 3]"),
+    ],
+    ids=[
+        "manifest that is no JSON",
+        "manifest without version",
+        "damaged golden samples",
+        "image size",
+        "number of classes",
+        "golden samples of another model",
+        "float input",
+        "not square",
+        "size left open",
+        "batch of one",
+        "input name",
+        "logits name",
+        "probabilities name",
+    ],
+)
+def test_a_model_that_breaks_the_contract_is_refused(write, changes, reason):
+    assert refusal(write("model.onnx", good_onnx(**changes))).startswith(reason)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_model_that_gives_no_numbers_is_an_error_and_no_answer(write, weight):
+    predictor = Predictor(write("model.onnx", good_onnx(weight=weight)))
+    with pytest.raises(ModelError, match="probabilities that are not numbers"):
+        predictor.predict(np.zeros((SIDE, SIDE, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((1, SIDE, SIDE, 3), np.float32),
+        np.zeros((1, SIDE + 1, SIDE, 3), np.uint8),
+        np.zeros((SIDE, SIDE, 3), np.uint8),
+    ],
+    ids=["float", "size", "no batch"],
+)
+def test_pixels_that_the_model_does_not_take_are_a_model_error(tiny, pixels):
+    with pytest.raises(ModelError, match=r"^the model does not run \(") as caught:
+        tiny.run(pixels)
+    assert str(caught.value).isprintable()
+
+
+def test_a_foreign_error_without_a_message_is_translated_too(tiny_path, monkeypatch):
+    class Silent:
+        def run(self, *_):
+            raise RuntimeError
+
+    predictor = Predictor(tiny_path)
+    monkeypatch.setattr(predictor, "_session", Silent())
+    with pytest.raises(ModelError, match=r"^the model does not run \(RuntimeError\)$"):
+        predictor.predict(np.zeros((SIDE, SIDE, 3), np.uint8))
+
+
+# --- providers ---
+
+
+@pytest.fixture
+def built_with_cuda(monkeypatch):
+    monkeypatch.setattr(session.ort, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(session.ort, "preload_dlls", lambda: None, raising=False)
+
+
+@pytest.fixture
+def falls_back(built_with_cuda, monkeypatch):
+    """CUDA is listed; a session that asks for it comes up on the CPU, as where its libraries are missing."""
+    real = session.ort.InferenceSession
+    monkeypatch.setattr(
+        session.ort, "InferenceSession", lambda *args, providers, **options: real(*args, providers=[CPU], **options)
+    )
+
+
+@pytest.fixture
+def does_not_start(built_with_cuda, monkeypatch):
+    """CUDA is listed; creating a session on it raises, as where there is no driver."""
+    create = session.ort.InferenceSession._create_inference_session
+
+    def create_or_fail(self, providers, *args):
+        if CUDA in providers:
+            raise RuntimeError("CUDA failure 35: CUDA driver version is insufficient\nat cuda_call.cc")
+        return create(self, providers, *args)
+
+    monkeypatch.setattr(session.ort.InferenceSession, "_create_inference_session", create_or_fail)
+
+
+@pytest.fixture
+def works(built_with_cuda, monkeypatch):
+    real = session.ort.InferenceSession
+
+    def on_cuda(*args, providers, **options):
+        opened = real(*args, providers=[CPU], **options)
+        opened.get_providers = lambda: providers
+        return opened
+
+    monkeypatch.setattr(session.ort, "InferenceSession", on_cuda)
+
+
+def cuda_refusal(path: Path) -> str:
+    with pytest.raises(ProviderError) as caught:
+        open_model(path, "cuda")
+    message = str(caught.value)
+    assert message.isprintable()
+    assert "onnxruntime-gpu" in message  # how to mend it
+    assert "--provider cpu" in message
+    return message
+
+
+def test_cuda_on_a_build_without_it_is_an_error_that_says_how_to_mend_it(tiny_path, monkeypatch):
+    monkeypatch.setattr(session.ort, "get_available_providers", lambda: ["AzureExecutionProvider", CPU])
+    assert "was built without CUDA" in cuda_refusal(tiny_path)
+    assert open_model(tiny_path, "auto").note == ""  # no CUDA is no news there
+
+
+def test_an_unknown_provider_is_an_error_that_lists_the_known(tiny_path):
+    with pytest.raises(ProviderError, match="unknown provider 'tpu'; known: auto, cpu, cuda"):
+        open_model(tiny_path, "tpu")
+
+
+@pytest.mark.usefixtures("falls_back")
+def test_cuda_that_silently_became_the_cpu_is_an_error(tiny_path):
+    assert "did not start (its libraries or the driver did not load)" in cuda_refusal(tiny_path)
+
+
+@pytest.mark.usefixtures("falls_back")
+def test_auto_notes_that_cuda_became_the_cpu(tiny_path):
+    opened = open_model(tiny_path, "auto")
+    assert opened.provider == CPU
+    assert opened.note == "CUDA did not start (its libraries or the driver did not load), running on the CPU"
+
+
+@pytest.mark.usefixtures("does_not_start")
+def test_cuda_that_does_not_start_is_an_error_with_its_reason(tiny_path):
+    assert "CUDA failure 35" in cuda_refusal(tiny_path)
+
+
+@pytest.mark.usefixtures("does_not_start")
+def test_auto_notes_that_cuda_does_not_start_and_prints_nothing(tiny_path, capfd):
+    predictor = Predictor(tiny_path)
+    assert predictor.provider == CPU
+    assert "CUDA failure 35" in predictor.note
+    assert predictor.note.isprintable()
+    assert predictor.predict(np.full((SIDE, SIDE, 3), (255, 0, 0), np.uint8)).label == "red"
+    assert capfd.readouterr() == ("", "")  # standard output belongs to the answers
+
+
+@pytest.mark.usefixtures("does_not_start")
+@pytest.mark.parametrize("provider", ["auto", "cpu", "cuda"])
+def test_a_bad_file_is_not_blamed_on_cuda(write, provider):
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        open_model(write("model.onnx", b"just words"), provider)
+
+
+@pytest.mark.usefixtures("does_not_start")
+def test_cpu_does_not_even_try_cuda(tiny_path):
+    opened = open_model(tiny_path, "cpu")
+    assert (opened.provider, opened.note) == (CPU, "")
+
+
+@pytest.mark.usefixtures("works")
+@pytest.mark.parametrize("provider", ["auto", "cuda"])
+def test_cuda_that_works_is_taken_without_a_note(tiny_path, provider):
+    opened = open_model(tiny_path, provider)
+    assert (opened.provider, opened.note) == (CUDA, "")
+
+
+# --- threads ---
+
+
+def test_the_session_gets_the_threads_that_were_asked_for(tiny_path):
+    options = open_model(tiny_path, threads=3).session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+
+
+def test_the_session_gets_the_available_cpus_by_default(tiny_path, monkeypatch):
+    monkeypatch.setattr(session, "available_cpus", lambda: 2)
+    assert open_model(tiny_path).session.get_session_options().intra_op_num_threads == 2
+
+
+@pytest.fixture
+def quota(monkeypatch):
+    """Sets what the cgroup's cpu.max says."""
+
+    def set_quota(text: str) -> None:
+        monkeypatch.setattr(session.Path, "read_text", lambda self: text)
+
+    return set_quota
+
+
+def test_available_cpus_are_those_of_the_affinity_mask(quota):
+    quota("max 100000")
+    mask = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(mask)})
+        assert available_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, mask)
+    assert available_cpus() == len(mask)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("max 100000", 8),
+        ("300000 100000", 3),
+        ("350000 100000", 3),
+        ("50000 100000", 1),
+        ("9000000 100000", 8),
+        ("", 8),
+        ("odd", 8),
+    ],
+)
+def test_available_cpus_are_cut_by_the_quota_of_a_container(quota, monkeypatch, text, count):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    quota(text)
+    assert available_cpus() == count
+
+
+def test_available_cpus_without_affinity_masks_are_the_machines(quota, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    quota("max 100000")
+    assert available_cpus() == 5

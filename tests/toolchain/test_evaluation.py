@@ -221,7 +221,7 @@ def test_nothing_readable_at_all_is_an_error(trained, tmp_path):
     folder = make_pictures(tmp_path / "test", {"cat": 2})
     for path in folder.rglob("*.png"):
         path.write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of its 2 pictures can be read; the first: .*00.png"):
+    with pytest.raises(DataError, match=r"none of its 2 pictures can be read; the first: .*00\.png"):
         evaluate_folder(trained[1], scan_folder(folder, trained[1].manifest.classes), "cpu")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -59,13 +60,70 @@ def test_no_path_of_the_exporting_machine_is_in_the_file(exported):
     assert str(Path(export_module.__file__).parents[2]).encode() not in content
 
 
-def test_the_same_checkpoint_gives_the_same_bytes(trained, tmp_path):
+@pytest.mark.parametrize("name", ["onnx", "torch-export"])
+def test_the_same_checkpoint_gives_the_same_bytes(trained, tmp_path, name):
     path, checkpoint = trained
     files = []
-    for name in ("a.onnx", "b.onnx"):
-        export(ExportConfig(path, "onnx", tmp_path / name), checkpoint)
-        files.append((tmp_path / name).read_bytes())
+    for stem in ("a", "b"):
+        output = tmp_path / f"{stem}{FORMATS[name].suffix}"
+        export(ExportConfig(path, name, output), checkpoint)
+        files.append(output.read_bytes())
     assert files[0] == files[1]
+
+
+def test_torchscript_gives_the_same_bytes_in_each_fresh_process(trained, tmp_path):
+    """Within one process torch numbers the classes that it traces."""
+    command = [sys.executable, "-m", "imgcls", "export", trained[0], "--format", "torchscript", "--golden", "1", "-o"]
+    for name in ("a.pt", "b.pt"):
+        subprocess.run([*command, tmp_path / name], check=True, capture_output=True)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("fold", [True, False])
+def test_half_precision_stays_inside(trained, tmp_path, name, fold):
+    path, checkpoint = trained
+    output = tmp_path / f"half{FORMATS[name].suffix}"
+    result = export(ExportConfig(path, name, output, fold=fold, precision="fp16"), checkpoint)
+    assert result.manifest.precision == "fp16"
+    assert result.size < 0.55 * path.stat().st_size
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    outputs = open_model(output).run(pixels)
+    assert [array.dtype for array in outputs] == [np.float32, np.float32]
+    np.testing.assert_allclose(outputs[1], run_module(checkpoint.classifier())(pixels)[1], atol=5e-3)
+
+
+def test_bf16_is_for_pytorchs_formats_and_an_error_where_onnxruntime_lacks_it(trained, tmp_path):
+    path, checkpoint = trained
+    result = export(ExportConfig(path, "torch-export", tmp_path / "a.pt2", precision="bf16"), checkpoint)
+    assert result.manifest.parity["max_abs_diff"] <= result.manifest.parity["tolerance"]
+    with pytest.raises(ExportError, match="opset 18 can't hold"):
+        export(ExportConfig(path, "onnx", tmp_path / "a.onnx", precision="bf16"), checkpoint)
+    with pytest.raises(ExportError, match="does not run here"):
+        export(ExportConfig(path, "onnx", tmp_path / "a.onnx", precision="bf16", opset=22), checkpoint)
+    assert not (tmp_path / "a.onnx").exists()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_fixed_batch_takes_any_number_of_pictures_all_the_same(trained, tmp_path, batch):
+    path, checkpoint = trained
+    export(ExportConfig(path, "onnx", tmp_path / "a.onnx", batch=batch), checkpoint)
+    model = onnx.load(tmp_path / "a.onnx")
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == batch
+    for count in (1, 3, 7):
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), np.uint8)
+        expected = run_module(checkpoint.classifier())(pixels)[1]
+        np.testing.assert_allclose(Predictor(tmp_path / "a.onnx").run(pixels)[1], expected, atol=1e-5)
+    with pytest.raises(ExportError, match="--batch goes with onnx"):
+        export(ExportConfig(path, "torchscript", tmp_path / "a.pt", batch=batch), checkpoint)
+
+
+def test_a_newer_opset_can_be_asked_for(trained, tmp_path):
+    path, checkpoint = trained
+    export(ExportConfig(path, "onnx", tmp_path / "a.onnx", opset=20), checkpoint)
+    model = onnx.load(tmp_path / "a.onnx")
+    assert model.opset_import[0].version == 20
+    assert model.ir_version <= 10
 
 
 def test_the_onnx_graph_is_the_contracts_and_nothing_more(trained, tmp_path):

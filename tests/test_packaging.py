@@ -1,0 +1,67 @@
+"""What users install: built as they build it, in environments that have nothing else. Needs the package index."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CAT = ROOT / "data" / "sample" / "test" / "cat"
+
+
+def run(*command: object, cwd: Path | None = None) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "IMGCLS_MODEL")}
+    done = subprocess.run([str(part) for part in command], env=environment, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def device_environment(tmp_path_factory):
+    """A fresh virtual environment with imgcls-infer alone, as `pip install ./deploy` makes it."""
+    folder = tmp_path_factory.mktemp("device")
+    run(sys.executable, "-m", "venv", folder / "venv")
+    python = folder / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", ROOT / "deploy")
+    return python
+
+
+def test_the_device_gets_four_packages_and_no_torch(device_environment):
+    listed = json.loads(run(device_environment, "-m", "pip", "list", "--format", "json"))
+    names = {entry["name"].lower() for entry in listed}
+    assert {"imgcls-infer", "numpy", "pillow", "onnxruntime", "click"} <= names
+    assert not names & {"torch", "torchvision", "onnx", "imgcls", "matplotlib"}
+
+
+def test_the_installed_predictor_classifies_a_png_and_a_jpeg(device_environment, tmp_path):
+    from PIL import Image
+
+    png = sorted(CAT.iterdir())[0]
+    jpeg = tmp_path / "cat.jpg"
+    Image.open(png).resize((320, 240)).save(jpeg, quality=95)
+    command = device_environment.with_name("imgcls-infer")
+    document = json.loads(run(command, "--json", png, jpeg, cwd=tmp_path))
+    assert [row["image"] for row in document["results"]] == [str(png), str(jpeg)]
+    assert all(0 < row["probability"] <= 1 for row in document["results"])
+    assert document["provider"] == "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("project", "packages"),
+    [(ROOT, {"imgcls", "imgcls/data", "imgcls/export"}), (ROOT / "deploy", {"imgcls_infer", "imgcls_infer/models"})],
+)
+def test_a_wheel_holds_its_packages_and_nothing_else(tmp_path, project, packages):
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, project)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        files = [Path(name) for name in archive.namelist() if ".dist-info" not in name]
+    assert {file.parent.as_posix() for file in files} == packages
+    assert any(file.name == "py.typed" for file in files)
+    sources = {file.relative_to(project) for package in packages for file in (project / package).glob("*.py")}
+    assert sources <= set(files)

@@ -1,0 +1,167 @@
+"""int8: small, close to the float file, the same from outside, and decided by measurement on calibration pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from helpers import SAMPLE
+from imgcls_infer import session
+from imgcls_infer.predictor import Predictor
+from onnx import numpy_helper
+
+from imgcls.config import ExportConfig
+from imgcls.data.folder import scan_folder
+from imgcls.errors import DataError, ExportError, ImgclsError
+from imgcls.export import export, quantize
+from imgcls.parity import verify
+from imgcls.runtimes import open_model, run_module
+
+
+def int8(trained, output, **options):
+    path, checkpoint = trained
+    calibration = {"calibration": SAMPLE / "train", "calibration_size": 96}
+    config = ExportConfig(path, "onnx", output, precision="int8", **{**calibration, **options})
+    return export(config, checkpoint)
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    return int8(trained, tmp_path_factory.mktemp("int8") / "cnn.onnx")
+
+
+def weights(path):
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+
+
+def test_the_file_is_small_and_says_what_was_chosen(exported):
+    assert exported.size < 0.6e6
+    assert exported.manifest.precision == "int8"
+    chosen = exported.manifest.parity["quantization"]
+    assert chosen["method"] in quantize.METHODS
+    assert chosen["target"] == "x86-vnni"
+    assert chosen["calibrated"] == chosen["judged"] == 48
+    assert 0.9 < chosen["agreement"] <= 1
+
+
+def test_it_answers_as_pytorch_does_on_pictures_that_it_was_not_calibrated_on(trained, exported):
+    report = verify(trained[1], [("int8", open_model(exported.path))], scan_folder(SAMPLE / "test")).reports[0]
+    assert report, report.problems
+    assert report.top1_agreement >= 0.98
+    assert abs(report.accuracy - report.reference_accuracy) <= 0.015
+
+
+def test_input_and_outputs_are_those_of_every_other_precision(exported):
+    model = onnx.load(exported.path)
+    types = [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)]
+    assert types == [onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT]
+    assert Predictor(exported.path).predict(np.zeros((32, 32, 3), np.uint8)).label in exported.manifest.classes
+
+
+def test_all_layers_are_integers_and_the_logits_are_not_rounded(exported):
+    model = onnx.load(exported.path)
+    operators = Counter(node.op_type for node in model.graph.node)
+    floats = len(exported.manifest.parity["quantization"]["float_layers"])
+    assert (operators["Conv"], operators["Gemm"]) == (3, 2)
+    quantised = [name for name in weights(exported.path) if name.endswith(".weight_quantized")]
+    assert len(quantised) == 5 - floats
+    assert set(operators) <= {
+        *("Transpose", "Cast", "Add", "Conv", "Relu", "MaxPool", "Reshape", "Gemm", "Softmax"),
+        *("QuantizeLinear", "DequantizeLinear"),
+    }
+    last = next(node for node in model.graph.node if "logits" in node.output)
+    assert last.op_type == "Gemm"
+    assert model.ir_version <= 10
+
+
+def test_the_same_checkpoint_and_pictures_give_the_same_bytes(trained, exported, tmp_path):
+    again = int8(trained, tmp_path / "again.onnx")
+    assert again.path.read_bytes() == exported.path.read_bytes()
+
+
+@pytest.mark.parametrize(("target", "activations", "limit"), [("x86-avx2", np.uint8, 64), ("arm64", np.int8, 127)])
+def test_a_target_decides_the_types_and_the_range_of_weights(trained, tmp_path, target, activations, limit):
+    result = int8(trained, tmp_path / "cnn.onnx", target=target)
+    values = weights(result.path)
+    integers = [values[name] for name in values if name.endswith(".weight_quantized")]
+    assert {array.dtype.type for array in integers} == {np.int8}
+    assert max(np.abs(array.astype(int)).max() for array in integers) == limit
+    assert values["relu_3_zero_point"].dtype.type is activations
+
+
+def test_the_mean_error_of_rounded_weights_is_taken_out_of_the_biases(trained, tmp_path):
+    path, checkpoint = trained
+    export(ExportConfig(path, "onnx", tmp_path / "float.onnx"), checkpoint)
+    model = onnx.load(tmp_path / "float.onnx")
+    pictures = np.stack([sample.pixels() for sample in open_model(tmp_path / "float.onnx").golden])
+    ranges = quantize._ranges(model, pictures, "min-max")
+    means = quantize._input_means(model, pictures)
+    errors = []
+    for correct in (False, True):
+        candidate = quantize._to_int8(model, ranges, quantize.TARGETS["x86-vnni"], ())
+        if correct:
+            quantize._correct_biases(candidate, model, means)
+        logits = [quantize._session(graph).run(["logits"], {"image": pictures})[0] for graph in (model, candidate)]
+        errors.append(np.abs((logits[0] - logits[1]).mean(0)).mean())
+    assert errors[1] < errors[0]
+
+
+def test_the_mean_output_of_a_layer_is_its_output_for_the_mean_input():
+    node = onnx.helper.make_node("Conv", ["a", "b", "c"], ["d"], pads=[1, 1, 1, 1])
+    rng = np.random.default_rng(0)
+    inputs, kernel = rng.normal(size=(5, 2, 6, 6)).astype(np.float32), rng.normal(size=(3, 2, 3, 3))
+    singles = [quantize._mean_output(node, inputs[index : index + 1], kernel) for index in range(5)]
+    whole = quantize._mean_output(node, inputs.mean(0, keepdims=True), kernel)
+    np.testing.assert_allclose(np.mean(singles, axis=0), whole, atol=1e-5)
+
+
+def test_layers_go_back_to_float_while_that_helps_and_the_file_stays_small(trained, tmp_path, monkeypatch):
+    """Agreement that can't be reached: every layer that is small enough and helps is freed, the large one never."""
+    monkeypatch.setattr(quantize, "AGREEMENT", 1.1)
+    result = int8(trained, tmp_path / "cnn.onnx", calibration_size=64)
+    freed = result.manifest.parity["quantization"]["float_layers"]
+    assert "fc1_layer" not in freed
+    values = weights(result.path)
+    assert all(f"{name}.weight" in values for name in freed)
+    held = sum(values[f"{name}.weight"].size for name in freed)
+    assert held <= quantize.FLOAT_SHARE * 541_094
+
+
+def test_int8_needs_calibration_pictures(trained, tmp_path):
+    path, checkpoint = trained
+    with pytest.raises(ImgclsError, match="--calibration"):
+        ExportConfig(path, precision="int8")
+    with pytest.raises(ExportError, match="torchscript has no int8"):
+        export(ExportConfig(path, "torchscript", precision="int8", calibration=tmp_path), checkpoint)
+    broken = tmp_path / "pictures" / checkpoint.manifest.classes[0]
+    broken.mkdir(parents=True)
+    (broken / "a.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="at least 2 readable"):
+        export(ExportConfig(path, precision="int8", calibration=tmp_path / "pictures"), checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("flags", "target", "warned"),
+    [("avx2 avx512_vnni", "x86-vnni", False), ("avx2", "x86-vnni", True), ("avx2", "x86-avx2", False)],
+)
+def test_a_cpu_without_vnni_gets_a_warning_unless_the_file_is_made_for_it(
+    exported, tmp_path, monkeypatch, flags, target, warned
+):
+    manifest = exported.manifest
+    manifest.parity["quantization"]["target"] = target
+    monkeypatch.setattr(session.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(session.Path, "read_text", lambda path: f"flags : {flags}")
+    assert bool(session._saturation_note(manifest)) == warned
+
+
+def test_the_float_file_is_the_reference_that_int8_is_judged_by(trained, exported, tmp_path):
+    path, checkpoint = trained
+    export(ExportConfig(path, "onnx", tmp_path / "float.onnx"), checkpoint)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    expected = run_module(checkpoint.classifier())(pixels)[1]
+    for file in (tmp_path / "float.onnx", exported.path):
+        found = ort.InferenceSession(str(file)).run(["probabilities"], {"image": pixels})[0]
+        np.testing.assert_allclose(found, expected, atol=0.1)

@@ -21,11 +21,11 @@ COMMAND = re.compile(r"(?:^ {4}|`)(?:torchrun [^`]*-m )?(imgcls(?:-infer)? [^`\n
 
 def commands():
     """Command lines in the pages' indented blocks and between backticks; a backslash at the end goes on."""
-    found = []
-    for page in PAGES:
-        for line in COMMAND.findall(page.read_text().replace("\\\n", " ")):
-            found.append(pytest.param(line, id=f"{page.name}: {line[:50]}"))
-    return found
+    return [
+        pytest.param(line, id=f"{page.name}: {line[:50]}")
+        for page in PAGES
+        for line in COMMAND.findall(page.read_text().replace("\\\n", " "))
+    ]
 
 
 def resolve(words):

@@ -13,7 +13,11 @@ import click
 from imgcls_infer import __version__
 from imgcls_infer.errors import InferError, printable
 
+_WIDEST = 60
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from imgcls_infer.predictor import Prediction, Predictor
 
 
@@ -48,11 +52,12 @@ def command(
     except InferError as error:
         raise SystemExit(_fail(str(error))) from None
     rows: list[dict[str, Any]] = []
+    widths = (_width(images), _width(predictor.manifest.classes))
     for image in images:
         row = _classify(predictor, image, top_k)
         rows.append(row)
         if not as_json:
-            _show(row)
+            _show(row, *widths)
     if as_json:
         document = {"provider": predictor.provider, "results": rows}
         click.echo(json.dumps(document, ensure_ascii=True, indent=2))
@@ -82,12 +87,17 @@ def _classify(predictor: Predictor, image: str, top_k: int) -> dict[str, Any]:
     return {"image": printable(image), **top[0], "top": top}
 
 
-def _show(row: dict[str, Any]) -> None:
+def _width(names: Sequence[str]) -> int:
+    """The longest name's length, so that rows line up; one very long name does not push all others off the screen."""
+    return min(max(len(printable(name)) for name in names), _WIDEST)
+
+
+def _show(row: dict[str, Any], image_width: int, class_width: int) -> None:
     if "error" in row:
         click.echo(f"error: {row['error']}", err=True)
         return
-    answers = "  ".join(f"{printable(entry['label'])} {entry['probability']:.2%}" for entry in row["top"])
-    click.echo(f"{row['image']}: {answers}")
+    answers = (f"{printable(entry['label']):<{class_width}} {entry['probability']:>7.2%}" for entry in row["top"])
+    click.echo(f"{row['image'] + ':':<{image_width + 1}} {'   '.join(answers)}")
 
 
 def _fail(message: str) -> int:

@@ -9,17 +9,20 @@ TORCH_INDEX ?=
 DEVICE ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
+SAMPLE := data/sample
+PICTURES = $(foreach class,$(wildcard $(SAMPLE)/test/*),$(firstword $(sort $(wildcard $(class)/*.png))))
 SOURCES := pyproject.toml deploy/pyproject.toml
 
 .PHONY: quickstart test install clean
 
 quickstart: $(VENV)/.installed
-	@mkdir -p models
-	$(BIN)/imgcls train --train data/sample/train --test data/sample/test --device $(DEVICE) --output models/quickstart.pth
+	@rm -rf runs/quickstart
+	$(BIN)/imgcls train --train $(SAMPLE)/train --test $(SAMPLE)/test --epochs 40 --batch-size 32 --device $(DEVICE) \
+	  --output models/quickstart.pth --run-dir runs/quickstart
 	$(BIN)/imgcls export models/quickstart.pth --format onnx
 	$(BIN)/imgcls export models/quickstart.pth --format torchscript
-	$(BIN)/imgcls verify models/quickstart.pth models/quickstart.onnx models/quickstart.pt --data data/sample/test
-	$(BIN)/imgcls-infer --model models/quickstart.onnx --top-k 3 data/sample/test/*/*1.png
+	$(BIN)/imgcls verify models/quickstart.pth models/quickstart.onnx models/quickstart.pt --data $(SAMPLE)/test
+	$(BIN)/imgcls-infer --model models/quickstart.onnx --top-k 3 $(PICTURES)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

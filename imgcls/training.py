@@ -211,10 +211,11 @@ class _Trainer:
         they lie on the device already), and the size of the whole batch."""
         slices = list(batch_slices(len(self.rows), self.recipe.batch_size, self.step))
         sizes = [part.stop - part.start for part in slices]
-        shares = [self.group.share(torch.arange(part.start, part.stop)) for part in slices]
-        if self.train_pictures.images is not None:
-            for share, size in zip(shares, sizes, strict=True):
-                yield share.to(self.device, non_blocking=True), None, size
+        resident = self.train_pictures.images is not None
+        positions = torch.arange(len(self.rows), device=self.device if resident else "cpu")
+        shares = [self.group.share(positions[part]) for part in slices]
+        if resident:
+            yield from ((share, None, size) for share, size in zip(shares, sizes, strict=True))
             return
         order = self.data.train_rows[self.plan.order.cpu()]
         stream = self.train_pictures.stream(order[share] for share in shares)

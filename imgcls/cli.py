@@ -17,7 +17,8 @@ from imgcls.errors import ImgclsError
 if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint
     from imgcls.evaluation import DetailedScores
-    from imgcls.parity import VerifyResult
+    from imgcls.export.info import ModelInfo
+    from imgcls.parity import ParityReport, VerifyResult
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -249,37 +250,97 @@ def export(checkpoint: Path, samples: Path | None, **options: Any) -> None:
     )
 
 
+@command.command(epilog="Example: imgcls info models/cnn.onnx")
+@click.argument("model", type=_FILE)
+def info(model: Path) -> None:
+    """Show what is in an exported file: manifest, operators, and each layer's parameters, size and cost."""
+    from imgcls.export.info import info as run
+
+    _show_info(run(model))
+
+
 @command.command(epilog="Example: imgcls verify models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test")
 @_checkpoint_options
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=_FILE)
 @click.option("--data", "data_dir", type=_FILE, default="data/test", show_default=True, help="Pictures: <class>/*.")
 @click.option(
     "--provider",
+    "providers",
     type=click.Choice(["cpu", "cuda", "auto"]),
-    default="cpu",
-    show_default=True,
-    help="onnxruntime's execution provider for ONNX files.",
+    default=("cpu",),
+    show_default="cpu",
+    multiple=True,
+    help="onnxruntime's execution provider for ONNX files; each file runs on each that is given.",
 )
 @click.option(
-    "--tolerance", type=click.FloatRange(min=0), help="Largest |dp| that passes. Default: by precision (fp32 1e-5)."
+    "--eager", "devices", multiple=True, metavar="cpu|cuda[:N]|mps", help="Compare PyTorch eager on this device too."
 )
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0), help="Largest |dp| that passes. Default: by a model of rounding."
+)
+@click.option("--bisect", is_flag=True, help="Name the first node of each float32 ONNX file that leaves the tolerance.")
+@click.option("--report", type=_FILE, metavar="FILE.html", help="Write a page with plots and the changed pictures.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output instead of the table.")
 def verify(
-    checkpoint: Path, models: tuple[Path, ...], data_dir: Path, provider: str, tolerance: float | None, **described: Any
+    checkpoint: Path,
+    models: tuple[Path, ...],
+    data_dir: Path,
+    providers: tuple[str, ...],
+    devices: tuple[str, ...],
+    tolerance: float | None,
+    bisect: bool,
+    report: Path | None,
+    as_json: bool,
+    **described: Any,
 ) -> None:
     """Compare exported files with PyTorch on real pictures, from picture file to probability.
 
+    Each also runs in batches of 1, 2, 7 and 64, with several numbers of threads, and on pictures made to trip it.
     Exits with 1 if a file does not answer as the checkpoint does.
     """
     from imgcls.data.folder import scan_folder
+    from imgcls.device import resolve_device
+    from imgcls.files import require_writable
     from imgcls.parity import verify as run
-    from imgcls.runtimes import open_model
+    from imgcls.runtimes import eager, open_on_each
 
+    if report is not None:
+        require_writable(report)
     loaded = _load_checkpoint(checkpoint, **described)
-    opened = [(str(path), open_model(path, provider)) for path in models]
+    opened = [(str(path), runtime) for path in models for runtime in open_on_each(path, providers)]
+    opened += [(str(checkpoint), eager(loaded, str(resolve_device(device)))) for device in devices]
     result = run(loaded, opened, scan_folder(data_dir, loaded.manifest.classes), tolerance)
-    _show_parity(result)
+    findings = _bisect(loaded, models, result) if bisect else {}
+    if as_json:
+        _show_json({**result.to_dict(), **({"bisect": findings} if bisect else {})})
+    else:
+        _show_parity(result)
+        for line in findings.values():
+            click.echo(line)
+    if report is not None:
+        from imgcls.report import write_parity
+
+        write_parity(result, report, tuple(findings.values()))
+        click.echo(f"wrote {report}", err=as_json)
     if not result:
-        raise ImgclsError("the exported model does not answer as its checkpoint does")
+        halves = dict.fromkeys(half for found in result.reports for half in found.broken())
+        raise ImgclsError(f"the exported model does not answer as its checkpoint does; broken: {', '.join(halves)}")
+
+
+def _bisect(checkpoint: Checkpoint, models: tuple[Path, ...], result: VerifyResult) -> dict[str, str]:
+    """What the bisection finds in each ONNX file, in words, by the file's name."""
+    from imgcls.bisect import bisect
+
+    onnx_files = [path for path in models if path.suffix.lower() == ".onnx"]
+    if not onnx_files:
+        raise click.UsageError("--bisect needs an ONNX file: the other formats have no nodes to compare")
+    return {str(path): f"{path}: {bisect(checkpoint, path, result.pixels)}" for path in onnx_files}
+
+
+def _show_json(document: dict[str, Any]) -> None:
+    import json
+
+    click.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
 @command.command("eval", epilog="Example: imgcls eval models/cnn.pth --data data/test --output runs/eval")
@@ -379,6 +440,32 @@ def _load_checkpoint(
     return load_article_checkpoint(path, arch, _class_names(classes), policy, mean, std)
 
 
+def _show_info(model: ModelInfo) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    click.echo(f"{model.path}: {_megabytes(model.size)}, {model.golden} golden samples")
+    for line in model.manifest.lines():
+        click.echo(line)
+    if not model.layers:
+        return
+    click.echo(f"operators: {', '.join(f'{count} {name}' for name, count in model.operators.items())}")
+    table = Table()
+    for column in ("layer", "operator", "weights", "parameters", "size", "multiply-adds"):
+        table.add_column(column, justify="left" if column in ("layer", "operator", "weights") else "right")
+    for layer in model.layers:
+        cost = (f"{layer.parameters:,}", f"{layer.size / 1e3:,.1f} kB", f"{layer.multiply_adds:,}")
+        table.add_row(layer.name, layer.operator, layer.dtype, *cost)
+    table.add_section()
+    cost = (
+        f"{sum(layer.parameters for layer in model.layers):,}",
+        f"{sum(layer.size for layer in model.layers) / 1e3:,.1f} kB",
+        f"{sum(layer.multiply_adds for layer in model.layers):,}",
+    )
+    table.add_row("all", "", "", *cost)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
 def _show_quantization(chosen: dict[str, Any]) -> None:
     kept = f", in float: {', '.join(chosen['float_layers'])}" if chosen["float_layers"] else ""
     click.echo(
@@ -441,29 +528,51 @@ def _show_parity(result: VerifyResult) -> None:
     table = Table(
         title=f"against PyTorch eager (cpu): {first.count:,} pictures, accuracy {first.reference_accuracy:.2%}"
     )
-    for column in ("file", "runtime", "max |dp|", "mean |dp|", "max relative", "same class", "accuracy", ""):
-        table.add_column(column, justify="left" if column in ("file", "runtime", "") else "right")
+    figures = (
+        "max |dp|",
+        "99.9 %",
+        "mean",
+        "allowed",
+        "max |dlogit|",
+        "max KL",
+        "same class",
+        "same top 5",
+        "accuracy",
+    )
+    for column in ("file", "runtime", *figures, ""):
+        table.add_column(column, justify="right" if column in figures else "left", overflow="fold")
     for report in result.reports:
+        found = report.differences
+        sizes = (found.max_abs, found.p999_abs, found.mean_abs, report.tolerance, found.max_logit, found.max_kl)
+        shares = (found.top1_agreement, found.top5_agreement, report.accuracy)
         table.add_row(
             report.path,
             report.name,
-            f"{report.max_abs:.1e}",
-            f"{report.mean_abs:.1e}",
-            f"{report.max_relative:.1e}",
-            f"{report.count - len(report.changed):,} of {report.count:,}",
-            f"{report.accuracy:.2%}",
+            *(f"{size:.1e}" for size in sizes),
+            *(f"{share:.2%}" for share in shares),
             "ok" if report else "FAILED",
         )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    console.print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
     for report in result.reports:
+        for line in _parity_lines(report):
+            click.echo(line)
         for problem in report.problems:
             click.echo(f"{report.path}: {problem}", err=True)
-        for answer in report.changed[:_CHANGED_SHOWN]:
-            change = f"{answer.reference} became {answer.candidate} (margin {answer.margin:.1e})"
-            click.echo(f"{report.path}: {answer.path}: {change}")
     if result.skipped:
         click.echo(f"skipped {result.skipped} unreadable pictures", err=True)
+
+
+def _parity_lines(report: ParityReport) -> list[str]:
+    """The probes on one line, and some changed answers."""
+    names = {"batches": "batch sizes", "threads": "thread counts", "adversarial": "adversarial pictures"}
+    lines = []
+    if report.probes:
+        probes = (f"{probe.count} {names[probe.name]} {probe.max_abs:.1e}" for probe in report.probes)
+        lines.append(f"{report.path}, {report.name}: max |dp| over {', '.join(probes)}")
+    for answer in report.changed[:_CHANGED_SHOWN]:
+        change = f"{answer.reference} became {answer.candidate} (margin {answer.margin:.1e})"
+        lines.append(f"{report.path}: {answer.path}: {change}")
+    return lines
 
 
 def _megabytes(size: int) -> str:

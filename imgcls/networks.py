@@ -35,14 +35,23 @@ class CNN(nn.Module):
         self.dropout_layer = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # x: [N, 3, S, S]
-        x = F.max_pool2d(F.relu(self.conv1_layer(x)), 2)  # [N, 16, S/2, S/2]
-        x = F.max_pool2d(F.relu(self.conv2_layer(x)), 2)  # [N, 32, S/4, S/4]
-        x = F.max_pool2d(F.relu(self.conv3_layer(x)), 2)  # [N, 64, S/8, S/8]
+        x = self._block(self.conv1_layer, x)  # [N, 16, S/2, S/2]
+        x = self._block(self.conv2_layer, x)  # [N, 32, S/4, S/4]
+        x = self._block(self.conv3_layer, x)  # [N, 64, S/8, S/8]
         # flatten keeps the batch: the article's view(-1, 1024) turns one 64x64 picture into four of a batch
         x = self.dropout_layer(x.flatten(1))
         x = self.dropout_layer(F.relu(self.fc1_layer(x)))
         logits: Tensor = self.fc2_layer(x)
         return logits
+
+    def _block(self, convolution: nn.Conv2d, x: Tensor) -> Tensor:
+        """Convolution, ReLU, 2x2 max pool.
+
+        ReLU and maximum commute, values and gradients alike: training takes the order with a quarter of the work, an
+        exported graph the article's, in which runtimes fuse ReLU into the convolution.
+        """
+        x = convolution(x)
+        return F.relu(F.max_pool2d(x, 2)) if self.training else F.max_pool2d(F.relu(x), 2)
 
 
 def build_network(arch: str, classes: int, image_size: int, dropout: float | None = None) -> nn.Module:

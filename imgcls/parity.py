@@ -1,34 +1,48 @@
 """Does an exported file answer as PyTorch does? Running is separate from comparing; a report is truthy if it passes.
 
 Everything is compared with the checkpoint's network in PyTorch eager, float32, on the CPU, over the whole chain:
-picture file -> stage 1 by the model's own policy -> stage 2 -> probabilities, matched by class name.
+picture file -> stage 1 by the model's own policy -> stage 2 -> probabilities, matched by class name. A problem names
+the half of the contract that is broken, as the device's self-check does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from imgcls_infer.errors import ImageError
 from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.selfcheck import FILE_TO_PIXELS, HALVES, PIXELS_TO_PROBABILITIES
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.data.folder import Folder
 from imgcls.data.packed import decode_all
 from imgcls.errors import DataError
+from imgcls.probes import Probe, adversarial, adversarial_pictures, batch_invariance, thread_invariance
 from imgcls.progress import progress_bar
-from imgcls.runtimes import Runtime, eager
-
-TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2, "int8": 2.5e-1}
-"""Largest |probability difference| that passes, by the model's precision."""
+from imgcls.rounding import probability_tolerance, typical_pictures
+from imgcls.runtimes import Run, Runtime, eager, golden_samples
 
 RELATIVE_FLOOR = 1e-4
 """Relative differences count where the reference probability is at least this."""
 
+TOP_K = 5
+
 _CHUNK = 256
+_PROBED = 64  # pictures that are run in other batches and with other numbers of threads
+_LEAST = 1e-30  # float32's probabilities underflow to 0, whose logarithm is none
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a runtime answers: logits and probabilities, float32 [N, K] each."""
+
+    logits: np.ndarray
+    probabilities: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -42,39 +56,108 @@ class ChangedAnswer:
 
 
 @dataclass(frozen=True)
+class Differences:
+    """Of candidate's q and reference's p over all probabilities; infinite where they can't be compared.
+
+    max_abs, p999_abs, mean_abs: of |q - p|; p999 is the 99.9th percentile. max_relative: of |q - p| / p where
+    p >= RELATIVE_FLOOR. max_logit: of |dlogit|. max_kl, mean_kl: Kullback-Leibler divergence of q from p, in nats.
+    top1_agreement: share of pictures with the same class. top5_agreement: with the same TOP_K classes, in any order.
+    """
+
+    max_abs: float = float("inf")
+    p999_abs: float = float("inf")
+    mean_abs: float = float("inf")
+    max_relative: float = float("inf")
+    max_logit: float = float("inf")
+    max_kl: float = float("inf")
+    mean_kl: float = float("inf")
+    top1_agreement: float = 0.0
+    top5_agreement: float = 0.0
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """One exported file against PyTorch. bool(report) is whether it passes.
 
-    max_abs, mean_abs: of |p - q| over all probabilities. max_relative: of |p - q| / p where p >= RELATIVE_FLOOR.
-    top1_agreement, accuracies: 0..1. changed: pictures whose answer differs. problems: what fails, in words.
+    accuracies: 0..1. tolerance: the largest |dp| that passes. changed: pictures whose answer differs. probes: other
+    ways to run it, and pictures made to trip it. problems: what fails, each with the half of the contract it is in.
+    outputs: the candidate's, in the reference's class order; None where they can't be compared.
     """
 
     name: str
     path: str
     count: int
-    max_abs: float
-    mean_abs: float
-    max_relative: float
-    top1_agreement: float
+    differences: Differences
     reference_accuracy: float
     accuracy: float
     tolerance: float
     changed: tuple[ChangedAnswer, ...] = ()
+    probes: tuple[Probe, ...] = ()
     problems: tuple[str, ...] = ()
+    outputs: Outputs | None = field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return not self.problems
 
+    @property
+    def max_abs(self) -> float:
+        return self.differences.max_abs
+
+    @property
+    def top1_agreement(self) -> float:
+        return self.differences.top1_agreement
+
+    def broken(self) -> tuple[str, ...]:
+        """The halves of the contract that do not hold."""
+        return tuple(half for half in HALVES if any(problem.startswith(f"{half}: ") for problem in self.problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: every figure, without the outputs."""
+        return {
+            "file": self.path,
+            "runtime": self.name,
+            "passed": bool(self),
+            "broken": self.broken(),
+            "pictures": self.count,
+            "tolerance": self.tolerance,
+            **vars(self.differences),
+            "accuracy": self.accuracy,
+            "accuracy_difference": self.accuracy - self.reference_accuracy,
+            "probes": [vars(probe) for probe in self.probes],
+            "changed": [vars(answer) for answer in self.changed],
+            "problems": list(self.problems),
+        }
+
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """All reports of one verification, in the order of the files. skipped: unreadable pictures."""
+    """All reports of one verification, in the order of the files.
+
+    skipped: unreadable pictures. paths: those that were compared. reference: PyTorch's answers for them. pixels: some
+    of them after stage 1, uint8 [N, S, S, 3].
+    """
 
     reports: tuple[ParityReport, ...]
     skipped: int
+    manifest: Manifest
+    paths: tuple[str, ...] = ()
+    reference: Outputs | None = field(default=None, repr=False, compare=False)
+    pixels: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return all(self.reports)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; a figure that is no number is null."""
+        return {
+            "schema": 1,
+            "passed": bool(self),
+            "reference": "PyTorch eager (cpu), float32",
+            "weights_sha256": self.manifest.weights_sha256,
+            "reference_accuracy": self.reports[0].reference_accuracy if self.reports else None,
+            "skipped": self.skipped,
+            "models": [_finite(report.to_dict()) for report in self.reports],
+        }
 
 
 def verify(
@@ -83,45 +166,49 @@ def verify(
     """Compare exported models with their checkpoint over a folder of pictures.
 
     models: (file name, runtime) pairs. folder: scanned with the checkpoint's classes. tolerance: of |dp|; None takes
-    TOLERANCES by each model's precision. Raises DataError where no picture can be read, InferError of a model.
+    each precision's from the rounding model (imgcls.rounding). Raises DataError where no picture can be read,
+    InferError of a model.
     """
     reference = eager(checkpoint)
     runtimes = [reference, *(runtime for _, runtime in models)]
-    policies = list(dict.fromkeys(runtime.manifest.resize for runtime in runtimes))
-    probabilities: list[list[np.ndarray]] = [[] for _ in runtimes]
-    kept: list[int] = []
-    with progress_bar("verifying", len(folder.paths)) as advance:
-        for indices, pixels, seen in _chunks(folder.paths, policies):
-            kept += indices
-            for runtime, collected in zip(runtimes, probabilities, strict=True):
-                if indices:
-                    collected.append(runtime.run(pixels[policies.index(runtime.manifest.resize)])[1])
-            advance(seen)
-    if not kept:
-        raise DataError(f"{folder.root}: none of its {len(folder.paths)} pictures can be read")
+    outputs, pixels, kept = _run_all(runtimes, folder)
     labels = np.asarray(folder.labels)[kept]
-    paths = [str(folder.paths[index]) for index in kept]
-    expected = np.concatenate(probabilities[0])
+    paths = tuple(str(folder.paths[index]) for index in kept)
+    tolerances = {
+        runtime.manifest.precision: default_tolerance(checkpoint, runtime.manifest.precision)
+        if tolerance is None
+        else tolerance
+        for runtime in runtimes[1:]
+    }
+    tricky = adversarial_pictures(reference.run, pixels)
     reports = tuple(
         compare(
-            expected,
-            np.concatenate(collected),
+            outputs[0],
+            found,
             checkpoint.manifest,
             runtime.manifest,
             labels,
             paths,
             name=runtime.name,
             path=path,
-            tolerance=TOLERANCES[runtime.manifest.precision] if tolerance is None else tolerance,
+            tolerance=tolerances[runtime.manifest.precision],
+            probes=_probe(runtime, checkpoint.manifest, reference.run, pixels, tricky),
         )
-        for (path, runtime), collected in zip(models, probabilities[1:], strict=True)
+        for (path, runtime), found in zip(models, outputs[1:], strict=True)
     )
-    return VerifyResult(reports, len(folder.paths) - len(kept))
+    return VerifyResult(reports, len(folder.paths) - len(kept), checkpoint.manifest, paths, outputs[0], pixels)
+
+
+def default_tolerance(checkpoint: Checkpoint, precision: str) -> float:
+    """Largest |dp| that passes for a model of this checkpoint in that precision, by imgcls.rounding."""
+    classifier = checkpoint.classifier()
+    samples = golden_samples(classifier, list(checkpoint.samples))
+    return probability_tolerance(classifier, typical_pictures(samples, classifier.image_size), precision)
 
 
 def compare(
-    expected: np.ndarray,
-    actual: np.ndarray,
+    expected: Outputs,
+    actual: Outputs,
     reference: Manifest,
     candidate: Manifest,
     labels: np.ndarray,
@@ -130,59 +217,109 @@ def compare(
     name: str,
     path: str,
     tolerance: float,
+    probes: tuple[Probe, ...] = (),
 ) -> ParityReport:
-    """Compare probabilities, float32 [N, K]: `expected` in the reference's class order, `actual` in the candidate's.
+    """Compare outputs: `expected` in the reference's class order, `actual` in the candidate's.
 
     labels: int [N], indices into the reference's classes; paths: the picture of each row.
     """
+    count, known = len(paths), _accuracy(expected.probabilities, labels)
     problems = manifest_problems(reference, candidate)
     if set(candidate.classes) == set(reference.classes):  # by name: swapped names are a wrong answer, not a rename
-        actual = actual[:, [candidate.classes.index(label) for label in reference.classes]]
-    if actual.shape != expected.shape:
-        return ParityReport(
-            name,
-            path,
-            len(expected),
-            1.0,
-            1.0,
-            float("inf"),
-            0.0,
-            _accuracy(expected, labels),
-            0.0,
-            tolerance,
-            (),
-            problems,
-        )
-    difference = np.abs(actual.astype(np.float64) - expected)
-    relative = difference[expected >= RELATIVE_FLOOR] / expected[expected >= RELATIVE_FLOOR]
-    changed = _changed(expected, actual, reference.classes, paths)
-    max_abs = float(difference.max())
-    if not max_abs <= tolerance:  # NaN fails too
-        problems += (f"max |dp| {max_abs:.2e} is over {tolerance:.0e}",)
-    decided = [answer for answer in changed if answer.margin > 2 * tolerance]
-    if decided:
-        problems += (f"{len(decided)} of {len(expected)} pictures get another class, {decided[0].path} for one",)
-    return ParityReport(
-        name=name,
-        path=path,
-        count=len(expected),
-        max_abs=max_abs,
+        order = [candidate.classes.index(label) for label in reference.classes]
+        actual = Outputs(actual.logits[:, order], actual.probabilities[:, order])
+    if actual.probabilities.shape != expected.probabilities.shape:
+        return ParityReport(name, path, count, Differences(), known, 0.0, tolerance, problems=problems)
+    differences = measure(expected, actual)
+    changed = _changed(expected.probabilities, actual.probabilities, reference.classes, paths)
+    half = FILE_TO_PIXELS if reference.resize != candidate.resize else PIXELS_TO_PROBABILITIES
+    problems += tuple(f"{half}: {problem}" for problem in _over(differences, changed, tolerance, count))
+    problems += tuple(
+        f"{PIXELS_TO_PROBABILITIES}: {probe.name}: max |dp| {probe.max_abs:.2e} ({probe.worst}) is over {tolerance:.1e}"
+        for probe in probes
+        if not probe.max_abs <= tolerance
+    )
+    accuracy = _accuracy(actual.probabilities, labels)
+    return ParityReport(name, path, count, differences, known, accuracy, tolerance, changed, probes, problems, actual)
+
+
+def measure(expected: Outputs, actual: Outputs) -> Differences:
+    """All figures of outputs in the same class order."""
+    p, q = (outputs.probabilities.astype(np.float64) for outputs in (expected, actual))
+    difference = np.abs(q - p)
+    counted = p >= RELATIVE_FLOOR
+    divergence = (p * np.log(np.maximum(p, _LEAST) / np.maximum(q, _LEAST))).sum(1)
+    k = min(TOP_K, p.shape[1])
+    top = [np.sort(np.argsort(-values, axis=1, kind="stable")[:, :k], axis=1) for values in (p, q)]
+    return Differences(
+        max_abs=float(difference.max()),
+        p999_abs=float(np.quantile(difference, 0.999)),
         mean_abs=float(difference.mean()),
-        max_relative=float(relative.max()) if relative.size else 0.0,
-        top1_agreement=1 - len(changed) / len(expected),
-        reference_accuracy=_accuracy(expected, labels),
-        accuracy=_accuracy(actual, labels),
-        tolerance=tolerance,
-        changed=changed,
-        problems=problems,
+        max_relative=float((difference[counted] / p[counted]).max()),
+        max_logit=float(np.abs(actual.logits.astype(np.float64) - expected.logits).max()),
+        max_kl=max(0.0, float(divergence.max())),
+        mean_kl=max(0.0, float(divergence.mean())),
+        top1_agreement=float((p.argmax(1) == q.argmax(1)).mean()),
+        top5_agreement=float((top[0] == top[1]).all(1).mean()),
     )
 
 
 def manifest_problems(reference: Manifest, candidate: Manifest) -> tuple[str, ...]:
     """Where a model's manifest contradicts the checkpoint's: what the model says of itself must be true as well."""
-    fields = ("classes", "resize", "mean", "std", "weights_sha256", "arch")
-    differing = [field for field in fields if getattr(reference, field) != getattr(candidate, field)]
-    return tuple(f"the manifest's {field} is not the checkpoint's" for field in differing)
+    fields = ("resize", "classes", "mean", "std", "weights_sha256", "arch")
+    differing = [name for name in fields if getattr(reference, name) != getattr(candidate, name)]
+    return tuple(
+        f"{FILE_TO_PIXELS if name == 'resize' else PIXELS_TO_PROBABILITIES}: "
+        f"the manifest's {name} is not the checkpoint's"
+        for name in differing
+    )
+
+
+def _run_all(runtimes: list[Runtime], folder: Folder) -> tuple[list[Outputs], np.ndarray, list[int]]:
+    """Each runtime's outputs, some pictures as the first one sees them, and the indices of readable pictures."""
+    policies = list(dict.fromkeys(runtime.manifest.resize for runtime in runtimes))
+    collected: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in runtimes]
+    kept: list[int] = []
+    some: list[np.ndarray] = []
+    with progress_bar("verifying", len(folder.paths)) as advance:
+        for indices, pixels, seen in _chunks(folder.paths, policies):
+            if indices:
+                for runtime, results in zip(runtimes, collected, strict=True):
+                    results.append(runtime.run(pixels[policies.index(runtime.manifest.resize)]))
+                some.append(pixels[0][:: max(1, len(folder.paths) // _PROBED)])
+            kept += indices
+            advance(seen)
+    if not kept:
+        raise DataError(f"{folder.root}: none of its {len(folder.paths)} pictures can be read")
+    outputs = [Outputs(*(np.concatenate(part) for part in zip(*results, strict=True))) for results in collected]
+    return outputs, np.concatenate(some)[:_PROBED], kept
+
+
+def _probe(
+    runtime: Runtime, reference: Manifest, expected: Run, pixels: np.ndarray, tricky: dict[str, np.ndarray]
+) -> tuple[Probe, ...]:
+    """All probes that this runtime can take: none where it takes other pictures or gives other classes."""
+    manifest = runtime.manifest
+    if manifest.resize.image_size != reference.resize.image_size or len(manifest.classes) != len(reference.classes):
+        return ()
+    answers = expected(np.stack(list(tricky.values())))[1]  # by position: the names are the manifest's business
+    found = (
+        batch_invariance(runtime, pixels),
+        thread_invariance(runtime, pixels),
+        adversarial(runtime, answers, tricky),
+    )
+    return tuple(probe for probe in found if probe is not None)
+
+
+def _over(differences: Differences, changed: tuple[ChangedAnswer, ...], tolerance: float, count: int) -> list[str]:
+    """What is beyond the tolerance, in words."""
+    problems = []
+    if not differences.max_abs <= tolerance:  # NaN fails too
+        problems.append(f"max |dp| {differences.max_abs:.2e} is over {tolerance:.1e}")
+    decided = [answer for answer in changed if answer.margin > 2 * tolerance]
+    if decided:
+        problems.append(f"{len(decided)} of {count} pictures get another class, {decided[0].path} for one")
+    return problems
 
 
 def _chunks(
@@ -215,3 +352,10 @@ def _changed(
 
 def _accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float((probabilities.argmax(1) == labels).mean())
+
+
+def _finite(figures: dict[str, Any]) -> dict[str, Any]:
+    """JSON has neither infinity nor NaN."""
+    return {
+        name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in figures.items()
+    }

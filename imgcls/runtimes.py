@@ -16,6 +16,7 @@ from imgcls.checkpoint import Checkpoint
 from imgcls.networks import Classifier
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Module = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 TORCHSCRIPT_SUFFIXES = (".pt", ".ts", ".torchscript")
 
@@ -25,23 +26,25 @@ class Runtime:
     """Something that runs stage 2.
 
     run: uint8 [N, S, S, 3] -> logits, probabilities, float32 [N, K] each. name: for tables. manifest, golden: its own.
+    with_threads: the same on that many CPU threads; None where threads are not for us to choose.
     """
 
     name: str
     run: Run
     manifest: Manifest
     golden: tuple[GoldenSample, ...] = ()
+    with_threads: Callable[[int], Run] | None = None
 
 
 def eager(checkpoint: Checkpoint, device: str = "cpu") -> Runtime:
     """The checkpoint's network in PyTorch, float32."""
     classifier = checkpoint.classifier().to(device)
-    return Runtime(f"PyTorch eager ({device})", run_module(classifier, device), checkpoint.manifest)
+    run = run_module(classifier, device)
+    threads = _torch_threads(run) if device == "cpu" else None
+    return Runtime(f"PyTorch eager ({device})", run, checkpoint.manifest, with_threads=threads)
 
 
-def run_module(
-    module: torch.nn.Module | Callable[[torch.Tensor], tuple[torch.Tensor, ...]], device: str = "cpu"
-) -> Run:
+def run_module(module: torch.nn.Module | Module, device: str = "cpu") -> Run:
     """A torch module of the contract's shape as a function of numpy arrays."""
 
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -53,31 +56,73 @@ def run_module(
 
 
 def open_model(path: Path, provider: str = "cpu") -> Runtime:
-    """An exported file: TorchScript by suffix, else ONNX, through the device's own predictor. Raises InferError."""
+    """An exported file: TorchScript or torch.export by suffix, else ONNX, through the device's own predictor.
+
+    Raises InferError.
+    """
     if path.suffix.lower() in TORCHSCRIPT_SUFFIXES:
-        return _open_torchscript(path)
+        return _open_torch(path, "TorchScript", _load_torchscript)
+    if path.suffix.lower() == ".pt2":
+        return _open_torch(path, "torch.export", _load_torch_export)
     from imgcls_infer.predictor import Predictor
 
     predictor = Predictor(path, provider=provider)
     name = f"onnxruntime ({predictor.provider.removesuffix('ExecutionProvider')})"
-    return Runtime(name, predictor.run, predictor.manifest, tuple(predictor.golden))
+
+    def with_threads(count: int) -> Run:
+        return Predictor(path, provider=provider, threads=count).run
+
+    return Runtime(name, predictor.run, predictor.manifest, tuple(predictor.golden), with_threads)
 
 
-def _open_torchscript(path: Path) -> Runtime:
+def open_on_each(path: Path, providers: tuple[str, ...]) -> list[Runtime]:
+    """An exported file on each execution provider; TorchScript and torch.export have one. Raises InferError."""
+    one = path.suffix.lower() in (*TORCHSCRIPT_SUFFIXES, ".pt2")
+    return [open_model(path, provider) for provider in (providers[:1] if one else providers)]
+
+
+def _torch_threads(run: Run) -> Callable[[int], Run]:
+    """torch's number of threads is the process's: set for the run, and put back."""
+
+    def with_threads(count: int) -> Run:
+        def limited(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            before = torch.get_num_threads()
+            torch.set_num_threads(count)
+            try:
+                return run(pixels)
+            finally:
+                torch.set_num_threads(before)
+
+        return limited
+
+    return with_threads
+
+
+def _open_torch(path: Path, kind: str, load: Callable[[Path, dict[str, str]], Module]) -> Runtime:
     extra = {MANIFEST_KEY: "", GOLDEN_KEY: ""}
     if not path.is_file():
         raise ModelError(f"{path}: no such model file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch deprecates TorchScript; devices that have it still want it
-            module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+            module = load(path, extra)
     except Exception as error:  # torch's own errors here are RuntimeError, and others for a damaged archive
-        raise ModelError(f"{path}: not a TorchScript file, or a damaged one ({one_line(error)})") from error
+        raise ModelError(f"{path}: not a {kind} file, or a damaged one ({one_line(error)})") from error
     if not extra[MANIFEST_KEY]:
-        raise ModelError(f"{path}: a TorchScript file without imgcls manifest; make one with imgcls export")
+        raise ModelError(f"{path}: a {kind} file without imgcls manifest; make one with imgcls export")
     manifest = Manifest.from_json(_text(extra[MANIFEST_KEY]))
     golden = golden_from_json(_text(extra[GOLDEN_KEY]) or "[]", len(manifest.classes))
-    return Runtime("TorchScript (cpu)", run_module(module), manifest, tuple(golden))
+    run = run_module(module)
+    return Runtime(f"{kind} (cpu)", run, manifest, tuple(golden), _torch_threads(run))
+
+
+def _load_torchscript(path: Path, extra: dict[str, str]) -> Module:
+    module: Module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+    return module
+
+
+def _load_torch_export(path: Path, extra: dict[str, str]) -> Module:
+    return torch.export.load(path, extra_files=extra).module()
 
 
 def _text(value: str | bytes) -> str:

@@ -136,7 +136,8 @@ class _Trainer:
         self.folder: RunFolder | None = None  # the leading process has one
         torch.manual_seed(config.seed)
         network = _network(config, recipe, len(data.classes))
-        self.classifier = Classifier(network, config.image_size, recipe.mean, recipe.std).to(device)
+        classifier = Classifier(network, config.image_size, recipe.mean, recipe.std)
+        self.classifier = classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.body: nn.Module | None = None
         head = network
         if config.freeze:

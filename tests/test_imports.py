@@ -182,8 +182,9 @@ LAYERS = {
     "imgcls_infer.preprocess": 3,
     "imgcls_infer.session": 3,
     "imgcls_infer.predictor": 4,
-    "imgcls_infer.cli": 5,
-    "imgcls_infer.__main__": 6,
+    "imgcls_infer.selfcheck": 5,
+    "imgcls_infer.cli": 6,
+    "imgcls_infer.__main__": 7,
 }
 UPWARD = {("imgcls_infer.manifest", "imgcls_infer.preprocess")}  # in GoldenSample.pixels: a sample decodes its own PNG
 

@@ -12,19 +12,25 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from imgcls_infer.errors import ModelError
+from imgcls_infer.errors import ModelError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
 SCHEMA_VERSION = 1
 MANIFEST_KEY = "imgcls.manifest"
 GOLDEN_KEY = "imgcls.golden"
+GOLDEN_FILES_KEY = "imgcls.golden_files"
 
 RESIZE_MODES = ("crop", "squash", "pad")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MAX_IMAGE_SIZE = 4096
+
+TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2, "int8": 2.5e-1}
+"""Largest |probability difference| to PyTorch that passes, by precision, where a manifest records none of its own."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,13 @@ class Manifest:
             "versions": self.versions,
             "parity": self.parity,
         }
+
+    def lines(self) -> list[str]:
+        """For people: one line a field, what is nested as JSON."""
+        return [
+            printable(f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+            for name, value in self.to_dict().items()
+        ]
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -190,6 +203,50 @@ def golden_from_json(text: str, classes: int) -> list[GoldenSample]:
     return samples
 
 
+@dataclass(frozen=True)
+class GoldenFile:
+    """A picture file, with what stage 1 and PyTorch made of it on the exporting machine.
+
+    name: what it tests, with its format as suffix. data: the file. decoded_sha256: of the pixels uint8 [H, W, 3] in
+    their own size, upright; pixels_sha256: of the pixels [image_size, image_size, 3] after stage 1; both hex, over the
+    bytes in C order. label: the most probable class. probabilities: float32 of PyTorch eager on the CPU.
+    """
+
+    name: str
+    data: bytes
+    decoded_sha256: str
+    pixels_sha256: str
+    label: str
+    probabilities: tuple[float, ...]
+
+
+def golden_files_to_json(golden: Sequence[GoldenFile]) -> str:
+    """JSON of the golden files."""
+    rows = [{**vars(file), "data": base64.b64encode(file.data).decode("ascii")} for file in golden]
+    return json.dumps(rows, sort_keys=True)
+
+
+def golden_files_from_json(text: str, classes: int) -> list[GoldenFile]:
+    """The golden files of a model with that many classes. Raises ModelError."""
+    rows = _parse(text, "golden files")
+    try:
+        if not isinstance(rows, list):
+            raise TypeError("not a list")
+        golden = [
+            GoldenFile(
+                data=base64.b64decode(row["data"], validate=True),
+                probabilities=_floats(row["probabilities"]),
+                **{name: _text(row[name]) for name in ("name", "decoded_sha256", "pixels_sha256", "label")},
+            )
+            for row in rows
+        ]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ModelError("the model's golden files are damaged; export the model again") from error
+    if any(len(file.probabilities) != classes for file in golden):
+        raise ModelError("the model's golden files do not have one probability a class; export the model again")
+    return golden
+
+
 def _parse(text: str, what: str) -> Any:
     try:
         return json.loads(text)
@@ -237,6 +294,12 @@ def _floats(values: Any) -> tuple[float, ...]:
     if not all(map(math.isfinite, floats)):
         raise ValueError("not a finite number")
     return floats
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
 
 
 def _strings(value: Any) -> tuple[str, ...]:

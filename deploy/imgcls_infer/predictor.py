@@ -12,6 +12,7 @@ from typing import Union, overload
 import numpy as np
 
 from imgcls_infer.errors import ModelError, one_line
+from imgcls_infer.manifest import GOLDEN_FILES_KEY, GoldenFile, golden_files_from_json
 from imgcls_infer.preprocess import Source, preprocess
 from imgcls_infer.session import open_model
 
@@ -54,8 +55,9 @@ class Predictor:
     provider: `auto`, `cpu` or `cuda`; `cuda` is an error where CUDA does not work, never the CPU.
     threads: intra-op threads; by default the CPUs that this process may use.
 
-    Attributes: manifest, golden (samples), provider (onnxruntime's name of the one in use), note (why `auto` passed
-    over CUDA, or empty). Raises ModelError, ProviderError.
+    Attributes: manifest, golden (samples), provider (onnxruntime's name of the one in use), batch (pictures that the
+    graph takes at once, None for any number: lists may have any length all the same), note (why `auto` passed over
+    CUDA, or what this CPU can't do well, or empty). Raises ModelError, ProviderError.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Predictor:
         else:
             opened = open_model(Path(model), provider, threads)
         self._session = opened.session
-        self._batch = opened.batch
+        self.batch = opened.batch
         self.manifest = opened.manifest
         self.golden = opened.golden
         self.provider = opened.provider
@@ -95,15 +97,20 @@ class Predictor:
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Stage 2 alone: uint8 [N, image_size, image_size, 3] -> logits, probabilities, float32 [N, K] each.
 
-        A model exported with a fixed batch gets its number of pictures, black ones included. Raises ModelError where the
-        model does not run or gives something that is no number.
+        A model with a fixed batch gets that many at a time, the last ones with black pictures after them. Raises
+        ModelError where the model does not run or gives something that is no number.
         """
-        size = self._batch
+        size = self.batch
         if size is None or len(pixels) == size:
             return self._run(pixels)
         results = [self._run(_filled(pixels[start : start + size], size)) for start in range(0, len(pixels), size)]
-        logits, probabilities = zip(*results)
-        return np.concatenate(logits)[: len(pixels)], np.concatenate(probabilities)[: len(pixels)]
+        logits, probabilities = (np.concatenate([result[output] for result in results]) for output in (0, 1))
+        return logits[: len(pixels)], probabilities[: len(pixels)]
+
+    def golden_files(self) -> list[GoldenFile]:
+        """The picture files that the model carries to prove stage 1; old models have none. Raises ModelError."""
+        text = self._session.get_modelmeta().custom_metadata_map.get(GOLDEN_FILES_KEY, "[]")
+        return golden_files_from_json(text, len(self.manifest.classes))
 
     def _run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:

@@ -157,7 +157,7 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -
     for output in ("logits", "probabilities"):
         if outputs.get(output) != ("tensor(float)", [batch, classes]):
             raise ModelError(f"{name}: its output {output} is not float32 [N, {classes}]; export it with imgcls export")
-    return None if batch == "N" else batch
+    return batch if isinstance(batch, int) else None
 
 
 def _saturation_note(manifest: Manifest) -> str:

@@ -107,13 +107,17 @@ def crop_and_flip(pictures: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad
     pictures: uint8 [B, S, S, 3]. top, left: int64 [B], 0 to 2 * padding: the crop's corner in the picture padded with
     black. flip: bool [B], left to right. Returns uint8 [B, S, S, 3].
     """
-    side = pictures.shape[1]
-    padded = F.pad(pictures, (0, 0, padding, padding, padding, padding))  # [B, S+2p, S+2p, 3]
+    count, side = pictures.shape[:2]
+    # a fourth channel makes a pixel one int32: gathering whole pixels takes half the time of gathering bytes
+    pixels = F.pad(pictures, (0, 1, padding, padding, padding, padding)).view(torch.int32)  # [B, S+2p, S+2p, 1]
+    width = side + 2 * padding
     steps = torch.arange(side, device=pictures.device)
     rows = top[:, None] + steps  # [B, S]
     columns = left[:, None] + torch.where(flip[:, None], side - 1 - steps, steps)  # [B, S]
-    which = torch.arange(len(pictures), device=pictures.device)
-    return padded[which[:, None, None], rows[:, :, None], columns[:, None, :]]
+    first = torch.arange(count, device=pictures.device) * width**2
+    where = first[:, None, None] + rows[:, :, None] * width + columns[:, None, :]  # [B, S, S]
+    gathered = pixels.view(-1).index_select(0, where.view(-1)).view(count, side, side, 1)
+    return gathered.view(torch.uint8)[..., :3]
 
 
 def jitter_colours(pictures: Tensor, factors: Tensor) -> Tensor:

@@ -7,33 +7,44 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from imgcls_infer.manifest import GoldenSample, Manifest
+from imgcls_infer.errors import ImageError, ModelError, one_line
+from imgcls_infer.manifest import PRECISIONS, GoldenSample, Manifest
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.config import ExportConfig
-from imgcls.errors import ExportError
+from imgcls.data.folder import scan_folder
+from imgcls.data.packed import decode_all
+from imgcls.errors import DataError, ExportError
+from imgcls.export.fold import fold_classifier
+from imgcls.export.golden_files import make_golden_files
+from imgcls.export.job import Converted, Job
+from imgcls.export.precision import NARROW, narrow
 from imgcls.export.to_onnx import to_onnx
+from imgcls.export.to_torch_export import to_torch_export
 from imgcls.export.to_torchscript import to_torchscript
 from imgcls.files import write_atomically
 from imgcls.networks import Classifier
-from imgcls.parity import TOLERANCES
+from imgcls.rounding import probability_tolerance, typical_pictures
 from imgcls.runtimes import Runtime, golden_samples, open_model, run_module
 
-Save = Callable[[Path, Manifest, list[GoldenSample]], None]
-
 BATCH_SIZES = (1, 2, 7, 64)
-"""Tracing with one batch size can freeze it: every export is run with these."""
+"""Tracing with one batch size can freeze it: every export that takes any number of pictures is run with these."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """suffix: of the file. convert: (classifier in eval mode, opset) -> a function that writes the file."""
+    """suffix: of the file. convert: its function. precisions: what it can hold."""
 
     suffix: str
-    convert: Callable[[Classifier, int], Save]
+    convert: Callable[[Job], Converted]
+    precisions: tuple[str, ...] = ("fp32", "fp16", "bf16")
 
 
-FORMATS = {"onnx": Format(".onnx", to_onnx), "torchscript": Format(".pt", to_torchscript)}
+FORMATS = {
+    "onnx": Format(".onnx", to_onnx, PRECISIONS),
+    "torchscript": Format(".pt", to_torchscript),
+    "torch-export": Format(".pt2", to_torch_export),
+}
 
 
 @dataclass(frozen=True)
@@ -48,49 +59,97 @@ class ExportResult:
 def export(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
     """Write the checkpoint's classifier in config.format, check the file against PyTorch, and give it its name.
 
-    Raises ExportError where the format is unknown or the file fails its check (nothing is left under its name then).
+    Raises ExportError where the format or precision is unknown, or the file fails its check (nothing is left under its
+    name then); DataError where there are no calibration pictures.
     """
-    if config.format not in FORMATS:
-        raise ExportError(f"unknown format {config.format!r}; known: {', '.join(FORMATS)}")
-    chosen = FORMATS[config.format]
+    chosen = _format(config)
     path = config.output or config.checkpoint.with_suffix(chosen.suffix)
     if path.resolve() == config.checkpoint.resolve():
         raise ExportError(f"{path}: would overwrite the checkpoint; give another name with --output")
-    classifier = checkpoint.classifier()
-    golden = golden_samples(classifier, list(checkpoint.samples[: config.golden]))
-    save = chosen.convert(classifier, config.opset)
+    reference = checkpoint.classifier()
+    golden = golden_samples(reference, list(checkpoint.samples[: config.golden]))
+    converted = chosen.convert(_job(config, reference, checkpoint.manifest, golden))
+    manifest = replace(checkpoint.manifest, precision=config.precision, parity={})
 
     def write(temporary: Path) -> None:
-        manifest = replace(checkpoint.manifest, parity={})
-        save(temporary, manifest, golden)
-        save(temporary, replace(manifest, parity=check(open_model(temporary), classifier, golden)), golden)
+        converted.save(temporary, manifest, golden)
+        sizes = (config.batch,) if config.batch else BATCH_SIZES
+        parity = check(_open(temporary), reference, golden, sizes) | converted.facts
+        converted.save(temporary, replace(manifest, parity=parity), golden)
 
     write_atomically(path, write)
     return ExportResult(path, path.stat().st_size, open_model(path).manifest)
 
 
-def check(model: Runtime, classifier: Classifier, golden: list[GoldenSample]) -> dict[str, object]:
+def check(
+    model: Runtime, reference: Classifier, golden: list[GoldenSample], batch_sizes: tuple[int, ...] = BATCH_SIZES
+) -> dict[str, object]:
     """Run a written file on its golden samples and on noise, in every batch size; figures for the manifest.
 
-    Raises ExportError where a probability differs by more than the tolerance of the model's precision.
+    reference: the float32 classifier. Raises ExportError where a probability differs from its by more than the
+    rounding model allows the model's precision (imgcls.rounding).
     """
-    tolerance = TOLERANCES[model.manifest.precision]
-    reference = run_module(classifier)
+    side = model.manifest.resize.image_size
+    tolerance = probability_tolerance(reference, typical_pictures(golden, side), model.manifest.precision)
+    expected = run_module(reference)
     largest = 0.0
-    for size in BATCH_SIZES:
-        pixels = _pictures(model.manifest.resize.image_size, size, golden)
-        largest = max(largest, float(np.abs(model.run(pixels)[1] - reference(pixels)[1]).max()))
+    for size in batch_sizes:
+        pixels = _pictures(side, size, golden)
+        largest = max(largest, float(np.abs(model.run(pixels)[1] - expected(pixels)[1]).max()))
     if not largest <= tolerance:
         raise ExportError(
-            f"the exported file differs from PyTorch by {largest:.2e} (allowed: {tolerance:.0e}); not written"
+            f"the exported file differs from PyTorch by {largest:.2e} (allowed: {tolerance:.1e}); not written"
         )
     return {
         "max_abs_diff": largest,
         "tolerance": tolerance,
-        "batch_sizes": list(BATCH_SIZES),
+        "batch_sizes": list(batch_sizes),
         "golden_samples": len(golden),
         "runtime": model.name,
     }
+
+
+def _format(config: ExportConfig) -> Format:
+    if config.format not in FORMATS:
+        raise ExportError(f"unknown format {config.format!r}; known: {', '.join(FORMATS)}")
+    chosen = FORMATS[config.format]
+    if config.precision not in chosen.precisions:
+        raise ExportError(f"{config.format} has no {config.precision}; it has {', '.join(chosen.precisions)}")
+    if config.batch and config.format != "onnx":
+        raise ExportError(f"{config.format} takes any number of pictures; --batch goes with onnx")
+    return chosen
+
+
+def _job(config: ExportConfig, reference: Classifier, manifest: Manifest, golden: list[GoldenSample]) -> Job:
+    classifier = fold_classifier(reference) if config.fold else reference
+    if config.precision in NARROW:
+        classifier = narrow(classifier, NARROW[config.precision])
+    pictures = _calibration_pictures(config, manifest) if config.precision == "int8" else None
+    files = make_golden_files(reference, golden, manifest) if config.format == "onnx" else ()
+    return Job(classifier, config.opset, config.batch, pictures, config.target, files)
+
+
+def _calibration_pictures(config: ExportConfig, manifest: Manifest) -> np.ndarray:
+    """Pictures of the folder, drawn with a fixed seed: uint8 [N, S, S, 3], N at most calibration_size."""
+    assert config.calibration is not None
+    paths = scan_folder(config.calibration, manifest.classes).paths
+    order = np.random.default_rng(0).permutation(len(paths))[: config.calibration_size]
+    decoded = decode_all([paths[index] for index in order], manifest.resize)
+    readable = [pixels for pixels in decoded if not isinstance(pixels, ImageError)]
+    if len(readable) < 2:
+        raise DataError(f"{config.calibration}: int8 needs at least 2 readable pictures, better 1,000")
+    return np.stack(readable)
+
+
+def _open(path: Path) -> Runtime:
+    """A file just written. Raises ExportError where what was asked for doesn't run here."""
+    try:
+        return open_model(path)
+    except ModelError as error:
+        reason = one_line(error.__cause__ or error)
+        raise ExportError(
+            f"such a file does not run here, so it is not written ({reason}); try fp16 or int8"
+        ) from error
 
 
 def _pictures(side: int, count: int, golden: list[GoldenSample]) -> np.ndarray:

@@ -6,48 +6,69 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from imgcls_infer.errors import one_line
-from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_to_json
+from imgcls_infer.manifest import (
+    GOLDEN_FILES_KEY,
+    GOLDEN_KEY,
+    MANIFEST_KEY,
+    GoldenSample,
+    Manifest,
+    golden_files_to_json,
+    golden_to_json,
+)
 
 from imgcls.errors import ExportError
-from imgcls.networks import Classifier
+from imgcls.export.job import Converted, Job
 
 IR_VERSION = 10
 """The newest that onnxruntime 1.20, the oldest supported, can read."""
 
 
-def to_onnx(classifier: Classifier, opset: int) -> Callable[[Path, Manifest, list[GoldenSample]], None]:
-    """Trace the classifier (eval mode, CPU); returns a function that writes the file.
+def to_onnx(job: Job) -> Converted:
+    """Trace the classifier, and quantise it where job.calibration says so.
 
     The graph: `image` uint8 [batch, S, S, 3] -> `logits`, `probabilities` float32 [batch, K]. Raises ExportError.
     """
-    model = _trace(classifier, opset)
+    model = _trace(job)
     _strip(model)
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    if not batch.dim_param:
-        raise ExportError(f"torch froze the batch size to {batch.dim_value}; this is a bug, please report it")
-    onnx.checker.check_model(model, full_check=True)
+    _rename(model.graph)
+    facts: dict[str, Any] = {}
+    if job.calibration is not None:
+        from imgcls.export.quantize import quantize
+
+        model, quantization = quantize(model, job.calibration, job.target)
+        _strip(model)
+        facts["quantization"] = quantization.to_dict()
+    if job.batch:
+        _fix_batch(model.graph, job.batch)
+    _check(model)
 
     def save(path: Path, manifest: Manifest, golden: list[GoldenSample]) -> None:
         del model.metadata_props[:]
-        onnx.helper.set_model_props(model, {MANIFEST_KEY: manifest.to_json(), GOLDEN_KEY: golden_to_json(golden)})
+        metadata = {
+            MANIFEST_KEY: manifest.to_json(),
+            GOLDEN_KEY: golden_to_json(golden),
+            GOLDEN_FILES_KEY: golden_files_to_json(job.golden_files),
+        }
+        onnx.helper.set_model_props(model, metadata)
         path.write_bytes(model.SerializeToString(deterministic=True))
 
-    return save
+    return Converted(save, facts)
 
 
-def _trace(classifier: Classifier, opset: int) -> onnx.ModelProto:
-    side = classifier.image_size
+def _trace(job: Job) -> onnx.ModelProto:
+    side, opset = job.classifier.image_size, job.opset
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)  # 2: a batch of 1 would be taken for a constant
     with _quiet():
         try:
             program = torch.onnx.export(
-                classifier,
+                job.classifier,
                 (example,),
                 input_names=["image"],
                 output_names=["logits", "probabilities"],
@@ -63,7 +84,27 @@ def _trace(classifier: Classifier, opset: int) -> onnx.ModelProto:
     found = next(entry.version for entry in model.opset_import if entry.domain == "")
     if found != opset:
         raise ExportError(f"torch wrote opset {found} instead of {opset}; use --opset {found}")
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    if not batch.dim_param:
+        raise ExportError(f"torch froze the batch size to {batch.dim_value}; this is a bug, please report it")
     return model
+
+
+def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:
+    """Put a number where the shapes say `batch`."""
+    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param == symbol:
+                dimension.dim_value = batch
+
+
+def _check(model: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        opset = model.opset_import[0].version
+        raise ExportError(f"ONNX opset {opset} can't hold this network so ({one_line(error)})") from error
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -72,9 +113,41 @@ def _strip(model: onnx.ModelProto) -> None:
     model.doc_string = ""
     model.graph.name = "imgcls"
     graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    shapes = [value for value in graph.value_info if value.name not in weights]  # an initializer has its own
+    del graph.value_info[:]
+    graph.value_info.extend(shapes)
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
+
+
+def _rename(graph: onnx.GraphProto) -> None:
+    """Call nodes by the layer whose weights they hold, else by their operator; values as the nodes that give them."""
+    weights = {tensor.name for tensor in graph.initializer}
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    renamed = {name: name.replace("network.", "") for name in weights}
+    taken = set(kept)
+    for node in graph.node:
+        layers = (renamed[name] for name in node.input if name in weights and name.endswith(".weight"))
+        node.name = _unused(next(layers, node.op_type.lower()).removesuffix(".weight"), taken)
+        for position, name in enumerate(node.input):
+            if renamed.get(name, "").startswith("val_"):  # the exporter's name for a constant, like Reshape's shape
+                renamed[name] = f"{node.name}.{position}"
+        renamed |= {output: node.name for output in node.output if output not in kept}
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for part in (*graph.initializer, *graph.value_info):
+        part.name = renamed.get(part.name, part.name)
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """`name`, or `name_1`, `name_2` and so on; noted as taken."""
+    candidates = (name, *(f"{name}_{number}" for number in range(1, len(taken) + 1)))
+    free = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(free)
+    return free
 
 
 @contextlib.contextmanager

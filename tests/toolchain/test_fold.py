@@ -75,7 +75,7 @@ def differences(plain, folded=None):
     geometry=st.sampled_from([(1, "zeros"), (1, "reflect"), (2, "circular"), ("same", "zeros"), ("same", "replicate")]),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 def test_a_folded_network_gives_the_same_answers(image_size, classes, side, norm, bias, geometry, seed):
     plain = classifier(Narrow(classes, side, norm, *geometry, bias), image_size, seed)
     assert differences(plain)[1] < 1e-5

@@ -130,3 +130,21 @@ def test_pretrained_options_belong_to_vgg16(tmp_path):
         TrainConfig(tmp_path, tmp_path / "x.pth", pretrained=True)
     with pytest.raises(ImgclsError, match="random weights"):
         TrainConfig(tmp_path, tmp_path / "x.pth", arch="vgg16", freeze=True)
+
+
+def test_pooling_before_relu_in_training_changes_neither_values_nor_gradients():
+    torch.manual_seed(0)
+    network = build_network("cnn", 10, 32, dropout=0.0)
+    # coarse values: many exact ties, and windows without a positive one
+    pictures = torch.randint(-2, 3, (8, 3, 32, 32)).float()
+    for parameter in network.parameters():
+        parameter.data = (parameter.data * 8).round() / 8
+    results = []
+    for training in (True, False):
+        network.train(training)
+        network.zero_grad()
+        logits = network(pictures)
+        logits.square().sum().backward()
+        results.append([logits.detach(), *(parameter.grad.clone() for parameter in network.parameters())])
+    for pooled_first, relu_first in zip(*results, strict=True):
+        torch.testing.assert_close(pooled_first, relu_first, rtol=1e-6, atol=0)

@@ -1,24 +1,39 @@
 from __future__ import annotations
 
+import copy
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from helpers import SAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from imgcls_infer import Predictor
 from imgcls_infer.manifest import MANIFEST_KEY, Manifest, ResizePolicy
+from imgcls_infer.preprocess import preprocess
+from imgcls_infer.selfcheck import PIXELS_TO_PROBABILITIES
 from onnx import numpy_helper
+from PIL import Image
 
+from imgcls.cli import command
 from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.errors import DataError
 from imgcls.export import export
+from imgcls.export.precision import narrow
 from imgcls.networks import Classifier
-from imgcls.parity import compare, verify
-from imgcls.runtimes import open_model
+from imgcls.parity import Outputs, VerifyResult, compare, default_tolerance, measure, verify
+from imgcls.probes import border_pictures
+from imgcls.report import write_parity
+from imgcls.rounding import SPREAD, deviations, typical_pictures
+from imgcls.runtimes import eager, open_model, run_module
 
 
 @pytest.fixture(scope="module")
@@ -132,43 +147,228 @@ def test_unreadable_pictures_are_counted_and_left_out(trained, model_file, pictu
 MANIFEST = Manifest("cnn", ("a", "b", "c"), ResizePolicy(8), (0.5,) * 3, (0.5,) * 3, "")
 
 
-def probabilities(seed, rows=20):
-    return torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed)).softmax(1).numpy()
+def answers(seed, rows=20):
+    logits = torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed))
+    return Outputs(logits.numpy(), logits.softmax(1).numpy())
+
+
+def compared(expected, actual, tolerance, candidate=MANIFEST):
+    labels, paths = np.zeros(20, int), ["p"] * 20
+    return compare(expected, actual, MANIFEST, candidate, labels, paths, name="n", path="p", tolerance=tolerance)
 
 
 @given(seed=st.integers(0, 500), size=st.floats(1e-7, 0.3))
 @settings(deadline=None)
 def test_the_report_passes_exactly_when_the_largest_difference_is_within_tolerance(seed, size):
-    expected = probabilities(seed)
-    actual = expected.copy()
-    actual[seed % 20, seed % 3] += np.float32(size)
-    labels, paths = np.zeros(20, int), ["p"] * 20
-    report = compare(expected, actual, MANIFEST, MANIFEST, labels, paths, name="n", path="p", tolerance=1e-3)
-    largest = np.abs(actual.astype(np.float64) - expected).max()
+    expected, actual = answers(seed), answers(seed)
+    actual.probabilities[seed % 20, seed % 3] += np.float32(size)
+    report = compared(expected, actual, 1e-3)
+    largest = np.abs(actual.probabilities.astype(np.float64) - expected.probabilities).max()
     assert report.max_abs == pytest.approx(largest)
     assert bool(report) == (largest <= 1e-3)
 
 
 def test_not_a_number_fails():
-    actual = probabilities(0)
-    actual[3, 1] = np.nan
-    report = compare(
-        probabilities(0), actual, MANIFEST, MANIFEST, np.zeros(20, int), ["p"] * 20, name="n", path="p", tolerance=1e-3
-    )
-    assert not report
+    actual = answers(0)
+    actual.probabilities[3, 1] = np.nan
+    assert not compared(answers(0), actual, 1e-3)
 
 
 def test_other_classes_fail_without_a_comparison():
     other = replace(MANIFEST, classes=("a", "b"))
-    report = compare(
-        probabilities(0),
-        probabilities(0)[:, :2],
-        MANIFEST,
-        other,
-        np.zeros(20, int),
-        ["p"] * 20,
-        name="n",
-        path="p",
-        tolerance=1.0,
-    )
+    two = Outputs(answers(0).logits[:, :2], answers(0).probabilities[:, :2])
+    report = compared(answers(0), two, 1.0, other)
     assert not report
+    assert report.differences.max_abs == float("inf")
+    assert VerifyResult((report,), 0, MANIFEST).to_dict()["models"][0]["max_abs"] is None
+
+
+def test_the_figures_are_those_of_their_definitions():
+    expected, actual = answers(1), answers(2)
+    p, q = expected.probabilities.astype(np.float64), actual.probabilities.astype(np.float64)
+    found = measure(expected, actual)
+    assert found.max_abs == pytest.approx(np.abs(p - q).max())
+    assert found.mean_abs == pytest.approx(np.abs(p - q).mean())
+    assert found.p999_abs == pytest.approx(np.quantile(np.abs(p - q), 0.999))
+    assert found.max_relative == pytest.approx((np.abs(p - q) / p).max())
+    assert found.max_logit == pytest.approx(np.abs(expected.logits - actual.logits).max())
+    assert found.mean_kl == pytest.approx((p * np.log(p / q)).sum(1).mean())
+    assert found.max_kl == pytest.approx((p * np.log(p / q)).sum(1).max())
+    assert found.top1_agreement == (p.argmax(1) == q.argmax(1)).mean()
+    assert found.top5_agreement == 1.0  # of three classes
+
+
+def test_top_5_counts_the_set_and_not_its_order():
+    logits = np.array([[9, 8, 7, 6, 5, 1, 0], [9, 8, 7, 6, 5, 4, 0]], np.float32)
+    moved = np.array([[8, 9, 7, 6, 5, 1, 0], [9, 8, 7, 6, 4, 5, 0]], np.float32)
+    softmax = lambda z: torch.tensor(z).softmax(1).numpy()  # noqa: E731
+    found = measure(Outputs(logits, softmax(logits)), Outputs(moved, softmax(moved)))
+    assert (found.top1_agreement, found.top5_agreement) == (0.5, 0.5)
+
+
+def test_equal_outputs_have_no_differences():
+    found = measure(answers(3), answers(3))
+    assert (found.max_abs, found.max_kl, found.max_logit, found.top1_agreement) == (0, 0, 0, 1)
+
+
+def test_zero_probabilities_give_a_finite_divergence():
+    certain = Outputs(np.array([[200, 0]], np.float32), np.array([[1, 0]], np.float32))
+    wrong = Outputs(np.array([[0, 200]], np.float32), np.array([[0, 1]], np.float32))
+    assert np.isfinite(measure(certain, wrong).max_kl)
+
+
+# --- pictures of all kinds ---
+
+
+def write_variants(photo: Image.Image, folder: Path) -> None:
+    """One photograph in every form that stage 1 takes."""
+    folder.mkdir(parents=True)
+    exif = Image.Exif()
+    for orientation in range(2, 9):
+        exif[0x0112] = orientation
+        photo.save(folder / f"exif{orientation}.jpg", quality=88, exif=exif)
+    photo.save(folder / "progressive.jpg", quality=75, progressive=True, subsampling=2)
+    photo.convert("CMYK").save(folder / "cmyk.jpg", quality=90)
+    photo.convert("L").save(folder / "grey.jpg", quality=90)
+    photo.save(folder / "lossy.webp", quality=70)
+    photo.save(folder / "lossless.webp", lossless=True)
+    photo.save(folder / "plain.bmp")
+    photo.save(folder / "animated.gif", save_all=True, append_images=[photo.rotate(90)])
+    photo.quantize(64).save(folder / "palette.png")
+    Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(folder / "grey16.png")
+    photo.convert("1").save(folder / "bilevel.png")
+    faded = photo.copy()
+    faded.putalpha(Image.linear_gradient("L").resize(photo.size))
+    faded.save(folder / "alpha.png")
+    faded.save(folder / "alpha.webp")
+    faded.convert("LA").save(folder / "grey-alpha.png")
+
+
+def test_photographs_of_every_size_and_format_agree_on_every_float32_runtime(trained, model_file, tmp_path):
+    path, checkpoint = trained
+    classes = checkpoint.manifest.classes
+    photo = Image.open(Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")).convert("RGB")
+    small = [Image.open(found).convert("RGB") for found in sorted((SAMPLE / "test").glob("*/*.png"))[::125]]
+    sizes = ((333, 77), (31, 33), (5, 400), (1, 1), (640, 481))
+    photos = [photo.resize((201, 235)), *(each.resize(size) for each, size in zip([photo, *small], sizes, strict=True))]
+    for label, each in zip(classes, photos, strict=False):
+        write_variants(each, tmp_path / "pictures" / label)
+    models = {"m.onnx": model_file}
+    for name, kind in (("m.pt", "torchscript"), ("m.pt2", "torch-export")):
+        export(ExportConfig(path, kind, tmp_path / name), checkpoint)
+        models[name] = tmp_path / name
+    folder = scan_folder(tmp_path / "pictures", classes)
+    result = verify(checkpoint, [(name, open_model(file)) for name, file in models.items()], folder)
+    assert result, [report.problems for report in result.reports]
+    assert result.skipped == 0
+    assert [report.count for report in result.reports] == [6 * 20] * 3
+    assert all(report.top1_agreement == 1 for report in result.reports)
+
+
+# --- probes ---
+
+
+def test_every_runtime_answers_alike_in_every_batch_and_on_tricky_pictures(trained, model_file, sample):
+    report = check(trained[1], model_file, sample)
+    assert [probe.name for probe in report.probes] == ["batches", "threads", "adversarial"]
+    assert all(probe.max_abs < 1e-6 for probe in report.probes)
+    assert report.probes[2].count > 20
+
+
+def test_a_model_that_answers_otherwise_in_a_batch_fails(trained, model_file, sample):
+    runtime = open_model(model_file)
+
+    def biased(pixels):
+        logits, probabilities = runtime.run(pixels)
+        return logits, probabilities + (1e-3 if len(pixels) == 7 else 0)
+
+    result = verify(trained[1], [("m", replace(runtime, run=biased))], sample)
+    assert [problem.split(": ")[:2] for problem in result.reports[0].problems] == [[PIXELS_TO_PROBABILITIES, "batches"]]
+
+
+def test_border_pictures_lie_where_the_answer_changes(trained):
+    run = eager(trained[1]).run
+    pixels = np.stack([preprocess(path, ResizePolicy(32)) for path in sorted(SAMPLE.glob("test/*/*.png"))[::25]])
+    borders = border_pictures(run, pixels)
+    top = np.sort(run(borders)[1], axis=1)
+    assert len(borders) > 5
+    assert (top[:, -1] - top[:, -2]).max() < 0.05
+
+
+# --- the model of rounding ---
+
+
+def test_the_tolerance_is_that_of_the_error_model_and_travels_in_the_file(trained, model_file, sample):
+    report = check(trained[1], model_file, sample)
+    assert report.tolerance == default_tolerance(trained[1], "fp32")
+    assert Predictor(model_file).manifest.parity["tolerance"] == report.tolerance
+    assert report.max_abs < report.tolerance < 1e-4
+
+
+def test_the_tolerance_grows_with_the_unit_and_with_the_depth(trained):
+    fine, half, brain = (default_tolerance(trained[1], precision) for precision in ("fp32", "fp16", "bf16"))
+    assert fine * 300 < half < brain  # 2^13 for the unit, less for sums in float32
+    classifier = trained[1].classifier()
+    sigmas = deviations(classifier, typical_pictures([], 32))
+    layers = [sigmas[f"network_{name}"] for name in ("conv1_layer", "conv2_layer", "conv3_layer")]
+    assert all(sigma > 0 for sigma in layers)
+
+
+def test_a_single_layers_deviation_is_the_formulas():
+    """One linear layer, noise on its output alone: sigma^2 = u^2 / 3 ((n/2 + 1) Q + (n/3 + 1) y^2)."""
+    layer = torch.nn.Linear(3 * 16, 5)
+    network = torch.nn.Sequential(torch.nn.Flatten(1), layer)
+    classifier = Classifier(network, 4, (0.0,) * 3, (1 / 255,) * 3).eval()  # pixels as they are
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), np.uint8)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).flatten(1).double()
+    w, y = layer.weight.detach().double(), layer(x.float()).detach().double()
+    variance = 2.0**-48 / 3 * ((24 + 1) * (x**2 @ (w**2).T) + (16 + 1) * y**2)
+    inputs = 2.0**-48 / 3 * 2 * (x**2 @ (w**2).T)  # the normalisation's product and sum
+    expected = float((variance + inputs).max() ** 0.5)
+    assert deviations(classifier, pixels)["network_1"] == pytest.approx(expected, rel=0.6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_model_covers_what_the_runtime_does_and_not_a_hundred_times_it(trained, sample, precision):
+    """torch itself in another precision, against the prediction."""
+    classifier = trained[1].classifier()
+    pixels = np.stack([preprocess(path, ResizePolicy(32)) for path in sample.paths[::5]])
+    other = narrow(classifier, torch.bfloat16) if precision == "bf16" else copy.deepcopy(classifier).double()
+    exact = run_module(classifier)(pixels)[0]
+    *_, sigma, _ = deviations(classifier, typical_pictures([], 32), precision).values()
+    if precision == "fp32":
+        image = torch.from_numpy(pixels).permute(0, 3, 1, 2).double()
+        with torch.inference_mode():
+            actual = other.network(image * other.scale + other.shift).numpy()
+    else:
+        actual = run_module(other)(pixels)[0]
+    largest = np.abs(actual - exact).max()
+    assert sigma * SPREAD / 100 < largest < sigma * SPREAD
+
+
+# --- the report ---
+
+
+def test_the_page_holds_everything_in_one_file(trained, model_file, sample, tmp_path):
+    model = onnx.load(model_file)
+    change_one_weight(model)
+    onnx.save(model, tmp_path / "<b>.onnx")
+    path = str(tmp_path / "<b>.onnx")
+    result = verify(trained[1], [(path, open_model(Path(path))), ("m", open_model(model_file))], sample)
+    write_parity(result, tmp_path / "page.html", ["conv2_layer is the first node"])
+    page = (tmp_path / "page.html").read_text()
+    assert "<b>.onnx" not in page
+    assert "conv2_layer is the first node" in page
+    assert page.count("data:image/png;base64,") == 2 + min(24, len(result.reports[0].changed))
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+
+def test_the_report_as_json(trained, model_file, sample):
+    done = CliRunner().invoke(
+        command, ["verify", str(trained[0]), str(model_file), "--data", str(SAMPLE / "test"), "--json", "--bisect"]
+    )
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.output)
+    assert document["passed"] is True
+    assert document["models"][0]["top1_agreement"] == 1.0
+    assert document["bisect"][str(model_file)].endswith("agree with it")

@@ -17,6 +17,7 @@ from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.errors import DataError, ExportError, ImgclsError
 from imgcls.export import export, quantize
+from imgcls.export.info import info
 from imgcls.parity import verify
 from imgcls.runtimes import open_model, run_module
 
@@ -38,7 +39,8 @@ def weights(path):
 
 
 def test_the_file_is_small_and_says_what_was_chosen(exported):
-    assert exported.size < 0.6e6
+    samples = sum(len(entry.value) for entry in onnx.load(exported.path).metadata_props)
+    assert exported.size - samples < 0.565e6  # 541,094 parameters
     assert exported.manifest.precision == "int8"
     chosen = exported.manifest.parity["quantization"]
     assert chosen["method"] in quantize.METHODS
@@ -90,6 +92,12 @@ def test_a_target_decides_the_types_and_the_range_of_weights(trained, tmp_path, 
     assert {array.dtype.type for array in integers} == {np.int8}
     assert max(np.abs(array.astype(int)).max() for array in integers) == limit
     assert values["relu_3_zero_point"].dtype.type is activations
+
+
+def test_a_fixed_batch_goes_with_int8(trained, tmp_path):
+    result = int8(trained, tmp_path / "cnn.onnx", batch=2)
+    assert ort.InferenceSession(str(result.path)).get_inputs()[0].shape == [2, 32, 32, 3]
+    assert result.manifest.parity["batch_sizes"] == [2]
 
 
 def test_the_mean_error_of_rounded_weights_is_taken_out_of_the_biases(trained, tmp_path):
@@ -155,6 +163,13 @@ def test_a_cpu_without_vnni_gets_a_warning_unless_the_file_is_made_for_it(
     monkeypatch.setattr(session.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(session.Path, "read_text", lambda path: f"flags : {flags}")
     assert bool(session._saturation_note(manifest)) == warned
+
+
+def test_info_counts_the_same_layers_and_work_as_in_float(exported):
+    found = info(exported.path)
+    assert sum(layer.parameters for layer in found.layers) == 541_094
+    assert sum(layer.multiply_adds for layer in found.layers) == 3_318_664
+    assert {layer.dtype for layer in found.layers} <= {"int8", "float"}
 
 
 def test_the_float_file_is_the_reference_that_int8_is_judged_by(trained, exported, tmp_path):

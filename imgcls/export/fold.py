@@ -1,0 +1,262 @@
+"""Exact folds before an export: linear maps that follow one another become one. The answers stay, the work does not.
+
+Four rewrites of the network's graph in eval mode, each an identity over the reals; sums are float64, and each weight is
+rounded once:
+
+- Dropout and Identity do nothing in eval mode and go.
+- Batch norm after a convolution goes into its weights.
+- Adaptive average pool, flatten, linear: a pool from h x w to H x W cells is a matrix A, so W' = W (I x A). Done where
+  it makes the layer no larger (h w <= H W: VGG16 below 224 pixels and at it). Where it would, the pool becomes a plain
+  average pool if its windows are equal, else two small matrix products: no exporter writes either as gathers.
+- Normalisation. x * scale + shift, scale = 1 / (255 std), is x - 255 mean times scale: the factor goes into the first
+  convolution's weights, whatever its padding, since scaling and padding commute. The subtraction may follow it only
+  where the convolution pads no zeros. Zeros around a normalised picture are the mean colour around a raw one, which
+  isn't a whole number and differs from channel to channel, so no padding of the uint8 picture gives them: it stays.
+  (tests/toolchain/test_fold.py proves that the border would differ.) Both networks pad: both keep one addition.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar, cast
+
+import torch
+from imgcls_infer.errors import one_line
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from imgcls.errors import ExportError
+from imgcls.export.precision import with_network
+from imgcls.networks import Classifier
+
+_ROWS = 256  # of a linear layer folded at a time: float64 of VGG16's first one is 822 MB
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class FoldedClassifier(Classifier):
+    """A Classifier whose first convolution has taken the normalisation in, all but an addition where it pads zeros.
+
+    offset: [3], in the network's dtype: what is still to be added to a pixel, -255 mean or zeros.
+    """
+
+    def __init__(self, network: nn.Module, image_size: int, offset: Tensor) -> None:
+        super().__init__(network, image_size, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # scale 1, shift 0
+        self.shift = offset.view(1, 3, 1, 1)
+        self.adds = bool(offset.any())
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """uint8 [N, S, S, 3] -> float32 [N, 3, S, S]: pixels 0..255 less 255 mean, or as they are."""
+        pixels = image.permute(0, 3, 1, 2).to(self.shift.dtype)
+        return pixels + self.shift if self.adds else pixels
+
+
+def fold_classifier(classifier: Classifier) -> Classifier:
+    """The same function with less work: see above. `classifier`, in eval mode, stays as it is; weights are shared.
+
+    Returns a Classifier whose network is a torch.fx.GraphModule. Raises ExportError where fx can't trace the network.
+    """
+    try:
+        network = fx.symbolic_trace(classifier.network)
+    except fx.proxy.TraceError as error:
+        raise ExportError(f"this network can't be folded ({one_line(error)}); export it with --no-fold") from error
+    _drop_inert(network)
+    _fold_batch_norms(network)
+    _fold_pools(network, classifier)
+    folded = _fold_normalisation(network, classifier)
+    network.delete_all_unused_submodules()
+    network.graph.lint()
+    network.recompile()
+    return folded.eval()
+
+
+def pool_matrix(cells: int, outputs: int) -> Tensor:
+    """Adaptive average pooling along one axis: float64 [outputs, cells]; row i averages cells floor(i cells / outputs)
+    up to ceil((i + 1) cells / outputs), torch's definition of it.
+    """
+    matrix = torch.zeros(outputs, cells, dtype=torch.float64)
+    for row in range(outputs):
+        start, end = row * cells // outputs, -(-(row + 1) * cells // outputs)
+        matrix[row, start:end] = 1 / (end - start)
+    return matrix
+
+
+def fold_pool(linear: nn.Linear, cells: tuple[int, int], outputs: tuple[int, int]) -> nn.Linear:
+    """The linear layer that takes the flattened h x w cells of each channel instead of their H x W pooled ones."""
+    rows, columns = pool_matrix(cells[0], outputs[0]), pool_matrix(cells[1], outputs[1])
+    weight = linear.weight.detach()
+    parts = [
+        torch.einsum("kcij,ih,jw->kchw", part.double().unflatten(1, (-1, *outputs)), rows, columns)
+        .flatten(1)
+        .to(weight.dtype)
+        for part in weight.split(_ROWS)
+    ]
+    folded = nn.Linear(parts[0].shape[1], linear.out_features, linear.bias is not None, device="meta")
+    folded.weight = nn.Parameter(torch.cat(parts), requires_grad=False)
+    folded.bias = linear.bias
+    return folded
+
+
+def fold_batch_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """The convolution that gives what the two give one after the other, in eval mode."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    factor = (variance.double() + norm.eps).rsqrt()
+    if norm.affine:
+        factor = factor * norm.weight.detach().double()
+    bias = (_bias(convolution) - mean.double()) * factor
+    if norm.affine:
+        bias = bias + norm.bias.detach().double()
+    return _convolution(convolution, convolution.weight.detach().double() * factor.view(-1, 1, 1, 1), bias)
+
+
+class MatrixPool(nn.Module):
+    """Adaptive average pooling from h x w to H x W as two matrix products: float32 [N, C, h, w] -> [N, C, H, W]."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, cells: tuple[int, int], outputs: tuple[int, int], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("rows", pool_matrix(cells[0], outputs[0]).to(dtype))  # [H, h]
+        self.register_buffer("columns", pool_matrix(cells[1], outputs[1]).T.contiguous().to(dtype))  # [w, W]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows @ (x @ self.columns)
+
+
+def _drop_inert(network: fx.GraphModule) -> None:
+    for node, _ in [*_calls(network, nn.Dropout), *_calls(network, nn.Identity)]:
+        _bypass(network, node)
+
+
+def _fold_batch_norms(network: fx.GraphModule) -> None:
+    for node, norm in _calls(network, nn.BatchNorm2d):
+        source = cast(fx.Node, node.args[0])
+        convolution = _module(network, source, nn.Conv2d)
+        if convolution is not None and _only_user(source) is node and norm.running_mean is not None:
+            _replace(network, source, fold_batch_norm(convolution, norm))
+            _bypass(network, node)
+
+
+def _fold_pools(network: fx.GraphModule, classifier: Classifier) -> None:
+    pools = _calls(network, nn.AdaptiveAvgPool2d)
+    if not pools:
+        return
+    sizes = _input_sizes(network, [node for node, _ in pools], classifier)
+    for (node, pool), cells in zip(pools, sizes, strict=True):
+        outputs = _output_size(pool, cells)
+        if cells == outputs:
+            _bypass(network, node)
+            continue
+        linear_node = _linear_after(network, node)
+        linear = None if linear_node is None else _module(network, linear_node, nn.Linear)
+        if linear_node is not None and linear is not None and cells[0] * cells[1] <= outputs[0] * outputs[1]:
+            _replace(network, linear_node, fold_pool(linear, cells, outputs))
+            _bypass(network, node)
+        elif cells[0] % outputs[0] == cells[1] % outputs[1] == 0:
+            _replace(network, node, nn.AvgPool2d((cells[0] // outputs[0], cells[1] // outputs[1])))
+        else:
+            _replace(network, node, MatrixPool(cells, outputs, classifier.scale.dtype))
+
+
+def _fold_normalisation(network: fx.GraphModule, classifier: Classifier) -> Classifier:
+    pixels = next(node for node in network.graph.nodes if node.op == "placeholder")
+    first = _only_user(pixels)
+    convolution = None if first is None else _module(network, first, nn.Conv2d)
+    if first is None or convolution is None or convolution.groups != 1:
+        return with_network(classifier, network)
+    scale, shift = classifier.scale.double().flatten(), classifier.shift.double().flatten()
+    weight, bias, offset = convolution.weight.detach().double(), _bias(convolution), shift / scale
+    if not _pads_zeros(convolution):
+        bias, offset = bias + torch.einsum("kcij,c->k", weight, shift), torch.zeros_like(offset)
+    _replace(network, first, _convolution(convolution, weight * scale.view(3, 1, 1), bias))
+    return FoldedClassifier(network, classifier.image_size, offset.to(convolution.weight.dtype))
+
+
+def _calls(network: fx.GraphModule, kind: type[Module]) -> list[tuple[fx.Node, Module]]:
+    """The nodes that call a module of this class, with the module."""
+    found = [
+        (node, network.get_submodule(str(node.target))) for node in network.graph.nodes if node.op == "call_module"
+    ]
+    return [(node, module) for node, module in found if isinstance(module, kind)]
+
+
+def _module(network: fx.GraphModule, node: fx.Node, kind: type[Module]) -> Module | None:
+    """The module of `kind` that this node calls and no other node does; else None: two users can't both be folded."""
+    if node.op != "call_module" or sum(other.target == node.target for other in network.graph.nodes) > 1:
+        return None
+    module = network.get_submodule(str(node.target))
+    return module if isinstance(module, kind) else None
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _linear_after(network: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The node after `flatten(1)` after this one, where nothing else uses either."""
+    flatten = _only_user(node)
+    if flatten is None or not _is_flatten(network, flatten):
+        return None
+    return _only_user(flatten)
+
+
+def _is_flatten(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node flattens all dimensions but the batch."""
+    if node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
+    return node.target in (torch.flatten, "flatten") and node.args[1:] == (1,) and not node.kwargs
+
+
+def _bypass(network: fx.GraphModule, node: fx.Node) -> None:
+    """Take a node that gives its input back out of the graph."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    node.replace_all_uses_with(source)
+    network.graph.erase_node(node)
+
+
+def _replace(network: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
+    """Have `node` call `module`. The GraphModule's containers are its own: the traced network keeps what it had."""
+    network.add_submodule(str(node.target), module)
+
+
+def _input_sizes(network: fx.GraphModule, nodes: list[fx.Node], classifier: Classifier) -> list[tuple[int, int]]:
+    """(height, width) of what each node gets, told by running one black picture."""
+    side = classifier.image_size
+    with torch.inference_mode():
+        ShapeProp(network).propagate(torch.zeros(1, 3, side, side, dtype=classifier.scale.dtype))
+    shapes = [cast(fx.Node, node.args[0]).meta["tensor_meta"].shape for node in nodes]
+    return [(int(shape[-2]), int(shape[-1])) for shape in shapes]
+
+
+def _output_size(pool: nn.AdaptiveAvgPool2d, cells: tuple[int, int]) -> tuple[int, int]:
+    """torch's output_size is a number or a pair, and None keeps the input's size."""
+    size = pool.output_size if isinstance(pool.output_size, tuple) else (pool.output_size, pool.output_size)
+    return size[0] or cells[0], size[1] or cells[1]
+
+
+def _pads_zeros(convolution: nn.Conv2d) -> bool:
+    if convolution.padding_mode != "zeros" or convolution.padding == "valid":
+        return False
+    return convolution.padding == "same" or any(cast(tuple[int, ...], convolution.padding))
+
+
+def _bias(module: nn.Conv2d) -> Tensor:
+    """float64 [out]; zeros where the module has no bias."""
+    if module.bias is None:
+        return torch.zeros(module.out_channels, dtype=torch.float64)
+    return module.bias.detach().double()
+
+
+def _convolution(like: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A convolution of the same geometry with these weights, rounded to its dtype."""
+    changed = copy.copy(like)  # shares nothing that is replaced below
+    changed._parameters = {
+        "weight": nn.Parameter(weight.to(like.weight.dtype), requires_grad=False),
+        "bias": nn.Parameter(bias.to(like.weight.dtype), requires_grad=False),
+    }
+    return changed

@@ -1,0 +1,81 @@
+"""Golden files: small picture files that a device decodes again, to prove that its stage 1 is the exporter's."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from imgcls_infer.manifest import GoldenFile, GoldenSample, Manifest
+from imgcls_infer.preprocess import decode_rgb, preprocess
+from imgcls_infer.selfcheck import pixels_sha256
+from PIL import Image
+
+from imgcls.networks import Classifier
+from imgcls.runtimes import run_module
+
+_LARGEST = 640
+"""Pixels of a golden file's longer side: a model of large pictures is not to carry megabytes of them."""
+
+_TURN_RIGHT = 6  # EXIF orientation: to be shown turned by 90 degrees clockwise
+
+
+def make_golden_files(
+    classifier: Classifier, samples: list[GoldenSample], manifest: Manifest
+) -> tuple[GoldenFile, ...]:
+    """PNG and JPEG files of the samples, enlarged to odd sizes, with what this machine makes of them.
+
+    classifier: float32, on the CPU. Each file has a part of stage 1 that can break alone: lossless decoding and resize
+    (png), transparency (png with alpha), JPEG decoding, EXIF orientation with progressive JPEG. No samples, no files.
+    """
+    if not samples:
+        return ()
+    pictures = [_enlarged(samples[index % len(samples)], index) for index in range(4)]
+    files = {
+        "plain.png": _encoded(pictures[0], "PNG"),
+        "transparent.png": _encoded(_with_alpha(pictures[1]), "PNG"),
+        "plain.jpg": _encoded(pictures[2], "JPEG", quality=90, subsampling=2),
+        "turned.jpg": _encoded(pictures[3], "JPEG", quality=85, progressive=True, exif=_exif(_TURN_RIGHT)),
+    }
+    return tuple(_golden_file(name, data, classifier, manifest) for name, data in files.items())
+
+
+def _golden_file(name: str, data: bytes, classifier: Classifier, manifest: Manifest) -> GoldenFile:
+    pixels = preprocess(data, manifest.resize)
+    probabilities = run_module(classifier)(pixels[None])[1][0]
+    return GoldenFile(
+        name=name,
+        data=data,
+        decoded_sha256=pixels_sha256(decode_rgb(data, name)),
+        pixels_sha256=pixels_sha256(pixels),
+        label=manifest.classes[int(probabilities.argmax())],
+        probabilities=tuple(float(value) for value in probabilities),
+    )
+
+
+def _enlarged(sample: GoldenSample, index: int) -> Image.Image:
+    """The sample as an oblong picture with odd sides, upright or lying: every resize policy has work to do."""
+    image = Image.fromarray(sample.pixels())
+    side = image.width
+    shorter, longer = (min(_LARGEST, side * numerator // 4 | 1) for numerator in (7, 11))
+    size = (longer + 2 * index, shorter) if index % 2 else (shorter, longer + 2 * index)
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    """Opaque at the left, transparent at the right."""
+    row = np.linspace(255, 0, image.width).astype(np.uint8)
+    image.putalpha(Image.fromarray(np.tile(row, (image.height, 1))))
+    return image
+
+
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def _encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()

@@ -1,0 +1,40 @@
+"""What every format's function takes and gives: Job -> Converted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from imgcls_infer.manifest import GoldenFile, GoldenSample, Manifest
+
+from imgcls.networks import Classifier
+
+Save = Callable[[Path, Manifest, list[GoldenSample]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A conversion. classifier: folded and narrowed as asked, in eval mode, on the CPU.
+
+    opset, batch: ONNX's; batch None is any number of pictures at once. calibration: pictures, uint8 [N, S, S, 3], make
+    an int8 file; None keeps the classifier's own precision. target: the CPU that int8 is for. golden_files: for ONNX,
+    whose device checks stage 1 with them.
+    """
+
+    classifier: Classifier
+    opset: int
+    batch: int | None = None
+    calibration: np.ndarray | None = None
+    target: str = "x86-vnni"
+    golden_files: tuple[GoldenFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class Converted:
+    """save: writes the file. facts: what the conversion decided, for the manifest's parity."""
+
+    save: Save
+    facts: dict[str, Any] = field(default_factory=dict)

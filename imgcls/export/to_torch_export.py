@@ -1,0 +1,37 @@
+"""Classifier -> torch.export's .pt2: one file with the program, the manifest and the golden samples."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from imgcls_infer.errors import one_line
+from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_to_json
+
+from imgcls.errors import ExportError
+from imgcls.export.job import Converted, Job
+
+
+def to_torch_export(job: Job) -> Converted:
+    """Capture the classifier as a graph of ATen operators, without Python code.
+
+    The program: uint8 [N, S, S, 3] -> (logits, probabilities), float32 [N, K] each. Raises ExportError.
+    """
+    side = job.classifier.image_size
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)  # 2: a batch of 1 would be taken for a constant
+    try:
+        program = torch.export.export(job.classifier, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # torch's exporter raises its own, torch._dynamo's and Python's exceptions
+        raise ExportError(f"torch.export can't capture this network ({one_line(error)})") from error
+
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+
+    def save(path: Path, manifest: Manifest, golden: list[GoldenSample]) -> None:
+        extra = {MANIFEST_KEY: manifest.to_json(), GOLDEN_KEY: golden_to_json(golden)}
+        content = io.BytesIO()  # a path's random temporary name would get into the archive
+        torch.export.save(program, content, extra_files=extra)
+        path.write_bytes(content.getbuffer())
+
+    return Converted(save)

@@ -1,0 +1,255 @@
+"""The self-check on the device: each half of the contract is proved by itself, and a failure names the right one."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from imgcls_infer import ModelError, Predictor, ResizePolicy, preprocess, selfcheck
+from imgcls_infer.cli import command
+from imgcls_infer.manifest import (
+    GOLDEN_FILES_KEY,
+    GoldenFile,
+    golden_files_from_json,
+    golden_files_to_json,
+    golden_to_json,
+)
+from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, pixels_sha256, self_check
+from onnx import numpy_helper
+from PIL import Image
+
+from .tiny import CLASSES, good_onnx, tiny_answer, tiny_golden, tiny_manifest
+
+
+def encoded(image: Image.Image, file_format: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def golden_file(name: str, data: bytes) -> GoldenFile:
+    pixels = preprocess.preprocess(data, tiny_manifest().resize)
+    probabilities = tiny_answer(pixels[None])[1][0]
+    return GoldenFile(
+        name,
+        data,
+        pixels_sha256(preprocess.decode_rgb(data, name)),
+        pixels_sha256(pixels),
+        CLASSES[int(probabilities.argmax())],
+        tuple(map(float, probabilities)),
+    )
+
+
+def golden_files() -> list[GoldenFile]:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    image = Image.fromarray(pixels).resize((31, 17), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    half = image.copy()
+    half.putalpha(128)
+    return [
+        golden_file("plain.png", encoded(image, "PNG")),
+        golden_file("transparent.png", encoded(half, "PNG")),
+        golden_file("plain.jpg", encoded(image, "JPEG", quality=90)),
+        golden_file("turned.jpg", encoded(image, "JPEG", quality=90, exif=exif)),
+    ]
+
+
+def model_file(path: Path, files: list[GoldenFile] | str | None = None, **changes) -> Path:
+    model = onnx.load_from_string(good_onnx(**changes))
+    files = golden_files() if files is None else files
+    text = files if isinstance(files, str) else golden_files_to_json(files)
+    model.metadata_props.add(key=GOLDEN_FILES_KEY, value=text)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def checked(path: Path):
+    return self_check(Predictor(path, provider="cpu", threads=1))
+
+
+def test_golden_files_survive_json():
+    files = golden_files()
+    assert golden_files_from_json(golden_files_to_json(files), len(CLASSES)) == files
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '[{"name": "a"}]', '[{"data": 3}]', "nonsense"])
+def test_damaged_golden_files_are_one_clear_error(tmp_path, text):
+    predictor = Predictor(model_file(tmp_path / "m.onnx", text), threads=1)
+    with pytest.raises(ModelError, match="golden files"):
+        self_check(predictor)
+
+
+def test_golden_files_with_other_classes_are_refused():
+    with pytest.raises(ModelError, match="one probability a class"):
+        golden_files_from_json(golden_files_to_json(golden_files()), 2)
+
+
+def test_an_honest_model_passes(tmp_path):
+    result = checked(model_file(tmp_path / "m.onnx"))
+    assert result, result
+    assert result.broken() == ()
+    assert [check.name for check in result.checks[-3:]] == ["sample 1", "sample 2", "all 2 at once"]
+    assert all("holds" in verdict for verdict in result.verdicts)
+
+
+def test_a_model_without_golden_files_says_that_stage_1_was_not_checked(tiny):
+    result = self_check(tiny)
+    assert result
+    assert result.verdicts[0].startswith(f"{FILE_TO_PIXELS}: not checked")
+
+
+def test_a_model_without_any_golden_data_is_no_proof(tmp_path):
+    path = model_file(tmp_path / "m.onnx", [], golden="[]")
+    result = checked(path)
+    assert not result
+    done = CliRunner().invoke(command, ["--model", str(path), "--self-check"])
+    assert done.exit_code == 1
+    assert "can't be checked" in done.output
+
+
+# --- the first half breaks: the decoder, the resize, the orientation ---
+
+
+def flipped_bit(pixels: Image.Image) -> Image.Image:
+    array = np.array(pixels)
+    array[len(array) // 2, array.shape[1] // 2, 0] ^= 1
+    return Image.fromarray(array)
+
+
+def only_this_half(result, half: str) -> str:
+    assert result.broken() == (half,), result.verdicts
+    return result.verdicts[selfcheck.HALVES.index(half)]
+
+
+def test_another_jpeg_decoder_is_named(tmp_path, monkeypatch):
+    honest = preprocess._open_rgb
+    path = model_file(tmp_path / "m.onnx")
+
+    def other_libjpeg(source, name):
+        return flipped_bit(honest(source, name)) if name.endswith(".jpg") else honest(source, name)
+
+    monkeypatch.setattr(preprocess, "_open_rgb", other_libjpeg)
+    result = checked(path)
+    assert "another libjpeg" in only_this_half(result, FILE_TO_PIXELS)
+    assert "Pillow" in result.verdicts[0]
+    failed = [check for check in result.checks if not check]
+    assert [check.name for check in failed] == ["plain.jpg", "turned.jpg"]
+    assert all(check.problem.startswith("other pixels (decode, answer ") for check in failed)
+
+
+def test_a_dropped_exif_orientation_is_named(tmp_path, monkeypatch):
+    path = model_file(tmp_path / "m.onnx")
+    monkeypatch.setattr(preprocess, "exif_orientation", lambda exif: 1)
+    assert "EXIF orientation" in only_this_half(checked(path), FILE_TO_PIXELS)
+
+
+def test_another_resize_is_named(tmp_path, monkeypatch):
+    path = model_file(tmp_path / "m.onnx")
+    honest = preprocess._resample
+    monkeypatch.setattr(preprocess, "_resample", lambda image, size, policy: flipped_bit(honest(image, size, policy)))
+    assert "resize otherwise" in only_this_half(checked(path), FILE_TO_PIXELS)
+
+
+def test_another_resize_policy_in_the_manifest_is_named(tmp_path):
+    manifest = tiny_manifest(resize=ResizePolicy(8, "pad"))
+    result = checked(model_file(tmp_path / "m.onnx", manifest=manifest.to_json()))
+    assert "resize policy" in only_this_half(result, FILE_TO_PIXELS)
+
+
+def test_transparency_over_black_is_named(tmp_path, monkeypatch):
+    path = model_file(tmp_path / "m.onnx")
+    monkeypatch.setattr(preprocess, "_over_white", lambda image: image.convert("RGB"))
+    assert "transparent" in only_this_half(checked(path), FILE_TO_PIXELS)
+
+
+def test_bgr_is_named(tmp_path, monkeypatch):
+    honest = preprocess._to_rgb
+    path = model_file(tmp_path / "m.onnx")
+
+    def bgr(image, name):
+        return Image.fromarray(np.array(honest(image, name))[:, :, ::-1].copy())
+
+    monkeypatch.setattr(preprocess, "_to_rgb", bgr)
+    assert FILE_TO_PIXELS in checked(path).broken()
+
+
+# --- the second half breaks: the graph, the provider ---
+
+
+def test_a_changed_weight_is_the_second_half(tmp_path):
+    path = model_file(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    weights = next(tensor for tensor in model.graph.initializer if tensor.name == "weights")
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * np.float32(1.01), "weights"))
+    onnx.save(model, path)
+    result = checked(path)
+    assert "does not compute" in only_this_half(result, PIXELS_TO_PROBABILITIES)
+    assert any(check.difference > result.tolerance for check in result.checks)
+
+
+def test_a_provider_that_mixes_up_a_batch_is_named(tmp_path, monkeypatch):
+    predictor = Predictor(model_file(tmp_path / "m.onnx"), threads=1)
+    honest = predictor.run
+    monkeypatch.setattr(predictor, "run", lambda pixels: tuple(part[::-1] for part in honest(pixels)))
+    assert "wrong in a batch" in only_this_half(self_check(predictor), PIXELS_TO_PROBABILITIES)
+
+
+def test_class_names_in_another_order_are_named(tmp_path):
+    manifest = tiny_manifest(classes=CLASSES[::-1])
+    swapped = golden_files()
+    result = checked(model_file(tmp_path / "m.onnx", swapped, manifest=manifest.to_json()))
+    if not result:  # green in the middle keeps its name; another class does not
+        assert "class names" in only_this_half(result, PIXELS_TO_PROBABILITIES)
+    assert bool(result) == all(file.label == "green" for file in swapped)
+
+
+def test_the_manifests_tolerance_decides(tmp_path):
+    samples = tiny_golden()
+    moved = [replace(s, probabilities=(s.probabilities[0] + 1e-3, *s.probabilities[1:])) for s in samples]
+    loose = tiny_manifest(parity={"tolerance": 1e-2}).to_json()
+    assert not checked(model_file(tmp_path / "strict.onnx", golden=golden_to_json(moved)))
+    assert checked(model_file(tmp_path / "loose.onnx", golden=golden_to_json(moved), manifest=loose))
+
+
+@pytest.mark.parametrize("tolerance", [True, "1", -1.0, 0.0, 5.0, None])
+def test_a_senseless_tolerance_is_not_taken(tolerance):
+    assert selfcheck.tolerance_of(tiny_manifest(parity={"tolerance": tolerance})) == 1e-5
+
+
+# --- the command ---
+
+
+def test_the_command_prints_a_table_and_both_verdicts(tmp_path):
+    path = model_file(tmp_path / "m.onnx")
+    done = CliRunner().invoke(command, ["--model", str(path), "--self-check", "--provider", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert len(done.output.splitlines()) == 4 + 3 + 2
+    assert done.output.count(" ok\n") == 7
+
+
+def test_the_command_exits_with_1_and_names_the_half(tmp_path, monkeypatch):
+    path = model_file(tmp_path / "m.onnx")
+    monkeypatch.setattr(preprocess, "exif_orientation", lambda exif: 1)
+    done = CliRunner().invoke(command, ["--model", str(path), "--self-check"])
+    assert done.exit_code == 1
+    assert f"error: the contract does not hold here: {FILE_TO_PIXELS}\n" in done.output
+
+
+def test_the_command_as_json(tmp_path):
+    done = CliRunner().invoke(command, ["--model", str(model_file(tmp_path / "m.onnx")), "--self-check", "--json"])
+    document = json.loads(done.output)
+    assert document["passed"] is True
+    assert document["broken"] == []
+    assert len(document["checks"]) == 7
+
+
+@pytest.mark.parametrize("arguments", [["--self-check", "cat.png"], ["--self-check", "--info"], []])
+def test_wrong_usage(arguments):
+    assert CliRunner().invoke(command, arguments).exit_code == 2

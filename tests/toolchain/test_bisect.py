@@ -1,0 +1,181 @@
+"""The bisection names the node in which a fault was planted, whatever layer it is in."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from helpers import SAMPLE
+from imgcls_infer import ResizePolicy
+from imgcls_infer.manifest import Manifest
+from imgcls_infer.preprocess import preprocess
+from onnx import helper, numpy_helper
+from torch import nn
+
+from imgcls import bisect as bisection
+from imgcls.bisect import bisect
+from imgcls.checkpoint import Checkpoint, weights_sha256
+from imgcls.config import ExportConfig
+from imgcls.errors import ExportError
+from imgcls.export import export
+
+PIXELS = np.stack([preprocess(path, ResizePolicy(32)) for path in sorted((SAMPLE / "test").glob("*/*.png"))[::12]])
+LAYERS = ("conv1_layer", "conv2_layer", "conv3_layer", "fc1_layer", "fc2_layer")
+
+
+@pytest.fixture(scope="module")
+def files(trained, tmp_path_factory):
+    """The same checkpoint folded, plain, and for three pictures at a time."""
+    path, checkpoint = trained
+    folder = tmp_path_factory.mktemp("bisect")
+    options = {"folded": {}, "plain": {"fold": False}, "three": {"batch": 3}}
+    for name, chosen in options.items():
+        export(ExportConfig(path, output=folder / f"{name}.onnx", **chosen), checkpoint)
+    return {name: folder / f"{name}.onnx" for name in options}
+
+
+def planted(path, tmp_path, change):
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, tmp_path / "planted.onnx")
+    return tmp_path / "planted.onnx"
+
+
+def node_of(model, name):
+    return next(node for node in model.graph.node if node.name == name)
+
+
+def scaled(name, factor=1.01):
+    def change(model):
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), name))
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["folded", "plain", "three"])
+def test_an_honest_file_agrees_in_every_node(trained, files, name):
+    found = bisect(trained[1], files[name], PIXELS)
+    assert found
+    assert found.compared == found.nodes
+    assert "agree" in str(found)
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", ["folded", "plain"])
+def test_a_fault_in_each_layer_is_named(trained, files, tmp_path, name, layer, part):
+    found = bisect(trained[1], planted(files[name], tmp_path, scaled(f"{layer}.{part}")), PIXELS)
+    assert not found
+    assert (found.divergence.node, found.divergence.source) == (layer, f"network.{layer}")
+    assert found.divergence.max_abs > found.divergence.tolerance
+
+
+@pytest.mark.parametrize(("tensor", "node"), [("scale", "mul"), ("shift", "add")])
+def test_a_fault_in_the_normalisation_is_named(trained, files, tmp_path, tensor, node):
+    assert bisect(trained[1], planted(files["plain"], tmp_path, scaled(tensor))).divergence.node == node
+
+
+def test_a_fault_in_a_node_without_weights_is_named(trained, files, tmp_path):
+    for name in ("relu", "relu_2", "relu_3", "maxpool_1", "softmax"):
+
+        def lose(model, name=name):
+            node = node_of(model, name)
+            if name == "maxpool_1":
+                node.op_type = "AveragePool"
+                kept = [entry for entry in node.attribute if entry.name in ("kernel_shape", "strides")]
+            else:
+                node.op_type, kept = "Identity", []
+            del node.attribute[:]
+            node.attribute.extend(kept)
+
+        assert bisect(trained[1], planted(files["folded"], tmp_path, lose), PIXELS).divergence.node == name
+
+
+def test_a_node_that_pytorch_does_not_have_is_named_as_well(trained, files, tmp_path):
+    def mirror(model):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "order"))
+        model.graph.node.insert(0, helper.make_node("Gather", ["image", "order"], ["swapped"], "swap", axis=3))
+        node_of(model, "transpose").input[0] = "swapped"
+
+    found = bisect(trained[1], planted(files["folded"], tmp_path, mirror), PIXELS).divergence
+    assert found.node == "transpose"
+    assert found.between == ("swap",)
+    assert "swap" in str(found)
+
+
+def test_both_sides_have_their_statistics(trained, files, tmp_path):
+    found = bisect(trained[1], planted(files["folded"], tmp_path, scaled("conv2_layer.weight", 3)), PIXELS).divergence
+    assert found.expected.shape == found.actual.shape == (len(PIXELS[:48]) + 16, 32, 16, 16)
+    assert found.actual.std > 2 * found.expected.std
+    assert found.expected.min < found.expected.mean < found.expected.max
+
+
+def test_another_shape_is_a_difference(trained, files, tmp_path):
+    def shrink(model):  # all that follows would not fit: the pool makes up for it
+        for entry in node_of(model, "conv3_layer").attribute:
+            if entry.name == "strides":
+                entry.ints[:] = [2, 2]
+        for entry in node_of(model, "maxpool_2").attribute:
+            if entry.name == "strides":
+                entry.ints[:] = [1, 1]
+            if entry.name == "kernel_shape":
+                entry.ints[:] = [1, 1]
+        del model.graph.value_info[:]
+
+    found = bisect(trained[1], planted(files["folded"], tmp_path, shrink), PIXELS).divergence
+    assert found.node == "conv3_layer"
+    assert found.max_abs == float("inf")
+
+
+class Deep(nn.Module):
+    """What the CNN lacks: batch norms, work in place, an average pool to another size."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Dropout(0.5)
+        )
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.head = nn.Sequential(nn.Flatten(1), nn.Linear(24, 10))
+
+    def forward(self, x):
+        return self.head(self.pool(self.features(x)))
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_another_network_is_followed_too(trained, tmp_path, monkeypatch, fold):
+    network = Deep().eval()
+    state = network.state_dict()
+    manifest = Manifest(
+        "cnn", trained[1].manifest.classes, ResizePolicy(32), (0.5,) * 3, (0.25,) * 3, weights_sha256(state)
+    )
+    checkpoint = Checkpoint(state, manifest, trained[1].samples)
+    monkeypatch.setattr(Checkpoint, "network", lambda self: network)
+    export(ExportConfig(tmp_path / "deep.pth", output=tmp_path / "deep.onnx", fold=fold), checkpoint)
+    assert bisect(checkpoint, tmp_path / "deep.onnx", PIXELS)
+    wrong = planted(tmp_path / "deep.onnx", tmp_path, scaled("head.1.weight"))
+    assert bisect(checkpoint, wrong, PIXELS).divergence.node == "head.1"
+
+
+def test_other_precisions_are_refused(trained, tmp_path):
+    path, checkpoint = trained
+    export(ExportConfig(path, output=tmp_path / "half.onnx", precision="fp16"), checkpoint)
+    with pytest.raises(ExportError, match="float32"):
+        bisect(checkpoint, tmp_path / "half.onnx")
+
+
+def test_a_graph_without_known_names_is_refused(trained, files, tmp_path):
+    def rename(model):
+        for number, node in enumerate(model.graph.node):
+            node.name = f"x{number}"
+
+    with pytest.raises(ExportError, match="no node has a name"):
+        bisect(trained[1], planted(files["folded"], tmp_path, rename))
+
+
+def test_every_float_node_has_a_tolerance_of_its_own(trained):
+    graph = bisection._Reference.of(trained[1].classifier())
+    sigmas = bisection.deviations(graph.classifier, PIXELS[:4])
+    assert {node.name for node in graph.names.values()} <= set(sigmas)
+    assert sigmas["permute"] == sigmas["to"] == 0

@@ -19,6 +19,8 @@ def test_two_processes_share_a_batch_and_learn_the_same_as_one(tmp_path, batch):
     def run(name, *launcher):
         arguments = ["-m", "imgcls", "train", "--train", str(SAMPLE / "train"), "--test", str(SAMPLE / "test")]
         arguments += ["--epochs", "2", "--batch-size", str(batch), "--dropout", "0", "--device", "cpu", "--no-bf16"]
+        # Adam turns rounding in a gradient near 0 into whole steps; SGD keeps it rounding
+        arguments += ["--optimizer", "sgd", "--learning-rate", "0.02"]
         arguments += ["--cache-dir", str(tmp_path / "cache")]
         arguments += ["--output", str(tmp_path / f"{name}.pth"), "--run-dir", str(tmp_path / name)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -33,8 +35,8 @@ def test_two_processes_share_a_batch_and_learn_the_same_as_one(tmp_path, batch):
     one, two = (load_state(tmp_path / name)["history"] for name in ("one", "two"))
     for first, second in zip(one, two, strict=True):
         assert second["train_images"] == 1000
-        assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-4)
-        assert second["test_loss"] == pytest.approx(first["test_loss"], rel=1e-3)
+        assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-5)
+        assert second["test_loss"] == pytest.approx(first["test_loss"], rel=1e-5)
     for name, tensor in load_checkpoint(tmp_path / "one.pth").state_dict.items():
         other = load_checkpoint(tmp_path / "two.pth").state_dict[name]
-        assert torch.nn.functional.mse_loss(other, tensor) < 1e-6
+        assert torch.nn.functional.mse_loss(other, tensor) < 1e-10

@@ -178,7 +178,7 @@ def _name_of(graph: fx.GraphModule, node: fx.Node) -> str:
     if node.op != "call_function":
         return ""
     qualified = getattr(node.target, "__qualname__", getattr(node.target, "__name__", ""))
-    return _OPERATORS.get(qualified.partition(".")[0], "")
+    return next((_OPERATORS[part] for part in qualified.split(".") if part in _OPERATORS), "")
 
 
 def _is_batch_norm(graph: fx.GraphModule, node: fx.Node) -> bool:

@@ -268,7 +268,7 @@ def info(model: Path) -> None:
     "providers",
     type=click.Choice(["cpu", "cuda", "auto"]),
     default=("cpu",),
-    show_default="cpu",
+    show_default=True,
     multiple=True,
     help="onnxruntime's execution provider for ONNX files; each file runs on each that is given.",
 )
@@ -306,6 +306,8 @@ def verify(
 
     if report is not None:
         require_writable(report)
+    if bisect and not any(path.suffix.lower() == ".onnx" for path in models):
+        raise click.UsageError("--bisect needs an ONNX file: the other formats have no nodes to compare")
     loaded = _load_checkpoint(checkpoint, **described)
     opened = [(str(path), runtime) for path in models for runtime in open_on_each(path, providers)]
     opened += [(str(checkpoint), eager(loaded, str(resolve_device(device)))) for device in devices]
@@ -330,11 +332,19 @@ def verify(
 def _bisect(checkpoint: Checkpoint, models: tuple[Path, ...], result: VerifyResult) -> dict[str, str]:
     """What the bisection finds in each ONNX file, in words, by the file's name."""
     from imgcls.bisect import bisect
+    from imgcls.errors import ExportError
+    from imgcls.progress import progress_bar
 
-    onnx_files = [path for path in models if path.suffix.lower() == ".onnx"]
-    if not onnx_files:
-        raise click.UsageError("--bisect needs an ONNX file: the other formats have no nodes to compare")
-    return {str(path): f"{path}: {bisect(checkpoint, path, result.pixels)}" for path in onnx_files}
+    findings = {}
+    with progress_bar("bisecting", len(models)) as advance:
+        for path in models:
+            if path.suffix.lower() == ".onnx":
+                try:
+                    findings[str(path)] = f"{path}: {bisect(checkpoint, path, result.pixels)}"
+                except ExportError as error:  # of another precision: the table is there all the same
+                    findings[str(path)] = str(error)
+            advance(1)
+    return findings
 
 
 def _show_json(document: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from imgcls.runtimes import Run, Runtime
 
 BATCH_SIZES = (1, 2, 7, 64)
+"""Tracing with one batch size can freeze it: every model that takes any number of pictures is run with these."""
+
 THREADS = (1, 2, 3)
 BORDER_PICTURES = 16
 """Pictures near the decision border, each found between two real ones."""

@@ -24,11 +24,9 @@ from imgcls.export.to_torch_export import to_torch_export
 from imgcls.export.to_torchscript import to_torchscript
 from imgcls.files import write_atomically
 from imgcls.networks import Classifier
+from imgcls.probes import BATCH_SIZES
 from imgcls.rounding import probability_tolerance, typical_pictures
 from imgcls.runtimes import Runtime, golden_samples, open_model, run_module
-
-BATCH_SIZES = (1, 2, 7, 64)
-"""Tracing with one batch size can freeze it: every export that takes any number of pictures is run with these."""
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,8 @@ def test_an_honest_file_agrees_in_every_node(trained, files, name):
     assert "agree" in str(found)
 
 
-@pytest.mark.parametrize("part", ["weight", "bias"])
+@pytest.mark.parametrize(("name", "part"), [("folded", "weight"), ("plain", "bias")])
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("name", ["folded", "plain"])
 def test_a_fault_in_each_layer_is_named(trained, files, tmp_path, name, layer, part):
     found = bisect(trained[1], planted(files[name], tmp_path, scaled(f"{layer}.{part}")), PIXELS)
     assert not found

@@ -28,7 +28,7 @@ from imgcls.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import decode_all
-from imgcls.export import export
+from imgcls.export import export_model
 from imgcls.networks import IMAGENET_MEAN, IMAGENET_STD, build_network
 from imgcls.parity import compare
 from imgcls.runtimes import Run, eager
@@ -89,7 +89,7 @@ def write(checkpoint: Checkpoint, kind: str, folder: Path, options: argparse.Nam
         calibration_size=options.calibration_size,
         **FILES[kind],
     )
-    return File(kind, export(config, checkpoint).path)
+    return File(kind, export_model(config, checkpoint).path)
 
 
 def measure(files: Sequence[File], checkpoint: Checkpoint, options: argparse.Namespace) -> None:

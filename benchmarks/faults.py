@@ -31,7 +31,7 @@ from imgcls.bisect import bisect
 from imgcls.checkpoint import Checkpoint, load_checkpoint
 from imgcls.config import ExportConfig
 from imgcls.data.folder import Folder, scan_folder
-from imgcls.export import export
+from imgcls.export import export_model
 from imgcls.parity import default_tolerance, verify
 from imgcls.runtimes import open_model
 
@@ -273,7 +273,7 @@ class Bench:
         self.pictures = pictures
         self.honest = folder / "honest.onnx"
         self.planted = folder / "planted.onnx"
-        export(ExportConfig(path, output=self.honest), checkpoint)
+        export_model(ExportConfig(path, output=self.honest), checkpoint)
         self.tolerance = default_tolerance(checkpoint, "fp32")
         self.some = np.stack([preprocess.preprocess(path, checkpoint.manifest.resize) for path in pictures.paths[::10]])
 

@@ -30,7 +30,7 @@ from imgcls.config import ExportConfig, TrainConfig
 from imgcls.data.cifar10 import lay_out
 from imgcls.data.folder import scan_folder
 from imgcls.errors import ImgclsError
-from imgcls.export import export
+from imgcls.export import export_model
 from imgcls.networks import build_network
 from imgcls.parity import verify
 from imgcls.runtimes import eager, open_model
@@ -147,7 +147,7 @@ def check_provider(bench: Bench) -> Iterator[Check]:
         name = f"ONNX {precision} on the CUDA execution provider against eager CPU"
         path = bench.work / f"{precision}.onnx"
         try:
-            export(ExportConfig(bench.work / "seed0.pth", output=path, precision=precision), checkpoint)
+            export_model(ExportConfig(bench.work / "seed0.pth", output=path, precision=precision), checkpoint)
             report = verify(checkpoint, [(str(path), open_model(path, "cuda"))], folder).reports[0]
         except (ImgclsError, InferError) as error:
             yield Check(name, f"not run: {error}")

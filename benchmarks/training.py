@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, default=Path("data/train"))
     parser.add_argument("--sizes", default="1000,10000,50000")
-    parser.add_argument("--epochs", type=int, default=5, help="of our run: decoding is spread over them")
+    parser.add_argument("--epochs", type=int, default=20, help="of our run: decoding is spread over them")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0, help="DataLoader processes of the article's loop")

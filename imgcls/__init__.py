@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from imgcls.config import ExportConfig, TrainConfig
     from imgcls.errors import ImgclsError
     from imgcls.evaluation import Scores, evaluate
-    from imgcls.export import export
+    from imgcls.export import export_model
     from imgcls.networks import build_network
     from imgcls.parity import ParityReport, verify
     from imgcls.training import TrainResult, train
@@ -30,7 +30,7 @@ _HOME = {
     "TrainResult": "training",
     "build_network": "networks",
     "evaluate": "evaluation",
-    "export": "export",
+    "export_model": "export",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
     "train": "training",
@@ -47,7 +47,7 @@ __all__ = [
     "TrainResult",
     "build_network",
     "evaluate",
-    "export",
+    "export_model",
     "load_checkpoint",
     "save_checkpoint",
     "train",
@@ -59,5 +59,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value  # the package `export` must not shadow the function of that name
+    globals()[name] = value  # next time it is found without this function
     return value

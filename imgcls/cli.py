@@ -231,7 +231,7 @@ def export(checkpoint: Path, samples: Path | None, **options: Any) -> None:
     CHECKPOINT is a .pth of imgcls, or a bare state dict described by the options.
     """
     from imgcls.config import ExportConfig
-    from imgcls.export import export as run
+    from imgcls.export import export_model as run
 
     described = {name: options.pop(name) for name in _DESCRIPTION}
     config = ExportConfig(checkpoint, **options)

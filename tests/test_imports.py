@@ -101,7 +101,7 @@ PUBLIC = {
         "TrainResult",
         "build_network",
         "evaluate",
-        "export",
+        "export_model",
         "load_checkpoint",
         "save_checkpoint",
         "train",

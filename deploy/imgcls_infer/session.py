@@ -21,6 +21,8 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 PROVIDERS = ("auto", "cpu", "cuda")
 
+# TF32, the CUDA provider's default, rounds every product's factors to 10 bits: other answers than PyTorch's float32
+_PROVIDER_OPTIONS = {CUDA: {"use_tf32": "0"}}
 _ERRORS_ONLY = 3  # onnxruntime's log severity
 _MEND_CUDA = (
     "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' on a machine with an NVIDIA driver; "
@@ -124,7 +126,8 @@ def _create(path: Path, providers: list[str], threads: int | None) -> ort.Infere
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         # onnxruntime's own fallback prints to standard output, and moves a failed run to the CPU without asking
-        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        own = [_PROVIDER_OPTIONS.get(provider, {}) for provider in providers]
+        return ort.InferenceSession(str(path), options, providers=providers, provider_options=own, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common base class of their own
         name = printable(str(path))
         raise ModelError(f"{name}: not an ONNX model that onnxruntime can load ({one_line(error)})") from error

@@ -1,4 +1,4 @@
-"""export(config): a checkpoint -> one self-describing file, checked against PyTorch before it has its name."""
+"""export_model(config): a checkpoint -> one self-describing file, checked against PyTorch before it has its name."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ExportResult:
     manifest: Manifest
 
 
-def export(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
+def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
     """Write the checkpoint's classifier in config.format, check the file against PyTorch, and give it its name.
 
     Raises ExportError where the format or precision is unknown, or the file fails its check (nothing is left under its

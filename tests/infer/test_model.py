@@ -185,9 +185,11 @@ def built_with_cuda(monkeypatch):
 def falls_back(built_with_cuda, monkeypatch):
     """CUDA is listed; a session that asks for it comes up on the CPU, as where its libraries are missing."""
     real = session.ort.InferenceSession
-    monkeypatch.setattr(
-        session.ort, "InferenceSession", lambda *args, providers, **options: real(*args, providers=[CPU], **options)
-    )
+
+    def on_cpu(*args, providers, provider_options, **options):
+        return real(*args, providers=[CPU], **options)
+
+    monkeypatch.setattr(session.ort, "InferenceSession", on_cpu)
 
 
 @pytest.fixture
@@ -207,7 +209,8 @@ def does_not_start(built_with_cuda, monkeypatch):
 def works(built_with_cuda, monkeypatch):
     real = session.ort.InferenceSession
 
-    def on_cuda(*args, providers, **options):
+    def on_cuda(*args, providers, provider_options, **options):
+        assert dict(zip(providers, provider_options, strict=True)) == {CUDA: {"use_tf32": "0"}, CPU: {}}
         opened = real(*args, providers=[CPU], **options)
         opened.get_providers = lambda: providers
         return opened

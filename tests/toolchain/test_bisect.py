@@ -18,7 +18,7 @@ from imgcls.bisect import bisect
 from imgcls.checkpoint import Checkpoint, weights_sha256
 from imgcls.config import ExportConfig
 from imgcls.errors import ExportError
-from imgcls.export import export
+from imgcls.export import export_model
 
 PIXELS = np.stack([preprocess(path, ResizePolicy(32)) for path in sorted((SAMPLE / "test").glob("*/*.png"))[::12]])
 LAYERS = ("conv1_layer", "conv2_layer", "conv3_layer", "fc1_layer", "fc2_layer")
@@ -31,7 +31,7 @@ def files(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bisect")
     options = {"folded": {}, "plain": {"fold": False}, "three": {"batch": 3}}
     for name, chosen in options.items():
-        export(ExportConfig(path, output=folder / f"{name}.onnx", **chosen), checkpoint)
+        export_model(ExportConfig(path, output=folder / f"{name}.onnx", **chosen), checkpoint)
     return {name: folder / f"{name}.onnx" for name in options}
 
 
@@ -152,7 +152,7 @@ def test_another_network_is_followed_too(trained, tmp_path, monkeypatch, fold):
     )
     checkpoint = Checkpoint(state, manifest, trained[1].samples)
     monkeypatch.setattr(Checkpoint, "network", lambda self: network)
-    export(ExportConfig(tmp_path / "deep.pth", output=tmp_path / "deep.onnx", fold=fold), checkpoint)
+    export_model(ExportConfig(tmp_path / "deep.pth", output=tmp_path / "deep.onnx", fold=fold), checkpoint)
     honest = bisect(checkpoint, tmp_path / "deep.onnx", PIXELS)
     assert honest
     assert honest.nodes - honest.compared <= 1  # the plain graph's adaptive pool has another name there
@@ -162,7 +162,7 @@ def test_another_network_is_followed_too(trained, tmp_path, monkeypatch, fold):
 
 def test_other_precisions_are_refused(trained, tmp_path):
     path, checkpoint = trained
-    export(ExportConfig(path, output=tmp_path / "half.onnx", precision="fp16"), checkpoint)
+    export_model(ExportConfig(path, output=tmp_path / "half.onnx", precision="fp16"), checkpoint)
     with pytest.raises(ExportError, match="float32"):
         bisect(checkpoint, tmp_path / "half.onnx")
 

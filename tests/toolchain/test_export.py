@@ -17,7 +17,7 @@ from imgcls.checkpoint import Checkpoint, weights_sha256
 from imgcls.cli import command
 from imgcls.config import HALF, ExportConfig
 from imgcls.errors import ExportError
-from imgcls.export import FORMATS, export
+from imgcls.export import FORMATS, export_model
 from imgcls.export.info import _multiply_adds, info
 from imgcls.networks import build_network
 from imgcls.runtimes import open_model, run_module
@@ -29,7 +29,7 @@ export_module = sys.modules["imgcls.export"]
 def exported(request, trained, tmp_path_factory):
     path, checkpoint = trained
     output = tmp_path_factory.mktemp("exported") / f"cnn{FORMATS[request.param].suffix}"
-    export(ExportConfig(path, request.param, output), checkpoint)
+    export_model(ExportConfig(path, request.param, output), checkpoint)
     return output, checkpoint
 
 
@@ -69,7 +69,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(trained, tmp_path, name):
     files = []
     for stem in ("a", "b"):
         output = tmp_path / f"{stem}{FORMATS[name].suffix}"
-        export(ExportConfig(path, name, output), checkpoint)
+        export_model(ExportConfig(path, name, output), checkpoint)
         files.append(output.read_bytes())
     assert files[0] == files[1]
 
@@ -87,7 +87,7 @@ def test_torchscript_gives_the_same_bytes_in_each_fresh_process(trained, tmp_pat
 def test_half_precision_stays_inside(trained, tmp_path, name, fold):
     path, checkpoint = trained
     output = tmp_path / f"half{FORMATS[name].suffix}"
-    result = export(ExportConfig(path, name, output, fold=fold, precision="fp16"), checkpoint)
+    result = export_model(ExportConfig(path, name, output, fold=fold, precision="fp16"), checkpoint)
     assert result.manifest.precision == "fp16"
     assert result.size < 0.55 * path.stat().st_size
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
@@ -98,19 +98,19 @@ def test_half_precision_stays_inside(trained, tmp_path, name, fold):
 
 def test_bf16_is_for_pytorchs_formats_and_an_error_where_onnxruntime_lacks_it(trained, tmp_path):
     path, checkpoint = trained
-    result = export(ExportConfig(path, "torch-export", tmp_path / "a.pt2", precision="bf16"), checkpoint)
+    result = export_model(ExportConfig(path, "torch-export", tmp_path / "a.pt2", precision="bf16"), checkpoint)
     assert result.manifest.parity["max_abs_diff"] <= result.manifest.parity["tolerance"]
     with pytest.raises(ExportError, match="opset 18 can't hold"):
-        export(ExportConfig(path, "onnx", tmp_path / "a.onnx", precision="bf16"), checkpoint)
+        export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx", precision="bf16"), checkpoint)
     with pytest.raises(ExportError, match="does not run here"):
-        export(ExportConfig(path, "onnx", tmp_path / "a.onnx", precision="bf16", opset=22), checkpoint)
+        export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx", precision="bf16", opset=22), checkpoint)
     assert not (tmp_path / "a.onnx").exists()
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_fixed_batch_takes_any_number_of_pictures_all_the_same(trained, tmp_path, batch):
     path, checkpoint = trained
-    export(ExportConfig(path, "onnx", tmp_path / "a.onnx", batch=batch), checkpoint)
+    export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx", batch=batch), checkpoint)
     model = onnx.load(tmp_path / "a.onnx")
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == batch
     for count in (1, 3, 7):
@@ -118,12 +118,12 @@ def test_a_fixed_batch_takes_any_number_of_pictures_all_the_same(trained, tmp_pa
         expected = run_module(checkpoint.classifier())(pixels)[1]
         np.testing.assert_allclose(Predictor(tmp_path / "a.onnx").run(pixels)[1], expected, atol=1e-5)
     with pytest.raises(ExportError, match="--batch goes with onnx"):
-        export(ExportConfig(path, "torchscript", tmp_path / "a.pt", batch=batch), checkpoint)
+        export_model(ExportConfig(path, "torchscript", tmp_path / "a.pt", batch=batch), checkpoint)
 
 
 def test_a_newer_opset_can_be_asked_for(trained, tmp_path):
     path, checkpoint = trained
-    export(ExportConfig(path, "onnx", tmp_path / "a.onnx", opset=20), checkpoint)
+    export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx", opset=20), checkpoint)
     model = onnx.load(tmp_path / "a.onnx")
     assert model.opset_import[0].version == 20
     assert model.ir_version <= 10
@@ -131,7 +131,7 @@ def test_a_newer_opset_can_be_asked_for(trained, tmp_path):
 
 def test_the_onnx_graph_is_the_contracts_and_nothing_more(trained, tmp_path):
     path, checkpoint = trained
-    export(ExportConfig(path, "onnx", tmp_path / "a.onnx"), checkpoint)
+    export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx"), checkpoint)
     model = onnx.load(tmp_path / "a.onnx")
     block = ["Conv", "Relu", "MaxPool"]
     assert [node.op_type for node in model.graph.node] == [
@@ -149,7 +149,7 @@ def test_the_onnx_graph_is_the_contracts_and_nothing_more(trained, tmp_path):
 
 def test_no_fold_exports_the_plain_graph(trained, tmp_path):
     path, checkpoint = trained
-    export(ExportConfig(path, "onnx", tmp_path / "a.onnx", fold=False), checkpoint)
+    export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx", fold=False), checkpoint)
     operators = [node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node]
     assert operators[:5] == ["Transpose", "Cast", "Mul", "Add", "Conv"]
 
@@ -159,7 +159,7 @@ def test_a_file_that_fails_its_own_check_is_not_left_lying(trained, tmp_path, mo
     (tmp_path / "a.onnx").write_bytes(b"yesterday's")
     monkeypatch.setattr(export_module, "probability_tolerance", lambda *_: -1.0)
     with pytest.raises(ExportError, match="differs from PyTorch"):
-        export(ExportConfig(path, "onnx", tmp_path / "a.onnx"), checkpoint)
+        export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx"), checkpoint)
     assert (tmp_path / "a.onnx").read_bytes() == b"yesterday's"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.onnx"]
 
@@ -173,17 +173,17 @@ def test_a_network_left_in_training_mode_is_exported_for_inference(trained, tmp_
 def test_an_export_never_overwrites_its_checkpoint(trained):
     path, checkpoint = trained
     with pytest.raises(ExportError, match="overwrite"):
-        export(ExportConfig(path, "onnx", path), checkpoint)
+        export_model(ExportConfig(path, "onnx", path), checkpoint)
 
 
 def test_an_unknown_format_is_an_error(trained):
     with pytest.raises(ExportError, match="tflite"):
-        export(ExportConfig(trained[0], "tflite"), trained[1])
+        export_model(ExportConfig(trained[0], "tflite"), trained[1])
 
 
 def test_a_file_without_golden_samples_still_runs(trained, tmp_path):
     path, checkpoint = trained
-    result = export(ExportConfig(path, "onnx", tmp_path / "a.onnx"), replace(checkpoint, samples=()))
+    result = export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx"), replace(checkpoint, samples=()))
     assert result.manifest.parity["golden_samples"] == 0
     assert Predictor(tmp_path / "a.onnx").golden == []
 
@@ -196,7 +196,7 @@ def vgg16(tmp_path_factory):
     manifest = Manifest("vgg16", ("a", "b", "c"), ResizePolicy(32), HALF, HALF, weights_sha256(state))
     checkpoint = Checkpoint(state, manifest)
     path = tmp_path_factory.mktemp("vgg16") / "v.onnx"
-    return export(ExportConfig(path.with_suffix(".pth"), "onnx", path), checkpoint), onnx.load(path)
+    return export_model(ExportConfig(path.with_suffix(".pth"), "onnx", path), checkpoint), onnx.load(path)
 
 
 def test_vgg16_at_32_pixels_is_folded_small_and_agrees(vgg16):

@@ -26,7 +26,7 @@ from imgcls.cli import command
 from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.errors import DataError
-from imgcls.export import export
+from imgcls.export import export_model
 from imgcls.export.precision import narrow
 from imgcls.networks import Classifier
 from imgcls.parity import Outputs, VerifyResult, compare, default_tolerance, measure, verify
@@ -40,7 +40,7 @@ from imgcls.runtimes import eager, open_model, run_module
 def model_file(trained, tmp_path_factory):
     path, checkpoint = trained
     output = tmp_path_factory.mktemp("model") / "cnn.onnx"
-    export(ExportConfig(path, "onnx", output), checkpoint)
+    export_model(ExportConfig(path, "onnx", output), checkpoint)
     return output
 
 
@@ -255,7 +255,7 @@ def test_photographs_of_every_size_and_format_agree_on_every_float32_runtime(tra
         write_variants(each, tmp_path / "pictures" / label)
     models = {"m.onnx": model_file}
     for name, kind in (("m.pt", "torchscript"), ("m.pt2", "torch-export")):
-        export(ExportConfig(path, kind, tmp_path / name), checkpoint)
+        export_model(ExportConfig(path, kind, tmp_path / name), checkpoint)
         models[name] = tmp_path / name
     folder = scan_folder(tmp_path / "pictures", classes)
     result = verify(checkpoint, [(name, open_model(file)) for name, file in models.items()], folder)

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.errors import DataError, ExportError, ImgclsError
-from imgcls.export import export, quantize
+from imgcls.export import export_model, quantize
 from imgcls.export.info import info
 from imgcls.parity import verify
 from imgcls.runtimes import open_model, run_module
@@ -26,7 +26,7 @@ def int8(trained, output, **options):
     path, checkpoint = trained
     calibration = {"calibration": SAMPLE / "train", "calibration_size": 96}
     config = ExportConfig(path, "onnx", output, precision="int8", **{**calibration, **options})
-    return export(config, checkpoint)
+    return export_model(config, checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_fixed_batch_goes_with_int8(trained, tmp_path):
 
 def test_the_mean_error_of_rounded_weights_is_taken_out_of_the_biases(trained, tmp_path):
     path, checkpoint = trained
-    export(ExportConfig(path, "onnx", tmp_path / "float.onnx"), checkpoint)
+    export_model(ExportConfig(path, "onnx", tmp_path / "float.onnx"), checkpoint)
     model = onnx.load(tmp_path / "float.onnx")
     pictures = np.stack([sample.pixels() for sample in open_model(tmp_path / "float.onnx").golden])
     ranges = quantize._ranges(model, pictures, "min-max")
@@ -143,12 +143,12 @@ def test_int8_needs_calibration_pictures(trained, tmp_path):
     with pytest.raises(ImgclsError, match="--calibration"):
         ExportConfig(path, precision="int8")
     with pytest.raises(ExportError, match="torchscript has no int8"):
-        export(ExportConfig(path, "torchscript", precision="int8", calibration=tmp_path), checkpoint)
+        export_model(ExportConfig(path, "torchscript", precision="int8", calibration=tmp_path), checkpoint)
     broken = tmp_path / "pictures" / checkpoint.manifest.classes[0]
     broken.mkdir(parents=True)
     (broken / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="at least 2 readable"):
-        export(ExportConfig(path, precision="int8", calibration=tmp_path / "pictures"), checkpoint)
+        export_model(ExportConfig(path, precision="int8", calibration=tmp_path / "pictures"), checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_info_counts_the_same_layers_and_work_as_in_float(exported):
 
 def test_the_float_file_is_the_reference_that_int8_is_judged_by(trained, exported, tmp_path):
     path, checkpoint = trained
-    export(ExportConfig(path, "onnx", tmp_path / "float.onnx"), checkpoint)
+    export_model(ExportConfig(path, "onnx", tmp_path / "float.onnx"), checkpoint)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     expected = run_module(checkpoint.classifier())(pixels)[1]
     for file in (tmp_path / "float.onnx", exported.path):

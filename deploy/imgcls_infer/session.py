@@ -6,6 +6,8 @@ on a machine without its libraries prints a warning and runs on the CPU. Here th
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import platform
 from dataclasses import dataclass
@@ -124,13 +126,21 @@ def _create(path: Path, providers: list[str], threads: int | None) -> ort.Infere
     options.inter_op_num_threads = 1
     # spinning threads burn the CPU of whoever shares it, and gain nothing for one picture
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        # onnxruntime's own fallback prints to standard output, and moves a failed run to the CPU without asking
-        own = [_PROVIDER_OPTIONS.get(provider, {}) for provider in providers]
-        return ort.InferenceSession(str(path), options, providers=providers, provider_options=own, enable_fallback=0)
-    except Exception as error:  # onnxruntime's exceptions have no common base class of their own
-        name = printable(str(path))
-        raise ModelError(f"{name}: not an ONNX model that onnxruntime can load ({one_line(error)})") from error
+    own = [_PROVIDER_OPTIONS.get(provider, {}) for provider in providers]
+    printed = io.StringIO()
+    # onnxruntime's own fallback prints to standard output, and moves a failed run to the CPU without asking; old
+    # versions can't be told not to. Swapping standard output is only worth it where there is something to fall from.
+    with contextlib.redirect_stdout(printed) if CUDA in providers else contextlib.nullcontext():
+        try:
+            session = ort.InferenceSession(
+                str(path), options, providers=providers, provider_options=own, enable_fallback=0
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common base class of their own
+            name = printable(str(path))
+            raise ModelError(f"{name}: not an ONNX model that onnxruntime can load ({one_line(error)})") from error
+    if "EP Error" in printed.getvalue():  # a banner of stars with these words, then a line with them and the reason
+        raise ModelError(one_line(RuntimeError(printed.getvalue().rpartition("EP Error ")[2])))
+    return session
 
 
 def _read_metadata(session: ort.InferenceSession, name: str) -> tuple[Manifest, list[GoldenSample]]:

@@ -199,6 +199,7 @@ def does_not_start(built_with_cuda, monkeypatch):
 
     def create_or_fail(self, providers, *args):
         if CUDA in providers:
+            self._fallback_providers = [CPU]  # as onnxruntime sets it before it tries
             raise RuntimeError("CUDA failure 35: CUDA driver version is insufficient\nat cuda_call.cc")
         return create(self, providers, *args)
 

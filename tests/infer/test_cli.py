@@ -58,8 +58,9 @@ def test_one_line_a_picture_in_order(tiny_path, pictures):
     assert all(float(line[2].rstrip("%")) > 90 for line in (first, second))
 
 
-def test_rows_line_up(tiny_path, pictures):
-    lines = run("--model", tiny_path, pictures["blue"], pictures["red"]).stdout.splitlines()
+def test_rows_line_up(tiny_path, pictures, monkeypatch):
+    monkeypatch.chdir(Path(pictures["blue"]).parent)
+    lines = run("--model", tiny_path, "blue.png", "red.png").stdout.splitlines()
     assert lines[0].index("blue ") == lines[1].index("red ")
     assert len(lines[0]) == len(lines[1])
 

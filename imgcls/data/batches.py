@@ -1,4 +1,4 @@
-"""The order of an epoch and its augmentation: all drawn at once, applied in batches on the device, no step a picture."""
+"""The order of an epoch and its augmentation: all drawn at once, applied in batches on the device."""
 
 from __future__ import annotations
 

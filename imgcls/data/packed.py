@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from imgcls_infer.errors import ImageError
+from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.preprocess import preprocess
 from PIL import Image
 
 from imgcls.data.cache import Cache
 from imgcls.data.folder import Folder
 from imgcls.errors import DataError
 from imgcls.progress import progress_bar
-from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import ResizePolicy
-from imgcls_infer.preprocess import preprocess
 
 _CHUNK = 64
 
@@ -66,7 +66,9 @@ def pack_folder(
     images, reasons = found
     unreadable = tuple((folder.paths[index], reason) for index, reason in reasons.items())
     if len(unreadable) == len(folder.paths):
-        raise DataError(f"{folder.root}: none of its {len(folder.paths)} pictures can be read; the first: {unreadable[0][1]}")
+        raise DataError(
+            f"{folder.root}: none of its {len(folder.paths)} pictures can be read; the first: {unreadable[0][1]}"
+        )
     labels, paths = np.asarray(folder.labels, np.int64), folder.paths
     if unreadable:
         kept = np.setdiff1d(np.arange(len(paths)), list(reasons))
@@ -116,9 +118,7 @@ def decode_all(paths: Sequence[Path], policy: ResizePolicy) -> Iterator[np.ndarr
     yield from (pixels for result in run_ahead(decode, chunks) for pixels in result)
 
 
-def run_ahead(
-    function: Callable[[Any], Result], items: Iterator[Any], workers: int | None = None
-) -> Iterator[Result]:
+def run_ahead(function: Callable[[Any], Result], items: Iterator[Any], workers: int | None = None) -> Iterator[Result]:
     """map(function, items) in threads, in order, a few results ahead of the reader: memory stays bounded."""
     workers = workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:

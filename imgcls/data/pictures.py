@@ -9,14 +9,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from imgcls_infer.errors import ImageError
+from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.preprocess import preprocess
 from torch import Tensor
 
 from imgcls.data.folder import Folder
 from imgcls.data.packed import PackedImages, cache_key, decode_all, encode_png, pick_samples, run_ahead
 from imgcls.errors import DataError
-from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import ResizePolicy
-from imgcls_infer.preprocess import preprocess
 
 _RESIDENT_SHARE = 0.4  # of the device's free memory; the rest is for the network
 _STATISTICS_SAMPLE = 5000

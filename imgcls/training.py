@@ -11,7 +11,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from imgcls.data.statistics import Triple, channel_statistics
 from imgcls.device import has_bf16_units, resolve_device
 from imgcls.distributed import Group, process_group
 from imgcls.errors import TrainingError
-from imgcls.evaluation import Scores
+from imgcls.evaluation import Scores, confusion_matrix
 from imgcls.files import require_writable
 from imgcls.interrupts import Interrupts
 from imgcls.networks import (
@@ -308,24 +308,28 @@ class _Trainer:
             return None
         return self._scores(self.test_pictures, self.test_pictures.labels, torch.arange(len(self.test_pictures.labels)))
 
-    @torch.inference_mode()
     def _scores(self, pictures: Pictures, labels: Tensor, rows: Tensor) -> Scores | None:
-        """Figures over the rows, in eval mode, each process taking its part; None where there are no rows.
-
-        Without autocast: they are those of the float32 network that is saved and exported.
-        """
+        """Figures over the rows, each process taking its part; None where there are no rows."""
         if not len(rows):
             return None
-        self._set_training(False)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        chunks = torch.split(self.group.share(rows), _EVALUATION_BATCH)
-        for chunk, (kept, batch) in zip(chunks, pictures.stream(iter(chunks)), strict=True):
-            targets = labels[chunk if kept is None else chunk[kept]].to(self.device)
-            logits = self._logits(batch, autocast=False)
+        for logits, targets in self._answers(pictures, labels, self.group.share(rows)):
             total = F.cross_entropy(logits, targets, reduction="sum").double()
             sums += torch.stack([total, (logits.argmax(1) == targets).sum().double(), _counts(targets)[0]])
         loss, correct, count = self.group.sum(sums).tolist()
         return Scores(loss / count, correct / count, int(count))
+
+    @torch.inference_mode()
+    def _answers(self, pictures: Pictures, labels: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and true labels of the rows, in batches on the device, in eval mode.
+
+        Without autocast: they are those of the float32 network that is saved and exported.
+        """
+        self._set_training(False)
+        chunks = torch.split(rows, _EVALUATION_BATCH)
+        for chunk, (kept, batch) in zip(chunks, pictures.stream(iter(chunks)), strict=True):
+            targets = labels[chunk if kept is None else chunk[kept]].to(self.device)
+            yield self._logits(batch, autocast=False), targets
 
     def _set_training(self, training: bool) -> None:
         """A frozen body stays in eval mode: dropout in it would only blur the features."""
@@ -439,11 +443,10 @@ class _Trainer:
             if self.best_epoch:
                 best = load_checkpoint(self.folder.best)
                 self.classifier.network.load_state_dict(best.state_dict)
+            # the best epoch's weights are averaged already
+            with nullcontext() if self.best_epoch else self._averaged_weights():
                 self._save_checkpoint(output, self.history[self.best_epoch - 1])
-            else:
-                with self._averaged_weights():
-                    self._save_checkpoint(output, self.history[-1])
-            self._plot(self.folder)
+                self._plot(self.folder)
         self.group.wait()
         run = self.folder.path if self.folder else None
         return TrainResult(load_checkpoint(output), output, run, tuple(self.history))
@@ -452,16 +455,12 @@ class _Trainer:
         from imgcls.report import plot_confusion, plot_curves
 
         plot_curves(self.history, folder.path / "curves.png")
-        data = self.data.test
-        if data is not None and self.group.size == 1:
-            chunks = torch.split(torch.arange(len(data.labels)), _EVALUATION_BATCH)
-            matrix = np.zeros((len(self.data.classes),) * 2, np.int64)
-            self.classifier.eval()
-            with torch.inference_mode():
-                for chunk, (kept, batch) in zip(chunks, data.stream(iter(chunks)), strict=True):
-                    truth = data.labels[chunk if kept is None else chunk[kept]].numpy()
-                    np.add.at(matrix, (truth, self.classifier(batch)[0].argmax(1).cpu().numpy()), 1)
-            plot_confusion(matrix, self.data.classes, folder.path / "confusion.png")
+        pictures = self.test_pictures
+        if pictures is not None and self.group.size == 1:
+            rows = torch.arange(len(pictures.labels))
+            answers = self._answers(pictures, pictures.labels, rows)
+            parts = [confusion_matrix(logits.cpu(), targets.cpu()) for logits, targets in answers]
+            plot_confusion(np.sum(parts, axis=0), self.data.classes, folder.path / "confusion.png")
 
     def _wait_for_device(self) -> None:
         if self.device.type == "cuda":

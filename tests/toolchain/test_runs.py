@@ -207,3 +207,16 @@ def test_a_state_of_something_else_is_refused(tmp_path):
 def test_tensorboard_is_optional(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     RunFolder(tmp_path).log_epoch({"epoch": 1, "train_loss": 1.0})
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.999}, {"ema": 0.999, "val_fraction": 0.25}])
+def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pictures, monkeypatch, options):
+    from imgcls import report
+
+    plotted = []
+    monkeypatch.setattr(report, "plot_confusion", lambda matrix, classes, path: plotted.append(matrix))
+    # the average hardly leaves the first weights, while the network itself learns these pictures
+    result = train(replace(config, test_dir=pictures, epochs=10, **options))
+    (matrix,) = plotted
+    assert matrix.sum() == 12
+    assert matrix.trace() / 12 == pytest.approx(result.checkpoint.manifest.dataset["test_accuracy"])

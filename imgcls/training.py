@@ -27,10 +27,8 @@ from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from imgcls.config import Recipe, TrainConfig
 from imgcls.cuda_graphs import GraphedStep
 from imgcls.data.batches import Augmentation, EpochPlan, augment, batch_slices, plan_epoch
-from imgcls.data.cache import Cache, default_cache_dir
-from imgcls.data.folder import Folder, scan_folder
-from imgcls.data.packed import pack_folder
-from imgcls.data.pictures import FeaturePictures, PackedPictures, Pictures, StreamedPictures
+from imgcls.data.pictures import FeaturePictures, Pictures
+from imgcls.data.sets import Report, Sets, load_sets
 from imgcls.data.statistics import Triple, channel_statistics
 from imgcls.device import has_bf16_units, resolve_device
 from imgcls.distributed import Group, process_group
@@ -48,8 +46,6 @@ from imgcls.networks import (
 )
 from imgcls.progress import progress_bar
 from imgcls.runs import RunFolder, load_state, random_state, restore_random_state
-
-Report = Callable[[str], None]
 
 _EVALUATION_BATCH = 500
 
@@ -85,17 +81,6 @@ class TrainResult:
     history: tuple[dict[str, Any], ...]
 
 
-@dataclass(frozen=True)
-class _Data:
-    """What a run learns from. train_rows, val_rows: int64 indices into `train`; val_rows is empty without a split."""
-
-    classes: tuple[str, ...]
-    train: Pictures
-    test: Pictures | None
-    train_rows: Tensor
-    val_rows: Tensor
-
-
 def train(config: TrainConfig, report: Report = lambda line: None, resume: Path | None = None) -> TrainResult:
     """Train a network on a folder and write a checkpoint.
 
@@ -109,7 +94,7 @@ def train(config: TrainConfig, report: Report = lambda line: None, resume: Path 
             report = _silent
         recipe = config.resolved_recipe()
         policy = ResizePolicy(config.image_size, recipe.resize)
-        data = _load(config, policy, device, group, report)
+        data = load_sets(config, policy, device, group, report)
         if recipe.mean is None or recipe.std is None:
             mean, std = _normalisation(config, data.train)
             recipe = replace(recipe, mean=mean, std=std)
@@ -127,7 +112,7 @@ class _Trainer:
     """The state of a run, and the steps that change it."""
 
     def __init__(
-        self, config: TrainConfig, recipe: Recipe, data: _Data, device: torch.device, group: Group, report: Report
+        self, config: TrainConfig, recipe: Recipe, data: Sets, device: torch.device, group: Group, report: Report
     ) -> None:
         assert recipe.mean is not None
         assert recipe.std is not None
@@ -159,7 +144,7 @@ class _Trainer:
         self.average = [parameter.detach().clone() for parameter in self.parameters] if recipe.ema else []
         self.labels = data.train.labels.to(device)
         self.rows = data.train_rows.to(device)
-        self.class_weights = _class_weights(data).to(device) if recipe.class_weights else None
+        self.class_weights = data.class_weights().to(device) if recipe.class_weights else None
         self.mean_colour = 255 * torch.tensor(recipe.mean, device=device)
         self.plan = self._plan(1).to(device)
         self.step_rows = self._captured_step()
@@ -424,7 +409,7 @@ class _Trainer:
             mean=recipe.mean,
             std=recipe.std,
             weights_sha256="",
-            dataset=_dataset_record(data, self.fingerprint, row),
+            dataset=data.record(self.fingerprint, row),
             training={
                 "seed": self.config.seed,
                 "device": str(self.device),
@@ -472,58 +457,6 @@ def tool_versions() -> dict[str, str]:
     return {"imgcls": imgcls.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
-def _load(config: TrainConfig, policy: ResizePolicy, device: torch.device, group: Group, report: Report) -> _Data:
-    folder = scan_folder(config.train_dir)
-    test_folder = scan_folder(config.test_dir, folder.classes) if config.test_dir else None
-    if not group.leads:
-        group.wait()  # the leading process decodes, the others find the cache filled
-    train_set = _pictures(folder, policy, config, device, "reading training pictures", report)
-    test_set = _pictures(test_folder, policy, config, device, "reading test pictures", report) if test_folder else None
-    if group.leads:
-        group.wait()
-    counts = torch.bincount(train_set.labels, minlength=len(folder.classes))
-    missing = [name for name, count in zip(folder.classes, counts.tolist(), strict=True) if not count]
-    if missing:
-        raise TrainingError(
-            f"{config.train_dir}: no readable picture of {', '.join(missing)}; mend or remove the class"
-        )
-    if len(counts) < 2:
-        raise TrainingError(f"{config.train_dir}: one class only ({folder.classes[0]}); there is nothing to tell apart")
-    train_rows, val_rows = split_rows(train_set.labels, config.val_fraction, config.seed)
-    return _Data(folder.classes, train_set, test_set, train_rows, val_rows)
-
-
-def _pictures(
-    folder: Folder, policy: ResizePolicy, config: TrainConfig, device: torch.device, description: str, report: Report
-) -> Pictures:
-    size = len(folder.paths) * 3 * policy.image_size**2
-    if size > config.cache_limit:
-        report(f"{folder.root}: {size / 1e9:.1f} GB of pixels do not fit the cache limit; decoding anew in every epoch")
-        return StreamedPictures(folder, policy, device)
-    cache = Cache(config.cache_dir or default_cache_dir(), config.cache_limit)
-    packed = pack_folder(folder, policy, cache, description)
-    if packed.unreadable:
-        report(f"skipped {len(packed.unreadable)} unreadable pictures; the first: {packed.unreadable[0][1]}")
-    return PackedPictures(packed, device)
-
-
-def split_rows(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows held out: `fraction` of each class, drawn by the seed; one of each stays to train on.
-
-    labels: int64 [N]. Returns two int64 vectors in ascending order.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    held_out = []
-    for label in labels.unique().tolist():
-        members = torch.nonzero(labels == label).flatten()
-        count = min(round(len(members) * fraction), len(members) - 1)
-        held_out.append(members[torch.randperm(len(members), generator=generator)[:count]])
-    val_rows = torch.cat(held_out).sort().values
-    keep = torch.ones(len(labels), dtype=torch.bool)
-    keep[val_rows] = False
-    return torch.nonzero(keep).flatten(), val_rows
-
-
 def _normalisation(config: TrainConfig, pictures: Pictures) -> tuple[Triple, Triple]:
     return (
         (IMAGENET_MEAN, IMAGENET_STD)
@@ -557,12 +490,6 @@ def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> 
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=max(steps, 2))
 
 
-def _class_weights(data: _Data) -> Tensor:
-    """Float32 [K]: in inverse proportion to the class's count, 1 on average over the training pictures."""
-    counts = torch.bincount(data.train.labels[data.train_rows], minlength=len(data.classes)).clamp(min=1)
-    return (counts.sum() / (len(counts) * counts)).float()
-
-
 def _counts(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures and steps that a batch adds, float64 scalars made on its device without a copy from the host."""
     one = torch.ones((), dtype=torch.float64, device=labels.device)
@@ -581,19 +508,6 @@ def _epoch_line(figures: EpochFigures, epochs: int) -> str:
         if scores is not None:
             parts.append(f"{name} loss {scores.loss:.4f} accuracy {scores.accuracy:.2%}")
     return "  ".join([*parts, f"{figures.train.count / figures.seconds:,.0f} images/s"])
-
-
-def _dataset_record(data: _Data, fingerprint: str, row: dict[str, Any]) -> dict[str, Any]:
-    record = {"fingerprint": fingerprint, "train_images": len(data.train_rows)}
-    if len(data.val_rows):
-        record |= {"val_images": len(data.val_rows), "val_accuracy": row["val_accuracy"]}
-    if data.test is not None:
-        record |= {
-            "test_fingerprint": data.test.fingerprint(),
-            "test_images": len(data.test.labels),
-            "test_accuracy": row["test_accuracy"],
-        }
-    return record
 
 
 def _silent(line: str) -> None:

@@ -18,9 +18,10 @@ from imgcls import training
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
 from imgcls.config import TrainConfig
+from imgcls.data.sets import split_rows
 from imgcls.errors import ImgclsError, TrainingError
 from imgcls.runs import RunFolder, load_config, load_state
-from imgcls.training import split_rows, train
+from imgcls.training import train
 
 
 @pytest.fixture

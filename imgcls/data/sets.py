@@ -1,0 +1,112 @@
+"""The pictures that a run learns from and is measured on: folders -> sets of pixels with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from imgcls_infer.manifest import ResizePolicy
+from torch import Tensor
+
+from imgcls.config import TrainConfig
+from imgcls.data.cache import Cache, default_cache_dir
+from imgcls.data.folder import Folder, scan_folder
+from imgcls.data.packed import pack_folder
+from imgcls.data.pictures import PackedPictures, Pictures, StreamedPictures
+from imgcls.distributed import Group
+from imgcls.errors import TrainingError
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What a run learns from. train_rows, val_rows: int64 indices into `train`; val_rows is empty without a split."""
+
+    classes: tuple[str, ...]
+    train: Pictures
+    test: Pictures | None
+    train_rows: Tensor
+    val_rows: Tensor
+
+    def class_counts(self) -> Tensor:
+        """Int64 [K]: the pictures of each class to train on."""
+        return torch.bincount(self.train.labels[self.train_rows], minlength=len(self.classes))
+
+    def class_weights(self) -> Tensor:
+        """Float32 [K]: in inverse proportion to the class's count, 1 on average over the training pictures."""
+        counts = self.class_counts().clamp(min=1)
+        return (counts.sum() / (len(counts) * counts)).float()
+
+    def record(self, fingerprint: str, row: dict[str, Any]) -> dict[str, Any]:
+        """What a manifest says of the data. fingerprint: of `train`. row: figures of the epoch that was kept."""
+        record = {"fingerprint": fingerprint, "train_images": len(self.train_rows)}
+        if len(self.val_rows):
+            record |= {"val_images": len(self.val_rows), "val_accuracy": row["val_accuracy"]}
+        if self.test is not None:
+            record |= {
+                "test_fingerprint": self.test.fingerprint(),
+                "test_images": len(self.test.labels),
+                "test_accuracy": row["test_accuracy"],
+            }
+        return record
+
+
+def load_sets(config: TrainConfig, policy: ResizePolicy, device: torch.device, group: Group, report: Report) -> Sets:
+    """Scan, decode (or find in the cache) and split what `config` names.
+
+    report: takes lines about what was skipped. Raises ImgclsError where a class has no picture, or there is one only.
+    """
+    folder = scan_folder(config.train_dir)
+    test_folder = scan_folder(config.test_dir, folder.classes) if config.test_dir else None
+    if not group.leads:
+        group.wait()  # the leading process decodes, the others find the cache filled
+    train_set = _pictures(folder, policy, config, device, "reading training pictures", report)
+    test_set = _pictures(test_folder, policy, config, device, "reading test pictures", report) if test_folder else None
+    if group.leads:
+        group.wait()
+    _require_classes(folder, train_set.labels)
+    train_rows, val_rows = split_rows(train_set.labels, config.val_fraction, config.seed)
+    return Sets(folder.classes, train_set, test_set, train_rows, val_rows)
+
+
+def split_rows(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to train on and rows held out: `fraction` of each class, drawn by the seed; one of each stays to train on.
+
+    labels: int64 [N]. Returns two int64 vectors in ascending order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held_out = []
+    for label in labels.unique().tolist():
+        members = torch.nonzero(labels == label).flatten()
+        count = min(round(len(members) * fraction), len(members) - 1)
+        held_out.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    val_rows = torch.cat(held_out).sort().values
+    keep = torch.ones(len(labels), dtype=torch.bool)
+    keep[val_rows] = False
+    return torch.nonzero(keep).flatten(), val_rows
+
+
+def _pictures(
+    folder: Folder, policy: ResizePolicy, config: TrainConfig, device: torch.device, description: str, report: Report
+) -> Pictures:
+    size = len(folder.paths) * 3 * policy.image_size**2
+    if size > config.cache_limit:
+        report(f"{folder.root}: {size / 1e9:.1f} GB of pixels do not fit the cache limit; decoding anew in every epoch")
+        return StreamedPictures(folder, policy, device)
+    cache = Cache(config.cache_dir or default_cache_dir(), config.cache_limit)
+    packed = pack_folder(folder, policy, cache, description)
+    if packed.unreadable:
+        report(f"skipped {len(packed.unreadable)} unreadable pictures; the first: {packed.unreadable[0][1]}")
+    return PackedPictures(packed, device)
+
+
+def _require_classes(folder: Folder, labels: Tensor) -> None:
+    counts = torch.bincount(labels, minlength=len(folder.classes)).tolist()
+    missing = [name for name, count in zip(folder.classes, counts, strict=True) if not count]
+    if missing:
+        raise TrainingError(f"{folder.root}: no readable picture of {', '.join(missing)}; mend or remove the class")
+    if len(counts) < 2:
+        raise TrainingError(f"{folder.root}: one class only ({folder.classes[0]}); there is nothing to tell apart")

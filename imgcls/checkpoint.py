@@ -60,9 +60,15 @@ class Checkpoint:
         return Classifier(self.network(), manifest.resize.image_size, manifest.mean, manifest.std).eval()
 
 
-def save_checkpoint(path: Path, network: nn.Module, manifest: Manifest, samples: tuple[bytes, ...] = ()) -> Checkpoint:
-    """Write network, manifest and samples to `path`; the manifest's weights_sha256 is filled in. Raises ImgclsError."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+def save_checkpoint(
+    path: Path, network: nn.Module | Mapping[str, Tensor], manifest: Manifest, samples: tuple[bytes, ...] = ()
+) -> Checkpoint:
+    """Write network (or its state dict), manifest and samples to `path`; the manifest's weights_sha256 is filled in.
+
+    Raises ImgclsError.
+    """
+    weights = network.state_dict() if isinstance(network, nn.Module) else network
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     manifest = replace(manifest, weights_sha256=weights_sha256(state))
     pictures = [base64.b64encode(picture).decode("ascii") for picture in samples]
     content = {"format": FORMAT, "manifest": json.loads(manifest.to_json()), "state_dict": state, "samples": pictures}

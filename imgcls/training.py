@@ -44,6 +44,7 @@ from imgcls.networks import (
     load_pretrained_vgg16,
     split_head,
 )
+from imgcls.pooling import PoolFold
 from imgcls.progress import progress_bar
 from imgcls.runs import RunFolder, load_state, random_state, restore_random_state
 
@@ -121,6 +122,9 @@ class _Trainer:
         self.folder: RunFolder | None = None  # the leading process has one
         torch.manual_seed(config.seed)
         network = _network(config, recipe, len(data.classes))
+        self.pool_fold: PoolFold | None = None
+        if not config.freeze and PoolFold.pays(config.arch, config.image_size):
+            self.pool_fold = PoolFold(network, config.image_size, keep_rest=config.starts_from_imagenet)
         classifier = Classifier(network, config.image_size, recipe.mean, recipe.std)
         self.classifier = classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.body: nn.Module | None = None
@@ -419,15 +423,16 @@ class _Trainer:
             versions=tool_versions(),
         )
         samples = (data.test or data.train).sample_pngs()
-        return save_checkpoint(path, self.classifier.network, manifest, samples)
+        weights = self.pool_fold.plain_state() if self.pool_fold else self.classifier.network.state_dict()
+        return save_checkpoint(path, weights, manifest, samples)
 
     def finish(self) -> TrainResult:
         """Write the checkpoint (of the best epoch where a held-out part selects, else of the last) and the plots."""
         output = self.config.output
         if self.folder:
             if self.best_epoch:
-                best = load_checkpoint(self.folder.best)
-                self.classifier.network.load_state_dict(best.state_dict)
+                best = load_checkpoint(self.folder.best).state_dict
+                (self.pool_fold.load_plain_state if self.pool_fold else self.classifier.network.load_state_dict)(best)
             # the best epoch's weights are averaged already
             with nullcontext() if self.best_epoch else self._averaged_weights():
                 self._save_checkpoint(output, self.history[self.best_epoch - 1])

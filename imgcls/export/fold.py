@@ -28,8 +28,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from imgcls.errors import ExportError
 from imgcls.export.precision import with_network
 from imgcls.networks import Classifier
-
-_ROWS = 256  # of a linear layer folded at a time: float64 of VGG16's first one is 822 MB
+from imgcls.pooling import fold_pool, pool_matrix
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -68,33 +67,6 @@ def fold_classifier(classifier: Classifier) -> Classifier:
     network.graph.lint()
     network.recompile()
     return folded.eval()
-
-
-def pool_matrix(cells: int, outputs: int) -> Tensor:
-    """Adaptive average pooling along one axis: float64 [outputs, cells]; row i averages cells floor(i cells / outputs)
-    up to ceil((i + 1) cells / outputs), torch's definition of it.
-    """
-    matrix = torch.zeros(outputs, cells, dtype=torch.float64)
-    for row in range(outputs):
-        start, end = row * cells // outputs, -(-(row + 1) * cells // outputs)
-        matrix[row, start:end] = 1 / (end - start)
-    return matrix
-
-
-def fold_pool(linear: nn.Linear, cells: tuple[int, int], outputs: tuple[int, int]) -> nn.Linear:
-    """The linear layer that takes the flattened h x w cells of each channel instead of their H x W pooled ones."""
-    rows, columns = pool_matrix(cells[0], outputs[0]), pool_matrix(cells[1], outputs[1])
-    weight = linear.weight.detach()
-    parts = [
-        torch.einsum("kcij,ih,jw->kchw", part.double().unflatten(1, (-1, *outputs)), rows, columns)
-        .flatten(1)
-        .to(weight.dtype)
-        for part in weight.split(_ROWS)
-    ]
-    folded = nn.Linear(parts[0].shape[1], linear.out_features, linear.bias is not None, device="meta")
-    folded.weight = nn.Parameter(torch.cat(parts), requires_grad=False)
-    folded.bias = linear.bias
-    return folded
 
 
 def fold_batch_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:

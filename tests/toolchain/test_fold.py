@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from imgcls.errors import ExportError
-from imgcls.export.fold import MatrixPool, fold_batch_norm, fold_classifier, pool_matrix
+from imgcls.export.fold import MatrixPool, fold_batch_norm, fold_classifier
 from imgcls.networks import Classifier, build_network
+from imgcls.pooling import pool_matrix
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 

@@ -38,17 +38,13 @@ class _Group(click.Group):
             ctx.exit(1)
 
 
-class _Triple(click.ParamType[tuple[float, float, float]]):
+def _triple(text: str) -> tuple[float, float, float]:
     """Three comma-separated numbers, one a channel."""
-
-    name = "r,g,b"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            red, green, blue = (float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not three numbers like 0.5,0.5,0.5", param, ctx)
-        return red, green, blue
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not three numbers like 0.5,0.5,0.5") from None
+    return red, green, blue
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -99,8 +95,12 @@ _SHARE = click.FloatRange(0, 1, max_open=True)
 @click.option(
     "--bf16/--no-bf16", default=None, help="bf16 where the device has units for it. Recipe: yes; article: no."
 )
-@click.option("--mean", type=_Triple(), help="Normalisation. Recipe: the training pictures' own; article: 0.5.")
-@click.option("--std", type=_Triple(), help="Normalisation. Recipe: the training pictures' own; article: 0.5.")
+@click.option(
+    "--mean", type=_triple, metavar="R,G,B", help="Normalisation. Recipe: the training pictures' own; article: 0.5."
+)
+@click.option(
+    "--std", type=_triple, metavar="R,G,B", help="Normalisation. Recipe: the training pictures' own; article: 0.5."
+)
 @click.option("--val-fraction", type=_SHARE, default=0.0, help="Part of the training set that picks the best epoch.")
 @click.option("--patience", type=click.IntRange(min=0), default=0, help="Epochs without a better one until it stops.")
 @click.option(
@@ -177,8 +177,8 @@ def _checkpoint_options(function: Command) -> Command:
             type=click.Choice(["crop", "squash", "pad"]),
             help="Bare .pth: how its training made pictures square. Default there: squash.",
         ),
-        click.option("--mean", type=_Triple(), help="Bare .pth: its Normalize mean, like 0.5,0.5,0.5."),
-        click.option("--std", type=_Triple(), help="Bare .pth: its Normalize std."),
+        click.option("--mean", type=_triple, metavar="R,G,B", help="Bare .pth: its Normalize mean, like 0.5,0.5,0.5."),
+        click.option("--std", type=_triple, metavar="R,G,B", help="Bare .pth: its Normalize std."),
     )
     return functools.reduce(lambda wrapped, decorate: decorate(wrapped), reversed(decorators), function)
 

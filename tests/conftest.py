@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
-if "mix_stderr" in inspect.signature(CliRunner).parameters:  # before 8.2 standard error came within standard output
+if "mix_stderr" in inspect.signature(CliRunner).parameters:  # before 8.2: standard error comes within standard output
     CliRunner.__init__ = functools.partialmethod(CliRunner.__init__, mix_stderr=False)
+    Result.output = property(lambda result: result.stdout + result.stderr)

@@ -187,18 +187,23 @@ def _checkpoint_options(function: Command) -> Command:
 @_checkpoint_options
 @click.option(
     "--format",
-    type=click.Choice(["onnx", "torchscript", "torch-export"]),
+    type=click.Choice(["onnx", "torchscript", "torch-export", "huggingface", "triton"]),
     default="onnx",
     show_default=True,
-    help="File format.",
+    help="A file; or a folder with the ONNX file and what the Hugging Face Hub or the Triton server want beside it.",
 )
-@click.option("--output", "-o", type=_FILE, help="File to write. Default: beside the checkpoint, .onnx, .pt or .pt2.")
+@click.option(
+    "--output",
+    "-o",
+    type=_FILE,
+    help="File or folder to write. Default: beside the checkpoint, .onnx, .pt or .pt2; <format>/<name> for a folder.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Inside; input and outputs stay as they are. int8: onnx only. bf16: not with onnxruntime's CPU.",
+    help="Inside; input and outputs stay as they are. int8: ONNX only. bf16: not with onnxruntime's CPU.",
 )
 @click.option(
     "--calibration", type=_FILE, help="int8: folder of training pictures, <class>/*; never the test pictures."
@@ -225,6 +230,9 @@ def _checkpoint_options(function: Command) -> Command:
     "--samples", type=_FILE, help="Folder of <class>/* to take golden samples from. Default: the checkpoint's."
 )
 @click.option("--golden", type=click.IntRange(0, 64), default=8, show_default=True, help="Golden samples in the file.")
+@click.option(
+    "--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none is named."
+)
 def export(checkpoint: Path, samples: Path | None, **options: Any) -> None:
     """Write a checkpoint as one self-describing file for devices.
 

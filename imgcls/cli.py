@@ -47,7 +47,11 @@ def _triple(text: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Example: imgcls train --epochs 20",
+)
 @click.version_option(__version__, prog_name="imgcls")
 def command() -> None:
     """Train an image classifier on a big machine, export once, and get the same answer on every device, provably."""
@@ -398,7 +402,7 @@ def evaluate(checkpoint: Path, data_dir: Path, output: Path | None, device: str,
         click.echo(f"wrote scores.json, confusion.png, reliability.png and wrong.png to {output}")
 
 
-@command.group()
+@command.group(epilog="Example: imgcls data check data/train")
 def data() -> None:
     """Fetch and check picture folders."""
 

@@ -1,7 +1,10 @@
 # make quickstart   from nothing to a classified picture, on the CIFAR-10 sample in data/sample
 # make test         lint, types and tests
+# make docs         writes docs/cli.md anew
+# make recording    records docs/quickstart.svg anew
+# make test-minimum the tests with the lowest versions of all dependencies, in environments of their own
 #
-# Both create .venv first; both are quick when repeated. On Linux pip's torch brings its CUDA libraries (about 5 GB).
+# All but the last use .venv and create it first; they are quick when repeated. On Linux pip's torch brings its CUDA libraries (about 5 GB).
 # For a machine without a GPU: make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
@@ -13,7 +16,11 @@ SAMPLE := data/sample
 PICTURES = $(foreach class,$(wildcard $(SAMPLE)/test/*),$(firstword $(sort $(wildcard $(class)/*.png))))
 SOURCES := pyproject.toml deploy/pyproject.toml
 
-.PHONY: quickstart test install clean
+MINIMUM := $(VENV)-minimum
+PYTHON310 ?= python3.10
+MINIMUM_TESTS ?= tests/toolchain
+
+.PHONY: quickstart test docs recording test-minimum test-minimum-toolchain test-minimum-predictor install clean
 
 quickstart: $(VENV)/.installed
 	@rm -rf runs/quickstart
@@ -29,6 +36,23 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/generate_cli.py
+
+recording: $(VENV)/.installed-dev
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python docs/record.py
+
+test-minimum: test-minimum-predictor test-minimum-toolchain
+
+test-minimum-toolchain: $(MINIMUM)/toolchain/.installed
+	$(MINIMUM)/toolchain/bin/pip list
+	$(MINIMUM)/toolchain/bin/pytest $(MINIMUM_TESTS)
+
+test-minimum-predictor:
+	@if $(PYTHON310) -c '' 2>/dev/null; then $(MAKE) $(MINIMUM)/predictor/.installed && \
+	  $(MINIMUM)/predictor/bin/pip list && $(MINIMUM)/predictor/bin/pytest tests/infer; \
+	else echo "skipped: the predictor on Python 3.10, which is not here as $(PYTHON310); name it: make PYTHON310=..."; fi
 
 install: $(VENV)/.installed
 
@@ -46,5 +70,19 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -e ./deploy -e '.[dev]'
 	@touch $@
 
+$(MINIMUM)/toolchain/.installed: $(SOURCES) tests/minimum_versions.py | $(BIN)/python
+	rm -rf $(@D)
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python tests/minimum_versions.py $(SOURCES) > $(@D)/constraints.txt
+	$(@D)/bin/pip install --constraint $(@D)/constraints.txt -e ./deploy -e '.[dev]'
+	@touch $@
+
+$(MINIMUM)/predictor/.installed: $(SOURCES) tests/minimum_versions.py | $(BIN)/python
+	rm -rf $(@D)
+	$(PYTHON310) -m venv $(@D)
+	$(BIN)/python tests/minimum_versions.py deploy/pyproject.toml > $(@D)/constraints.txt
+	$(@D)/bin/pip install --constraint $(@D)/constraints.txt -e ./deploy onnx pytest pytest-xdist hypothesis
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(MINIMUM)

@@ -38,20 +38,20 @@ class _Group(click.Group):
             ctx.exit(1)
 
 
-class _Triple(click.ParamType[tuple[float, float, float]]):
+def _triple(text: str) -> tuple[float, float, float]:
     """Three comma-separated numbers, one a channel."""
-
-    name = "r,g,b"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            red, green, blue = (float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not three numbers like 0.5,0.5,0.5", param, ctx)
-        return red, green, blue
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not three numbers like 0.5,0.5,0.5") from None
+    return red, green, blue
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Example: imgcls train --epochs 20",
+)
 @click.version_option(__version__, prog_name="imgcls")
 def command() -> None:
     """Train an image classifier on a big machine, export once, and get the same answer on every device, provably."""
@@ -99,8 +99,12 @@ _SHARE = click.FloatRange(0, 1, max_open=True)
 @click.option(
     "--bf16/--no-bf16", default=None, help="bf16 where the device has units for it. Recipe: yes; article: no."
 )
-@click.option("--mean", type=_Triple(), help="Normalisation. Recipe: the training pictures' own; article: 0.5.")
-@click.option("--std", type=_Triple(), help="Normalisation. Recipe: the training pictures' own; article: 0.5.")
+@click.option(
+    "--mean", type=_triple, metavar="R,G,B", help="Normalisation. Recipe: the training pictures' own; article: 0.5."
+)
+@click.option(
+    "--std", type=_triple, metavar="R,G,B", help="Normalisation. Recipe: the training pictures' own; article: 0.5."
+)
 @click.option("--val-fraction", type=_SHARE, default=0.0, help="Part of the training set that picks the best epoch.")
 @click.option("--patience", type=click.IntRange(min=0), default=0, help="Epochs without a better one until it stops.")
 @click.option(
@@ -177,8 +181,8 @@ def _checkpoint_options(function: Command) -> Command:
             type=click.Choice(["crop", "squash", "pad"]),
             help="Bare .pth: how its training made pictures square. Default there: squash.",
         ),
-        click.option("--mean", type=_Triple(), help="Bare .pth: its Normalize mean, like 0.5,0.5,0.5."),
-        click.option("--std", type=_Triple(), help="Bare .pth: its Normalize std."),
+        click.option("--mean", type=_triple, metavar="R,G,B", help="Bare .pth: its Normalize mean, like 0.5,0.5,0.5."),
+        click.option("--std", type=_triple, metavar="R,G,B", help="Bare .pth: its Normalize std."),
     )
     return functools.reduce(lambda wrapped, decorate: decorate(wrapped), reversed(decorators), function)
 
@@ -187,18 +191,23 @@ def _checkpoint_options(function: Command) -> Command:
 @_checkpoint_options
 @click.option(
     "--format",
-    type=click.Choice(["onnx", "torchscript", "torch-export"]),
+    type=click.Choice(["onnx", "torchscript", "torch-export", "huggingface", "triton"]),
     default="onnx",
     show_default=True,
-    help="File format.",
+    help="A file; or a folder with the ONNX file and what the Hugging Face Hub or the Triton server want beside it.",
 )
-@click.option("--output", "-o", type=_FILE, help="File to write. Default: beside the checkpoint, .onnx, .pt or .pt2.")
+@click.option(
+    "--output",
+    "-o",
+    type=_FILE,
+    help="File or folder to write. Default: beside the checkpoint, .onnx, .pt or .pt2; <format>/<name> for a folder.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Inside; input and outputs stay as they are. int8: onnx only. bf16: not with onnxruntime's CPU.",
+    help="Inside; input and outputs stay as they are. int8: ONNX only. bf16: not with onnxruntime's CPU.",
 )
 @click.option(
     "--calibration", type=_FILE, help="int8: folder of training pictures, <class>/*; never the test pictures."
@@ -225,6 +234,9 @@ def _checkpoint_options(function: Command) -> Command:
     "--samples", type=_FILE, help="Folder of <class>/* to take golden samples from. Default: the checkpoint's."
 )
 @click.option("--golden", type=click.IntRange(0, 64), default=8, show_default=True, help="Golden samples in the file.")
+@click.option(
+    "--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none is named."
+)
 def export(checkpoint: Path, samples: Path | None, **options: Any) -> None:
     """Write a checkpoint as one self-describing file for devices.
 
@@ -390,7 +402,7 @@ def evaluate(checkpoint: Path, data_dir: Path, output: Path | None, device: str,
         click.echo(f"wrote scores.json, confusion.png, reliability.png and wrong.png to {output}")
 
 
-@command.group()
+@command.group(epilog="Example: imgcls data check data/train")
 def data() -> None:
     """Fetch and check picture folders."""
 

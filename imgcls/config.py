@@ -176,7 +176,8 @@ def _known() -> str:
 class ExportConfig:
     """One export.
 
-    checkpoint: the .pth that it comes from. output: None puts the file beside it, with the format's suffix.
+    checkpoint: the .pth that it comes from. output: None puts the file beside it, with the format's suffix; a folder
+    (huggingface, triton) into <format>/<the checkpoint's stem>. license: for huggingface's card, like `mit`.
     golden: how many sample pictures travel in the file. fold: merge linear maps first (imgcls.export.fold).
     batch: pictures that the file takes at once; None is any number.
     precision: `fp32`, `fp16`, `bf16` or `int8`. calibration, calibration_size, target are int8's: a folder of <class>/*
@@ -194,6 +195,7 @@ class ExportConfig:
     calibration: Path | None = None
     calibration_size: int = 1024
     target: str = "x86-vnni"
+    license: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision == "int8" and self.calibration is None:

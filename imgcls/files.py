@@ -49,6 +49,44 @@ def require_writable(path: Path) -> None:
         raise ImgclsError(f"{path}: can't be written ({error.strerror}); name another file") from error
 
 
+def require_replaceable(path: Path, names: set[str]) -> None:
+    """Before a folder is written: `path` does not exist yet, or holds no file but by `names` (relative, with '/').
+
+    So another folder, or what its owner has put beside our files, is never lost. Raises ImgclsError.
+    """
+    if path.exists() and not path.is_dir():
+        raise ImgclsError(f"{path}: is a file; name a folder")
+    for found in sorted(path.rglob("*")):
+        if found.is_symlink() or not (found.is_dir() or found.relative_to(path).as_posix() in names):
+            raise ImgclsError(
+                f"{path}: holds {found.name}, which would be lost; name another folder, or empty this one"
+            )
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` fill a temporary folder beside `path`, flush it to the disk, then give it its name.
+
+    A folder that stands at `path` is replaced (see require_replaceable). If anything fails, it stands there still.
+    Raises ImgclsError where the folder can't be written or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as name:
+            new = Path(name) / "new"
+            new.mkdir()
+            write(new)
+            for file in [*new.rglob("*"), new]:
+                _flush(file)
+            if path.exists():
+                path.replace(Path(name) / "old")
+            new.replace(path)
+        _flush(path.parent)
+    except OSError as error:
+        raise ImgclsError(
+            f"{path}: can't be written ({error.strerror or error}); free some space or name another folder"
+        ) from error
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -418,7 +418,7 @@ def _shortened(name: str) -> str:
 
 def _save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a class name: drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a class name: drawn as a box
         write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=_DPI, bbox_inches="tight"))
 
 
@@ -432,7 +432,8 @@ def _thumbnail(path: Path) -> Image.Image:
 
 def _font(name: str) -> ImageFont.FreeTypeFont:
     """One of the fonts that come with matplotlib: the same letters on every machine."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf"), _FONT_SIZE)
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
+    return ImageFont.truetype(str(path), _FONT_SIZE)  # Pillow 10.1 opens no Path
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

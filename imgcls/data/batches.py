@@ -60,7 +60,7 @@ def plan_epoch(count: int, side: int, augmentation: Augmentation, seed: int, epo
 
     So a resumed run, and every process of a distributed one, goes through the same pictures in the same order.
     """
-    state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+    state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]) >> 1
     generator = torch.Generator().manual_seed(state)
     padding = padding_pixels(side, augmentation)
     return EpochPlan(

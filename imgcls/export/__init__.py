@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +18,14 @@ from imgcls.data.packed import decode_all
 from imgcls.errors import DataError, ExportError
 from imgcls.export.fold import fold_classifier
 from imgcls.export.golden_files import make_golden_files
-from imgcls.export.job import Converted, Job
+from imgcls.export.job import Converted, Folder, Job
 from imgcls.export.precision import NARROW, narrow
+from imgcls.export.to_huggingface import HUGGINGFACE
 from imgcls.export.to_onnx import to_onnx
 from imgcls.export.to_torch_export import to_torch_export
 from imgcls.export.to_torchscript import to_torchscript
-from imgcls.files import write_atomically
+from imgcls.export.to_triton import TRITON
+from imgcls.files import require_replaceable, write_atomically, write_folder_atomically
 from imgcls.networks import Classifier
 from imgcls.probes import BATCH_SIZES
 from imgcls.rounding import probability_tolerance, typical_pictures
@@ -31,23 +34,33 @@ from imgcls.runtimes import Runtime, golden_samples, open_model, run_module
 
 @dataclass(frozen=True)
 class Format:
-    """suffix: of the file. convert: its function. precisions: what it can hold."""
+    """suffix: of the file. convert: its function. precisions: what it can hold.
+
+    folder: what stands around the file; suffix is then the name of the folder beside the checkpoint that takes it.
+    """
 
     suffix: str
     convert: Callable[[Job], Converted]
     precisions: tuple[str, ...] = ("fp32", "fp16", "bf16")
+    folder: Folder | None = None
+
+    def default_output(self, checkpoint: Path) -> Path:
+        """Beside the checkpoint: cnn.onnx, or huggingface/cnn."""
+        return checkpoint.parent / self.suffix / checkpoint.stem if self.folder else checkpoint.with_suffix(self.suffix)
 
 
 FORMATS = {
     "onnx": Format(".onnx", to_onnx, PRECISIONS),
     "torchscript": Format(".pt", to_torchscript),
     "torch-export": Format(".pt2", to_torch_export),
+    "huggingface": Format("huggingface", to_onnx, PRECISIONS, HUGGINGFACE),
+    "triton": Format("triton", to_onnx, PRECISIONS, TRITON),
 }
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A written file. size: bytes. manifest: as in the file; its parity has the self-check's figures."""
+    """What was written. path: file or folder. size: bytes of the model. manifest: the model's, with its parity."""
 
     path: Path
     size: int
@@ -61,9 +74,11 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
     name then); DataError where there are no calibration pictures.
     """
     chosen = _format(config)
-    path = config.output or config.checkpoint.with_suffix(chosen.suffix)
+    path = config.output or chosen.default_output(config.checkpoint)
     if path.resolve() == config.checkpoint.resolve():
         raise ExportError(f"{path}: would overwrite the checkpoint; give another name with --output")
+    if chosen.folder:
+        require_replaceable(path, {chosen.folder.model, *chosen.folder.names})
     reference = checkpoint.classifier()
     golden = golden_samples(reference, list(checkpoint.samples[: config.golden]))
     converted = chosen.convert(_job(config, reference, checkpoint.manifest, golden))
@@ -75,8 +90,25 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
         parity = check(_open(temporary), reference, golden, sizes) | converted.facts
         converted.save(temporary, replace(manifest, parity=parity), golden)
 
-    write_atomically(path, write)
-    return ExportResult(path, path.stat().st_size, open_model(path).manifest)
+    if chosen.folder is None:
+        write_atomically(path, write)
+        return _result(path, path)
+
+    write_folder_atomically(path, functools.partial(_fill, chosen.folder, write, path.resolve().name, config.license))
+    return _result(path, path / chosen.folder.model)
+
+
+def _fill(layout: Folder, write: Callable[[Path], object], name: str, license: str | None, folder: Path) -> None:
+    """The model, and what its manifest says in the texts around it."""
+    model = folder / layout.model
+    model.parent.mkdir(exist_ok=True)
+    write(model)
+    for file, text in layout.describe(name, open_model(model).manifest, license).items():
+        (folder / file).write_text(text, encoding="utf-8")
+
+
+def _result(path: Path, model: Path) -> ExportResult:
+    return ExportResult(path, model.stat().st_size, open_model(model).manifest)
 
 
 def check(
@@ -115,6 +147,8 @@ def _format(config: ExportConfig) -> Format:
         raise ExportError(f"{config.format} has no {config.precision}; it has {', '.join(chosen.precisions)}")
     if config.batch and config.format != "onnx":
         raise ExportError(f"{config.format} takes any number of pictures; --batch goes with onnx")
+    if config.license and config.format != "huggingface":
+        raise ExportError(f"{config.format} has no place for a licence; --license goes with huggingface")
     return chosen
 
 
@@ -123,7 +157,7 @@ def _job(config: ExportConfig, reference: Classifier, manifest: Manifest, golden
     if config.precision in NARROW:
         classifier = narrow(classifier, NARROW[config.precision])
     pictures = _calibration_pictures(config, manifest) if config.precision == "int8" else None
-    files = make_golden_files(reference, golden, manifest) if config.format == "onnx" else ()
+    files = make_golden_files(reference, golden, manifest) if FORMATS[config.format].convert is to_onnx else ()
     return Job(classifier, config.opset, config.batch, pictures, config.target, files)
 
 

@@ -33,6 +33,18 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Folder:
+    """A format that is a folder around the ONNX file. model: that file's path in it. names: of the texts beside it.
+
+    describe: (the folder's name, the model's manifest, a licence or None) -> the texts by name.
+    """
+
+    model: str
+    names: tuple[str, ...]
+    describe: Callable[[str, Manifest, str | None], dict[str, str]]
+
+
+@dataclass(frozen=True)
 class Converted:
     """save: writes the file. facts: what the conversion decided, for the manifest's parity."""
 

@@ -1,0 +1,50 @@
+"""Write docs/cli.md from the --help of every command: `make docs`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import click
+import tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "cli.md"
+WIDTH = 100
+
+HEAD = """\
+# The commands
+
+What `--help` says of each command. This page is written by `make docs`; a test compares it with the programs.
+"""
+
+
+def programs() -> dict[str, click.Command]:
+    """The console scripts of both distributions: name to click command, which stands beside the script's `main`."""
+    scripts: dict[str, str] = {}
+    for project in (ROOT / "pyproject.toml", ROOT / "deploy" / "pyproject.toml"):
+        scripts |= tomllib.loads(project.read_text(encoding="utf-8"))["project"]["scripts"]
+    return {name: import_module(target.partition(":")[0]).command for name, target in scripts.items()}
+
+
+def walk(name: str, command: click.Command, parent: click.Context | None = None) -> Iterator[click.Context]:
+    """A context for the command and for each below it, as `name --help` would have it."""
+    context = click.Context(command, parent, name, terminal_width=WIDTH, **command.context_settings)
+    yield context
+    if isinstance(command, click.Group):
+        for below in command.list_commands(context):
+            yield from walk(below, command.commands[below], context)
+
+
+def render() -> str:
+    """The page."""
+    contexts = [context for name, command in programs().items() for context in walk(name, command)]
+    sections = [f"## {context.command_path}\n\n```text\n{context.get_help()}\n```\n" for context in contexts]
+    return "\n".join([HEAD, *sections])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
+    sys.stdout.write(f"wrote {PAGE.relative_to(ROOT)}\n")

@@ -1,0 +1,179 @@
+"""Around the ONNX file, a folder as the Hugging Face Hub takes it: a model card and the configurations."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from imgcls_infer.errors import printable
+from imgcls_infer.manifest import Manifest, ResizePolicy
+from PIL import Image
+
+from imgcls.export.job import Folder
+
+_CARD = """\
+---
+{front_matter}---
+
+# {name}
+
+An image classifier of {count} classes ({arch}, {precision}), made with imgcls. `model.onnx` is all that a device needs:
+normalisation and softmax are inside its graph, and it carries its class names, its preprocessing and its proof.
+
+| | |
+|---|---|
+{table}
+
+The classes, in the order of the outputs:
+
+    {classes}
+
+## Use
+
+With `imgcls-infer` (onnxruntime, no PyTorch), which decodes and resizes pictures bit for bit as the training did:
+
+    imgcls-infer --model model.onnx --top-k 3 picture.jpg
+    imgcls-infer --model model.onnx --self-check     # does this machine compute what PyTorch did?
+
+With onnxruntime alone, from pixels that are {side} x {side} already:
+
+    session = onnxruntime.InferenceSession("model.onnx")
+    logits, probabilities = session.run(["logits", "probabilities"], {{"image": pixels}})
+
+`image` is uint8 `[N, {side}, {side}, 3]`, RGB, channels last, values 0 to 255; do not normalise it. Both outputs are
+float32 `[N, {count}]`. A picture file becomes such pixels so: transparency over white, 8-bit RGB, upright by its EXIF
+orientation, then {resize}, with Pillow's {interpolation} filter.
+{transformers}
+
+## Training
+
+    {training}
+"""
+
+_RESIZES = {
+    "crop": "the shorter side to {side} pixels and the centre cut out",
+    "squash": "both sides to {side} pixels, whatever the aspect ratio",
+    "pad": "the longer side to {side} pixels and black bars around it",
+}
+
+_SPOKEN = """\
+`preprocessor_config.json` says this to transformers, whose `AutoImageProcessor` has no words for EXIF and transparency:
+`backend="pil"` gives the same pixels for other pictures, the default ones that differ by a level; channels first."""
+_RECORDED = "`preprocessor_config.json` records this; transformers has no processor that does the same."
+
+
+def describe(name: str, manifest: Manifest, license: str | None) -> dict[str, str]:
+    """README.md, config.json and preprocessor_config.json. license: for the card, as the Hub abbreviates it."""
+    return {
+        "README.md": _card(name, manifest, license),
+        "config.json": _json(_config(manifest)),
+        "preprocessor_config.json": _json(_preprocessor(manifest.resize)),
+    }
+
+
+def _card(name: str, manifest: Manifest, license: str | None) -> str:
+    side = manifest.resize.image_size
+    return _CARD.format(
+        front_matter="".join(f"{key}: {json.dumps(value)}\n" for key, value in _front_matter(name, manifest, license)),
+        name=printable(name),
+        count=len(manifest.classes),
+        arch=printable(manifest.arch),
+        precision=manifest.precision,
+        table="\n".join(f"| {label} | {figure} |" for label, figure in _figures(manifest)),
+        classes=printable(json.dumps(manifest.classes, ensure_ascii=False)),
+        side=side,
+        resize=_RESIZES[manifest.resize.mode].format(side=side),
+        interpolation=manifest.resize.interpolation,
+        transformers=_RECORDED if manifest.resize.mode == "pad" else _SPOKEN,
+        training=printable(json.dumps(manifest.training, sort_keys=True)),
+    )
+
+
+def _front_matter(name: str, manifest: Manifest, license: str | None) -> list[tuple[str, Any]]:
+    """Keys and values; JSON is YAML. The accuracy is the float32 checkpoint's: another precision may have another."""
+    fields: list[tuple[str, Any]] = [
+        ("pipeline_tag", "image-classification"),
+        ("library_name", "onnx"),
+        ("tags", ["imgcls", "onnx", "onnxruntime", "image-classification", manifest.precision]),
+        ("metrics", ["accuracy"]),
+    ]
+    if license:
+        fields.insert(0, ("license", license))
+    accuracy = manifest.dataset.get("test_accuracy")
+    if manifest.precision == "fp32" and isinstance(accuracy, float):
+        result = {
+            "task": {"type": "image-classification"},
+            "dataset": {"type": "imagefolder", "name": "the test pictures of the training run"},
+            "metrics": [{"type": "accuracy", "value": accuracy}],
+        }
+        fields.append(("model-index", [{"name": name, "results": [result]}]))
+    return fields
+
+
+def _figures(manifest: Manifest) -> list[tuple[str, str]]:
+    """What the manifest says of results and parity, in words."""
+    data, parity = manifest.dataset, manifest.parity
+    figures = [
+        ("accuracy of the float32 checkpoint on the test pictures", _percent(data.get("test_accuracy"))),
+        ("training pictures, test pictures", f"{_count(data.get('train_images'))}, {_count(data.get('test_images'))}"),
+        ("largest probability difference to PyTorch in float32", f"{parity['max_abs_diff']:.1e}"),
+        ("allowed by the rounding model", f"{parity['tolerance']:.1e}"),
+        ("compared in batches of", ", ".join(map(str, parity["batch_sizes"]))),
+        ("runtime", parity["runtime"]),
+        ("SHA-256 of the weights", f"`{manifest.weights_sha256}`"),
+    ]
+    if quantization := parity.get("quantization"):
+        kept = f"{quantization['agreement']:.2%} of {quantization['judged']} training pictures"
+        figures.append((f"int8 for {quantization['target']}: the same class as in float32", kept))
+    return figures
+
+
+def _config(manifest: Manifest) -> dict[str, Any]:
+    names = dict(enumerate(manifest.classes))
+    return {
+        "model_type": "imgcls",
+        "arch": manifest.arch,
+        "image_size": manifest.resize.image_size,
+        "num_channels": 3,
+        "id2label": {str(index): name for index, name in names.items()},
+        "label2id": {name: index for index, name in names.items()},
+        "precision": manifest.precision,
+        "weights_sha256": manifest.weights_sha256,
+    }
+
+
+def _preprocessor(policy: ResizePolicy) -> dict[str, Any]:
+    """In the words of transformers' image processors; for `pad` none is named. Scaling and normalising are the graph's.
+
+    Checked with transformers 5.23: backend="pil" gives crop's and squash's pixels bit for bit, the default within 1.
+    """
+    square = {"height": policy.image_size, "width": policy.image_size}
+    fields = {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": int(Image.Resampling[policy.interpolation.upper()]),
+        "do_rescale": False,
+        "do_normalize": False,
+    }
+    if policy.mode == "crop":
+        crop = {"size": {"shortest_edge": policy.image_size}, "do_center_crop": True, "crop_size": square}
+        return {"image_processor_type": "CLIPImageProcessor", **fields, **crop}
+    if policy.mode == "squash":
+        return {"image_processor_type": "ViTImageProcessor", **fields, "size": square}
+    longest = {"longest_edge": policy.image_size}
+    return {**fields, "size": longest, "do_pad": True, "pad_size": square}
+
+
+def _percent(share: object) -> str:
+    return f"{share:.2%}" if isinstance(share, float) else "not measured"
+
+
+def _count(number: object) -> str:
+    return f"{number:,}" if isinstance(number, int) else "unknown"
+
+
+def _json(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+HUGGINGFACE = Folder("model.onnx", ("README.md", "config.json", "preprocessor_config.json"), describe)

@@ -1,0 +1,48 @@
+"""Around the ONNX file, a model folder of a Triton Inference Server's model repository."""
+
+from __future__ import annotations
+
+import re
+
+from imgcls_infer.manifest import Manifest
+
+from imgcls.errors import ExportError
+from imgcls.export.job import Folder
+from imgcls.probes import BATCH_SIZES
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+# The fields: github.com/triton-inference-server/common, protobuf/model_config.proto
+_CONFIG = """\
+# Written by imgcls export. Pictures are uint8 RGB, already {side} x {side} (imgcls_infer.preprocess makes them so);
+# normalisation and softmax are in the graph. On a GPU start tritonserver with NVIDIA_TF32_OVERRIDE=0: TF32, the CUDA
+# provider's default, rounds otherwise than PyTorch's float32.
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {batch}
+input [ {{ name: "image", data_type: TYPE_UINT8, dims: [ {side}, {side}, 3 ] }} ]
+output [
+  {{ name: "logits", data_type: TYPE_FP32, dims: [ {classes} ] }},
+  {{ name: "probabilities", data_type: TYPE_FP32, dims: [ {classes} ], label_filename: "labels.txt" }}
+]
+instance_group [ {{ kind: KIND_AUTO }} ]
+dynamic_batching {{ }}
+"""
+
+
+def describe(name: str, manifest: Manifest, _: str | None) -> dict[str, str]:
+    """config.pbtxt and labels.txt of the model `name`. The largest batch is the largest that the export has checked.
+
+    Raises ExportError where Triton could not call a model so, or a class's name does not fit on a line.
+    """
+    if not _NAME.fullmatch(name):
+        raise ExportError(f"Triton can't call a model {name!r}; name the folder with letters, digits, '.', '_' and '-'")
+    if broken := [label for label in manifest.classes if len(label.splitlines()) != 1]:
+        raise ExportError(f"Triton's labels.txt holds one class a line; the name {broken[0]!r} breaks it")
+    config = _CONFIG.format(
+        name=name, side=manifest.resize.image_size, classes=len(manifest.classes), batch=max(BATCH_SIZES)
+    )
+    return {"config.pbtxt": config, "labels.txt": "".join(f"{label}\n" for label in manifest.classes)}
+
+
+TRITON = Folder("1/model.onnx", ("config.pbtxt", "labels.txt"), describe)

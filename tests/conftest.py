@@ -1,0 +1,12 @@
+"""What makes every test the same on the oldest click that is supported and on the newest."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+from click.testing import CliRunner, Result
+
+if "mix_stderr" in inspect.signature(CliRunner).parameters:  # before 8.2: standard error comes within standard output
+    CliRunner.__init__ = functools.partialmethod(CliRunner.__init__, mix_stderr=False)
+    Result.output = property(lambda result: result.stdout + result.stderr)

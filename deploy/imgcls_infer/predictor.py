@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Union, overload
 
@@ -52,27 +51,34 @@ class Predictor:
     """A loaded model. One instance may be used from several threads.
 
     model: an ONNX file written by `imgcls export`; None takes the built-in CIFAR-10 model.
-    provider: `auto`, `cpu` or `cuda`; `cuda` is an error where CUDA does not work, never the CPU.
-    threads: intra-op threads; by default the CPUs that this process may use.
+    provider: `auto` (CUDA where it works, else the CPU), or the plain name of one that this onnxruntime has (`cpu`,
+        `cuda`, `openvino`, `coreml` ...); one that does not work is an error, never the CPU.
+    threads: CPU threads; by default the CPUs that this process may use.
+    device_id: which accelerator of several.
+    strict: nodes that the accelerator leaves to the CPU are an error; else `note` counts them.
 
-    Attributes: manifest, golden (samples), provider (onnxruntime's name of the one in use), batch (pictures that the
-    graph takes at once, None for any number: lists may have any length all the same), note (why `auto` passed over
-    CUDA, or what this CPU can't do well, or empty). Raises ModelError, ProviderError.
+    Attributes: manifest, golden (samples), provider (onnxruntime's name of the one in use), why (the reason for it),
+    batch (pictures that the graph takes at once, None for any number: lists may have any length all the same), note
+    (why `auto` passed over CUDA, nodes that run on the CPU, what this CPU can't do well, or empty). Raises ModelError,
+    ProviderError, and ValueError for threads below 1.
     """
 
     def __init__(
-        self, model: str | os.PathLike[str] | None = None, provider: str = "auto", threads: int | None = None
+        self,
+        model: str | os.PathLike[str] | None = None,
+        provider: str = "auto",
+        threads: int | None = None,
+        device_id: int | None = None,
+        strict: bool = False,
     ) -> None:
-        if model is None:
-            with as_file(files("imgcls_infer") / "models" / BUILT_IN) as path:
-                opened = open_model(path, provider, threads)
-        else:
-            opened = open_model(Path(model), provider, threads)
+        path = Path(model) if model is not None else Path(__file__).with_name("models") / BUILT_IN
+        opened = open_model(path, provider, threads, device_id, strict)
         self._session = opened.session
         self.batch = opened.batch
         self.manifest = opened.manifest
         self.golden = opened.golden
         self.provider = opened.provider
+        self.why = opened.why
         self.note = opened.note
 
     @overload

@@ -107,6 +107,8 @@ def resize(image: Image.Image, policy: ResizePolicy, name: str = "picture") -> I
     if target[0] * target[1] > MAX_PIXELS:
         raise ImageError(f"{name}: {width} x {height} is too elongated to crop; use a model that was trained with pad")
     scaled = _resample(image, target, policy)
+    if target == (side, side):
+        return scaled
     left, top = (round((length - side) / 2) for length in target)
     return scaled.crop((left, top, left + side, top + side))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from imgcls_infer import Predictor, __version__
+from imgcls_infer import Predictor, __version__, session
 from imgcls_infer.cli import command
 
 from .pictures import encode
@@ -127,16 +127,14 @@ def test_the_built_in_model_is_noted_on_standard_error(environment):
 
 
 def test_why_cuda_was_passed_over_is_noted_on_standard_error(tiny_path, pictures, monkeypatch):
-    monkeypatch.setattr("imgcls_infer.session._open_session", with_note)
+    def broken(path, provider, wishes):
+        raise session._DidNotStartError("no driver")
+
+    monkeypatch.setattr(session, "_open_on", broken)
+    monkeypatch.setattr(session.ort, "get_available_providers", lambda: [session.CUDA, session.CPU])
     result = run("--model", tiny_path, pictures["red"])
     assert result.stderr == "note: CUDA did not start (no driver), running on the CPU\n"
     assert result.stdout.startswith(pictures["red"])
-
-
-def with_note(path: Path, provider: str, threads: int | None):
-    from imgcls_infer.session import CPU, _create
-
-    return _create(path, [CPU], threads), "CUDA did not start (no driver), running on the CPU"
 
 
 # --- errors ---

@@ -22,7 +22,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Union
@@ -218,26 +218,36 @@ def read_file(path: Union[str, os.PathLike[str]], name: str) -> bytes:
     return data
 
 
-def _image_class(data: bytes, name: str) -> type[ImageFile]:
-    """Pillow's class for the file's format, by magic bytes; only that one plugin is imported."""
+def looks_like_a_picture(head: bytes) -> bool:
+    """Whether a file that begins so is one of the formats; a list of paths that starts with BM is none."""
+    plugin = _plugin(head)
+    return plugin is not None and (plugin != "Bmp" or b"\0" in head)
+
+
+def _plugin(data: bytes) -> str | None:
+    """Pillow's name of the format, by magic bytes; None for any other."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        plugin = "Png"
-    elif data.startswith(b"\xff\xd8\xff"):
-        plugin = "Jpeg"  # of a multi-picture JPEG (MPO), the first picture
-        if data.count(b"\xff\xda") > MAX_JPEG_SCANS:  # coded data never holds a marker's bytes
-            raise ImageError(f"{name}: damaged picture (more than {MAX_JPEG_SCANS} scans)")
-    elif data.startswith((b"GIF87a", b"GIF89a")):
-        plugin = "Gif"
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        plugin = "WebP"
-    elif data.startswith(b"BM"):
-        plugin = "Bmp"
-    else:
+        return "Png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "Jpeg"  # of a multi-picture JPEG (MPO), the first picture
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "Gif"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    return "Bmp" if data.startswith(b"BM") else None
+
+
+def _image_class(data: bytes, name: str) -> type[ImageFile]:
+    """Pillow's class for the file's format; only that one plugin is imported."""
+    plugin = _plugin(data)
+    if plugin is None:
         raise ImageError(f"{name}: not a PNG, JPEG, WebP, BMP or GIF picture")
+    if plugin == "Jpeg" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:  # coded data never holds a marker's bytes
+        raise ImageError(f"{name}: damaged picture (more than {MAX_JPEG_SCANS} scans)")
     return _plugin_class(plugin)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _plugin_class(plugin: str) -> type[ImageFile]:
     image_class: type[ImageFile] = getattr(import_module(f"PIL.{plugin}ImagePlugin"), f"{plugin}ImageFile")
     return image_class

@@ -47,6 +47,7 @@ class OpenModel:
     golden: list[GoldenSample]
     provider: str
     why: str
+    threads: int
     note: str = ""
     batch: int | None = None
 
@@ -68,12 +69,13 @@ def open_model(
         raise ValueError(f"threads must be at least 1, not {threads}")
     name = printable(str(path))
     _check_file(path, name)
-    session, why, note = _open_session(path, _Wishes(provider, threads or available_cpus(), device_id, strict))
+    threads = threads or available_cpus()
+    session, why, note = _open_session(path, _Wishes(provider, threads, device_id, strict))
     manifest, golden = _read_metadata(session, name)
     batch = _check_graph(session, manifest, name)
     used = session.get_providers()[0]
     notes = [note, _saturation_note(manifest) if used == CPU else _fallen_note(session, used, strict)]
-    return OpenModel(session, manifest, golden, used, why, "; ".join(filter(None, notes)), batch)
+    return OpenModel(session, manifest, golden, used, why, threads, "; ".join(filter(None, notes)), batch)
 
 
 def plain_name(provider: str) -> str:

@@ -172,7 +172,8 @@ def test_cuda_that_is_not_there_is_one_line_and_exit_code_1(tiny_path, pictures,
         ["--top-k", "0", "a.png"],
         ["--top-k", "x", "a.png"],
         ["--threads", "0", "a.png"],
-        ["--provider", "tpu", "a.png"],
+        ["--threshold", "1.1", "a.png"],
+        ["--device-id", "-1", "a.png"],
         ["--nonsense", "a.png"],
     ],
     ids=" ".join,
@@ -193,7 +194,7 @@ def test_names_from_files_and_models_stay_on_their_line(write):
 
 
 def test_help_and_version():
-    assert "Example: imgcls-infer" in run("--help").stdout
+    assert "Examples:\n    imgcls-infer" in run("--help").stdout
     assert run("-h").stdout == run("--help").stdout
     assert run("--version").stdout == f"imgcls-infer, version {__version__}\n"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import io
-import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,35 +11,48 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imgcls_infer import __version__
-from imgcls_infer.errors import InferError, printable
+from imgcls_infer.errors import ImageError, InferError, printable
 
-_WIDEST = 60
+_FLUSH_EVERY = 0.05  # seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from imgcls_infer.predictor import Prediction, Predictor
     from imgcls_infer.selfcheck import Check
 
+    Answers = Iterator[tuple[str, Prediction | ImageError]]
+
 
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: imgcls-infer --model cnn.onnx --top-k 3 cat.jpg dog.png",
+    epilog="""\b
+Examples:
+  imgcls-infer --model cnn.onnx --top-k 3 cat.jpg dog.png
+  imgcls-infer --recursive --csv photos > photos.csv
+  find photos -newer last -print0 | imgcls-infer --jsonl -""",
 )
-@click.argument("images", nargs=-1, metavar="IMAGE...", type=click.Path(path_type=str))
+@click.argument("images", nargs=-1, metavar="IMAGE...", type=click.Path(path_type=str, allow_dash=True))
 @click.option(
     "--model", metavar="FILE", help="Model exported by imgcls. Default: $IMGCLS_MODEL, else the built-in one."
 )
+@click.option("--recursive", "-r", is_flag=True, help="Look into the folders of a folder, too.")
 @click.option("--top-k", default=1, show_default=True, type=click.IntRange(min=1), help="Classes to show per picture.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Less probable answers are called unsure.")
+@click.option("--json", "form", flag_value="json", help="One JSON document on standard output.")
+@click.option("--jsonl", "form", flag_value="jsonl", help="A JSON object a line.")
+@click.option("--csv", "form", flag_value="csv", help="Comma-separated values, with a header.")
 @click.option(
     "--provider",
     default="auto",
     show_default=True,
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    help="Execution provider. cuda is an error where CUDA does not work, never the CPU.",
+    metavar="NAME",
+    help="Execution provider: auto (CUDA where it works, else the CPU), or any that this onnxruntime has: cpu, cuda, "
+    "openvino, coreml ... One that does not work is an error, never the CPU.",
 )
+@click.option("--device-id", type=click.IntRange(min=0), help="Which accelerator of several.")
+@click.option("--strict", is_flag=True, help="Parts of the model that an accelerator leaves to the CPU are an error.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the CPUs this process may use.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 @click.option("--info", is_flag=True, help="Say what the model says of itself instead, and what runs it.")
 @click.option(
     "--self-check", "check", is_flag=True, help="Prove instead that this machine answers as PyTorch did; else exit 1."
@@ -48,41 +61,32 @@ if TYPE_CHECKING:
 def command(
     images: tuple[str, ...],
     model: str | None,
+    recursive: bool,
     top_k: int,
-    provider: str,
-    threads: int | None,
-    as_json: bool,
+    threshold: float | None,
+    form: str | None,
     info: bool,
     check: bool,
+    **where: Any,
 ) -> None:
     """Classify pictures with a model exported by imgcls, on onnxruntime alone.
+
+    IMAGE is a picture, a folder of pictures, a pattern in quotes ('photos/**/*.jpg'), or - for standard input: a
+    picture, or a list of paths (a line each, or ended by NUL as find -print0 does).
 
     Exits with 1 if a picture could not be classified; the others are classified all the same.
     """
     _require_one_task(images, info, check)
     try:
-        predictor = _open(model, provider, threads)
+        predictor = _open(model, where)
+        if info:
+            _show_info(predictor, form == "json")
+        elif check:
+            _self_check(predictor, form == "json")
+        else:
+            _classify(predictor, images, recursive, top_k, threshold, form or "table")
     except InferError as error:
         raise SystemExit(_fail(str(error))) from None
-    if info:
-        _show_info(predictor, as_json)
-        return
-    if check:
-        _self_check(predictor, as_json)
-        return
-    rows: list[dict[str, Any]] = []
-    widths = (_width(images), _width(predictor.manifest.classes))
-    for image in images:
-        row = _classify(predictor, image, top_k)
-        rows.append(row)
-        if not as_json:
-            _show(row, *widths)
-    if as_json:
-        document = {"provider": predictor.provider, "results": rows}
-        click.echo(json.dumps(document, ensure_ascii=True, indent=2))
-    failed = sum("error" in row for row in rows)
-    if failed:
-        raise SystemExit(_fail(f"{failed} of {len(rows)} pictures could not be classified"))
 
 
 def _require_one_task(images: tuple[str, ...], info: bool, check: bool) -> None:
@@ -94,11 +98,12 @@ def _require_one_task(images: tuple[str, ...], info: bool, check: bool) -> None:
         raise click.UsageError("Missing argument 'IMAGE...'.")
 
 
-def _open(model: str | None, provider: str, threads: int | None) -> Predictor:
+def _open(model: str | None, where: dict[str, Any]) -> Predictor:
+    """where: provider, threads, device_id, strict."""
     from imgcls_infer.predictor import Predictor
 
     chosen = model or os.environ.get("IMGCLS_MODEL") or None
-    predictor = Predictor(chosen, provider=provider, threads=threads)
+    predictor = Predictor(chosen, **where)
     if chosen is None:
         click.echo(f"note: built-in model ({', '.join(predictor.manifest.classes)}); --model takes yours", err=True)
     if predictor.note:
@@ -107,8 +112,15 @@ def _open(model: str | None, provider: str, threads: int | None) -> Predictor:
 
 
 def _show_info(predictor: Predictor, as_json: bool) -> None:
-    batch = predictor.batch or "any number"
-    known = {"provider": predictor.provider, "batch": batch, "golden_samples": len(predictor.golden)}
+    import json
+
+    known = {
+        "provider": predictor.provider,
+        "why": predictor.why,
+        "threads": predictor.threads,
+        "batch": predictor.batch or "any number",
+        "golden_samples": len(predictor.golden),
+    }
     if as_json:
         click.echo(json.dumps({**known, "manifest": predictor.manifest.to_dict()}, ensure_ascii=True, indent=2))
         return
@@ -120,12 +132,11 @@ def _show_info(predictor: Predictor, as_json: bool) -> None:
 
 def _self_check(predictor: Predictor, as_json: bool) -> None:
     """A table or a JSON document; SystemExit(1) where a check failed or none could be made."""
+    import json
+
     from imgcls_infer.selfcheck import self_check
 
-    try:
-        result = self_check(predictor)
-    except InferError as error:
-        raise SystemExit(_fail(str(error))) from None
+    result = self_check(predictor)
     if as_json:
         document = {
             "provider": predictor.provider,
@@ -153,26 +164,87 @@ def _check_line(found: Check) -> str:
     return f"{found.half:<25} {printable(found.name):<16} max |dp| {difference:>8}  {printable(verdict)}"
 
 
-def _classify(predictor: Predictor, image: str, top_k: int) -> dict[str, Any]:
-    try:
-        prediction: Prediction = predictor.predict(image)
-    except InferError as error:
-        return {"image": printable(image), "error": str(error)}
-    top = [{"label": label, "probability": probability} for label, probability in prediction.top(top_k)]
-    return {"image": printable(image), **top[0], "top": top}
+def _classify(
+    predictor: Predictor, images: tuple[str, ...], recursive: bool, top_k: int, threshold: float | None, form: str
+) -> None:
+    """A row a picture; SystemExit(1) where some could not be classified."""
+    from imgcls_infer.rows import WRITERS
+
+    writer = WRITERS[form](sys.stdout, predictor.provider, predictor.manifest.classes, images, top_k)
+    count = failed = 0
+    for name, answer in _shown(_answers(predictor, images, recursive)):
+        row = _row(name, answer, top_k, threshold)
+        writer.row(row)
+        count += 1
+        failed += "error" in row
+    writer.end()
+    sys.stdout.flush()
+    if failed:
+        raise SystemExit(_fail(f"{failed} of {count} pictures could not be classified"))
 
 
-def _width(names: Sequence[str]) -> int:
-    """The longest name's length, so that rows line up; one very long name does not push all others off the screen."""
-    return min(max(len(printable(name)) for name in names), _WIDEST)
-
-
-def _show(row: dict[str, Any], image_width: int, class_width: int) -> None:
-    if "error" in row:
-        click.echo(f"error: {row['error']}", err=True)
+def _answers(predictor: Predictor, images: tuple[str, ...], recursive: bool) -> Answers:
+    """(name, answer) in order. A single picture, which most commands are about, is classified without more ado."""
+    if len(images) == 1 and os.path.isfile(images[0]):
+        try:
+            yield images[0], predictor.predict(images[0])
+        except ImageError as error:
+            yield images[0], error
         return
-    answers = (f"{printable(entry['label']):<{class_width}} {entry['probability']:>7.2%}" for entry in row["top"])
-    click.echo(f"{row['image'] + ':':<{image_width + 1}} {'   '.join(answers)}")
+    from imgcls_infer.sources import STDIN, UnreadableError, expand
+
+    gc.enable()
+    _end_on_sigterm()
+    for source, answer in predictor.stream(expand(images, recursive, _read_stdin)):
+        name = source.name if isinstance(source, UnreadableError) else STDIN if isinstance(source, bytes) else source
+        yield name, answer
+
+
+def _read_stdin(size: int) -> bytes:
+    """Unbuffered: what is there is taken at once, and a thread that waits here holds no lock."""
+    return os.read(0, size)
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends a long run as Ctrl-C does: what is finished is written, and no thread is cut off."""
+    import signal
+    import threading
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def _shown(answers: Answers) -> Answers:
+    """The answers as they are; standard output is flushed now and then, and a terminal sees how it goes.
+
+    Not for each row: a flush gives the interpreter's lock away, and thumbnails come 10,000 a second.
+    """
+    import time
+
+    counting = sys.stderr.isatty() and not sys.stdout.isatty()
+    start = flushed = time.monotonic()
+    for count, answer in enumerate(answers, 1):
+        yield answer
+        now = time.monotonic()
+        if now - flushed > _FLUSH_EVERY:
+            flushed = now
+            sys.stdout.flush()
+            if counting:
+                click.echo(f"\r{count:,} pictures, {count / (now - start):,.0f}/s\x1b[K", err=True, nl=False)
+    if counting and flushed > start:
+        click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def _row(name: str, answer: Prediction | ImageError, top_k: int, threshold: float | None) -> dict[str, Any]:
+    if isinstance(answer, ImageError):
+        return {"image": name, "error": str(answer)}
+    top = [{"label": label, "probability": probability} for label, probability in answer.top(top_k)]
+    row = {"image": name, **top[0], "top": top}
+    if threshold is not None:
+        row["unsure"] = answer.probability < threshold
+        if row["unsure"]:
+            row["label"] = "unsure"
+    return row
 
 
 def _fail(message: str) -> int:
@@ -184,4 +256,11 @@ def main() -> None:
     """The console script. (`imgcls-infer ... | head` is click's business: it takes EPIPE for exit code 1.)"""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal or pipe can't encode is no reason to stop
         sys.stdout.reconfigure(errors="backslashreplace")
-    command()
+    gc.disable()  # while modules load there is nothing to collect, and looking for it takes a tenth of the start
+    try:
+        command()
+    except OSError as error:  # a full disk below standard output; pictures and models have their own errors
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        raise SystemExit(_fail(f"standard output can't be written ({error.strerror})")) from None
+    finally:
+        gc.freeze()  # and at the end everything goes at once

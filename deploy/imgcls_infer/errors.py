@@ -38,4 +38,6 @@ def one_line(error: BaseException, limit: int = 200) -> str:
 
 def printable(name: str) -> str:
     """A name out of a file or a folder on one line: control characters and undecodable bytes are escaped."""
+    if name.isprintable():
+        return name
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Union, overload
+from typing import TypeVar, Union, overload
 
 import numpy as np
 
-from imgcls_infer.errors import ModelError, one_line
+from imgcls_infer.errors import ImageError, ModelError, one_line
 from imgcls_infer.manifest import GOLDEN_FILES_KEY, GoldenFile, golden_files_from_json
 from imgcls_infer.preprocess import Source, preprocess
-from imgcls_infer.session import open_model
+from imgcls_infer.session import CPU, open_model
+
+Streamed = TypeVar("Streamed", bound=Union[Source, ImageError])
 
 BUILT_IN = "cifar10-cnn.onnx"
+
+_LARGEST_BATCH = 32
+_BATCH_PIXELS = 2**18
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,12 @@ class Prediction:
         return float(self.probabilities[self.index])
 
     def top(self, k: int) -> list[tuple[str, float]]:
-        """The k most probable (class, probability) pairs, most probable first; all of them if there are fewer."""
+        """The k most probable (class, probability) pairs, most probable first; all of them if there are fewer.
+
+        Raises ValueError for k below 1.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
         order = np.argsort(-self.probabilities, kind="stable")[:k]
         return [(self.classes[index], float(self.probabilities[index])) for index in order]
 
@@ -52,28 +61,36 @@ class Predictor:
     """A loaded model. One instance may be used from several threads.
 
     model: an ONNX file written by `imgcls export`; None takes the built-in CIFAR-10 model.
-    provider: `auto`, `cpu` or `cuda`; `cuda` is an error where CUDA does not work, never the CPU.
-    threads: intra-op threads; by default the CPUs that this process may use.
+    provider: `auto` (CUDA where it works, else the CPU), or the plain name of one that this onnxruntime has (`cpu`,
+        `cuda`, `openvino`, `coreml` ...); one that does not work is an error, never the CPU.
+    threads: CPU threads; by default the CPUs that this process may use.
+    device_id: which accelerator of several.
+    strict: nodes that the accelerator leaves to the CPU are an error; else `note` counts them.
 
-    Attributes: manifest, golden (samples), provider (onnxruntime's name of the one in use), batch (pictures that the
-    graph takes at once, None for any number: lists may have any length all the same), note (why `auto` passed over
-    CUDA, or what this CPU can't do well, or empty). Raises ModelError, ProviderError.
+    Attributes: manifest, golden (samples), provider (onnxruntime's name of the one in use), why (the reason for it),
+    threads, batch (pictures that the graph takes at once, None for any number: lists may have any length all the same),
+    note (why `auto` passed over CUDA, nodes that run on the CPU, what this CPU can't do well, or empty). Raises
+    ModelError, ProviderError, and ValueError for threads below 1.
     """
 
     def __init__(
-        self, model: str | os.PathLike[str] | None = None, provider: str = "auto", threads: int | None = None
+        self,
+        model: str | os.PathLike[str] | None = None,
+        provider: str = "auto",
+        threads: int | None = None,
+        device_id: int | None = None,
+        strict: bool = False,
     ) -> None:
-        if model is None:
-            with as_file(files("imgcls_infer") / "models" / BUILT_IN) as path:
-                opened = open_model(path, provider, threads)
-        else:
-            opened = open_model(Path(model), provider, threads)
+        path = Path(model) if model is not None else Path(__file__).with_name("models") / BUILT_IN
+        opened = open_model(path, provider, threads, device_id, strict)
         self._session = opened.session
         self.batch = opened.batch
         self.manifest = opened.manifest
         self.golden = opened.golden
         self.provider = opened.provider
+        self.why = opened.why
         self.note = opened.note
+        self.threads = opened.threads
 
     @overload
     def predict(self, source: Source) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is a sequence
@@ -88,6 +105,45 @@ class Predictor:
             pixels = [preprocess(item, self.manifest.resize) for item in source]
             return self.predict_pixels(np.stack(pixels)) if pixels else []
         return self.predict_pixels(preprocess(source, self.manifest.resize)[None])[0]  # type: ignore[arg-type]
+
+    def stream(
+        self, sources: Iterable[Streamed], workers: int | None = None
+    ) -> Iterator[tuple[Streamed, Union[Prediction, ImageError]]]:
+        """Classify any number of pictures with bounded memory: (source, prediction) pairs in the sources' order.
+
+        sources: anything that `predict` takes; read ahead in another thread, no faster than the results are taken, so
+        it may be endless. An ImageError among them is its own answer. workers: threads that decode and classify; by
+        default as many as the Predictor has. A picture that can't be read gives its ImageError in place of a
+        prediction, and the others go on. Raises ModelError, and what `sources` raises.
+
+            for path, answer in predictor.stream(Path("photos").rglob("*.jpg")):
+                print(path, answer if isinstance(answer, ImageError) else answer.label)
+        """
+        from imgcls_infer.pipeline import in_order
+
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
+        return in_order(sources, self._prepare, self._answers, workers or self.threads, self._stream_batch())
+
+    def _prepare(self, source: Union[Source, ImageError]) -> Union[np.ndarray, ImageError]:
+        if isinstance(source, ImageError):
+            return source
+        try:
+            return preprocess(source, self.manifest.resize)
+        except ImageError as error:
+            return error
+
+    def _answers(self, prepared: list[Union[np.ndarray, ImageError]]) -> list[Union[Prediction, ImageError]]:
+        """One batch through the network, errors in their places."""
+        pixels = [item for item in prepared if not isinstance(item, ImageError)]
+        predictions = iter(self.predict_pixels(np.stack(pixels)) if pixels else [])
+        return [item if isinstance(item, ImageError) else next(predictions) for item in prepared]
+
+    def _stream_batch(self) -> int:
+        """Pictures in a batch, by their size: enough to amortise a call, few enough for the activations' memory."""
+        pixels = _BATCH_PIXELS if self.provider == CPU else 8 * _BATCH_PIXELS
+        size = min(max(1, pixels // self.manifest.resize.image_size**2), _LARGEST_BATCH)
+        return size if self.batch is None else self.batch * max(1, size // self.batch)
 
     def predict_pixels(self, pixels: np.ndarray) -> list[Prediction]:
         """Classify preprocessed pictures: uint8 [N, image_size, image_size, 3]. Raises ModelError."""

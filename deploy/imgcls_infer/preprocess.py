@@ -22,8 +22,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
-from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
@@ -40,6 +41,12 @@ Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, Image.Imag
 
 MAX_PIXELS = 50_000_000
 """Pictures with more pixels are refused from their header: decoding one needs up to 8 bytes a pixel."""
+
+MAX_FILE_BYTES = 64 * 2**20
+"""Larger files are refused unread. With MAX_PIXELS it keeps one picture, whatever it is, below 512 MiB."""
+
+MAX_JPEG_SCANS = 100
+"""A progressive JPEG has about ten. Each goes over all pixels in a few bytes: thousands of them would take minutes."""
 
 _STRIP_ROWS = 256
 _ORIENTATION_TAG = 0x0112
@@ -100,6 +107,8 @@ def resize(image: Image.Image, policy: ResizePolicy, name: str = "picture") -> I
     if target[0] * target[1] > MAX_PIXELS:
         raise ImageError(f"{name}: {width} x {height} is too elongated to crop; use a model that was trained with pad")
     scaled = _resample(image, target, policy)
+    if target == (side, side):
+        return scaled
     left, top = (round((length - side) / 2) for length in target)
     return scaled.crop((left, top, left + side, top + side))
 
@@ -124,7 +133,7 @@ def _open_rgb(source: Any, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         with _translated(name):
             return _decoded(source, name)
-    data = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else read_file(Path(source), name)
+    data = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else read_file(source, name)
     image_class = _image_class(data, name)
     with _translated(name), image_class(io.BytesIO(data)) as image:
         return _decoded(image, name)
@@ -181,10 +190,23 @@ class _Silence:
 _SILENCE = _Silence()
 
 
-def read_file(path: Path, name: str) -> bytes:
-    """The bytes of a file. Raises ImageError that says what is wrong with it."""
+def _open_at_once(path: str, flags: int) -> int:
+    """open()'s opener: a FIFO that nobody writes to must not hold it up."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_file(path: Union[str, os.PathLike[str]], name: str) -> bytes:
+    """The bytes of a regular file of at most MAX_FILE_BYTES. Raises ImageError that says what is wrong with it."""
     try:
-        data = path.read_bytes()
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not S_ISREG(status.st_mode):
+                raise ImageError(f"{name}: is a pipe or a device, not a file; a picture on standard input is named -")
+            if status.st_size > MAX_FILE_BYTES:
+                raise ImageError(
+                    f"{name}: {status.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} that are accepted; shrink it"
+                )
+            data = file.read(status.st_size)
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
     except IsADirectoryError as error:
@@ -196,20 +218,37 @@ def read_file(path: Path, name: str) -> bytes:
     return data
 
 
-def _image_class(data: bytes, name: str) -> type[ImageFile]:
-    """Pillow's class for the file's format, by magic bytes; only that one plugin is imported."""
+def looks_like_a_picture(head: bytes) -> bool:
+    """Whether a file that begins so is one of the formats; a list of paths that starts with BM is none."""
+    plugin = _plugin(head)
+    return plugin is not None and (plugin != "Bmp" or b"\0" in head)
+
+
+def _plugin(data: bytes) -> str | None:
+    """Pillow's name of the format, by magic bytes; None for any other."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        plugin = "Png"
-    elif data.startswith(b"\xff\xd8\xff"):
-        plugin = "Jpeg"  # of a multi-picture JPEG (MPO), the first picture
-    elif data.startswith((b"GIF87a", b"GIF89a")):
-        plugin = "Gif"
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        plugin = "WebP"
-    elif data.startswith(b"BM"):
-        plugin = "Bmp"
-    else:
+        return "Png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "Jpeg"  # of a multi-picture JPEG (MPO), the first picture
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "Gif"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    return "Bmp" if data.startswith(b"BM") else None
+
+
+def _image_class(data: bytes, name: str) -> type[ImageFile]:
+    """Pillow's class for the file's format; only that one plugin is imported."""
+    plugin = _plugin(data)
+    if plugin is None:
         raise ImageError(f"{name}: not a PNG, JPEG, WebP, BMP or GIF picture")
+    if plugin == "Jpeg" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:  # coded data never holds a marker's bytes
+        raise ImageError(f"{name}: damaged picture (more than {MAX_JPEG_SCANS} scans)")
+    return _plugin_class(plugin)
+
+
+@cache
+def _plugin_class(plugin: str) -> type[ImageFile]:
     image_class: type[ImageFile] = getattr(import_module(f"PIL.{plugin}ImagePlugin"), f"{plugin}ImageFile")
     return image_class
 
@@ -228,7 +267,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return _high_bytes(image)
     if image.mode == "F":
         raise ImageError(f"{name}: floating-point pixels have no agreed range; save it as 8-bit first")
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
@@ -236,11 +275,30 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
+def _high_bytes(image: Image.Image) -> Image.Image:
+    """16-bit grey to RGB; the level that a PNG names as transparent becomes white."""
+    result = Image.new("L", image.size)
+    clear = image.info.get("transparency")
+    for box in _strips(image.size):
+        samples = np.asarray(image.crop(box))
+        grey = (samples >> 8).clip(0, 255).astype(np.uint8)
+        if isinstance(clear, int):
+            grey[samples == clear] = 255
+        result.paste(Image.fromarray(grey), box)
+    return result.convert("RGB")
+
+
+def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes (left, upper, right, lower) that cover a picture of `size` from top to bottom."""
+    width, height = size
+    for top in range(0, height, _STRIP_ROWS):
+        yield 0, top, width, min(top + _STRIP_ROWS, height)
+
+
 def _over_white(image: Image.Image) -> Image.Image:
     """Transparency laid over white, strip by strip: the peak is two copies of the picture, not four."""
     result = Image.new("RGB", image.size)
-    for top in range(0, image.height, _STRIP_ROWS):
-        box = (0, top, image.width, min(top + _STRIP_ROWS, image.height))
+    for box in _strips(image.size):
         strip = image.crop(box).convert("RGBA")
         white = Image.new("RGBA", strip.size, "white")
         result.paste(Image.alpha_composite(white, strip).convert("RGB"), box)

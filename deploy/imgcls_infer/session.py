@@ -12,7 +12,7 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnxruntime as ort
 
@@ -21,10 +21,11 @@ from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manife
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-PROVIDERS = ("auto", "cpu", "cuda")
 
-# TF32, the CUDA provider's default, rounds every product's factors to 10 bits: other answers than PyTorch's float32
-_PROVIDER_OPTIONS = {CUDA: {"use_tf32": "0"}}
+# The contract's probabilities are float32's. TF32, CUDA's default, rounds every product's factors to 10 bits; OpenVINO
+# computes in bfloat16 where the CPU can.
+_PROVIDER_OPTIONS = {CUDA: {"use_tf32": "0"}, "OpenVINOExecutionProvider": {"precision": "ACCURACY"}}
+_RECORDS_NODES = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")  # 1.24+
 _ERRORS_ONLY = 3  # onnxruntime's log severity
 _MEND_CUDA = (
     "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' on a machine with an NVIDIA driver; "
@@ -36,34 +37,50 @@ _MEND_CUDA = (
 class OpenModel:
     """A session and what its file says about itself. provider: onnxruntime's name of the one that really runs it.
 
-    note: why `auto` did not take CUDA although this onnxruntime has it, or what this CPU can't do well; else empty.
-    batch: pictures that the graph takes at once; None is any number.
+    why: the reason for that provider. note: what the user should hear of unasked (an accelerator that was passed over,
+    nodes that fell to the CPU, int8 that this CPU can't sum); mostly empty. batch: pictures that the graph takes at
+    once; None is any number.
     """
 
     session: ort.InferenceSession
     manifest: Manifest
     golden: list[GoldenSample]
     provider: str
+    why: str
+    threads: int
     note: str = ""
     batch: int | None = None
 
 
-def open_model(path: Path, provider: str = "auto", threads: int | None = None) -> OpenModel:
+def open_model(
+    path: Path,
+    provider: str = "auto",
+    threads: int | None = None,
+    device_id: int | None = None,
+    strict: bool = False,
+) -> OpenModel:
     """Open an exported ONNX file and check it against its manifest.
 
-    provider: `auto` (CUDA where it works, else the CPU), `cpu` or `cuda`. threads: intra-op threads; by default the
-    CPUs that this process may use. Raises ModelError, ProviderError.
+    provider: `auto`, or the plain name of one that this onnxruntime has (`cpu`, `cuda`, `openvino` ...). threads:
+    intra-op threads; by default the CPUs that this process may use. device_id: which accelerator of several. strict: a
+    node that falls to the CPU is an error. Raises ModelError, ProviderError, and ValueError where threads is below 1.
     """
-    if provider not in PROVIDERS:
-        raise ProviderError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
     name = printable(str(path))
     _check_file(path, name)
-    session, note = _open_session(path, provider, threads)
+    threads = threads or available_cpus()
+    session, why, note = _open_session(path, _Wishes(provider, threads, device_id, strict))
     manifest, golden = _read_metadata(session, name)
     batch = _check_graph(session, manifest, name)
     used = session.get_providers()[0]
-    notes = [note, _saturation_note(manifest) if used == CPU else ""]
-    return OpenModel(session, manifest, golden, used, "; ".join(filter(None, notes)), batch)
+    notes = [note, _saturation_note(manifest) if used == CPU else _fallen_note(session, used, strict)]
+    return OpenModel(session, manifest, golden, used, why, threads, "; ".join(filter(None, notes)), batch)
+
+
+def plain_name(provider: str) -> str:
+    """`CUDAExecutionProvider` -> `cuda`."""
+    return provider.removesuffix("ExecutionProvider").lower()
 
 
 def available_cpus() -> int:
@@ -95,42 +112,100 @@ def _check_file(path: Path, name: str) -> None:
         )
 
 
-def _open_session(path: Path, provider: str, threads: int | None) -> tuple[ort.InferenceSession, str]:
-    """The session, and a note where `auto` could not take a CUDA provider that this onnxruntime was built with."""
-    built_with_cuda = CUDA in ort.get_available_providers()
-    if provider == "cuda" and not built_with_cuda:
-        raise ProviderError(f"this onnxruntime ({ort.__version__}) was built without CUDA; {_MEND_CUDA}")
-    if provider == "cpu" or not built_with_cuda:
-        return _create(path, [CPU], threads), ""
-    if hasattr(ort, "preload_dlls"):  # 1.21+: finds CUDA and cuDNN in the nvidia-* wheels or beside torch
+class _Wishes(NamedTuple):
+    """What to run a model on."""
+
+    provider: str
+    threads: int
+    device_id: int | None
+    strict: bool
+
+
+class _DidNotStartError(Exception):
+    """An accelerator that this onnxruntime was built with and that does not work here; says why."""
+
+
+def _open_session(path: Path, wishes: _Wishes) -> tuple[ort.InferenceSession, str, str]:
+    """The session, why it is on its provider, and a note where that is not what was hoped for."""
+    here = {plain_name(provider): provider for provider in ort.get_available_providers()}
+    if wishes.provider == "auto" and "cuda" not in here:
+        others = ", ".join(sorted(set(here) - {"cpu", "azure"}))  # Azure's would send pictures elsewhere
+        why = f"to run on {others}, say --provider" if others else "this onnxruntime has no accelerator"
+        return _create(path, CPU, wishes), f"auto: {why}", ""
+    asked = here.get("cuda" if wishes.provider == "auto" else wishes.provider)
+    if asked is None:
+        raise ProviderError(_missing(wishes.provider, here))
+    if asked == CPU:
+        return _create(path, CPU, wishes), "asked for", ""
+    try:
+        return _open_on(path, asked, wishes), "asked for" if wishes.provider != "auto" else "auto: CUDA works", ""
+    except _DidNotStartError as error:
+        if wishes.provider != "auto" or wishes.strict:
+            mend = _MEND_CUDA if asked == CUDA else "use --provider cpu"
+            name = asked.removesuffix("ExecutionProvider")
+            raise ProviderError(f"the {name} provider did not start ({error}); {mend}") from error
+        note = f"CUDA did not start ({error}), running on the CPU"
+        return _create(path, CPU, wishes), f"auto: {note}", note
+
+
+def _missing(name: str, here: dict[str, str]) -> str:
+    if name == "cuda":
+        return f"this onnxruntime ({ort.__version__}) was built without CUDA; {_MEND_CUDA}"
+    known = ", ".join(["auto", *sorted(here)])
+    return f"this onnxruntime ({ort.__version__}) has no provider {printable(name)!r}; it has: {known}"
+
+
+def _open_on(path: Path, provider: str, wishes: _Wishes) -> ort.InferenceSession:
+    """A session on an accelerator, the CPU behind it for nodes that it does not take. Raises _DidNotStartError."""
+    if provider == CUDA and hasattr(ort, "preload_dlls"):  # 1.21+: finds CUDA and cuDNN in nvidia-* wheels or by torch
         ort.preload_dlls()
     try:
-        session = _create(path, [CUDA, CPU], threads)
-        reason = "its libraries or the driver did not load"
+        session = _create(path, provider, wishes)
     except ModelError as error:
-        session = _create(path, [CPU], threads)  # raises where the file is at fault and not CUDA
-        if provider == "cuda":
-            raise ProviderError(f"the CUDA provider did not start ({one_line(error)}); {_MEND_CUDA}") from error
-        return session, f"CUDA did not start ({one_line(error)}), running on the CPU"
-    if session.get_providers()[0] == CUDA:
-        return session, ""
-    if provider == "cuda":
-        raise ProviderError(f"the CUDA provider did not start ({reason}); {_MEND_CUDA}")
-    return session, f"CUDA did not start ({reason}), running on the CPU"
+        _create(path, CPU, wishes._replace(device_id=None))  # raises where the file is at fault and not the provider
+        raise _DidNotStartError(one_line(error)) from error
+    if session.get_providers()[0] != provider:
+        raise _DidNotStartError("its libraries or the driver did not load")
+    return session
 
 
-def _create(path: Path, providers: list[str], threads: int | None) -> ort.InferenceSession:
+def _fallen_note(session: ort.InferenceSession, provider: str, strict: bool) -> str:
+    """Which nodes an accelerator left to the CPU. Raises ProviderError if there are any and they must not be."""
+    if not _RECORDS_NODES:  # then _create left strictness to onnxruntime
+        return ""
+    nodes = [(part.ep_name, node) for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()]
+    fallen = [node.op_type for owner, node in nodes if owner == CPU]
+    if not fallen:
+        return ""
+    kinds = ", ".join(sorted(set(fallen)))
+    found = f"{len(fallen)} of {len(nodes)} nodes run on the CPU and not on {plain_name(provider)} ({printable(kinds)})"
+    if strict:
+        raise ProviderError(f"{found}; leave out --strict to allow it, or use --provider cpu")
+    return found
+
+
+def _create(path: Path, provider: str, wishes: _Wishes) -> ort.InferenceSession:
+    if provider == CPU and wishes.device_id is not None:
+        raise ProviderError("--device-id picks an accelerator, and this runs on the CPU; leave it out")
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = threads or available_cpus()
+    options.intra_op_num_threads = wishes.threads
     options.inter_op_num_threads = 1
     # spinning threads burn the CPU of whoever shares it, and gain nothing for one picture
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    own = [_PROVIDER_OPTIONS.get(provider, {}) for provider in providers]
+    providers, own = [provider], [dict(_PROVIDER_OPTIONS.get(provider, {}))]
+    if wishes.device_id is not None:
+        own[0]["device_id"] = str(wishes.device_id)
+    if provider != CPU:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1" if _RECORDS_NODES else "0")
+        if wishes.strict and not _RECORDS_NODES:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        else:
+            providers, own = [provider, CPU], [*own, {}]
     printed = io.StringIO()
     # onnxruntime's own fallback prints to standard output, and moves a failed run to the CPU without asking; old
     # versions can't be told not to. Swapping standard output is only worth it where there is something to fall from.
-    with contextlib.redirect_stdout(printed) if CUDA in providers else contextlib.nullcontext():
+    with contextlib.redirect_stdout(printed) if provider != CPU else contextlib.nullcontext():
         try:
             session = ort.InferenceSession(
                 str(path), options, providers=providers, provider_options=own, enable_fallback=0

@@ -242,3 +242,33 @@ def test_damaged_files_of_every_kind_are_image_errors_or_pictures():
 def test_a_damaged_golden_sample_names_itself():
     with pytest.raises(ImageError, match=r"^golden sample: "):
         decode_rgb(b"words", "golden sample")
+
+
+# --- what is no file, or too much of one ---
+
+NO_FILE = "is a pipe or a device, not a file; a picture on standard input is named -"
+
+
+def test_a_pipe_that_nobody_writes_to_is_refused_at_once(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert refusal(tmp_path / "pipe.png") == f"{tmp_path}/pipe.png: {NO_FILE}"
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
+def test_a_device_is_refused_unread(device):
+    assert refusal(device) == f"{device}: {NO_FILE}"
+
+
+def test_a_file_too_large_to_be_a_picture_is_refused_unread(tmp_path: Path):
+    path = tmp_path / "sparse.png"
+    with path.open("wb") as file:
+        file.truncate(10**12)
+    assert "1,000,000,000,000 bytes, more than the 67,108,864 that are accepted" in refusal(path)
+
+
+def test_a_jpeg_of_endless_scans_is_refused_unread():
+    data = encode(noise(24, 24), "JPEG", progressive=True)
+    assert preprocess(data, POLICY).shape == (8, 8, 3)
+    last = data.rindex(b"\xff\xda")
+    scan = data[last:-2]
+    assert "more than 100 scans" in refusal(data[:-2] + 200 * scan + data[-2:])

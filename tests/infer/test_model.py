@@ -6,6 +6,7 @@ import io
 import os
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,15 +209,30 @@ def does_not_start(built_with_cuda, monkeypatch):
 
 @pytest.fixture
 def works(built_with_cuda, monkeypatch):
+    """CUDA is listed and works; a function that says which nodes it leaves to the CPU (on a CPU, truly all of them)."""
     real = session.ort.InferenceSession
+    fallen = []
 
     def on_cuda(*args, providers, provider_options, **options):
-        assert dict(zip(providers, provider_options, strict=True)) == {CUDA: {"use_tf32": "0"}, CPU: {}}
+        own = {CUDA: {"use_tf32": "0", **asked}, CPU: {}}
+        assert dict(zip(providers, provider_options, strict=True)) == {name: own[name] for name in providers}
         opened = real(*args, providers=[CPU], **options)
-        opened.get_providers = lambda: providers
+        if CUDA in providers:
+            assert len(opened.get_provider_graph_assignment_info()) > 0  # it was asked to record them
+            opened.get_providers = lambda: providers
+            opened.get_provider_graph_assignment_info = parts
         return opened
 
+    def parts():
+        nodes = {CUDA: ["Conv", "Relu", "Gemm"], CPU: fallen}
+        return [
+            SimpleNamespace(ep_name=name, get_nodes=lambda kinds=kinds: [SimpleNamespace(op_type=k) for k in kinds])
+            for name, kinds in nodes.items()
+        ]
+
+    asked = {}
     monkeypatch.setattr(session.ort, "InferenceSession", on_cuda)
+    return SimpleNamespace(fallen=fallen, asked=asked)
 
 
 def cuda_refusal(path: Path) -> str:
@@ -236,7 +252,8 @@ def test_cuda_on_a_build_without_it_is_an_error_that_says_how_to_mend_it(tiny_pa
 
 
 def test_an_unknown_provider_is_an_error_that_lists_the_known(tiny_path):
-    with pytest.raises(ProviderError, match="unknown provider 'tpu'; known: auto, cpu, cuda"):
+    known = ", ".join(["auto", *sorted(session.plain_name(name) for name in session.ort.get_available_providers())])
+    with pytest.raises(ProviderError, match=rf"has no provider 'tpu'; it has: {known}$"):
         open_model(tiny_path, "tpu")
 
 
@@ -285,9 +302,102 @@ def test_cpu_does_not_even_try_cuda(tiny_path):
 def test_cuda_that_works_is_taken_without_a_note(tiny_path, provider):
     opened = open_model(tiny_path, provider)
     assert (opened.provider, opened.note) == (CUDA, "")
+    assert opened.why == {"auto": "auto: CUDA works", "cuda": "asked for"}[provider]
+
+
+def test_nodes_that_fell_to_the_cpu_are_counted_and_named(tiny_path, works):
+    works.fallen += ["Shape", "Gather", "Shape"]
+    assert open_model(tiny_path, "cuda").note == "3 of 6 nodes run on the CPU and not on cuda (Gather, Shape)"
+
+
+@pytest.mark.parametrize("provider", ["auto", "cuda"])
+def test_strict_makes_a_fallen_node_an_error(tiny_path, works, provider):
+    assert open_model(tiny_path, provider, strict=True).provider == CUDA
+    works.fallen += ["Shape"]
+    with pytest.raises(
+        ProviderError, match=r"1 of 4 nodes run on the CPU and not on cuda \(Shape\); leave out --strict"
+    ):
+        open_model(tiny_path, provider, strict=True)
+
+
+def test_before_1_24_strict_leaves_the_refusal_to_onnxruntime(tiny_path, works, monkeypatch):
+    monkeypatch.setattr(session, "_RECORDS_NODES", False)
+    real = session.ort.InferenceSession
+    seen = []
+
+    def create(path, options, *, providers, **rest):
+        seen.append((options.get_session_config_entry("session.disable_cpu_ep_fallback"), providers))
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
+        return real(path, options, providers=providers, **rest)
+
+    monkeypatch.setattr(session.ort, "InferenceSession", create)
+    open_model(tiny_path, "cuda", strict=True)
+    assert seen == [("1", [CUDA])]
+
+
+@pytest.mark.usefixtures("does_not_start")
+def test_strict_auto_does_not_pass_over_a_broken_cuda(tiny_path):
+    with pytest.raises(ProviderError, match="CUDA failure 35"):
+        open_model(tiny_path, "auto", strict=True)
+
+
+def test_strict_is_content_with_the_cpu_where_it_was_asked_for(tiny_path):
+    assert open_model(tiny_path, "cpu", strict=True).note == ""
+
+
+def test_the_device_id_goes_to_the_accelerator(tiny_path, works):
+    works.asked["device_id"] = "1"
+    assert open_model(tiny_path, "cuda", device_id=1).provider == CUDA
+
+
+def test_a_device_id_for_the_cpu_is_an_error(tiny_path):
+    with pytest.raises(ProviderError, match="--device-id picks an accelerator"):
+        open_model(tiny_path, "cpu", device_id=0)
+
+
+def test_any_provider_that_this_onnxruntime_has_goes_by_its_plain_name(tiny_path, monkeypatch):
+    """One that is listed and does not load falls back to the CPU, as onnxruntime does, and is an error here."""
+    monkeypatch.setattr(session.ort, "get_available_providers", lambda: ["NewThingExecutionProvider", CPU])
+    real = session.ort.InferenceSession
+
+    def on_cpu(*args, providers, provider_options, **options):
+        return real(*args, providers=[CPU], **options)
+
+    monkeypatch.setattr(session.ort, "InferenceSession", on_cpu)
+    with pytest.raises(ProviderError, match="the NewThing provider did not start .*; use --provider cpu"):
+        open_model(tiny_path, "newthing")
+    assert open_model(tiny_path).why == "auto: to run on newthing, say --provider"
+
+
+def other_providers() -> list[str]:
+    """What this onnxruntime has beside the CPU; Azure's has no nodes of its own."""
+    names = (session.plain_name(name) for name in session.ort.get_available_providers())
+    return [name for name in names if name not in ("cpu", "azure")]
+
+
+@pytest.mark.skipif(
+    not other_providers(), reason="this onnxruntime has the CPU alone (pip install onnxruntime-openvino)"
+)
+def test_every_other_provider_that_starts_here_answers_as_the_cpu_does(tiny_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), np.uint8)
+    expected = Predictor(tiny_path, provider="cpu").run(pixels)[1]
+    for name in other_providers():
+        try:
+            predictor = Predictor(tiny_path, provider=name)
+        except ProviderError as error:
+            assert "did not start" in str(error)
+        else:
+            np.testing.assert_allclose(predictor.run(pixels)[1], expected, atol=1e-5)
 
 
 # --- threads ---
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_below_one_are_refused(tiny_path, threads):
+    with pytest.raises(ValueError, match=f"threads must be at least 1, not {threads}"):
+        Predictor(tiny_path, threads=threads)
 
 
 def test_the_session_gets_the_threads_that_were_asked_for(tiny_path):

@@ -242,6 +242,17 @@ def test_16_bit_grey_keeps_its_high_byte():
     np.testing.assert_array_equal(pixels, np.stack([samples >> 8] * 3, axis=-1))
 
 
+def test_the_transparent_level_of_16_bit_grey_becomes_white():
+    samples = np.array([[0x1234, 0x1235], [0x0034, 0x1234]], ">u2")
+    pixels = decode_rgb(png(samples, colour=0, depth=16, before=[chunk(b"tRNS", b"\x12\x34")]), "picture")
+    np.testing.assert_array_equal(pixels[..., 0], [[255, 0x12], [0, 255]])
+
+
+def test_16_bit_grey_of_many_strips_is_whole():
+    samples = np.random.default_rng(0).integers(0, 65536, (600, 3)).astype(">u2")
+    np.testing.assert_array_equal(decode_rgb(png(samples, colour=0, depth=16), "picture")[..., 1], samples >> 8)
+
+
 def test_16_bit_rgb_keeps_its_high_byte():
     samples = np.random.default_rng(0).integers(0, 65536, (8, 8, 3)).astype(">u2")
     np.testing.assert_array_equal(decode_rgb(png(samples, colour=2, depth=16), "picture"), samples >> 8)

@@ -1,0 +1,124 @@
+"""Results as they are written: for people, JSON, JSON lines and CSV, each row as soon as it is there.
+
+A row is a dict: `image` and either `error` or `label`, `probability` and `top` (a list of label and probability), and
+`unsure` where a threshold was given.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, TextIO, Union
+
+from imgcls_infer.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Row = dict[str, Any]
+
+_WIDEST = 60
+_BAR = 10
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+class Table:
+    """For people: a line a picture, with bars on a terminal; errors go to standard error."""
+
+    def __init__(self, out: TextIO, provider: str, classes: Sequence[str], names: Sequence[str], top_k: int) -> None:
+        self._out = out
+        self._bars = out.isatty()
+        self._image = width(names)
+        self._label = width([*classes, "unsure"] if "unsure" in classes else classes)
+
+    def row(self, row: Row) -> None:
+        if "error" in row:
+            self._out.flush()
+            print(f"error: {row['error']}", file=sys.stderr)
+            return
+        name = printable(row["image"]) + ":"
+        self._image = max(self._image, min(len(name) - 1, _WIDEST))
+        answers = [self._answer(entry["label"], entry["probability"]) for entry in row["top"]]
+        if row.get("unsure"):
+            answers.insert(0, "unsure")
+        self._out.write(f"{name:<{self._image + 1}} {'   '.join(answers)}".rstrip() + "\n")
+
+    def _answer(self, label: str, probability: float) -> str:
+        text = f"{printable(label):<{self._label}} {probability:>7.2%}"
+        return f"{text} {bar(probability, self._out.encoding)}" if self._bars else text
+
+    def end(self) -> None:
+        """Nothing comes after the last row."""
+
+
+class Json:
+    """One document, written as it grows."""
+
+    def __init__(self, out: TextIO, provider: str, classes: Sequence[str], names: Sequence[str], top_k: int) -> None:
+        self._out = out
+        self._between = f'{{\n  "provider": {json.dumps(provider)},\n  "results": [\n    '
+
+    def row(self, row: Row) -> None:
+        self._out.write(self._between + json.dumps(row))
+        self._between = ",\n    "
+
+    def end(self) -> None:
+        self._out.write("\n  ]\n}\n")
+
+
+class JsonLines:
+    """A JSON object a line."""
+
+    def __init__(self, out: TextIO, provider: str, classes: Sequence[str], names: Sequence[str], top_k: int) -> None:
+        self._out = out
+
+    def row(self, row: Row) -> None:
+        self._out.write(json.dumps(row) + "\n")
+
+    def end(self) -> None:
+        """Nothing comes after the last line."""
+
+
+class Csv:
+    """A header and a line a picture: image, label, probability, then label_2, probability_2 ..., and error."""
+
+    def __init__(self, out: TextIO, provider: str, classes: Sequence[str], names: Sequence[str], top_k: int) -> None:
+        import csv
+
+        self._count = min(top_k, len(classes))
+        columns = ["image", "label", "probability"]
+        for place in range(2, self._count + 1):
+            columns += [f"label_{place}", f"probability_{place}"]
+        self._writer = csv.writer(out, lineterminator="\n")
+        self._writer.writerow([*columns, "error"])
+
+    def row(self, row: Row) -> None:
+        cells: list[Any] = ["", ""] * self._count
+        if "error" not in row:
+            cells = [cell for entry in row["top"] for cell in (entry["label"], entry["probability"])]
+            cells[0] = row["label"]
+        self._writer.writerow([row["image"], *cells, row.get("error", "")])
+
+    def end(self) -> None:
+        """Nothing comes after the last line."""
+
+
+Writer = Union[Table, Json, JsonLines, Csv]
+WRITERS: dict[str, type[Writer]] = {"table": Table, "json": Json, "jsonl": JsonLines, "csv": Csv}
+
+
+def width(names: Sequence[str]) -> int:
+    """The longest name's length, so that rows line up; one very long name does not push all others off the screen."""
+    return min(max((len(printable(name)) for name in names), default=0), _WIDEST)
+
+
+def bar(share: float, encoding: str = "utf-8") -> str:
+    """A share of 0..1 as ten cells, in eighths of a cell where the encoding has them."""
+    eighths = round(share * _BAR * 8)
+    whole, part = divmod(eighths, 8)
+    text = "█" * whole + (_EIGHTHS[part] if part else "")
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        text = "#" * round(share * _BAR)
+    return text.ljust(_BAR)

@@ -1,0 +1,137 @@
+"""What the command line names -> pictures, one by one: paths, folders, patterns, and standard input.
+
+Nothing is listed whole: folders of any size go by as the file system gives them, in its own order.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Union
+
+from imgcls_infer.errors import ImageError, one_line, printable
+from imgcls_infer.preprocess import MAX_FILE_BYTES, looks_like_a_picture
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+"""What a folder's pictures are told by. A file that is named by itself may be called anything."""
+
+STDIN = "-"
+_HEAD = 14  # enough to tell every format by
+_CHUNK = 2**16
+
+Read = Callable[[int], bytes]
+Found = Union[str, bytes, "UnreadableError"]
+
+
+class UnreadableError(ImageError):
+    """A folder, pattern or list with nothing to classify in it; takes its place among the results.
+
+    name: as it was given.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{printable(name)}: {reason}")
+        self.name = name
+
+
+def expand(arguments: Iterable[str], recursive: bool, read: Read) -> Iterator[Found]:
+    """Paths, the bytes of a picture from standard input, and an UnreadableError where there is nothing.
+
+    read: gives up to that many bytes of standard input, none at its end.
+    """
+    for argument in arguments:
+        if argument == STDIN:
+            yield from _standard_input(recursive, read)
+        elif glob.has_magic(argument) and not os.path.lexists(argument):
+            yield from _pattern(argument, recursive)
+        else:
+            yield from _path(argument, recursive)
+
+
+def _path(path: str, recursive: bool) -> Iterator[Found]:
+    try:
+        is_folder = os.path.isdir(path)
+    except ValueError:  # a NUL in the name
+        is_folder = False
+    if not is_folder:
+        yield path  # a file, or what can't be read and will say so
+        return
+    found = False
+    for item in _folder(path, recursive):
+        found = True
+        yield item
+    if not found:
+        yield UnreadableError(path, "no pictures in this folder" + ("" if recursive else "; --recursive looks deeper"))
+
+
+def _folder(path: str, recursive: bool) -> Iterator[Found]:
+    """A folder's pictures. Links to folders are not followed, they could loop; hidden files are left out."""
+    waiting = [path]
+    while waiting:
+        folder = waiting.pop()
+        inner = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+                        yield entry.path
+                    elif recursive and entry.is_dir(follow_symlinks=False):
+                        inner.append(entry.path)
+        except OSError as error:  # it may have gone since, or be another's
+            yield UnreadableError(folder, f"can't be listed ({error.strerror or one_line(error)})")
+        waiting += sorted(inner, reverse=True)
+
+
+def _pattern(pattern: str, recursive: bool) -> Iterator[Found]:
+    found = False
+    for path in glob.iglob(pattern, recursive=True):
+        if recursive or not os.path.isdir(path):
+            found = True
+            yield from _path(path, recursive)
+    if not found:
+        yield UnreadableError(pattern, "no file matches this pattern")
+
+
+def _standard_input(recursive: bool, read: Read) -> Iterator[Found]:
+    head = b""
+    while len(head) < _HEAD and not head.endswith(b"\n") and (more := read(_CHUNK)):
+        head += more
+    if looks_like_a_picture(head):
+        yield _picture(head, read)
+    elif head:
+        yield from _listed(head, recursive, read)
+    else:
+        yield UnreadableError(STDIN, "standard input is empty; it takes a picture or a list of paths")
+
+
+def _picture(head: bytes, read: Read) -> Found:
+    parts, size = [head], len(head)
+    while size <= MAX_FILE_BYTES and (more := read(_CHUNK)):
+        parts.append(more)
+        size += len(more)
+    if size > MAX_FILE_BYTES:
+        return UnreadableError(STDIN, f"more than the {MAX_FILE_BYTES:,} bytes that are accepted; shrink it")
+    return b"".join(parts)
+
+
+def _listed(head: bytes, recursive: bool, read: Read) -> Iterator[Found]:
+    """Paths, one a line; or with a NUL after each, as `find -print0` and `git ls-files -z` write them."""
+    rest, more = b"", head
+    end = b"\0" if b"\0" in head else b"\n"
+    while more:
+        *names, rest = (rest + more).split(end)
+        for name in filter(None, names):
+            yield from _path(_decoded(name, end), recursive)
+        if len(rest) > _CHUNK:
+            yield UnreadableError(STDIN, "standard input is neither a picture nor a list of paths")
+            return
+        more = read(_CHUNK)
+    if rest:
+        yield from _path(_decoded(rest, end), recursive)
+
+
+def _decoded(name: bytes, end: bytes) -> str:
+    return os.fsdecode(name.removesuffix(b"\r") if end == b"\n" else name)

@@ -15,6 +15,7 @@ from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import decode_all
 from imgcls.errors import DataError, ExportError
+from imgcls.export.embed_resize import check_resize
 from imgcls.export.fold import fold_classifier
 from imgcls.export.golden_files import make_golden_files
 from imgcls.export.job import Converted, Job
@@ -72,7 +73,10 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
     def write(temporary: Path) -> None:
         converted.save(temporary, manifest, golden)
         sizes = (config.batch,) if config.batch else BATCH_SIZES
-        parity = check(_open(temporary), reference, golden, sizes) | converted.facts
+        written = _open(temporary)
+        parity = check(written, reference, golden, sizes) | converted.facts
+        if config.embed_resize:
+            parity |= {"embedded_resize": check_resize(written.run, reference, manifest.resize, golden)}
         converted.save(temporary, replace(manifest, parity=parity), golden)
 
     write_atomically(path, write)
@@ -115,6 +119,8 @@ def _format(config: ExportConfig) -> Format:
         raise ExportError(f"{config.format} has no {config.precision}; it has {', '.join(chosen.precisions)}")
     if config.batch and config.format != "onnx":
         raise ExportError(f"{config.format} takes any number of pictures; --batch goes with onnx")
+    if config.embed_resize and config.format != "onnx":
+        raise ExportError(f"{config.format} has no resize like Pillow's; --embed-resize goes with onnx")
     return chosen
 
 
@@ -124,7 +130,8 @@ def _job(config: ExportConfig, reference: Classifier, manifest: Manifest, golden
         classifier = narrow(classifier, NARROW[config.precision])
     pictures = _calibration_pictures(config, manifest) if config.precision == "int8" else None
     files = make_golden_files(reference, golden, manifest) if config.format == "onnx" else ()
-    return Job(classifier, config.opset, config.batch, pictures, config.target, files)
+    embedded = manifest.resize if config.embed_resize else None
+    return Job(classifier, config.opset, config.batch, pictures, config.target, files, embedded)
 
 
 def _calibration_pictures(config: ExportConfig, manifest: Manifest) -> np.ndarray:

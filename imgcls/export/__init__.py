@@ -68,7 +68,7 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
     reference = checkpoint.classifier()
     golden = golden_samples(reference, list(checkpoint.samples[: config.golden]))
     converted = chosen.convert(_job(config, reference, checkpoint.manifest, golden))
-    manifest = replace(checkpoint.manifest, precision=config.precision, parity={})
+    manifest = replace(checkpoint.manifest, precision=config.precision, parity=converted.facts)
 
     def write(temporary: Path) -> None:
         converted.save(temporary, manifest, golden)
@@ -76,7 +76,7 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
         written = _open(temporary)
         parity = check(written, reference, golden, sizes) | converted.facts
         if config.embed_resize:
-            parity |= {"embedded_resize": check_resize(written.run, reference, manifest.resize, golden)}
+            parity["embedded_resize"] = check_resize(written.run, manifest.resize, golden)
         converted.save(temporary, replace(manifest, parity=parity), golden)
 
     write_atomically(path, write)

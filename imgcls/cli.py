@@ -229,6 +229,11 @@ def _checkpoint_options(function: Command) -> Command:
     help="Merge linear maps first: same answers, less work. --no-fold writes the plain graph.",
 )
 @click.option("--batch", type=click.IntRange(1, 4096), help="onnx: pictures at once. Default: any number.")
+@click.option(
+    "--embed-resize",
+    is_flag=True,
+    help="onnx: put the resize into the graph, for hosts without Pillow: pictures of any size, within a level of 255.",
+)
 @click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option(
     "--samples", type=_FILE, help="Folder of <class>/* to take golden samples from. Default: the checkpoint's."
@@ -256,6 +261,8 @@ def export(checkpoint: Path, samples: Path | None, **options: Any) -> None:
         click.echo("note: no golden samples in the file; --samples FOLDER puts some in", err=True)
     if "quantization" in parity:
         _show_quantization(parity["quantization"])
+    if "embedded_resize" in parity:
+        _show_embedded_resize(parity["embedded_resize"])
     click.echo(
         f"wrote {result.path} ({_megabytes(result.size)}), max |dp| against PyTorch {parity['max_abs_diff']:.1e} "
         f"in batches of {', '.join(map(str, parity['batch_sizes']))}"
@@ -493,6 +500,13 @@ def _show_quantization(chosen: dict[str, Any]) -> None:
     click.echo(
         f"int8 for {chosen['target']}: {chosen['method']} calibration on {chosen['calibrated']} pictures; "
         f"{chosen['agreement']:.2%} of {chosen['judged']} others keep their class{kept}"
+    )
+
+
+def _show_embedded_resize(measured: dict[str, Any]) -> None:
+    click.echo(
+        f"embedded resize: at most {measured['max_levels']} level of 255 off Pillow's, {measured['pixels_off']:.2%} of "
+        f"the pixels, max |dp| {measured['max_abs_diff']:.1e} on {len(measured['sizes'])} pictures of other sizes"
     )
 
 

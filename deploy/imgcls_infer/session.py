@@ -234,14 +234,17 @@ def _read_metadata(session: ort.InferenceSession, name: str) -> tuple[Manifest, 
 def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -> int | None:
     """The graph's inputs and outputs are the contract's: uint8 [N, S, S, 3] -> float32 logits, probabilities [N, K].
 
+    A graph with an embedded resize takes [N, H, W, 3], and pictures of S x S, which it leaves as they are, from us.
     Returns N where the graph fixes it.
     """
-    side, classes = manifest.resize.image_size, len(manifest.classes)
+    embedded = "embedded_resize" in manifest.parity
+    side, classes = "N" if embedded else manifest.resize.image_size, len(manifest.classes)
     inputs = [(node.name, node.type, _shape(node.shape)) for node in session.get_inputs()]
     outputs = {node.name: (node.type, _shape(node.shape)) for node in session.get_outputs()}
     batch = inputs[0][2][0] if inputs and inputs[0][2] else "N"
     if inputs != [("image", "tensor(uint8)", [batch, side, side, 3])]:
-        raise ModelError(f"{name}: its input is not image: uint8 [N, {side}, {side}, 3]; export it with imgcls export")
+        shape = "[N, H, W, 3]" if embedded else f"[N, {side}, {side}, 3]"
+        raise ModelError(f"{name}: its input is not image: uint8 {shape}; export it with imgcls export")
     for output in ("logits", "probabilities"):
         if outputs.get(output) != ("tensor(float)", [batch, classes]):
             raise ModelError(f"{name}: its output {output} is not float32 [N, {classes}]; export it with imgcls export")

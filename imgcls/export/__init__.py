@@ -16,6 +16,7 @@ from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import decode_all
 from imgcls.errors import DataError, ExportError
+from imgcls.export.embed_resize import check_resize
 from imgcls.export.fold import fold_classifier
 from imgcls.export.golden_files import make_golden_files
 from imgcls.export.job import Converted, Folder, Job
@@ -82,12 +83,15 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
     reference = checkpoint.classifier()
     golden = golden_samples(reference, list(checkpoint.samples[: config.golden]))
     converted = chosen.convert(_job(config, reference, checkpoint.manifest, golden))
-    manifest = replace(checkpoint.manifest, precision=config.precision, parity={})
+    manifest = replace(checkpoint.manifest, precision=config.precision, parity=converted.facts)
 
     def write(temporary: Path) -> None:
         converted.save(temporary, manifest, golden)
         sizes = (config.batch,) if config.batch else BATCH_SIZES
-        parity = check(_open(temporary), reference, golden, sizes) | converted.facts
+        written = _open(temporary)
+        parity = check(written, reference, golden, sizes) | converted.facts
+        if config.embed_resize:
+            parity["embedded_resize"] = check_resize(written.run, manifest.resize, golden)
         converted.save(temporary, replace(manifest, parity=parity), golden)
 
     if chosen.folder is None:
@@ -149,6 +153,8 @@ def _format(config: ExportConfig) -> Format:
         raise ExportError(f"{config.format} takes any number of pictures; --batch goes with onnx")
     if config.license and config.format != "huggingface":
         raise ExportError(f"{config.format} has no place for a licence; --license goes with huggingface")
+    if config.embed_resize and chosen.convert is not to_onnx:
+        raise ExportError(f"{config.format} has no resize like Pillow's; --embed-resize goes with onnx")
     return chosen
 
 
@@ -158,7 +164,8 @@ def _job(config: ExportConfig, reference: Classifier, manifest: Manifest, golden
         classifier = narrow(classifier, NARROW[config.precision])
     pictures = _calibration_pictures(config, manifest) if config.precision == "int8" else None
     files = make_golden_files(reference, golden, manifest) if FORMATS[config.format].convert is to_onnx else ()
-    return Job(classifier, config.opset, config.batch, pictures, config.target, files)
+    embedded = manifest.resize if config.embed_resize else None
+    return Job(classifier, config.opset, config.batch, pictures, config.target, files, embedded)
 
 
 def _calibration_pictures(config: ExportConfig, manifest: Manifest) -> np.ndarray:

@@ -30,12 +30,15 @@ def make_golden_files(
     """
     if not samples:
         return ()
-    pictures = [_enlarged(samples[index % len(samples)], index) for index in range(4)]
+    images = [Image.fromarray(samples[index % len(samples)].pixels()) for index in range(4)]
+    side = images[0].width
     files = {
-        "plain.png": _encoded(pictures[0], "PNG"),
-        "transparent.png": _encoded(_with_alpha(pictures[1]), "PNG"),
-        "plain.jpg": _encoded(pictures[2], "JPEG", quality=90, subsampling=2),
-        "turned.jpg": _encoded(pictures[3], "JPEG", quality=85, progressive=True, exif=_exif(_TURN_RIGHT)),
+        "plain.png": _encoded(_blocks(images[0], _odd(side, 0)), "PNG"),
+        "transparent.png": _encoded(_blocks(_with_alpha(images[1]), _odd(side, 1)), "PNG"),
+        "plain.jpg": _encoded(_smooth(images[2], _odd(side, 2)), "JPEG", quality=80, subsampling=2),
+        "turned.jpg": _encoded(
+            _smooth(images[3], _odd(side, 3)), "JPEG", quality=80, progressive=True, exif=_exif(_TURN_RIGHT)
+        ),
     }
     return tuple(_golden_file(name, data, classifier, manifest) for name, data in files.items())
 
@@ -53,12 +56,19 @@ def _golden_file(name: str, data: bytes, classifier: Classifier, manifest: Manif
     )
 
 
-def _enlarged(sample: GoldenSample, index: int) -> Image.Image:
-    """The sample as an oblong picture with odd sides, upright or lying: every resize policy has work to do."""
-    image = Image.fromarray(sample.pixels())
-    side = image.width
-    shorter, longer = (min(_LARGEST, side * numerator // 4 | 1) for numerator in (7, 11))
-    size = (longer + 2 * index, shorter) if index % 2 else (shorter, longer + 2 * index)
+def _odd(side: int, index: int) -> tuple[int, int]:
+    """An oblong size with odd sides, upright or lying: every resize policy has work to do."""
+    shorter, longer = (min(_LARGEST, side * eighths // 8 | 1) for eighths in (11, 17))
+    return (longer + 2 * index, shorter) if index % 2 else (shorter, longer + 2 * index)
+
+
+def _blocks(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """In few blocks with hard edges: a small PNG, since an int8 file of 0.6 MB has few kB for proofs."""
+    return image.reduce(2).resize(size, Image.Resampling.NEAREST)
+
+
+def _smooth(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Without hard edges: a small JPEG."""
     return image.resize(size, Image.Resampling.BICUBIC)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 from imgcls_infer.manifest import Manifest
 
+from imgcls.export.embed_resize import PIXELS
 from imgcls.runtimes import open_model
 
 
@@ -49,10 +50,11 @@ def info(path: Path) -> ModelInfo:
 
 def _read_graph(path: Path) -> tuple[dict[str, int], tuple[Layer, ...]]:
     model = onnx.load(path)
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    known = [value for value in model.graph.value_info if value.name == PIXELS]  # what comes before it has any size
     del model.graph.value_info[:]
-    for output in model.graph.output:
-        output.type.tensor_type.shape.dim[0].dim_value = 1
+    model.graph.value_info.extend(known)
+    for value in (model.graph.input[0], *model.graph.value_info, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
     graph = onnx.shape_inference.infer_shapes(model).graph
     return dict(Counter(node.op_type for node in graph.node).most_common()), _layers(graph)
 

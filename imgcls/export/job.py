@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from imgcls_infer.manifest import GoldenFile, GoldenSample, Manifest
+from imgcls_infer.manifest import GoldenFile, GoldenSample, Manifest, ResizePolicy
 
 from imgcls.networks import Classifier
 
@@ -21,7 +21,7 @@ class Job:
 
     opset, batch: ONNX's; batch None is any number of pictures at once. calibration: pictures, uint8 [N, S, S, 3], make
     an int8 file; None keeps the classifier's own precision. target: the CPU that int8 is for. golden_files: for ONNX,
-    whose device checks stage 1 with them.
+    whose device checks stage 1 with them. embedded: the resize that the graph is to begin with; None is none.
     """
 
     classifier: Classifier
@@ -30,6 +30,7 @@ class Job:
     calibration: np.ndarray | None = None
     target: str = "x86-vnni"
     golden_files: tuple[GoldenFile, ...] = ()
+    embedded: ResizePolicy | None = None
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,24 @@ def _to_int8(
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
+    _drop_zero_points(result.graph)
     return result
+
+
+def _drop_zero_points(graph: onnx.GraphProto) -> None:
+    """Of the int32 biases, where they are zeros, which is what ONNX takes for a missing one: as large as the biases.
+
+    The weights keep theirs: with none on a Gemm onnxruntime 1.32 computes in float, and 1.20 fails as it runs.
+    """
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    dropped = {
+        node.input.pop()
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and types.get(node.input[0]) == onnx.TensorProto.INT32
+    }
+    kept = [tensor for tensor in graph.initializer if tensor.name not in dropped]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _correct_biases(quantised: onnx.ModelProto, model: onnx.ModelProto, means: dict[str, np.ndarray]) -> None:

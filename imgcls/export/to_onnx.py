@@ -24,6 +24,7 @@ from imgcls_infer.manifest import (
 )
 
 from imgcls.errors import ExportError
+from imgcls.export.embed_resize import embed_resize
 from imgcls.export.job import Converted, Job
 
 IR_VERSION = 10
@@ -33,7 +34,8 @@ IR_VERSION = 10
 def to_onnx(job: Job) -> Converted:
     """Trace the classifier, and quantise it where job.calibration says so.
 
-    The graph: `image` uint8 [batch, S, S, 3] -> `logits`, `probabilities` float32 [batch, K]. Raises ExportError.
+    The graph: `image` uint8 [batch, S, S, 3], with job.embedded [batch, height, width, 3] -> `logits`, `probabilities`
+    float32 [batch, K]. Raises ExportError.
     """
     model = _trace(job)
     _strip(model)
@@ -45,6 +47,9 @@ def to_onnx(job: Job) -> Converted:
         model, quantization = quantize(model, job.calibration, job.target)
         _strip(model)
         facts["quantization"] = quantization.to_dict()
+    if job.embedded:
+        embed_resize(model, job.embedded)
+        facts["embedded_resize"] = {}  # its figures come with the file's check
     if job.batch:
         _fix_batch(model.graph, job.batch)
     _check(model)

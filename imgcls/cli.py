@@ -15,6 +15,7 @@ from imgcls import __version__
 from imgcls.errors import ImgclsError
 
 if TYPE_CHECKING:
+    from imgcls.bench import BenchResult
     from imgcls.checkpoint import Checkpoint
     from imgcls.evaluation import DetailedScores
     from imgcls.export.info import ModelInfo
@@ -372,6 +373,76 @@ def _show_json(document: dict[str, Any]) -> None:
     click.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
+@command.command(epilog="Example: imgcls bench models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test")
+@_checkpoint_options
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=_FILE)
+@click.option("--data", "data_dir", type=_FILE, default="data/test", show_default=True, help="Pictures: <class>/*.")
+@click.option(
+    "--provider",
+    "providers",
+    type=click.Choice(["cpu", "cuda", "auto"]),
+    default=("cpu",),
+    show_default=True,
+    multiple=True,
+    help="onnxruntime's execution provider for ONNX files; each file runs on each that is given.",
+)
+@click.option("--batch-size", type=click.IntRange(1, 65536), default=64, show_default=True, help="Of the throughput.")
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of each runtime."
+)
+@click.option("--pictures", type=click.IntRange(min=1), default=256, show_default=True, help="Pictures to take.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Rounds of opening, of fresh processes, and through the pictures.",
+)
+@click.option("--plot", type=_FILE, metavar="FILE.png", help="Draw the figures, too.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output instead of the table.")
+@click.option("--markdown", is_flag=True, help="A Markdown table on standard output instead.")
+def bench(
+    checkpoint: Path,
+    models: tuple[Path, ...],
+    data_dir: Path,
+    plot: Path | None,
+    as_json: bool,
+    markdown: bool,
+    **options: Any,
+) -> None:
+    """Measure exported files and PyTorch eager side by side, in turns, on the same pictures.
+
+    File size, load time, cold start and peak memory of a whole process, latency of one picture, throughput in batches,
+    and parity. Exits with 1 if a file does not answer as the checkpoint does.
+    """
+    from imgcls.bench import bench as run
+    from imgcls.config import BenchConfig
+    from imgcls.data.folder import scan_folder
+    from imgcls.files import require_writable
+
+    if as_json and markdown:
+        raise click.UsageError("--json and --markdown exclude each other")
+    if plot is not None:
+        require_writable(plot)
+    described = {name: options.pop(name) for name in _DESCRIPTION}
+    loaded = _load_checkpoint(checkpoint, **described)
+    result = run(loaded, BenchConfig(checkpoint, models, **options), scan_folder(data_dir, loaded.manifest.classes))
+    from imgcls.report import bench_markdown, plot_bench
+
+    if as_json:
+        _show_json(result.to_dict())
+    elif markdown:
+        click.echo(bench_markdown(result), nl=False)
+    else:
+        _show_bench(result)
+    if plot is not None:
+        plot_bench(result, plot)
+        click.echo(f"wrote {plot}", err=as_json or markdown)
+    if not result:
+        failed = ", ".join(row.file for row in result.rows if not row.parity)
+        raise ImgclsError(f"{failed}: does not answer as its checkpoint does; imgcls verify --bisect says where")
+
+
 @command.command("eval", epilog="Example: imgcls eval models/cnn.pth --data data/test --output runs/eval")
 @_checkpoint_options
 @click.option("--data", "data_dir", type=_FILE, default="data/test", show_default=True, help="Pictures: <class>/*.")
@@ -596,6 +667,28 @@ def _show_parity(result: VerifyResult) -> None:
             click.echo(f"{report.path}: {problem}", err=True)
     if result.skipped:
         click.echo(f"skipped {result.skipped} unreadable pictures", err=True)
+
+
+def _show_bench(result: BenchResult) -> None:
+    from imgcls_infer.preprocess import printable
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from imgcls.report import bench_cells, bench_conditions, short_names
+
+    cells = bench_cells(result)
+    table = Table()
+    for column in ("file", "runtime"):
+        table.add_column(column, overflow="fold")
+    for column in cells[0]:
+        table.add_column(column, justify="right")
+    files = short_names([row.file for row in result.rows])
+    for file, row, figures in zip(files, result.rows, cells, strict=True):
+        names = (printable(file), f"{row.runtime}\n{row.precision}")
+        table.add_row(*map(Text, names), *("\n".join(filter(None, cell)) for cell in figures.values()))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    click.echo(bench_conditions(result))
 
 
 def _parity_lines(report: ParityReport) -> list[str]:

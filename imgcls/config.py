@@ -202,3 +202,21 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.precision == "int8" and self.calibration is None:
             raise ImgclsError("--precision int8 needs --calibration, the folder of training pictures")
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """One bench of exported files against their checkpoint.
+
+    models: exported files. providers: onnxruntime's for the ONNX files among them, each in a row of its own.
+    threads: CPU threads of every runtime. pictures: how many to use. repeats: how often to open each file, start each
+    process and go through the pictures.
+    """
+
+    checkpoint: Path
+    models: tuple[Path, ...]
+    providers: tuple[str, ...] = ("cpu",)
+    batch_size: int = 64
+    threads: int = 1
+    pictures: int = 256
+    repeats: int = 5

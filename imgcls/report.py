@@ -1,4 +1,6 @@
-"""Figures for people: plots as PNG, an evaluation as a folder of files, a verification as a page. Needs no torch.
+"""Figures for people: plots as PNG, an evaluation as a folder of files, a verification as a page, a bench as a table.
+
+Needs no torch.
 
 Colours are Okabe and Ito's (Color Universal Design, 2008) and matplotlib's Blues: told apart with any colour vision.
 """
@@ -10,8 +12,10 @@ import html
 import io
 import json
 import math
+import os
+import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +35,7 @@ from imgcls.files import write_atomically
 from imgcls.progress import progress_bar
 
 if TYPE_CHECKING:
+    from imgcls.bench import BenchResult, BenchRow
     from imgcls.evaluation import CalibrationBin, Evaluation, WrongAnswer
     from imgcls.parity import ChangedAnswer, ParityReport, VerifyResult
 
@@ -305,6 +310,115 @@ def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
     return [*parts, f'<div class="sheet">{"".join(map(_changed_picture, largest))}</div>']
 
 
+def bench_cells(result: BenchResult) -> list[dict[str, tuple[str, str]]]:
+    """A bench's figures by column, one dict a runtime: each a figure with its unit, and its ratio (empty: has none)."""
+    batches = f"pictures/s in {result.config.batch_size}s"
+    reference, rows = result.reference, []
+    for row in result.rows:
+        remembered = row.memory.ratio(reference.memory) if row.memory and reference.memory else None
+        p50, p95, p99 = (_seconds(row.latency.quantile(share)) for share in (0.5, 0.95, 0.99))
+        figures = {
+            "size": (_bytes(row.size), row.size / reference.size),
+            "load": (_seconds(row.load.median), row.load.ratio(reference.load)),
+            "cold start": (_seconds(row.cold_start.median), row.cold_start.ratio(reference.cold_start)),
+            "peak memory": (_bytes(row.memory.median) if row.memory else "?", remembered),
+            "one picture, p50": (p50, row.latency.ratio(reference.latency)),
+            "p95": (p95, None),
+            "p99": (p99, None),
+            batches: (f"{result.throughput(row):,.0f}", 1 / row.batch.ratio(reference.batch)),
+            "max |dp|": (f"{row.parity.max_abs:.1e}", None),
+            "same class": (f"{row.parity.top1_agreement:.2%}", None),
+            "accuracy": (f"{row.parity.accuracy:.2%}", None),
+        }
+        own = row is not reference
+        rows.append({name: (text, _times(ratio) if own and ratio else "") for name, (text, ratio) in figures.items()})
+    return rows
+
+
+def short_names(files: Sequence[str]) -> list[str]:
+    """Files without the folders that all of them share."""
+    try:
+        shared = os.path.commonpath([Path(file).absolute().parent for file in files])
+    except ValueError:  # Windows: they are on several drives
+        return list(files)
+    return [os.path.relpath(file, shared) for file in files]
+
+
+def bench_conditions(result: BenchResult) -> str:
+    """What the figures depend on, in a line."""
+    machine, config = result.machine, result.config
+    libraries = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime"))
+    rounds, threads = _counted(config.repeats, "round"), _counted(config.threads, "thread")
+    return (
+        f"{result.pictures:,} pictures, {rounds}, {threads}; {machine['cpu'] or 'unknown CPU'}, "
+        f"{libraries}; stage 1 (file to pixels, the same for all) {_seconds(result.stage_1.median)} a picture; "
+        "x: times PyTorch eager's figure, in the same rounds"
+    )
+
+
+def bench_markdown(result: BenchResult) -> str:
+    """A bench as a Markdown table, with its conditions below."""
+    cells = bench_cells(result)
+    files = short_names([row.file for row in result.rows])
+    names = [(_bar(file), _bar(row.runtime), row.precision) for file, row in zip(files, result.rows, strict=True)]
+    lines = [
+        "| " + " | ".join(["file", "runtime", "precision", *(_bar(name) for name in cells[0])]) + " |",
+        "|---|---|---|" + "---:|" * len(cells[0]),
+    ]
+    for name, row in zip(names, cells, strict=True):
+        figures = [f"{text} ({ratio})" if ratio else text for text, ratio in row.values()]
+        lines.append("| " + " | ".join([*name, *figures]) + " |")
+    return "\n".join([*lines, "", bench_conditions(result)]) + "\n"
+
+
+def plot_bench(result: BenchResult, path: Path) -> None:
+    """A bench as PNG: a panel for each figure, a bar for each runtime. Raises ImgclsError where it can't be written."""
+    batches = f"pictures/s in batches of {result.config.batch_size} (longer is better)"
+    panels: list[tuple[str, str, Callable[[BenchRow], Any]]] = [
+        ("cold start", "cold start of a process, one picture file (s)", lambda row: row.cold_start.median),
+        (
+            "peak memory",
+            "peak memory of that process (MB)",
+            lambda row: row.memory.median / 1e6 if row.memory else None,
+        ),
+        ("size", "file size (MB)", lambda row: row.size / 1e6),
+        ("load", "load in a running process (ms)", lambda row: row.load.median * 1e3),
+        ("one picture, p50", "one picture: median, and 95 and 99 % (ms)", lambda row: row.latency.median * 1e3),
+        (f"pictures/s in {result.config.batch_size}s", batches, result.throughput),
+    ]
+    cells, places = bench_cells(result), np.arange(len(result.rows))
+    names = [
+        f"{_shortened(printable(file))}\n{row.runtime}\nsame class {row.parity.top1_agreement:.2%}"
+        for file, row in zip(short_names([row.file for row in result.rows]), result.rows, strict=True)
+    ]
+    colours = [GREY, *[BLUE] * (len(result.rows) - 1)]
+    with matplotlib.style.context(_STYLE):
+        figure = Figure(figsize=(15, 1.9 + 1.05 * len(result.rows)), layout="constrained")
+        for axes, (key, title, value) in zip(figure.subplots(2, 3, sharey=True).flat, panels, strict=True):
+            values = [value(row) or 0.0 for row in result.rows]
+            axes.barh(places, values, 0.62, color=colours)
+            ends = values
+            if key.startswith("one picture"):
+                ends = [row.latency.quantile(0.99) * 1e3 for row in result.rows]
+                axes.hlines(places, values, ends, colors="black", linewidth=1)
+                marks = [row.latency.quantile(0.95) * 1e3 for row in result.rows]
+                axes.plot(marks, places, "|", color="black", markersize=7)
+                axes.plot(ends, places, "|", color="black", markersize=11)
+            for place, end, row in zip(places, ends, cells, strict=True):
+                text = "  ".join(filter(None, row[key]))
+                axes.annotate(text, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
+            axes.set_title(title, fontsize=10, loc="left")
+            axes.set_xlim(0, 1.42 * max([*ends, 1e-9]))
+            axes.set_yticks(places, names, fontsize=9, parse_math=False)
+            axes.tick_params(axis="y", length=0)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.xaxis.set_major_formatter("{x:,g}")
+            axes.set_ylim(len(result.rows) - 0.5, -0.5)  # the first on top
+        conditions = "\n".join(textwrap.wrap(bench_conditions(result), 200))
+        figure.suptitle(conditions, x=0.01, ha="left", fontsize=9, color=GREY, parse_math=False)
+        _save(figure, path)
+
+
 def plot_parity(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> str:
     """Both runtimes' probabilities, float [N, K]: a scatter and a histogram of |difference|, a PNG as data URI."""
     p, q = expected.ravel(), actual.ravel()
@@ -357,6 +471,30 @@ def _changed_picture(answer: ChangedAnswer) -> str:
         f'<figure><img alt="" src="{_data_uri(file.getvalue())}"><figcaption>{caption}<br>margin {answer.margin:.1e}'
         f'<br><span class="note">{_text(Path(answer.path).name)}</span></figcaption></figure>'
     )
+
+
+def _seconds(value: float) -> str:
+    """With a unit in which it has a digit before the point."""
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.0f} us"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 1e6:,.2f} MB" if value < 1e7 else f"{value / 1e6:,.0f} MB"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("s" if count != 1 else "")
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:#.2g}x" if ratio < 9.95 else f"{ratio:,.0f}x"
+
+
+def _bar(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return printable(text).replace("|", "\\|")
 
 
 def _badge(passed: bool) -> str:

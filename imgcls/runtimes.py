@@ -55,10 +55,15 @@ def run_module(module: torch.nn.Module | Module, device: str = "cpu") -> Run:
     return run
 
 
-def open_model(path: Path, provider: str = "cpu") -> Runtime:
+def is_torch_file(path: Path) -> bool:
+    """Whether torch runs an exported file, by its suffix; else it is ONNX, and onnxruntime does."""
+    return path.suffix.lower() in (*TORCHSCRIPT_SUFFIXES, ".pt2")
+
+
+def open_model(path: Path, provider: str = "cpu", threads: int | None = None) -> Runtime:
     """An exported file: TorchScript or torch.export by suffix, else ONNX, through the device's own predictor.
 
-    Raises InferError.
+    threads: of onnxruntime on the CPU, by default all; torch's number is the process's. Raises InferError.
     """
     if path.suffix.lower() in TORCHSCRIPT_SUFFIXES:
         return _open_torch(path, "TorchScript", _load_torchscript)
@@ -66,7 +71,7 @@ def open_model(path: Path, provider: str = "cpu") -> Runtime:
         return _open_torch(path, "torch.export", _load_torch_export)
     from imgcls_infer.predictor import Predictor
 
-    predictor = Predictor(path, provider=provider)
+    predictor = Predictor(path, provider=provider, threads=threads)
     name = f"onnxruntime ({predictor.provider.removesuffix('ExecutionProvider')})"
 
     def with_threads(count: int) -> Run:
@@ -77,8 +82,7 @@ def open_model(path: Path, provider: str = "cpu") -> Runtime:
 
 def open_on_each(path: Path, providers: tuple[str, ...]) -> list[Runtime]:
     """An exported file on each execution provider; TorchScript and torch.export have one. Raises InferError."""
-    one = path.suffix.lower() in (*TORCHSCRIPT_SUFFIXES, ".pt2")
-    return [open_model(path, provider) for provider in (providers[:1] if one else providers)]
+    return [open_model(path, provider) for provider in (providers[:1] if is_torch_file(path) else providers)]
 
 
 def _torch_threads(run: Run) -> Callable[[int], Run]:

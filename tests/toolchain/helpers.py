@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
-SAMPLE = Path(__file__).parents[2] / "data" / "sample"
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "data" / "sample"
+
+
+def load_benchmark(name: str) -> ModuleType:
+    """A script of benchmarks/, as a module; they may import each other."""
+    folder = str(ROOT / "benchmarks")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
 
 
 def make_pictures(root: Path, classes: dict[str, int], size: int = 32, seed: int = 0) -> Path:

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
-from helpers import SAMPLE
+from helpers import SAMPLE, load_benchmark
 from imgcls_infer.selfcheck import HALVES
 
 from imgcls.data.folder import Folder, scan_folder
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "faults.py"
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("faults", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["faults"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-faults = load_script()
+faults = load_benchmark("faults")
 
 CHOSEN = (
     "conv1: one weight 5 % larger",

@@ -6,7 +6,6 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import onnx
 import pytest
@@ -20,7 +19,6 @@ from imgcls_infer.manifest import MANIFEST_KEY, Manifest, ResizePolicy
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import PIXELS_TO_PROBABILITIES
 from onnx import numpy_helper
-from PIL import Image
 
 from imgcls.cli import command
 from imgcls.config import ExportConfig
@@ -215,54 +213,6 @@ def test_zero_probabilities_give_a_finite_divergence():
     certain = Outputs(np.array([[200, 0]], np.float32), np.array([[1, 0]], np.float32))
     wrong = Outputs(np.array([[0, 200]], np.float32), np.array([[0, 1]], np.float32))
     assert np.isfinite(measure(certain, wrong).max_kl)
-
-
-# --- pictures of all kinds ---
-
-
-def write_variants(photo: Image.Image, folder: Path) -> None:
-    """One photograph in every form that stage 1 takes."""
-    folder.mkdir(parents=True)
-    exif = Image.Exif()
-    for orientation in range(2, 9):
-        exif[0x0112] = orientation
-        photo.save(folder / f"exif{orientation}.jpg", quality=88, exif=exif)
-    photo.save(folder / "progressive.jpg", quality=75, progressive=True, subsampling=2)
-    photo.convert("CMYK").save(folder / "cmyk.jpg", quality=90)
-    photo.convert("L").save(folder / "grey.jpg", quality=90)
-    photo.save(folder / "lossy.webp", quality=70)
-    photo.save(folder / "lossless.webp", lossless=True)
-    photo.save(folder / "plain.bmp")
-    photo.save(folder / "animated.gif", save_all=True, append_images=[photo.rotate(90)])
-    photo.quantize(64).save(folder / "palette.png")
-    Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(folder / "grey16.png")
-    photo.convert("1").save(folder / "bilevel.png")
-    faded = photo.copy()
-    faded.putalpha(Image.linear_gradient("L").resize(photo.size))
-    faded.save(folder / "alpha.png")
-    faded.save(folder / "alpha.webp")
-    faded.convert("LA").save(folder / "grey-alpha.png")
-
-
-def test_photographs_of_every_size_and_format_agree_on_every_float32_runtime(trained, model_file, tmp_path):
-    path, checkpoint = trained
-    classes = checkpoint.manifest.classes
-    photo = Image.open(Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")).convert("RGB")
-    small = [Image.open(found).convert("RGB") for found in sorted((SAMPLE / "test").glob("*/*.png"))[::125]]
-    sizes = ((333, 77), (31, 33), (5, 400), (1, 1), (640, 481))
-    photos = [photo.resize((201, 235)), *(each.resize(size) for each, size in zip([photo, *small], sizes, strict=True))]
-    for label, each in zip(classes, photos, strict=False):
-        write_variants(each, tmp_path / "pictures" / label)
-    models = {"m.onnx": model_file}
-    for name, kind in (("m.pt", "torchscript"), ("m.pt2", "torch-export")):
-        export_model(ExportConfig(path, kind, tmp_path / name), checkpoint)
-        models[name] = tmp_path / name
-    folder = scan_folder(tmp_path / "pictures", classes)
-    result = verify(checkpoint, [(name, open_model(file)) for name, file in models.items()], folder)
-    assert result, [report.problems for report in result.reports]
-    assert result.skipped == 0
-    assert [report.count for report in result.reports] == [6 * 20] * 3
-    assert all(report.top1_agreement == 1 for report in result.reports)
 
 
 # --- probes ---

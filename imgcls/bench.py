@@ -1,0 +1,423 @@
+"""The same pictures through every runtime of a checkpoint: size, load, cold start, latency, throughput, memory, parity.
+
+Everything is measured in turns, one runtime after the other, round by round, so that a busy moment hits all alike; a
+ratio is the median over the rounds of own figure / PyTorch eager's in the same round. Ratios last; seconds depend on
+the machine and its mood. What a whole process takes (cold start, peak memory) is measured on whole processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from imgcls_infer.errors import ImageError, ModelError
+from imgcls_infer.preprocess import preprocess
+
+from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from imgcls.config import BenchConfig
+from imgcls.data.folder import Folder
+from imgcls.errors import DataError, ImgclsError
+from imgcls.parity import Outputs, ParityReport, compare, default_tolerance
+from imgcls.progress import Advance, progress_bar
+from imgcls.runtimes import Run, Runtime, eager, is_torch_file, open_model
+
+SCHEMA = 1
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+
+_EAGER = "PyTorch eager (cpu)"
+_PROCESS_TIMEOUT = 600  # seconds; a cold start takes a few
+
+# A process's peak memory is what wait4 says, and exec takes over its parent's: so a small process starts the large one
+_LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+if hasattr(os, "wait4"):
+    _, status, usage = os.wait4(child.pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+else:
+    code, peak = child.wait(), None
+print(json.dumps([code, time.perf_counter() - start, peak]))
+"""
+
+# What a short script on PyTorch alone does for one picture; sys.argv: model, threads, picture, resize policy
+_SCRIPT_HEAD = """
+import json, sys
+import torch
+from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.preprocess import preprocess
+torch.set_num_threads(int(sys.argv[2]))
+pixels = torch.tensor(preprocess(sys.argv[3], ResizePolicy(**json.loads(sys.argv[4]))))[None]
+"""
+_SCRIPT_TAIL = """
+with torch.inference_mode():
+    print(int(module(pixels)[1].argmax()))
+"""
+_LOAD = {
+    "eager": "from pathlib import Path\nfrom imgcls.checkpoint import load_checkpoint\n"
+    "module = load_checkpoint(Path(sys.argv[1])).classifier()",
+    "torchscript": "module = torch.jit.load(sys.argv[1])",
+    "torch.export": "module = torch.export.load(sys.argv[1]).module()",
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One figure of one runtime, round by round: seconds, or bytes of memory."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.values))
+
+    def quantile(self, share: float) -> float:
+        return float(np.quantile(self.values, share))
+
+    def ratio(self, reference: Series) -> float:
+        """Median over the rounds of own / the reference's in the same round."""
+        return float(np.median(np.divide(self.values, reference.values)))
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One runtime. size: bytes of the file. latency: seconds a picture alone; batch: seconds a batch; load: of opening.
+
+    cold_start: seconds of a whole process for one picture file, from start to exit; memory: that process's peak, bytes
+    (None where the system does not say). parity: against PyTorch eager, on the pictures of the bench.
+    """
+
+    file: str
+    runtime: str
+    precision: str
+    size: int
+    load: Series
+    cold_start: Series
+    memory: Series | None
+    latency: Series
+    batch: Series
+    parity: ParityReport
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """All runtimes, PyTorch eager first. bool(result): whether all answer as it does.
+
+    stage_1: seconds from picture file to pixels, which is the same code for all. pictures: how many were used.
+    """
+
+    rows: tuple[BenchRow, ...]
+    stage_1: Series
+    pictures: int
+    config: BenchConfig
+    machine: dict[str, str]
+
+    def __bool__(self) -> bool:
+        return all(row.parity for row in self.rows)
+
+    @property
+    def reference(self) -> BenchRow:
+        return self.rows[0]
+
+    def throughput(self, row: BenchRow) -> float:
+        """Pictures a second in batches."""
+        return self.config.batch_size / row.batch.median
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: seconds, bytes, shares 0..1; a ratio is own / PyTorch eager's."""
+        return {
+            "schema": SCHEMA,
+            "reference": _EAGER,
+            "machine": self.machine,
+            "pictures": self.pictures,
+            "batch_size": self.config.batch_size,
+            "threads": self.config.threads,
+            "repeats": self.config.repeats,
+            "stage_1_seconds": self.stage_1.median,
+            "runtimes": [self._row(row) for row in self.rows],
+        }
+
+    def _row(self, row: BenchRow) -> dict[str, Any]:
+        reference = self.reference
+        memory = row.memory.ratio(reference.memory) if row.memory and reference.memory else None
+        return {
+            "file": row.file,
+            "runtime": row.runtime,
+            "precision": row.precision,
+            "size": row.size,
+            "load_seconds": row.load.median,
+            "cold_start_seconds": row.cold_start.median,
+            "peak_memory": row.memory.median if row.memory else None,
+            "latency_seconds": {name: row.latency.quantile(share) for name, share in QUANTILES.items()},
+            "pictures_per_second": self.throughput(row),
+            "max_abs": row.parity.max_abs,
+            "top1_agreement": row.parity.top1_agreement,
+            "accuracy": row.parity.accuracy,
+            "passed": bool(row.parity),
+            "ratios": {
+                "size": row.size / reference.size,
+                "load": row.load.ratio(reference.load),
+                "cold_start": row.cold_start.ratio(reference.cold_start),
+                "peak_memory": memory,
+                "latency": row.latency.ratio(reference.latency),
+                "pictures_per_second": 1 / row.batch.ratio(reference.batch),
+            },
+        }
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A runtime to measure. open: from the file to something that runs; command: the same as a process of its own."""
+
+    file: str
+    size: int
+    open: Callable[[], Runtime]
+    command: tuple[str, ...]
+
+
+def bench(checkpoint: Checkpoint, config: BenchConfig, folder: Folder) -> BenchResult:
+    """Measure PyTorch eager and each of config.models on each of config.providers, on pictures of `folder`.
+
+    folder: scanned with the checkpoint's classes. Raises DataError where no picture can be read, InferError of a model,
+    ImgclsError where a model is no export of this checkpoint or a process of its own fails.
+    """
+    paths, pixels, labels, stage_1 = _pictures(folder, checkpoint, config.pictures)
+    with tempfile.TemporaryDirectory() as temporary, _torch_threads(config.threads):
+        own = Path(temporary, "checkpoint.pth")  # a bare .pth does not say how it is opened
+        save_checkpoint(own, checkpoint.network(), checkpoint.manifest)
+        candidates = [_eager(own, config), *_exported(config)]
+        with progress_bar("benchmarking", _steps(config, len(candidates), len(pixels))) as advance:
+            runtimes, loads = _load(candidates, config.repeats, advance)
+            for candidate, runtime in zip(candidates[1:], runtimes[1:], strict=True):
+                _require_export(candidate.file, runtime, checkpoint)
+            reports = _parity(runtimes, candidates, checkpoint, pixels, labels, paths)
+            started = _cold_starts(candidates, paths[0], checkpoint, config, advance)
+            runs = [runtime.run for runtime in runtimes]
+            latencies = _timed(runs, pixels, 1, config.repeats, advance)
+            batches = _timed(runs, pixels, config.batch_size, config.repeats, advance)
+    rows = tuple(
+        BenchRow(
+            file=candidates[index].file,
+            runtime=runtime.name,
+            precision=runtime.manifest.precision,
+            size=candidates[index].size,
+            load=loads[index],
+            cold_start=started[index][0],
+            memory=started[index][1],
+            latency=latencies[index],
+            batch=batches[index],
+            parity=reports[index],
+        )
+        for index, runtime in enumerate(runtimes)
+    )
+    return BenchResult(rows, stage_1, len(pixels), config, _machine())
+
+
+def _eager(path: Path, config: BenchConfig) -> _Candidate:
+    command = (sys.executable, "-c", _script("eager"), str(path), str(config.threads))
+    size = config.checkpoint.stat().st_size
+    return _Candidate(str(config.checkpoint), size, lambda: eager(load_checkpoint(path)), command)
+
+
+def _exported(config: BenchConfig) -> Iterator[_Candidate]:
+    """Each file on each provider; TorchScript and torch.export have but one."""
+    threads = str(config.threads)
+    for path in config.models:
+        if not path.is_file():
+            raise ModelError(f"{path}: no such model file")
+        size = path.stat().st_size
+        if is_torch_file(path):
+            kind = "torch.export" if path.suffix.lower() == ".pt2" else "torchscript"
+            script = (sys.executable, "-c", _script(kind), str(path), threads)
+            yield _Candidate(str(path), size, partial(open_model, path), script)
+            continue
+        for provider in config.providers:
+            options = ("--model", str(path), "--provider", provider, "--threads", threads)
+            command = (sys.executable, "-m", "imgcls_infer", *options)
+            yield _Candidate(str(path), size, partial(open_model, path, provider, config.threads), command)
+
+
+def _script(kind: str) -> str:
+    return _SCRIPT_HEAD + _LOAD[kind] + _SCRIPT_TAIL
+
+
+def _require_export(file: str, runtime: Runtime, checkpoint: Checkpoint) -> None:
+    """Figures side by side mean something for the same network on the same pixels only."""
+    own, expected = runtime.manifest, checkpoint.manifest
+    if own.weights_sha256 != expected.weights_sha256 or own.resize != expected.resize:
+        raise ImgclsError(f"{file}: is no export of this checkpoint (other weights or another resize); export it again")
+
+
+def _pictures(folder: Folder, checkpoint: Checkpoint, count: int) -> tuple[list[str], np.ndarray, np.ndarray, Series]:
+    """Readable pictures drawn with a fixed seed: paths, uint8 [N, S, S, 3], labels, and the time that each took."""
+    order = np.random.default_rng(0).permutation(len(folder.paths))[:count]
+    paths, pixels, labels, seconds = [], [], [], []
+    for index in order.tolist():
+        start = time.perf_counter()
+        try:
+            pixels.append(preprocess(folder.paths[index], checkpoint.manifest.resize))
+        except ImageError:
+            continue
+        seconds.append(time.perf_counter() - start)
+        paths.append(str(folder.paths[index]))
+        labels.append(folder.labels[index])
+    if not pixels:
+        raise DataError(f"{folder.root}: none of {len(order)} pictures can be read")
+    return paths, np.stack(pixels), np.asarray(labels), Series(tuple(seconds))
+
+
+def _load(candidates: Sequence[_Candidate], repeats: int, advance: Advance) -> tuple[list[Runtime], list[Series]]:
+    """Open every runtime `repeats` times. The first opening of all is not counted: it loads the libraries."""
+    runtimes = [candidate.open() for candidate in candidates]
+    seconds: list[list[float]] = [[] for _ in candidates]
+    for turn in range(repeats):
+        for index in _turns(len(candidates), turn):
+            start = time.perf_counter()
+            candidates[index].open()
+            seconds[index].append(time.perf_counter() - start)
+            advance(1)
+    return runtimes, [Series(tuple(values)) for values in seconds]
+
+
+def _parity(
+    runtimes: Sequence[Runtime],
+    candidates: Sequence[_Candidate],
+    checkpoint: Checkpoint,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    paths: Sequence[str],
+) -> list[ParityReport]:
+    """Each runtime's report against the first one, in the tolerance of its precision."""
+    outputs = [_outputs(runtime.run, pixels) for runtime in runtimes]
+    precisions = {runtime.manifest.precision for runtime in runtimes}
+    tolerances = {precision: default_tolerance(checkpoint, precision) for precision in precisions}
+    return [
+        compare(
+            outputs[0],
+            found,
+            checkpoint.manifest,
+            runtime.manifest,
+            labels,
+            paths,
+            name=runtime.name,
+            path=candidate.file,
+            tolerance=tolerances[runtime.manifest.precision],
+        )
+        for candidate, runtime, found in zip(candidates, runtimes, outputs, strict=True)
+    ]
+
+
+def _outputs(run: Run, pixels: np.ndarray, size: int = 64) -> Outputs:
+    parts = [run(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+    logits, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Outputs(logits, probabilities)
+
+
+def _cold_starts(
+    candidates: Sequence[_Candidate], picture: str, checkpoint: Checkpoint, config: BenchConfig, advance: Advance
+) -> list[tuple[Series, Series | None]]:
+    """Seconds and peak memory of a fresh process each time: import, load, one picture, exit."""
+    resize = json.dumps(vars(checkpoint.manifest.resize))
+    found: list[list[tuple[float, float | None]]] = [[] for _ in candidates]
+    for turn in range(-1, config.repeats):
+        for index in _turns(len(candidates), turn):
+            command = candidates[index].command
+            words = (picture, resize) if "-c" in command else (picture,)
+            measured = _process((*command, *words), candidates[index].file)
+            if turn >= 0:  # the first round fills the system's file cache
+                found[index].append(measured)
+            advance(1)
+    return [_process_series(measured) for measured in found]
+
+
+def _process_series(measured: Sequence[tuple[float, float | None]]) -> tuple[Series, Series | None]:
+    seconds = Series(tuple(second for second, _ in measured))
+    peaks = tuple(peak for _, peak in measured if peak is not None)
+    return seconds, Series(peaks) if peaks else None
+
+
+def _process(command: tuple[str, ...], file: str) -> tuple[float, float | None]:
+    """Run a command to its end: seconds, and peak memory in bytes. Raises ImgclsError where it fails."""
+    launched = (sys.executable, "-I", "-S", "-c", _LAUNCHER, *command)
+    try:
+        done = subprocess.run(
+            launched, capture_output=True, encoding="utf-8", errors="replace", timeout=_PROCESS_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ImgclsError(f"{file}: a process of its own takes more than {_PROCESS_TIMEOUT} seconds") from error
+    code, seconds, peak = json.loads(done.stdout or "[1, 0, null]")
+    if code:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ImgclsError(f"{file}: a process of its own fails with code {code} ({reason[:300]})")
+    return seconds, peak
+
+
+def _timed(runs: Sequence[Run], pixels: np.ndarray, size: int, repeats: int, advance: Advance) -> list[Series]:
+    """Seconds of each batch of `size` pictures, all pictures `repeats` times; the runs take turns batch by batch."""
+    count = -(-len(pixels) // size)
+    batches = np.resize(pixels, (count, size, *pixels.shape[1:]))  # the last batch is filled with the first pictures
+    for run in runs:
+        run(batches[0])  # the first run allocates
+    seconds: list[list[float]] = [[] for _ in runs]
+    for turn in range(repeats):
+        for number, batch in enumerate(batches):
+            for index in _turns(len(runs), turn + number):
+                start = time.perf_counter()
+                runs[index](batch)
+                seconds[index].append(time.perf_counter() - start)
+            advance(1)
+    return [Series(tuple(values)) for values in seconds]
+
+
+def _turns(count: int, turn: int) -> list[int]:
+    """Everybody once, beginning with another one each time: nobody always comes after the same one."""
+    return [(index + turn) % count for index in range(count)]
+
+
+def _steps(config: BenchConfig, candidates: int, pictures: int) -> int:
+    passes = pictures + -(-pictures // config.batch_size)
+    return config.repeats * (candidates + passes) + (config.repeats + 1) * candidates
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _machine() -> dict[str, str]:
+    """What the seconds depend on."""
+    return {
+        "cpu": _cpu_name(),
+        "cpus": str(os.cpu_count()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "onnxruntime", "pillow")},
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

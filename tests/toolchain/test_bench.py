@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from helpers import SAMPLE
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from PIL import Image
+
+from imgcls import bench as module
+from imgcls.bench import Series, bench
+from imgcls.cli import command
+from imgcls.config import BenchConfig, ExportConfig
+from imgcls.data.folder import Folder, scan_folder
+from imgcls.errors import DataError, ImgclsError
+from imgcls.export import export_model
+from imgcls.report import bench_cells, plot_bench, short_names
+
+SHORT = ("--data", str(SAMPLE / "test"), "--pictures", "9", "--repeats", "1", "--batch-size", "4")
+
+
+@pytest.fixture(scope="module")
+def models(trained, tmp_path_factory):
+    """The checkpoint, exported in each format."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, kind in (("cnn.onnx", "onnx"), ("cnn.pt", "torchscript"), ("cnn.pt2", "torch-export")):
+        export_model(ExportConfig(trained[0], kind, folder / name), trained[1])
+    return folder
+
+
+@pytest.fixture
+def no_processes(monkeypatch):
+    """Processes of their own take seconds each; here they are said to take so long and so much."""
+    monkeypatch.setattr(module, "_process", lambda command, file: (2.0 if "-c" in command else 0.5, 1e8))
+
+
+def run(*arguments):
+    return CliRunner().invoke(command, ["bench", *map(str, arguments)])
+
+
+def test_real_processes_and_real_figures(trained, models, tmp_path):
+    """The main job, as one types it."""
+    result = run(trained[0], models / "cnn.onnx", *SHORT, "--json", "--plot", tmp_path / "bench.png")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    reference, found = document["runtimes"]
+    assert (document["pictures"], document["batch_size"], document["threads"]) == (9, 4, 1)
+    assert (reference["runtime"], found["runtime"]) == ("PyTorch eager (cpu)", "onnxruntime (CPU)")
+    assert (reference["max_abs"], reference["ratios"]["latency"]) == (0, 1)
+    assert found["passed"]
+    assert found["top1_agreement"] == 1
+    assert found["size"] == (models / "cnn.onnx").stat().st_size
+    assert 0 < found["latency_seconds"]["p50"] <= found["latency_seconds"]["p95"] <= found["latency_seconds"]["p99"]
+    assert found["peak_memory"] < reference["peak_memory"] / 2  # no torch in that process
+    assert found["ratios"]["cold_start"] < 1
+    with Image.open(tmp_path / "bench.png") as image:
+        assert min(image.size) > 500
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cnn.pt", "torchscript"), ("cnn.pt2", "torch.export")])
+def test_the_short_scripts_run(trained, models, name, kind):
+    resize = json.dumps(vars(trained[1].manifest.resize))
+    picture = min((SAMPLE / "test").glob("*/*.png"))
+    script = (sys.executable, "-c", module._script(kind), str(models / name), "1", str(picture), resize)
+    seconds, peak = module._process(script, name)
+    assert seconds > 0.1
+    assert peak is None or peak > 1e8
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "wait4"), reason="this system does not say a process's peak memory")
+def test_the_peak_memory_is_the_processs_own_and_not_its_parents():
+    peaks = [module._process((sys.executable, "-S", "-c", f"x = b'x' * {size}"), "x")[1] for size in (1, 150_000_000)]
+    assert peaks[0] < 60e6  # this process, which has torch in it, is far larger
+    assert 140e6 < peaks[1] - peaks[0] < 200e6
+
+
+def test_a_process_that_fails_is_one_line():
+    with pytest.raises(ImgclsError, match=r"m\.onnx: a process of its own fails with code 3 \(no luck\)"):
+        module._process((sys.executable, "-c", "import sys; print('no luck', file=sys.stderr); sys.exit(3)"), "m.onnx")
+
+
+def test_every_runtime_has_a_row_in_each_kind_of_table(trained, models, no_processes):
+    files = [models / name for name in ("cnn.onnx", "cnn.pt", "cnn.pt2")]
+    text = run(trained[0], *files, *SHORT)
+    assert text.exit_code == 0, text.output
+    assert [text.output.count(name) for name in ("TorchScript", "torch.export", "PyTorch eager (cpu)")] == [1, 1, 1]
+    markdown = run(trained[0], *files, *SHORT, "--markdown")
+    head, rule, *rows, _, conditions, _ = markdown.output.split("\n")
+    assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in short_names([trained[0], *files])]
+    assert len({line.replace(r"\|", "").count("|") for line in (head, rule, *rows)}) == 1
+    assert all("500 ms (0.25x)" in row for row in rows if "onnxruntime" in row)
+    assert "9 pictures" in conditions
+
+
+def test_a_runtime_that_answers_otherwise_fails_after_its_table(trained, models, no_processes, tmp_path):
+    model = onnx.load(models / "cnn.onnx")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("fc2_layer.bias"))
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[::-1].copy() + 1, tensor.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    result = run(trained[0], tmp_path / "damaged.onnx", *SHORT, "--markdown")
+    assert result.exit_code == 1
+    assert "damaged.onnx" in result.stdout
+    assert "does not answer as its checkpoint does" in result.stderr
+
+
+def test_an_export_of_another_checkpoint_is_refused(trained, models, no_processes):
+    other = replace(trained[1], manifest=replace(trained[1].manifest, weights_sha256="0" * 64))
+    folder = scan_folder(SAMPLE / "test")
+    with pytest.raises(ImgclsError, match=r"cnn\.onnx: is no export of this checkpoint"):
+        bench(other, BenchConfig(trained[0], (models / "cnn.onnx",), pictures=2, repeats=1), folder)
+
+
+def test_pictures_that_cant_be_read_are_left_out(trained, models, no_processes, tmp_path):
+    good = min((SAMPLE / "test").glob("*/*.png"))
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    classes = trained[1].manifest.classes
+    config = BenchConfig(trained[0], (models / "cnn.onnx",), repeats=1, batch_size=3)
+    assert bench(trained[1], config, Folder(tmp_path, classes, (bad, good, good), (0, 0, 0))).pictures == 2
+    with pytest.raises(DataError, match="none of 1 pictures can be read"):
+        bench(trained[1], config, Folder(tmp_path, classes, (bad,), (0,)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nowhere.onnx"], 1, "nowhere.onnx: no such model file"),
+        (["{pth}"], 1, "a PyTorch file"),
+        (["{onnx}", "--data", "nowhere"], 1, "nowhere: no such folder"),
+        (["{onnx}", "--json", "--markdown"], 2, "exclude each other"),
+        (["{onnx}", "--repeats", "0"], 2, "--repeats"),
+        (["{onnx}", "--plot", "{folder}"], 1, "is a folder; name a file"),
+        ([], 2, "MODEL"),
+    ],
+)
+def test_bad_input_is_one_line(trained, models, arguments, code, words):
+    names = {"pth": trained[0], "onnx": models / "cnn.onnx", "folder": models}
+    data = [] if "--data" in arguments else SHORT[:2]
+    result = run(trained[0], *(argument.format(**names) for argument in arguments), *data)
+    assert result.exit_code == code, result.output
+    assert words in result.output
+    assert code == 2 or result.output.count("\n") == 1
+
+
+def test_the_number_of_threads_is_put_back(trained, models, no_processes, monkeypatch):
+    honest, seen = module._outputs, []
+
+    def outputs(run, pixels):
+        seen.append(torch.get_num_threads())
+        return honest(run, pixels)
+
+    monkeypatch.setattr(module, "_outputs", outputs)
+    config = BenchConfig(trained[0], (models / "cnn.pt",), pictures=2, repeats=1)
+    torch.set_num_threads(2)
+    try:
+        bench(
+            trained[1],
+            BenchConfig(trained[0], (models / "cnn.pt",), pictures=2, repeats=1),
+            scan_folder(SAMPLE / "test"),
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert seen == [1, 1]
+
+
+def test_a_system_that_does_not_say_the_memory(trained, models, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_process", lambda command, file: (1.0, None))
+    config = BenchConfig(trained[0], (models / "cnn.onnx",), pictures=2, repeats=1)
+    result = bench(trained[1], config, scan_folder(SAMPLE / "test"))
+    assert [row["peak memory"] for row in bench_cells(result)] == [("?", ""), ("?", "")]
+    assert result.to_dict()["runtimes"][1]["ratios"]["peak_memory"] is None
+    plot_bench(result, tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+@given(st.lists(st.tuples(st.floats(1e-6, 10), st.floats(0.1, 10)), min_size=1, max_size=20), st.floats(0.1, 10))
+def test_a_ratio_is_of_the_same_round_so_a_busy_moment_does_not_matter(rounds, factor):
+    reference = Series(tuple(seconds * busy for seconds, busy in rounds))
+    own = Series(tuple(value * factor for value in reference.values))
+    assert own.ratio(reference) == pytest.approx(factor)
+    assert min(reference.values) <= reference.median <= max(reference.values)
+
+
+@given(st.integers(1, 8), st.integers(-1, 50))
+def test_everybody_has_one_turn_a_round_and_is_first_now_and_then(count, start):
+    rounds = [module._turns(count, turn) for turn in range(start, start + count)]
+    assert all(sorted(turns) == list(range(count)) for turns in rounds)
+    assert sorted(turns[0] for turns in rounds) == list(range(count))
+
+
+def test_the_runs_take_turns_and_the_last_batch_is_full():
+    calls = []
+
+    def runner(name):
+        return lambda pixels: calls.append((name, len(pixels), pixels[:, 0, 0, 0].tolist()))
+
+    pixels = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    seconds = module._timed([runner("a"), runner("b")], pixels, 3, 2, lambda steps: None)
+    assert [len(series.values) for series in seconds] == [4, 4]
+    assert [name for name, *_ in calls[2:]] == list("abbabaab")
+    assert [found for *_, found in calls[2:6:3]] == [[0, 1, 2], [3, 4, 0]]

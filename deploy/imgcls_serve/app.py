@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -30,6 +30,7 @@ from imgcls_serve.limits import Gate, Limits, before, read_body
 from imgcls_serve.metrics import Measured, Metrics
 from imgcls_serve.open_inference import ProtocolError
 
+_LOG = logging.getLogger(__name__)
 _TOP_K = 5
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
@@ -79,7 +80,12 @@ class _Service:
             routes=routes,
             lifespan=self._lifespan,
             middleware=[Middleware(Measured, metrics=self._metrics)],
-            exception_handlers={HTTPException: _refused, ClientDisconnect: _gone, Exception: _failed},
+            exception_handlers={
+                HTTPException: _refused,
+                ModelError: _model_failed,
+                ClientDisconnect: _gone,
+                Exception: _bug,
+            },
         )
 
     @asynccontextmanager
@@ -93,9 +99,9 @@ class _Service:
         """A picture (the body), or several (a form's files). A form's picture that fails is a row among the others."""
         with self._admitted() as deadline:
             top_k = _top_k(request)
-            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            known = {"model": self._name, "provider": self._predictor.provider}
+            kind = _content_type(request)
             body = await read_body(request, self._limits, deadline)
+            known = {"model": self._name, "provider": self._predictor.provider}
             if kind == "multipart/form-data":
                 files = await _form_files(request, body, self._gate.limit)
                 with self._gate.admit(len(files) - 1):
@@ -103,8 +109,6 @@ class _Service:
                 results = [{"image": printable(file), **row} for (file, _), row in zip(files, rows, strict=True)]
                 status = 422 if all("error" in row for row in rows) else 200
                 return JSONResponse({**known, "results": results}, status)
-            if not (kind.startswith("image/") or kind in ("", "application/octet-stream")):
-                raise HTTPException(415, f"{printable(kind)}: send a picture as image/*, or a form with files")
             if not body:
                 raise HTTPException(400, "an empty body; send a picture's bytes")
             (row,) = await self._classify([body], top_k, deadline)
@@ -210,6 +214,14 @@ def _top_k(request: Request) -> int:
     return int(text)
 
 
+def _content_type(request: Request) -> str:
+    """A form's, a picture's, or none. Raises HTTPException 415 for any other."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("multipart/form-data", "application/octet-stream", "") or kind.startswith("image/"):
+        return kind
+    raise HTTPException(415, f"{printable(kind)}: send a picture as image/*, or a form with files")
+
+
 class _InMemory(MultiPartParser):
     spool_max_size = 2**62  # the body was in memory already, and the disk may be read-only
 
@@ -238,9 +250,14 @@ async def _refused(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
-async def _failed(_: Request, error: Exception) -> Response:
-    """A ModelError says what is wrong; of anything else the log has the traceback, and the client learns nothing."""
-    return JSONResponse({"error": str(error) if isinstance(error, ModelError) else "internal error"}, 500)
+async def _model_failed(_: Request, error: Exception) -> Response:
+    _LOG.error("error: %s", error)
+    return JSONResponse({"error": str(error)}, 500)
+
+
+async def _bug(_: Request, __: Exception) -> Response:
+    """The log has the traceback; the client learns nothing."""
+    return JSONResponse({"error": "internal error"}, 500)
 
 
 async def _gone(_: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,7 +86,7 @@ def command(
         from imgcls_serve.app import create_app
         from imgcls_serve.batching import Batching
         from imgcls_serve.limits import Limits
-        from imgcls_serve.server import listen, serve
+        from imgcls_serve.server import create_server, listen, serve
     except ModuleNotFoundError as error:
         raise _failure(f"no module {error.name}; the server needs pip install 'imgcls-infer[serve]'") from None
     from imgcls_infer.session import available_cpus
@@ -99,12 +100,22 @@ def command(
         listener = listen(host, port)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise _failure(f"can't listen on {printable(host)}:{port} ({reason}); choose another --host or --port") from None
+        raise _failure(
+            f"can't listen on {printable(host)}:{port} ({reason}); choose another --host or --port"
+        ) from None
     known_as = name or _model_name(chosen)
     batching = Batching(max_batch, max_delay / 1000, decode_threads or available_cpus())
     app = create_app(predictor, known_as, batching, Limits(max_bytes, timeout, queue))
     click.echo(f"imgcls-serve: {known_as} ({_summary(predictor)}) at {_address(*listener.getsockname()[:2])}", err=True)
-    serve(app, listener, timeout, access_log)
+    _log(access_log)
+    serve(create_server(app, timeout, access_log), listener)
+
+
+def _log(access: bool) -> None:
+    """Warnings and tracebacks to standard error, and a line for each request where that is wanted."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if access:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
 
 
 def _open(model: str | None, provider: str, threads: int | None) -> Predictor:

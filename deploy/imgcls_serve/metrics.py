@@ -18,9 +18,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "imgcls_requests", "Requests answered.", ["endpoint", "status"], registry=self.registry
-        )
+        self.requests = Counter("imgcls_requests", "Requests answered.", ["endpoint", "status"], registry=self.registry)
         self.seconds = Histogram(
             "imgcls_request_seconds",
             "From a request's headers to its answer.",
@@ -63,7 +61,7 @@ class Measured:
         try:
             await self.app(scope, receive, watched)
         finally:
-            # the handler's name and not the path: a path is the client's to choose, and each would be a series of its own
+            # the handler's name and not the path, which is the client's to choose: each would be a series of its own
             endpoint = getattr(scope.get("endpoint"), "__name__", "none")
             self.metrics.requests.labels(endpoint, status).inc()
             self.metrics.seconds.labels(endpoint).observe(time.perf_counter() - started)

@@ -140,9 +140,9 @@ def _wanted(document: dict[str, Any]) -> dict[str, bool]:
         return dict.fromkeys(_OUTPUTS, raw)
     wanted = {}
     for entry in listed if isinstance(listed, list) else [None]:
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if name not in _OUTPUTS:
-            raise ProtocolError(f"unknown output {name!r}; the model has {', '.join(_OUTPUTS)}"[:200])
+        if not isinstance(entry, dict) or entry.get("name") not in _OUTPUTS:
+            raise ProtocolError(f"unknown output {entry!r}"[:150] + f"; the model has {', '.join(_OUTPUTS)}")
+        name = entry["name"]
         parameters = _parameters(entry)
         if parameters.get("classification"):
             raise ProtocolError("the classification extension is not supported; ask POST /predict")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import socket
 import sys
@@ -22,17 +21,8 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=1024)
 
 
-def serve(app: Starlette, listener: socket.socket, grace: float, access_log: bool) -> None:
-    """Answer requests until SIGTERM or SIGINT; then finish those that were accepted, within `grace` seconds, and exit.
-
-    Raises SystemExit(0) after a signal.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn stops on its own handlers, and then raises the signal again for those that it found: these
-        signal.signal(number, _exit)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    if access_log:
-        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+def create_server(app: Starlette, grace: float, access_log: bool = False) -> uvicorn.Server:
+    """grace: seconds that accepted requests get to finish once the server is told to stop."""
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -43,11 +33,15 @@ def serve(app: Starlette, listener: socket.socket, grace: float, access_log: boo
         server_header=False,
         timeout_graceful_shutdown=int(grace) + 1,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)
 
 
-def _exit(*_: object) -> None:
-    sys.exit(0)
+def serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Answer requests until SIGTERM or SIGINT, finish those that were accepted, and raise SystemExit(0)."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn stops on handlers of its own, and then raises the signal again for those that it found: these
+        signal.signal(number, lambda *_: sys.exit(0))
+    server.run(sockets=[listener])
 
 
 class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # h11's or httptools', as installed

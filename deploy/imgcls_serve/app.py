@@ -90,7 +90,7 @@ class _Service:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        async with self._batcher.started():
+        with self._batcher.started():
             yield
 
     # --- pictures ---

@@ -3,17 +3,22 @@
 Each picture is decoded in a pool of threads (stage 1) and then waits for the one thread that runs the session. While
 that thread works, pictures gather, and the next batch takes them all: so a busy server batches without waiting. An
 idle one runs a picture as soon as no other is being decoded; only where some are, it waits for them, max_delay at most.
+
+None of this passes through the event loop, which hears of a picture once, when its answer is there: so a crowd of
+requests that are refused does not slow down those that were accepted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Union
 
 import numpy as np
 from imgcls_infer.predictor import Predictor
@@ -38,7 +43,7 @@ class Batching:
 class _Waiting:
     pixels: np.ndarray
     answer: asyncio.Future[Outputs]
-    since: float
+    since: float = field(default_factory=time.monotonic)
 
 
 class Batcher:
@@ -49,80 +54,102 @@ class Batcher:
         self._batching = batching
         self._metrics = metrics
         self._decoders = ThreadPoolExecutor(batching.decode_threads, "decode")
-        self._runner = ThreadPoolExecutor(1, "session")
+        self._runner = threading.Thread(target=self._work, name="session", daemon=True)
+        self._changed = threading.Condition()  # guards what follows
         self._waiting: deque[_Waiting] = deque()
         self._decoding = 0
-        self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     @property
     def running(self) -> bool:
-        return self._task is not None and not self._task.done()
+        return self._runner.is_alive()
 
-    @contextlib.asynccontextmanager
-    async def started(self) -> AsyncIterator[None]:
+    @contextlib.contextmanager
+    def started(self) -> Iterator[None]:
         """Runs batches as long as the context lasts."""
-        self._task = asyncio.create_task(self._work())
+        self._runner.start()
         try:
             yield
         finally:
-            self._task.cancel()
-            for pool in (self._decoders, self._runner):
-                pool.shutdown(wait=False, cancel_futures=True)
+            self._decoders.shutdown(wait=False, cancel_futures=True)
+            with self._changed:
+                self._stopping = True
+                self._changed.notify()
 
-    async def classify(self, picture: bytes) -> Outputs:
-        """The answer for a picture file. Raises ImageError, ModelError."""
-        self._decoding += 1
-        try:
-            pixels = await asyncio.get_running_loop().run_in_executor(
-                self._decoders, preprocess, picture, self._predictor.manifest.resize
-            )
-        finally:
-            self._decoding -= 1
-            self._changed.set()
-        return await self.submit(pixels)
+    def classify(self, picture: bytes) -> asyncio.Future[Outputs]:
+        """The answer to come for a picture file; it may be cancelled. ImageError, ModelError are raised by it."""
+        answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+        with self._changed:
+            self._decoding += 1
+        self._decoders.submit(self._decode, picture, answer)
+        return answer
 
     def submit(self, pixels: np.ndarray) -> asyncio.Future[Outputs]:
         """The answer to come for a preprocessed picture, uint8 [image_size, image_size, 3]; it may be cancelled."""
-        loop = asyncio.get_running_loop()
-        entry = _Waiting(pixels, loop.create_future(), loop.time())
-        self._waiting.append(entry)
-        self._changed.set()
-        return entry.answer
+        answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+        with self._changed:
+            self._waiting.append(_Waiting(pixels, answer))
+            self._changed.notify()
+        return answer
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            batch = await self._gather(loop)
+    def _decode(self, picture: bytes, answer: asyncio.Future[Outputs]) -> None:
+        waiting = []
+        try:
+            if not answer.done():
+                waiting = [_Waiting(preprocess(picture, self._predictor.manifest.resize), answer)]
+        except Exception as error:
+            _deliver([answer], [error])
+        finally:
+            with self._changed:
+                self._decoding -= 1
+                self._waiting += waiting
+                self._changed.notify()
+
+    def _work(self) -> None:
+        while batch := self._gather():
             try:
-                logits, probabilities = await loop.run_in_executor(self._runner, self._run, batch)
+                results: list[Union[Outputs, Exception]] = list(zip(*self._run(batch), strict=True))
             except Exception as error:  # each request that waits for this batch reports it
-                for entry in batch:
-                    if not entry.answer.done():
-                        entry.answer.set_exception(error)
-                continue
-            for entry, *outputs in zip(batch, logits, probabilities, strict=True):
-                if not entry.answer.done():
-                    entry.answer.set_result((outputs[0], outputs[1]))
+                results = [error] * len(batch)
+            _deliver([entry.answer for entry in batch], results)
 
-    async def _gather(self, loop: asyncio.AbstractEventLoop) -> list[_Waiting]:
-        """The next batch: as many pictures as wait, max_batch at most, without those that nobody waits for any more."""
-        while True:
-            self._changed.clear()
-            while self._waiting and self._waiting[0].answer.done():
-                self._waiting.popleft()
-            left = self._waiting[0].since + self._batching.max_delay - loop.time() if self._waiting else None
-            full = len(self._waiting) >= self._batching.max_batch
-            if left is not None and (full or self._decoding == 0 or left <= 0):
+    def _gather(self) -> list[_Waiting]:
+        """The next batch: as many pictures as wait, max_batch at most, without those that nobody waits for any more.
+
+        Empty when there is to be none.
+        """
+        with self._changed:
+            while not self._stopping:
+                while self._waiting and self._waiting[0].answer.done():
+                    self._waiting.popleft()
                 count = min(len(self._waiting), self._batching.max_batch)
-                taken = [self._waiting.popleft() for _ in range(count)]
-                return [entry for entry in taken if not entry.answer.done()]
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), left)
+                left = self._waiting[0].since + self._batching.max_delay - time.monotonic() if count else None
+                if left is not None and (count == self._batching.max_batch or self._decoding == 0 or left <= 0):
+                    taken = [self._waiting.popleft() for _ in range(count)]
+                    return [entry for entry in taken if not entry.answer.done()]
+                self._changed.wait(left)
+        return []
 
-    def _run(self, batch: list[_Waiting]) -> Outputs:
+    def _run(self, batch: list[_Waiting]) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and probabilities, float32 [N, K] each."""
         started = time.perf_counter()
         outputs = self._predictor.run(np.stack([entry.pixels for entry in batch]))
         self._metrics.batch_size.observe(len(batch))
         self._metrics.batch_seconds.observe(time.perf_counter() - started)
         return outputs
+
+
+def _deliver(answers: list[asyncio.Future[Outputs]], results: Sequence[Union[Outputs, Exception]]) -> None:
+    """Hand results to the event loop that waits for them, in one call."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        answers[0].get_loop().call_soon_threadsafe(_set_results, answers, results)
+
+
+def _set_results(answers: list[asyncio.Future[Outputs]], results: Sequence[Union[Outputs, Exception]]) -> None:
+    for answer, result in zip(answers, results, strict=True):
+        if answer.done():
+            continue
+        if isinstance(result, Exception):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)

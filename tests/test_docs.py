@@ -16,7 +16,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "data/README.md",
 ]
-COMMAND = re.compile(r"(?:^ {4}|`)(?:torchrun [^`]*-m )?(imgcls(?:-infer)? [^`\n#]+)", re.MULTILINE)
+COMMAND = re.compile(r"(?:^ {4}|`)(?:torchrun [^`]*-m )?(imgcls(?:-infer|-serve)? [^`\n#]+)", re.MULTILINE)
 
 
 def commands():
@@ -32,6 +32,10 @@ def resolve(words):
     """The click command that the words name, and the words that are left."""
     if words[0] == "imgcls-infer":
         from imgcls_infer.cli import command
+
+        return command, words[1:]
+    if words[0] == "imgcls-serve":
+        from imgcls_serve.cli import command
 
         return command, words[1:]
     from imgcls.cli import command

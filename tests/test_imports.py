@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 INFER = ROOT / "deploy" / "imgcls_infer"
+SERVE = ROOT / "deploy" / "imgcls_serve"
 TOOLCHAIN = ROOT / "imgcls"
 PICTURE = min((ROOT / "data" / "sample" / "test").glob("*/*.png"))
 
@@ -58,6 +59,10 @@ def test_the_predictors_help_loads_click_alone():
     assert third_party(loaded(command("imgcls_infer", "--help"))) == {"imgcls_infer", "click"}
 
 
+def test_the_servers_help_loads_click_alone():
+    assert third_party(loaded(command("imgcls_serve", "--help"))) == {"imgcls_serve", "imgcls_infer", "click"}
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["verify", "--help"]], ids=" ".join)
 def test_the_toolchains_help_loads_click_alone(arguments):
     assert third_party(loaded(command("imgcls", *arguments))) == {"imgcls", "imgcls_infer", "click"}
@@ -69,7 +74,7 @@ def test_classifying_a_picture_loads_the_four_dependencies_alone():
     assert {module for module in modules if module.endswith("ImagePlugin")} == {"PIL.PngImagePlugin"}
 
 
-@pytest.mark.parametrize("script", ["imgcls", "imgcls-infer"])
+@pytest.mark.parametrize("script", ["imgcls", "imgcls-infer", "imgcls-serve"])
 def test_the_installed_command_answers(script):
     done = subprocess.run(
         [Path(sys.executable).parent / script, "--help"], capture_output=True, timeout=60, check=False
@@ -213,6 +218,34 @@ def test_the_predictor_imports_its_four_dependencies_and_no_toolchain():
 def test_onnxruntime_enters_in_one_place():
     users = {name for name, tree in INFER_MODULES.items() if ("onnxruntime", None) in set(imports(tree))}
     assert users == {"imgcls_infer.session"}
+
+
+SERVE_MODULES = modules_of(SERVE)
+SERVE_LAYERS = {
+    "imgcls_serve": 0,
+    "imgcls_serve.metrics": 1,
+    "imgcls_serve.limits": 1,
+    "imgcls_serve.open_inference": 1,
+    "imgcls_serve.server": 1,
+    "imgcls_serve.batching": 2,
+    "imgcls_serve.app": 3,
+    "imgcls_serve.cli": 4,
+    "imgcls_serve.__main__": 5,
+}
+
+
+def test_the_servers_imports_run_downward_and_the_predictor_knows_nothing_of_it():
+    assert set(SERVE_MODULES) == set(SERVE_LAYERS)
+    for name, targets in own_imports(SERVE_MODULES).items():
+        assert [target for target in targets if SERVE_LAYERS[target] >= SERVE_LAYERS[name]] == [], name
+    above = {module for tree in INFER_MODULES.values() for module, _ in imports(tree)}
+    assert not [module for module in above if module.startswith("imgcls_serve")]
+
+
+def test_the_server_imports_its_extra_and_no_toolchain():
+    found = {module.partition(".")[0] for tree in SERVE_MODULES.values() for module, _ in imports(tree)}
+    extra = {"anyio", "prometheus_client", "starlette", "uvicorn"}  # and python_multipart, which starlette imports
+    assert found - sys.stdlib_module_names == {"imgcls_serve", "imgcls_infer", "click", "numpy"} | extra
 
 
 def reached(start: set[str]) -> set[str]:

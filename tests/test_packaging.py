@@ -39,6 +39,14 @@ def test_the_device_gets_four_packages_and_no_torch(device_environment):
     assert not names & {"torch", "torchvision", "onnx", "imgcls", "matplotlib"}
 
 
+def test_the_server_needs_its_extra_and_says_so(device_environment):
+    command = device_environment.with_name("imgcls-serve")
+    done = subprocess.run([command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no module ")
+    assert done.stderr.endswith("the server needs pip install 'imgcls-infer[serve]'\n")
+
+
 def test_the_installed_predictor_classifies_a_png_and_a_jpeg(device_environment, tmp_path):
     from PIL import Image
 
@@ -54,7 +62,10 @@ def test_the_installed_predictor_classifies_a_png_and_a_jpeg(device_environment,
 
 @pytest.mark.parametrize(
     ("project", "packages"),
-    [(ROOT, {"imgcls", "imgcls/data", "imgcls/export"}), (ROOT / "deploy", {"imgcls_infer", "imgcls_infer/models"})],
+    [
+        (ROOT, {"imgcls", "imgcls/data", "imgcls/export"}),
+        (ROOT / "deploy", {"imgcls_infer", "imgcls_infer/models", "imgcls_serve"}),
+    ],
 )
 def test_a_wheel_holds_its_packages_and_nothing_else(tmp_path, project, packages):
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, project)
@@ -63,5 +74,10 @@ def test_a_wheel_holds_its_packages_and_nothing_else(tmp_path, project, packages
         files = [Path(name) for name in archive.namelist() if ".dist-info" not in name]
     assert {file.parent.as_posix() for file in files} == packages
     assert any(file.name == "py.typed" for file in files)
-    sources = {file.relative_to(project) for package in packages for file in (project / package).glob("*.py")}
+    sources = {
+        file.relative_to(project)
+        for package in packages
+        for file in (project / package).iterdir()
+        if file.suffix in (".py", ".html")
+    }
     assert sources <= set(files)

@@ -1,0 +1,267 @@
+"""imgcls-serve under load, on loopback: batching against one at a time, and what overload does.
+
+    python benchmarks/serve.py                                            # the built-in model, sample pictures
+    python benchmarks/serve.py --model models/cnn.onnx --data data/test --seconds 10 --rounds 5
+
+Each client is a process of its own with many connections (HTTP/1.1, keep-alive), each of which sends a picture, waits
+for its answer and sends the next. Servers are fresh processes; the configurations take turns within a round, so that a
+busy machine slows all alike: the ratios are what last. On few cores the client's own work is part of every figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+from imgcls_infer.predictor import Predictor
+from rich.console import Console
+from rich.table import Table
+
+_BOUNDARY = "picture"
+_WARM_UP = 0.5  # seconds of a client's time that are not counted
+
+
+@dataclass
+class Load:
+    """What a client saw. latencies: seconds, by status of the answer. pictures: answered a second."""
+
+    latencies: dict[int, list[float]] = field(default_factory=dict)
+    pictures: float = 0.0
+
+    def percentile(self, percent: float, status: int = 200) -> float:
+        return float(np.percentile(self.latencies.get(status, [float("nan")]), percent))
+
+    def share(self, status: int) -> float:
+        return len(self.latencies.get(status, [])) / max(1, sum(map(len, self.latencies.values())))
+
+
+def main() -> None:
+    options = _options()
+    paths = sorted(options.data.rglob("*.png")) + sorted(options.data.rglob("*.jpg"))
+    if not paths:
+        raise SystemExit(f"error: {options.data}: no PNG or JPEG pictures below it")
+    chosen = islice(cycle(paths[:: max(1, len(paths) // options.pictures)]), options.pictures)
+    pictures = [path.read_bytes() for path in chosen]
+    console = Console()
+    console.print(f"{platform.machine()}, {os.cpu_count()} CPUs, {len(pictures)} pictures from {options.data}")
+    console.print(_throughput(options, pictures))
+    console.print(_overload(options, pictures))
+
+
+# --- what is measured ---
+
+
+def _throughput(options: argparse.Namespace, pictures: list[bytes]) -> Table:
+    """Pictures a second and latency, by how they come. The last column: the median over rounds of the ratio to
+    `one at a time` of the same round."""
+    base = "server, one at a time"
+    kinds = {
+        base: (["--max-batch", "1"], 1),
+        "server, batches": ([], 1),
+        f"server, batches, forms of {options.form}": ([], options.form),
+    }
+    loop = "Predictor loop, no server"
+    rates: dict[str, list[float]] = {name: [] for name in (loop, *kinds)}
+    loads: dict[str, list[Load]] = {name: [] for name in kinds}
+    sizes: dict[str, list[float]] = {name: [] for name in kinds}
+    costs: dict[str, list[float]] = {name: [] for name in rates}
+    for _ in range(options.rounds):
+        rate, cost = _in_process(_predictor_loop, options.model, options.threads, pictures, options.seconds)
+        rates[loop].append(rate)
+        costs[loop].append(cost)
+        for name, (flags, form) in kinds.items():
+            with _server(options, *flags, "--queue", 10_000) as port:
+                before = _metrics(port)
+                connections = max(1, options.connections // form)
+                load = _in_process(_client, port, pictures, options.seconds, connections, form)
+                after = _metrics(port)
+            spent = {key: after[key] - before[key] for key in after if key in before}
+            sizes[name].append(spent["imgcls_batch_size_sum"] / spent["imgcls_batch_size_count"])
+            costs[name].append(spent["process_cpu_seconds_total"] / spent["imgcls_batch_size_sum"])
+            loads[name].append(load)
+            rates[name].append(load.pictures)
+    title = f"{options.connections} connections, {options.rounds} rounds of {options.seconds:g} s, medians"
+    table = Table("", "pictures/s", "ratio", "CPU us/picture", "p50 ms", "p99 ms", "mean batch", title=title)
+    for name, found in rates.items():
+        ratio = statistics.median(rate / one for rate, one in zip(found, rates[base], strict=True))
+        latency = ["-"] * 3
+        if name in loads:
+            latency = [f"{1e3 * statistics.median(load.percentile(p) for load in loads[name]):.1f}" for p in (50, 99)]
+            latency.append(f"{statistics.median(sizes[name]):.1f}")
+        cost = f"{1e6 * statistics.median(costs[name]):,.0f}"
+        table.add_row(name, f"{statistics.median(found):,.0f}", f"{ratio:.2f}x", cost, *latency)
+    return table
+
+
+def _overload(options: argparse.Namespace, pictures: list[bytes]) -> Table:
+    """Many more connections than the queue has places: refusals, and what they do for those who are let in.
+
+    A refused client waits a moment and tries again, as Retry-After asks, though not for a whole second.
+    """
+    connections = options.overload
+    limits = {"as many places as connections": connections, f"--queue {options.queue}": options.queue}
+    loads: dict[str, list[Load]] = {name: [] for name in limits}
+    for _ in range(options.rounds):
+        for name, queue in limits.items():
+            with _server(options, "--queue", queue) as port:
+                loads[name].append(_in_process(_client, port, pictures, options.seconds, connections, 1))
+    table = Table(
+        "",
+        "answered/s",
+        "503",
+        "other",
+        "p50 ms",
+        "p99 ms",
+        "p99 of a 503, ms",
+        title=f"overload: {connections} connections",
+    )
+    for name, found in loads.items():
+        middle = [statistics.median(load.percentile(percent) for load in found) for percent in (50, 99)]
+        refused = statistics.median(load.percentile(99, 503) for load in found)
+        table.add_row(
+            name,
+            f"{statistics.median(load.pictures for load in found):,.0f}",
+            f"{statistics.median(load.share(503) for load in found):.0%}",
+            f"{max(1 - load.share(503) - load.share(200) for load in found):.0%}",
+            *(f"{1e3 * value:.1f}" for value in middle),
+            "-" if np.isnan(refused) else f"{1e3 * refused:.1f}",
+        )
+    return table
+
+
+# --- processes ---
+
+
+def _in_process(function, *arguments):
+    """A function's result, from a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+@contextmanager
+def _server(options: argparse.Namespace, *flags: object) -> Iterator[int]:
+    """The port of a server that runs as long as the context lasts."""
+    command = [sys.executable, "-m", "imgcls_serve", "--port", "0", *map(str, flags)]
+    for name in ("model", "threads"):
+        if getattr(options, name):
+            command += [f"--{name}", str(getattr(options, name))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        line = process.stderr.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        if found is None:
+            raise SystemExit(f"error: the server did not start: {line}{process.stderr.read()}")
+        yield int(found[1])
+        process.terminate()
+        if process.wait(60) != 0:
+            raise SystemExit(f"error: the server ended with {process.returncode}: {process.stderr.read()}")
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def _predictor_loop(
+    model: str | None, threads: int | None, pictures: Sequence[bytes], seconds: float
+) -> tuple[float, float]:
+    """Pictures a second, and CPU seconds a picture, of `predict` alone, one after the other."""
+    predictor = Predictor(model, threads=threads)
+    predictor.predict(pictures[0])
+    done, started, busy = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - started < seconds:
+        predictor.predict(pictures[done % len(pictures)])
+        done += 1
+    return done / (time.perf_counter() - started), (time.process_time() - busy) / done
+
+
+# --- the client ---
+
+
+def _client(port: int, pictures: Sequence[bytes], seconds: float, connections: int, form: int) -> Load:
+    """form: pictures a request; 1 sends a picture as the body."""
+    requests = [_request(pictures[start : start + form]) for start in range(0, len(pictures) - form + 1, form)]
+    return asyncio.run(_all_connections(port, requests, seconds, connections, form))
+
+
+async def _all_connections(port: int, requests: list[bytes], seconds: float, connections: int, form: int) -> Load:
+    load = Load()
+    counted_from = time.perf_counter() + _WARM_UP
+    until = counted_from + seconds
+    starts = (islice(cycle(requests), start, None) for start in range(connections))
+    await asyncio.gather(*(_connection(port, own, load, counted_from, until) for own in starts))
+    load.pictures = form * len(load.latencies.get(200, [])) / seconds
+    return load
+
+
+async def _connection(port: int, requests: Iterator[bytes], load: Load, counted_from: float, until: float) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for request in requests:
+        started = time.perf_counter()
+        if started > until:
+            break
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+        assert length, head
+        await reader.readexactly(int(length[1]))
+        ended = time.perf_counter()
+        status = int(head[9:12])
+        if counted_from <= ended <= until:
+            load.latencies.setdefault(status, []).append(ended - started)
+        if status == 503:
+            await asyncio.sleep(0.05)
+    writer.close()
+
+
+def _request(pictures: Sequence[bytes]) -> bytes:
+    """An HTTP request with a picture, or a form of several."""
+    body, kind = pictures[0], "image/png"
+    if len(pictures) > 1:
+        head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="p"; filename="p"\r\n\r\n'.encode()
+        body = b"".join(head + picture + b"\r\n" for picture in pictures) + f"--{_BOUNDARY}--\r\n".encode()
+        kind = f"multipart/form-data; boundary={_BOUNDARY}"
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    return head + body
+
+
+def _metrics(port: int) -> dict[str, float]:
+    """Sample (name and labels) -> value."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        lines = response.read().decode().splitlines()
+    pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, _, value in pairs}
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="ONNX file; default: the built-in model")
+    parser.add_argument("--threads", type=int, help="of the model; default: the CPUs")
+    parser.add_argument("--data", type=Path, default=Path("data/sample/test"), help="folder of pictures")
+    parser.add_argument("--pictures", type=int, default=256, help="how many of them")
+    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--form", type=int, default=16, help="pictures a form")
+    parser.add_argument("--overload", type=int, default=256, help="connections under overload")
+    parser.add_argument("--queue", type=int, default=16, help="places under overload")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

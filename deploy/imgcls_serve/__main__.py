@@ -1,0 +1,3 @@
+from imgcls_serve.cli import main
+
+main()

@@ -1,0 +1,265 @@
+"""The ASGI application: pictures or tensors in, answers out. Every error is {"error": "one line"}."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+from imgcls_infer import __version__
+from imgcls_infer.errors import ImageError, ModelError, printable
+from imgcls_infer.predictor import Prediction, Predictor
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from imgcls_serve import open_inference
+from imgcls_serve.batching import Batcher, Batching, Outputs
+from imgcls_serve.limits import Gate, Limits, before, read_body
+from imgcls_serve.metrics import Measured, Metrics
+from imgcls_serve.open_inference import ProtocolError
+
+_LOG = logging.getLogger(__name__)
+_TOP_K = 5
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def create_app(predictor: Predictor, name: str, batching: Batching, limits: Limits) -> Starlette:
+    """name: what the model is called in answers and in the Open Inference Protocol's paths."""
+    return _Service(predictor, name, batching, limits).app()
+
+
+class _Service:
+    def __init__(self, predictor: Predictor, name: str, batching: Batching, limits: Limits) -> None:
+        self._predictor = predictor
+        self._name = name
+        self._limits = limits
+        self._metrics = Metrics()
+        self._gate = Gate(limits.queue)
+        self._metrics.queue.set_function(lambda: self._gate.inside)
+        self._batcher = Batcher(predictor, batching, self._metrics)
+
+    def app(self) -> Starlette:
+        model = "/v2/models/{name}"
+        version = model + "/versions/{version}"
+        routes = [
+            Route("/", self.page),
+            Route("/predict", self.predict, methods=["POST"]),
+            Route("/model", self.model),
+            Route("/healthz", self.healthz),
+            Route("/readyz", self.readyz),
+            Route("/metrics", self.metrics),
+            Route("/v2", self.v2_server),
+            Route("/v2/health/live", self.healthz),
+            Route("/v2/health/ready", self.readyz),
+            *(
+                Route(prefix + path, endpoint, methods=[method])
+                for prefix in (model, version)
+                for path, endpoint, method in (
+                    ("", self.v2_model, "GET"),
+                    ("/ready", self.v2_model_ready, "GET"),
+                    ("/infer", self.v2_infer, "POST"),
+                )
+            ),
+        ]
+        return Starlette(
+            routes=routes,
+            lifespan=self._lifespan,
+            middleware=[Middleware(Measured, metrics=self._metrics)],
+            exception_handlers={
+                HTTPException: _refused,
+                ModelError: _model_failed,
+                ClientDisconnect: _gone,
+                Exception: _bug,
+            },
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        with self._batcher.started():
+            yield
+
+    # --- pictures ---
+
+    async def predict(self, request: Request) -> Response:
+        """A picture (the body), or several (a form's files). A form's picture that fails is a row among the others."""
+        with self._admitted() as deadline:
+            top_k = _top_k(request)
+            kind = _content_type(request)
+            body = await read_body(request, self._limits, deadline)
+            known = {"model": self._name, "provider": self._predictor.provider}
+            if kind == "multipart/form-data":
+                files = await _form_files(request, body, self._gate.limit)
+                with self._gate.admit(len(files) - 1):
+                    rows = await self._classify([data for _, data in files], top_k, deadline)
+                results = [{"image": printable(file), **row} for (file, _), row in zip(files, rows, strict=True)]
+                status = 422 if all("error" in row for row in rows) else 200
+                return JSONResponse({**known, "results": results}, status)
+            if not body:
+                raise HTTPException(400, "an empty body; send a picture's bytes")
+            (row,) = await self._classify([body], top_k, deadline)
+            return JSONResponse(row, 422) if "error" in row else JSONResponse({**known, **row})
+
+    async def _classify(self, pictures: list[bytes], top_k: int, deadline: float) -> list[dict[str, Any]]:
+        """A row for each picture: its answer, or its error."""
+        with self._answer_before(deadline):
+            found = await asyncio.gather(*map(self._batcher.classify, pictures), return_exceptions=True)
+        return [self._row(outputs, top_k) for outputs in found]
+
+    def _row(self, outputs: Outputs | BaseException, top_k: int) -> dict[str, Any]:
+        if isinstance(outputs, ImageError):
+            self._metrics.picture_errors.inc()
+            return {"error": str(outputs)}
+        if isinstance(outputs, BaseException):
+            raise outputs
+        pairs = Prediction(self._predictor.manifest.classes, outputs[1]).top(top_k)
+        top = [{"label": label, "probability": probability} for label, probability in pairs]
+        return {**top[0], "top": top}
+
+    # --- limits ---
+
+    @contextmanager
+    def _admitted(self) -> Iterator[float]:
+        """A place for one picture, and the event loop's time by which the request has to be answered."""
+        deadline = anyio.current_time() + self._limits.timeout
+        with self._gate.admit(1):
+            yield deadline
+
+    def _answer_before(self, deadline: float) -> AbstractContextManager[None]:
+        return before(deadline, 504, f"no answer within {self._limits.timeout:g} s; the server is overloaded")
+
+    # --- about the service ---
+
+    async def page(self, _: Request) -> Response:
+        html = (Path(__file__).parent / "index.html").read_text(encoding="utf-8")
+        return HTMLResponse(html, headers={"Content-Security-Policy": _PAGE_POLICY})
+
+    async def model(self, _: Request) -> Response:
+        known = {"model": self._name, "provider": self._predictor.provider}
+        return JSONResponse({**known, "manifest": self._predictor.manifest.to_dict()})
+
+    async def healthz(self, _: Request) -> Response:
+        """Live: the event loop answers, and batches run. A service that is not wants to be started again."""
+        return JSONResponse({"live": self._batcher.running}, 200 if self._batcher.running else 503)
+
+    async def readyz(self, _: Request) -> Response:
+        """Ready: a picture that came now would be let in."""
+        ready = self._batcher.running and self._gate.inside < self._gate.limit
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    # --- Open Inference Protocol ---
+
+    async def v2_server(self, _: Request) -> Response:
+        return JSONResponse({"name": "imgcls-serve", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+    async def v2_model(self, request: Request) -> Response:
+        self._require_model(request)
+        return JSONResponse(open_inference.model_metadata(self._name, self._predictor.manifest))
+
+    async def v2_model_ready(self, request: Request) -> Response:
+        self._require_model(request)
+        return JSONResponse({"name": self._name, "ready": True})
+
+    async def v2_infer(self, request: Request) -> Response:
+        self._require_model(request)
+        with self._admitted() as deadline:
+            body = await read_body(request, self._limits, deadline)
+            with self._answer_before(deadline):
+                inference = await self._parsed(request, body)
+                with self._gate.admit(len(inference.pixels) - 1):
+                    found = await asyncio.gather(*map(self._batcher.submit, inference.pixels))
+            logits, probabilities = (np.stack(rows) for rows in zip(*found, strict=True))
+            content, headers = open_inference.render_inference(self._name, inference, logits, probabilities)
+            return Response(content, headers=headers)
+
+    async def _parsed(self, request: Request, body: bytes) -> open_inference.Inference:
+        length = request.headers.get(open_inference.BINARY_HEADER)
+        side = self._predictor.manifest.resize.image_size
+        try:  # megabytes of JSON would hold up everybody else
+            inference = await asyncio.to_thread(open_inference.parse_inference, body, length, side)
+        except ProtocolError as error:
+            raise HTTPException(400, str(error)) from error
+        if len(inference.pixels) > self._gate.limit:
+            raise HTTPException(413, f"{len(inference.pixels)} pictures at once; {self._gate.limit} are accepted")
+        return inference
+
+    def _require_model(self, request: Request) -> None:
+        if request.path_params["name"] != self._name:
+            raise HTTPException(404, f"no such model; there is {self._name}")
+        if request.path_params.get("version", open_inference.VERSION) != open_inference.VERSION:
+            raise HTTPException(404, f"no such version; there is {open_inference.VERSION}")
+
+
+def _top_k(request: Request) -> int:
+    text = request.query_params.get("top_k", str(_TOP_K))
+    if not text.isascii() or not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise HTTPException(400, "top_k is not a whole number from 1")
+    return int(text)
+
+
+def _content_type(request: Request) -> str:
+    """A form's, a picture's, or none. Raises HTTPException 415 for any other."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("multipart/form-data", "application/octet-stream", "") or kind.startswith("image/"):
+        return kind
+    raise HTTPException(415, f"{printable(kind)}: send a picture as image/*, or a form with files")
+
+
+class _InMemory(MultiPartParser):
+    spool_max_size = 2**62  # the body was in memory already, and the disk may be read-only
+
+
+async def _form_files(request: Request, body: bytes, most: int) -> list[tuple[str, bytes]]:
+    """Name and bytes of each file in a form. Raises HTTPException 400."""
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await _InMemory(request.headers, stream(), max_files=most).parse()
+    except MultiPartException as error:
+        raise HTTPException(400, f"not a form with at most {most} files: {printable(error.message)}") from error
+    uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    if not uploads:
+        raise HTTPException(400, "no file in the form; curl sends one with -F picture=@cat.jpg")
+    return [(upload.filename or "", upload.file.read()) for upload in uploads]
+
+
+# --- errors ---
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _model_failed(_: Request, error: Exception) -> Response:
+    _LOG.error("error: %s", error)
+    return JSONResponse({"error": str(error)}, 500)
+
+
+async def _bug(_: Request, __: Exception) -> Response:
+    """The log has the traceback; the client learns nothing."""
+    return JSONResponse({"error": "internal error"}, 500)
+
+
+async def _gone(_: Request, error: Exception) -> Response:
+    """The client left while it sent. Nobody reads this; 499 is what nginx counts such requests as."""
+    return Response(status_code=499)

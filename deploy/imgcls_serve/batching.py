@@ -1,0 +1,155 @@
+"""Pictures from many requests, run through the model together.
+
+Each picture is decoded in a pool of threads (stage 1) and then waits for the one thread that runs the session. While
+that thread works, pictures gather, and the next batch takes them all: so a busy server batches without waiting. An
+idle one runs a picture as soon as no other is being decoded; only where some are, it waits for them, max_delay at most.
+
+None of this passes through the event loop, which hears of a picture once, when its answer is there: so a crowd of
+requests that are refused does not slow down those that were accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Union
+
+import numpy as np
+from imgcls_infer.predictor import Predictor
+from imgcls_infer.preprocess import preprocess
+
+from imgcls_serve.metrics import Metrics
+
+Outputs = tuple[np.ndarray, np.ndarray]
+"""A picture's logits and probabilities, float32 [K] each."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """max_batch: pictures a run. max_delay: seconds a picture waits for others at most. decode_threads: of stage 1."""
+
+    max_batch: int = 32
+    max_delay: float = 0.005
+    decode_threads: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    pixels: np.ndarray
+    answer: asyncio.Future[Outputs]
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Decodes and runs pictures for the coroutines of one event loop."""
+
+    def __init__(self, predictor: Predictor, batching: Batching, metrics: Metrics) -> None:
+        self._predictor = predictor
+        self._batching = batching
+        self._metrics = metrics
+        self._decoders = ThreadPoolExecutor(batching.decode_threads, "decode")
+        self._runner = threading.Thread(target=self._work, name="session", daemon=True)
+        self._changed = threading.Condition()  # guards what follows
+        self._waiting: deque[_Waiting] = deque()
+        self._decoding = 0
+        self._stopping = False
+
+    @property
+    def running(self) -> bool:
+        return self._runner.is_alive()
+
+    @contextlib.contextmanager
+    def started(self) -> Iterator[None]:
+        """Runs batches as long as the context lasts."""
+        self._runner.start()
+        try:
+            yield
+        finally:
+            self._decoders.shutdown(wait=False, cancel_futures=True)
+            with self._changed:
+                self._stopping = True
+                self._changed.notify()
+
+    def classify(self, picture: bytes) -> asyncio.Future[Outputs]:
+        """The answer to come for a picture file; it may be cancelled. ImageError, ModelError are raised by it."""
+        answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+        with self._changed:
+            self._decoding += 1
+        self._decoders.submit(self._decode, picture, answer)
+        return answer
+
+    def submit(self, pixels: np.ndarray) -> asyncio.Future[Outputs]:
+        """The answer to come for a preprocessed picture, uint8 [image_size, image_size, 3]; it may be cancelled."""
+        answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+        with self._changed:
+            self._waiting.append(_Waiting(pixels, answer))
+            self._changed.notify()
+        return answer
+
+    def _decode(self, picture: bytes, answer: asyncio.Future[Outputs]) -> None:
+        waiting = []
+        try:
+            if not answer.done():
+                waiting = [_Waiting(preprocess(picture, self._predictor.manifest.resize), answer)]
+        except Exception as error:
+            _deliver([answer], [error])
+        finally:
+            with self._changed:
+                self._decoding -= 1
+                self._waiting += waiting
+                self._changed.notify()
+
+    def _work(self) -> None:
+        while batch := self._gather():
+            try:
+                results: list[Union[Outputs, Exception]] = list(zip(*self._run(batch), strict=True))
+            except Exception as error:  # each request that waits for this batch reports it
+                results = [error] * len(batch)
+            _deliver([entry.answer for entry in batch], results)
+
+    def _gather(self) -> list[_Waiting]:
+        """The next batch: as many pictures as wait, max_batch at most, without those that nobody waits for any more.
+
+        Empty when there is to be none.
+        """
+        with self._changed:
+            while not self._stopping:
+                while self._waiting and self._waiting[0].answer.done():
+                    self._waiting.popleft()
+                count = min(len(self._waiting), self._batching.max_batch)
+                left = self._waiting[0].since + self._batching.max_delay - time.monotonic() if count else None
+                if left is not None and (count == self._batching.max_batch or self._decoding == 0 or left <= 0):
+                    taken = [self._waiting.popleft() for _ in range(count)]
+                    return [entry for entry in taken if not entry.answer.done()]
+                self._changed.wait(left)
+        return []
+
+    def _run(self, batch: list[_Waiting]) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and probabilities, float32 [N, K] each."""
+        started = time.perf_counter()
+        outputs = self._predictor.run(np.stack([entry.pixels for entry in batch]))
+        self._metrics.batch_size.observe(len(batch))
+        self._metrics.batch_seconds.observe(time.perf_counter() - started)
+        return outputs
+
+
+def _deliver(answers: list[asyncio.Future[Outputs]], results: Sequence[Union[Outputs, Exception]]) -> None:
+    """Hand results to the event loop that waits for them, in one call."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        answers[0].get_loop().call_soon_threadsafe(_set_results, answers, results)
+
+
+def _set_results(answers: list[asyncio.Future[Outputs]], results: Sequence[Union[Outputs, Exception]]) -> None:
+    for answer, result in zip(answers, results, strict=True):
+        if answer.done():
+            continue
+        if isinstance(result, Exception):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)

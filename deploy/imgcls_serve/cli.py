@@ -1,0 +1,157 @@
+"""imgcls-serve: options -> a Predictor -> an application -> a server. All of it is imported in the command's body."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from imgcls_infer import __version__
+from imgcls_infer.errors import InferError, printable
+
+if TYPE_CHECKING:
+    from imgcls_infer.predictor import Predictor
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: imgcls-serve --model cnn.onnx --port 8000, then open http://127.0.0.1:8000 or "
+    "curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict",
+)
+@click.option(
+    "--model", metavar="FILE", help="Model exported by imgcls. Default: $IMGCLS_MODEL, else the built-in one."
+)
+@click.option("--name", help="What the model is called in answers and paths. Default: its file's name.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is everywhere.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--provider", default="auto", show_default=True, help="Execution provider, as for imgcls-infer.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the model. Default: the CPUs it may use.")
+@click.option(
+    "--decode-threads", type=click.IntRange(min=1), help="Threads that decode. Default: the CPUs they may use."
+)
+@click.option("--max-batch", default=32, show_default=True, type=click.IntRange(1, 1024), help="Pictures a run.")
+@click.option(
+    "--max-delay",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(0, 10_000),
+    help="Milliseconds that a picture waits at most for others that are being decoded.",
+)
+@click.option(
+    "--max-bytes",
+    default=10_000_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Largest request body; beyond it 413.",
+)
+@click.option(
+    "--timeout",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds for a request, upload and answer; beyond it 408 or 504.",
+)
+@click.option(
+    "--queue",
+    default=128,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Pictures accepted and not answered yet; beyond it 503.",
+)
+@click.option("--access-log", is_flag=True, help="A line for each request, on standard error.")
+@click.version_option(__version__, prog_name="imgcls-serve")
+def command(
+    model: str | None,
+    name: str | None,
+    host: str,
+    port: int,
+    provider: str,
+    threads: int | None,
+    decode_threads: int | None,
+    max_batch: int,
+    max_delay: float,
+    max_bytes: int,
+    timeout: float,
+    queue: int,
+    access_log: bool,
+) -> None:
+    """Classify pictures over HTTP with a model exported by imgcls: the answers of imgcls-infer.
+
+    POST /predict takes a picture, GET / is a page to drop one on; /healthz, /readyz, /metrics; the Open Inference
+    Protocol (KServe v2) under /v2. SIGTERM finishes what was accepted and exits with 0.
+    """
+    try:
+        from imgcls_serve.app import create_app
+        from imgcls_serve.batching import Batching
+        from imgcls_serve.limits import Limits
+        from imgcls_serve.server import create_server, listen, serve
+    except ModuleNotFoundError as error:
+        raise _failure(f"no module {error.name}; the server needs pip install 'imgcls-infer[serve]'") from None
+    from imgcls_infer.session import available_cpus
+
+    chosen = model or os.environ.get("IMGCLS_MODEL") or None
+    try:
+        predictor = _open(chosen, provider, threads)
+    except InferError as error:
+        raise _failure(str(error)) from None
+    try:
+        listener = listen(host, port)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise _failure(
+            f"can't listen on {printable(host)}:{port} ({reason}); choose another --host or --port"
+        ) from None
+    known_as = name or _model_name(chosen)
+    batching = Batching(max_batch, max_delay / 1000, decode_threads or available_cpus())
+    app = create_app(predictor, known_as, batching, Limits(max_bytes, timeout, queue))
+    click.echo(f"imgcls-serve: {known_as} ({_summary(predictor)}) at {_address(*listener.getsockname()[:2])}", err=True)
+    _log(access_log)
+    serve(create_server(app, timeout, access_log), listener)
+
+
+def _log(access: bool) -> None:
+    """Warnings and tracebacks to standard error, and a line for each request where that is wanted."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if access:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+
+
+def _open(model: str | None, provider: str, threads: int | None) -> Predictor:
+    """A predictor that has run once: the first request should not pay for that, nor be the one that finds it broken."""
+    import numpy as np
+    from imgcls_infer.predictor import Predictor
+
+    predictor = Predictor(model, provider=provider, threads=threads)
+    side = predictor.manifest.resize.image_size
+    predictor.run(np.zeros((1, side, side, 3), np.uint8))
+    if predictor.note:
+        click.echo(f"note: {predictor.note}", err=True)
+    return predictor
+
+
+def _model_name(model: str | None) -> str:
+    from imgcls_infer.predictor import BUILT_IN
+
+    return printable(Path(model or BUILT_IN).stem)
+
+
+def _summary(predictor: Predictor) -> str:
+    manifest = predictor.manifest
+    side = manifest.resize.image_size
+    return f"{len(manifest.classes)} classes, {side} x {side}, {manifest.precision}, {predictor.provider}"
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _failure(message: str) -> SystemExit:
+    click.echo(f"error: {message}", err=True)
+    return SystemExit(1)
+
+
+def main() -> None:
+    """The console script."""
+    command()

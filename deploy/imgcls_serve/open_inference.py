@@ -1,0 +1,152 @@
+"""The Open Inference Protocol (KServe v2), REST: tensors in, tensors out.
+
+One model, one version. Input `image` UINT8 [N, S, S, 3] (pixels after stage 1), outputs `logits` and `probabilities`
+FP32 [N, K]; as JSON, or raw with the binary tensor data extension, which Triton's client uses unless told otherwise.
+Source: kserve.github.io/website, "Open Inference Protocol"; triton-inference-server/server, docs/protocol.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from imgcls_infer.manifest import Manifest
+
+VERSION = "1"
+BINARY_HEADER = "Inference-Header-Content-Length"
+_OUTPUTS = ("logits", "probabilities")
+
+
+class ProtocolError(Exception):
+    """A request that does not keep the protocol, or asks for what this model does not have."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """An infer request. pixels: uint8 [N, S, S, 3]. outputs: name to whether it is wanted raw. id: the client's."""
+
+    pixels: np.ndarray
+    outputs: dict[str, bool]
+    id: str | None = None
+
+
+def model_metadata(name: str, manifest: Manifest) -> dict[str, Any]:
+    side, classes = manifest.resize.image_size, len(manifest.classes)
+    return {
+        "name": name,
+        "versions": [VERSION],
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, side, side, 3]}],
+        "outputs": [{"name": output, "datatype": "FP32", "shape": [-1, classes]} for output in _OUTPUTS],
+    }
+
+
+def parse_inference(body: bytes, header_length: str | None, side: int) -> Inference:
+    """header_length: of the JSON in front of raw tensors, the value of BINARY_HEADER. Raises ProtocolError."""
+    head, raw = body, b""
+    if header_length is not None:
+        if not header_length.isdecimal() or int(header_length) > len(body):
+            raise ProtocolError(f"{BINARY_HEADER} {header_length} is not a length within the body")
+        head, raw = body[: int(header_length)], body[int(header_length) :]
+    document = _json_object(head)
+    inputs = document.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise ProtocolError("expected one input: image")
+    identity = document.get("id")
+    if identity is not None and not isinstance(identity, str):
+        raise ProtocolError("id is not a string")
+    return Inference(_pixels(inputs[0], raw, side), _wanted(document), identity)
+
+
+def render_inference(
+    name: str, inference: Inference, logits: np.ndarray, probabilities: np.ndarray
+) -> tuple[bytes, dict[str, str]]:
+    """The response's body and headers. logits, probabilities: float32 [N, K]."""
+    arrays = dict(zip(_OUTPUTS, (logits, probabilities), strict=True))
+    outputs: list[dict[str, Any]] = []
+    raw = b""
+    for output, binary in inference.outputs.items():
+        array = arrays[output]
+        entry = {"name": output, "datatype": "FP32", "shape": list(array.shape)}
+        if binary:
+            data = array.astype("<f4").tobytes()
+            raw += data
+            outputs.append({**entry, "parameters": {"binary_data_size": len(data)}})
+        else:
+            outputs.append({**entry, "data": array.ravel().tolist()})
+    document: dict[str, Any] = {"model_name": name, "model_version": VERSION, "outputs": outputs}
+    if inference.id is not None:
+        document["id"] = inference.id
+    head = json.dumps(document).encode("ascii")
+    if not raw:
+        return head, {"Content-Type": "application/json"}
+    return head + raw, {"Content-Type": "application/octet-stream", BINARY_HEADER: str(len(head))}
+
+
+def _json_object(text: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no text, and endless digits
+        raise ProtocolError("the request is not JSON") from error
+    if not isinstance(document, dict):
+        raise ProtocolError("the request is not a JSON object")
+    return document
+
+
+def _parameters(entry: dict[str, Any]) -> dict[str, Any]:
+    parameters = entry.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise ProtocolError("parameters are not an object")
+    return parameters
+
+
+def _pixels(entry: dict[str, Any], raw: bytes, side: int) -> np.ndarray:
+    if entry.get("name") != "image":
+        raise ProtocolError(f"unknown input {entry.get('name')!r}; the model takes image"[:200])
+    if entry.get("datatype") != "UINT8":
+        raise ProtocolError(f"image is UINT8, not {entry.get('datatype')!r}"[:200])
+    shape = entry.get("shape")
+    whole = isinstance(shape, list) and all(type(length) is int for length in shape)
+    if not isinstance(shape, list) or not whole or shape[1:] != [side, side, 3] or shape[0] < 1:
+        raise ProtocolError(f"image has the shape [N, {side}, {side}, 3], not {shape!r}"[:200])
+    size = _parameters(entry).get("binary_data_size")
+    if size is not None:
+        if size != math.prod(shape) or size != len(raw):
+            raise ProtocolError(f"image {shape} is {math.prod(shape)} bytes of binary data, got {len(raw)}"[:200])
+        return np.frombuffer(raw, np.uint8).reshape(shape)
+    return _json_pixels(entry.get("data"), shape)
+
+
+def _json_pixels(data: Any, shape: list[int]) -> np.ndarray:
+    try:
+        array = np.asarray(data)
+    except ValueError as error:  # rows of several lengths
+        raise ProtocolError("image's data is not a tensor") from error
+    if array.dtype.kind not in "iu" or array.size != math.prod(shape):
+        raise ProtocolError(f"image {shape} is {math.prod(shape)} whole numbers; its data is something else")
+    if array.min() < 0 or array.max() > 255:
+        raise ProtocolError("image's data has values outside 0 to 255")
+    return array.astype(np.uint8).reshape(shape)
+
+
+def _wanted(document: dict[str, Any]) -> dict[str, bool]:
+    """Output name to whether it is wanted raw; all of them unless the request names some."""
+    raw = bool(_parameters(document).get("binary_data_output", False))
+    listed = document.get("outputs")
+    if listed is None:
+        return dict.fromkeys(_OUTPUTS, raw)
+    wanted = {}
+    for entry in listed if isinstance(listed, list) else [None]:
+        if not isinstance(entry, dict) or entry.get("name") not in _OUTPUTS:
+            raise ProtocolError(f"unknown output {entry!r}"[:150] + f"; the model has {', '.join(_OUTPUTS)}")
+        name = entry["name"]
+        parameters = _parameters(entry)
+        if parameters.get("classification"):
+            raise ProtocolError("the classification extension is not supported; ask POST /predict")
+        wanted[name] = bool(parameters.get("binary_data", raw))
+    if not wanted:
+        raise ProtocolError("the request wants no output")
+    return wanted

@@ -1,0 +1,90 @@
+"""Pictures of many requests run together, and none waits longer than it has to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from imgcls_serve import batching
+from imgcls_serve.batching import Batching
+from infer.pictures import encode, noise
+
+from .harness import PATIENCE, metrics, post, serving, wait_until
+
+PICTURE = encode(noise(8, 8), "PNG")
+SLOW = encode(noise(9, 9), "PNG")
+
+
+@pytest.mark.parametrize(("max_batch", "sizes"), [(32, [1, 6]), (4, [1, 4, 2]), (1, [1] * 7)])
+def test_pictures_that_come_while_the_model_works_are_its_next_batch(held, max_batch, sizes):
+    with serving(held, Batching(max_batch)) as client, ThreadPoolExecutor(7) as pool:
+        first = pool.submit(post, client, PICTURE)
+        wait_until(lambda: held.sizes == [1])
+        others = [pool.submit(post, client, PICTURE) for _ in range(6)]
+        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 7)
+        time.sleep(0.1)  # accepted; now decoded too
+        held.go.set()
+        assert all(request.result().status_code == 200 for request in (first, *others))
+    assert held.sizes == sizes
+
+
+def test_a_lone_picture_waits_for_nobody(tiny):
+    with serving(tiny, Batching(max_delay=PATIENCE)) as client:
+        started = time.monotonic()
+        assert post(client, PICTURE).status_code == 200
+    assert time.monotonic() - started < PATIENCE / 2
+
+
+@pytest.fixture
+def slow_decoding(monkeypatch):
+    """Decoding of SLOW waits for the event."""
+    go = threading.Event()
+    decode = batching.preprocess
+
+    def decode_slowly(picture, policy):
+        assert picture != SLOW or go.wait(PATIENCE)
+        return decode(picture, policy)
+
+    monkeypatch.setattr(batching, "preprocess", decode_slowly)
+    yield go
+    go.set()
+
+
+def test_a_picture_waits_for_one_that_is_being_decoded(held, slow_decoding):
+    held.go.set()
+    with serving(held, Batching(max_delay=PATIENCE, decode_threads=2)) as client, ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(post, client, SLOW)
+        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
+        quick = pool.submit(post, client, PICTURE)
+        time.sleep(0.2)
+        assert held.sizes == []
+        slow_decoding.set()
+        assert (slow.result().status_code, quick.result().status_code) == (200, 200)
+    assert held.sizes == [2]
+
+
+def test_but_no_longer_than_max_delay(held, slow_decoding):
+    held.go.set()
+    with serving(held, Batching(max_delay=0.05, decode_threads=2)) as client, ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(post, client, SLOW)
+        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
+        assert post(client, PICTURE).status_code == 200
+        slow_decoding.set()
+        assert slow.result().status_code == 200
+    assert held.sizes == [1, 1]
+
+
+def test_a_picture_that_waits_for_a_damaged_one_goes_on_without_it(held, slow_decoding, monkeypatch):
+    held.go.set()
+    damaged = SLOW[:-40]
+    monkeypatch.setitem(globals(), "SLOW", damaged)
+    with serving(held, Batching(max_delay=PATIENCE, decode_threads=2)) as client, ThreadPoolExecutor(2) as pool:
+        bad = pool.submit(post, client, damaged)
+        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
+        quick = pool.submit(post, client, PICTURE)
+        time.sleep(0.1)
+        slow_decoding.set()
+        assert (bad.result().status_code, quick.result().status_code) == (422, 200)
+    assert held.sizes == [1]

@@ -1,0 +1,139 @@
+"""imgcls-serve as its users start and stop it: a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from infer.pictures import encode, noise
+from infer.tiny import SAMPLE
+
+from .harness import PATIENCE, connect, metrics, post, wait_until
+
+PICTURE = encode(noise(8, 8), "PNG")
+COMMAND = [sys.executable, "-m", "imgcls_serve"]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "IMGCLS_MODEL": ""}
+
+
+@contextmanager
+def started(*options: object) -> Iterator[tuple[subprocess.Popen, httpx.Client, str]]:
+    """The process, a client of it, and its first line."""
+    command = [*COMMAND, "--port", "0", *map(str, options)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    try:
+        line = process.stderr.readline()
+        address = re.search(r"http://\S+", line)
+        assert address, line + process.stderr.read()
+        with httpx.Client(base_url=address[0], timeout=PATIENCE, trust_env=False) as client:
+            yield process, client, line
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def failed(*options: str) -> tuple[int, str]:
+    done = run(*COMMAND, *options)
+    return done.returncode, done.stderr
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_it_answers_as_imgcls_infer_does_and_says_one_line(built_in):
+    picture = min(SAMPLE.glob("cat/*.png")).read_bytes()
+    with started("--threads", 1) as (process, client, line):
+        what = r"cifar10-cnn \(10 classes, 32 x 32, fp32, CPUExecutionProvider\)"
+        assert re.fullmatch(rf"imgcls-serve: {what} at http://127\.0\.0\.1:\d+\n", line)
+        top = post(client, picture, top_k=10).json()["top"]
+        assert [(entry["label"], entry["probability"]) for entry in top] == built_in.predict(picture).top(10)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+        assert process.stderr.read() == ""
+
+
+def test_an_access_log_has_a_line_for_each_request(tiny_path):
+    with started("--model", tiny_path, "--name", "mine", "--access-log") as (process, client, line):
+        assert line.startswith("imgcls-serve: mine (3 classes, 8 x 8, fp32")
+        assert post(client, PICTURE).json()["model"] == "mine"
+        process.terminate()
+        process.wait(PATIENCE)
+        assert '"POST /predict HTTP/1.1" 200' in process.stderr.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_what_was_accepted_refuses_what_is_new_and_exits_with_0(tiny_path, number):
+    with started("--model", tiny_path) as (process, client, _), connect(client) as upload:
+        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(PICTURE)}\r\n\r\n"
+        upload.sendall(head.encode() + PICTURE[:50])
+        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
+        process.send_signal(number)
+        wait_until(lambda: refuses(client))
+        assert process.poll() is None
+        upload.sendall(PICTURE[50:])
+        answer = upload.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert process.wait(PATIENCE) == 0
+        assert process.stderr.read() == ""
+
+
+def refuses(client: httpx.Client) -> bool:
+    try:
+        connect(client).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_an_upload_that_never_ends_does_not_keep_a_stopping_server(tiny_path):
+    with started("--model", tiny_path, "--timeout", 0.5) as (process, client, _), connect(client) as upload:
+        upload.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
+        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+def test_a_port_in_use_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        status, text = failed("--port", str(port))
+    assert (status, text.count("\n")) == (1, 1)
+    assert text.startswith(f"error: can't listen on 127.0.0.1:{port} (")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "nowhere.onnx"], "nowhere.onnx: no such model file"),
+        (["--host", "no such host"], "can't listen on no such host:8000"),
+        (["--provider", "abacus"], "unknown provider 'abacus'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(options, message):
+    status, text = failed(*options)
+    assert (status, text.count("\n")) == (1, 1)
+    assert text.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "prometheus_client"])
+def test_without_the_extra_it_says_how_to_get_it(package):
+    missing = f"import sys; sys.modules[{package!r}] = None; sys.argv = ['imgcls-serve']"
+    done = run(sys.executable, "-c", f"{missing}; from imgcls_serve.cli import main; main()")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "pip install 'imgcls-infer[serve]'" in done.stderr
+
+
+def test_help_has_an_example():
+    assert "Example: imgcls-serve --model" in run(*COMMAND, "--help").stdout

@@ -1,0 +1,205 @@
+"""What a client can't do to the others: send without end, hold a place, hold a connection, pile up."""
+
+from __future__ import annotations
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from imgcls_serve import server
+from imgcls_serve.limits import Limits
+from infer.pictures import encode, noise
+
+from .harness import HeldPredictor, connect, metrics, post, serving, wait_until
+
+PICTURE = encode(noise(8, 8), "PNG")
+UPLOAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+
+
+def received(connection: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+# --- bytes ---
+
+
+def test_a_body_that_says_it_is_too_large_is_refused(tiny):
+    with serving(tiny, limits=Limits(max_bytes=len(PICTURE))) as client:
+        assert post(client, PICTURE).status_code == 200
+        response = post(client, PICTURE + b"x")
+        assert response.status_code == 413
+        assert f"more than {len(PICTURE)} bytes" in response.json()["error"]
+        assert post(client, PICTURE).status_code == 200
+
+
+def test_a_body_that_does_not_say_its_length_is_cut_off(tiny):
+    with serving(tiny, limits=Limits(max_bytes=100_000)) as client:
+        response = client.post("/predict", content=(bytes(10_000) for _ in range(50)))
+        assert response.status_code == 413
+        assert post(client, PICTURE).status_code == 200
+
+
+def test_more_pictures_in_a_request_than_are_ever_accepted_are_refused(tiny):
+    with serving(tiny, limits=Limits(queue=3)) as client:
+        files = [("picture", PICTURE)] * 4
+        assert client.post("/predict", files=files[:3]).status_code == 200
+        assert client.post("/predict", files=files).status_code == 400
+        assert infer(client, 3).status_code == 200
+        assert infer(client, 4).status_code == 413
+
+
+def infer(client, pictures):
+    data = {"name": "image", "datatype": "UINT8", "shape": [pictures, 8, 8, 3], "data": [7] * (192 * pictures)}
+    return client.post("/v2/models/tiny/infer", json={"inputs": [data]})
+
+
+# --- the queue ---
+
+
+def test_a_full_queue_refuses_at_once_and_takes_pictures_again_when_there_is_room(held):
+    with serving(held, limits=Limits(queue=3)) as client, ThreadPoolExecutor(3) as pool:
+        accepted = [pool.submit(post, client, PICTURE) for _ in range(3)]
+        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 3)
+        refused = post(client, PICTURE)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "1"
+        assert list(refused.json()) == ["error"]
+        assert infer(client, 1).status_code == 503
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/readyz").status_code == 503
+        held.go.set()
+        assert [request.result().status_code for request in accepted] == [200] * 3
+        assert post(client, PICTURE).status_code == 200
+        assert client.get("/readyz").status_code == 200
+
+
+def test_a_request_of_several_pictures_takes_as_many_places(held):
+    with serving(held, limits=Limits(queue=5)) as client, ThreadPoolExecutor(2) as pool:
+        form = pool.submit(client.post, "/predict", files=[("picture", PICTURE)] * 3)
+        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 3)
+        assert client.post("/predict", files=[("picture", PICTURE)] * 3).status_code == 503
+        assert infer(client, 3).status_code == 503
+        tensor = pool.submit(infer, client, 2)
+        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 5)
+        held.go.set()
+        assert (form.result().status_code, tensor.result().status_code) == (200, 200)
+        assert metrics(client)["imgcls_queue_pictures"] == 0
+
+
+# --- time ---
+
+
+def test_an_upload_that_does_not_end_is_given_up_and_its_place_is_free(tiny):
+    with serving(tiny, limits=Limits(timeout=0.3, queue=1)) as client, connect(client) as slow:
+        slow.sendall(UPLOAD + b"x")
+        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
+        answer = received(slow)
+        assert b" 408 " in answer.splitlines()[0]
+        assert b"did not arrive within 0.3 s" in answer
+        assert post(client, PICTURE).status_code == 200
+
+
+def test_an_answer_that_does_not_come_in_time_is_504_and_nobody_waits_for_it_any_more(held):
+    with serving(held, limits=Limits(timeout=0.4, queue=2)) as client, ThreadPoolExecutor(2) as pool:
+        first, second = (pool.submit(post, client, PICTURE) for _ in range(2))
+        for request in (first, second):
+            assert request.result().status_code == 504
+            assert request.result().json() == {"error": "no answer within 0.4 s; the server is overloaded"}
+        assert metrics(client)["imgcls_queue_pictures"] == 0
+        held.go.set()
+        assert post(client, PICTURE).status_code == 200
+    assert sum(held.sizes) <= 3
+    assert held.sizes[-1] == 1
+
+
+def test_a_timed_out_picture_that_still_waited_is_never_run(held):
+    with serving(held, limits=Limits(timeout=0.4)) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, client, PICTURE)
+        wait_until(lambda: held.sizes == [1])
+        assert infer(client, 5).status_code == 504
+        assert first.result().status_code == 504
+        held.go.set()
+        assert post(client, PICTURE).status_code == 200
+    assert held.sizes == [1, 1]
+
+
+@pytest.mark.parametrize("opening", [b"", b"POST /pre"])
+def test_a_connection_on_which_no_request_begins_is_closed(tiny, monkeypatch, opening):
+    monkeypatch.setattr(server, "_HEADER_SECONDS", 0.3)
+    with serving(tiny) as client, connect(client) as connection:
+        connection.sendall(opening)
+        started = time.monotonic()
+        received(connection)
+        assert time.monotonic() - started < 4  # before the 5 s of uvicorn's own timer, which counts from an answer
+
+
+@pytest.mark.parametrize("opening", [b"GET / HTTP/1.1\r\n", UPLOAD.replace(b"image/png", b"text/plain")])
+def test_a_dribble_does_not_keep_a_connection(tiny, monkeypatch, opening):
+    """Of headers that never end, or of a body that was refused."""
+    monkeypatch.setattr(server, "_HEADER_SECONDS", 0.3)
+    with serving(tiny) as client, connect(client) as connection:
+        connection.sendall(opening)
+        connection.settimeout(0.05)
+        wait_until(lambda: closed_after_another_byte(connection))
+
+
+def closed_after_another_byte(connection: socket.socket) -> bool:
+    try:
+        connection.sendall(b"x")
+        return connection.recv(65536) == b""
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+
+
+def test_an_upload_may_take_longer_than_its_headers_may(tiny, monkeypatch):
+    monkeypatch.setattr(server, "_HEADER_SECONDS", 0.2)
+    head = UPLOAD.replace(b"1000", str(len(PICTURE)).encode()).replace(b"Host", b"Connection: close\r\nHost")
+    with serving(tiny) as client, connect(client) as connection:
+        connection.sendall(head + PICTURE[:50])
+        time.sleep(0.5)
+        connection.sendall(PICTURE[50:])
+        assert b" 200 " in received(connection).splitlines()[0]
+
+
+def test_a_client_that_leaves_in_the_middle_leaves_its_place(tiny, caplog):
+    with serving(tiny, limits=Limits(queue=1)) as client:
+        with connect(client) as connection:
+            connection.sendall(UPLOAD + b"x")
+            wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
+        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 0)
+        assert post(client, PICTURE).status_code == 200
+    assert caplog.records == []
+
+
+# --- many at once ---
+
+
+def test_under_overload_every_request_is_answered_or_refused_and_no_answer_is_somebody_elses(tiny_path):
+    class Slow(HeldPredictor):
+        def run(self, pixels):
+            time.sleep(0.02)
+            return super().run(pixels)
+
+    predictor = Slow(tiny_path)
+    predictor.go.set()
+    pictures = {seed: encode(noise(8, 8, seed), "PNG") for seed in range(8)}
+    expected = {seed: dict(predictor.predict(picture).top(3)) for seed, picture in pictures.items()}
+
+    def ask(number):
+        return number % 8, post(client, pictures[number % 8])
+
+    with serving(predictor, limits=Limits(queue=4)) as client, ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(160)))
+    statuses = [response.status_code for _, response in answers]
+    assert set(statuses) == {200, 503}
+    for seed, response in answers:
+        if response.status_code == 200:
+            found = {entry["label"]: entry["probability"] for entry in response.json()["top"]}
+            assert found == pytest.approx(expected[seed], abs=1e-6)

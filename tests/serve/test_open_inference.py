@@ -1,0 +1,239 @@
+"""The Open Inference Protocol (KServe v2): tensors in, tensors out, as JSON and raw."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from imgcls_serve.open_inference import BINARY_HEADER, Inference, ProtocolError, parse_inference
+from infer.tiny import SIDE
+
+from .harness import serving
+
+INFER = "/v2/models/tiny/infer"
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+TENSOR = {"name": "image", "datatype": "UINT8", "shape": list(PIXELS.shape)}
+
+
+def ask(client, **changes):
+    return client.post(INFER, json={"inputs": [{**TENSOR, "data": PIXELS.ravel().tolist()}], **changes})
+
+
+def arrays(document: dict) -> dict[str, np.ndarray]:
+    return {
+        output["name"]: np.array(output["data"], np.float32).reshape(output["shape"]) for output in document["outputs"]
+    }
+
+
+def raw_request(**parameters) -> tuple[bytes, dict[str, str]]:
+    head = json.dumps({"inputs": [{**TENSOR, "parameters": {"binary_data_size": PIXELS.size}}], **parameters}).encode()
+    return head + PIXELS.tobytes(), {BINARY_HEADER: str(len(head)), "Content-Type": "application/octet-stream"}
+
+
+# --- what there is ---
+
+
+def test_the_server_says_what_it_is_and_what_it_has(client):
+    assert client.get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    assert client.get("/v2/models/tiny/ready").json() == {"name": "tiny", "ready": True}
+    for path in ("/v2/models/tiny", "/v2/models/tiny/versions/1"):
+        assert client.get(path).json() == {
+            "name": "tiny",
+            "versions": ["1"],
+            "platform": "onnxruntime_onnx",
+            "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, 8, 8, 3]}],
+            "outputs": [
+                {"name": "logits", "datatype": "FP32", "shape": [-1, 3]},
+                {"name": "probabilities", "datatype": "FP32", "shape": [-1, 3]},
+            ],
+        }
+
+
+@pytest.mark.parametrize("path", ["/v2/models/other", "/v2/models/other/ready", "/v2/models/tiny/versions/2/ready"])
+def test_another_model_or_version_is_404_in_the_protocols_form(client, path):
+    response = client.get(path)
+    assert response.status_code == 404
+    assert list(response.json()) == ["error"]
+
+
+# --- infer ---
+
+
+@pytest.mark.parametrize("path", [INFER, "/v2/models/tiny/versions/1/infer"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_json_tensors_get_the_models_outputs_to_the_last_bit(tiny, path, nested):
+    data = PIXELS.tolist() if nested else PIXELS.ravel().tolist()
+    with serving(tiny) as client:
+        response = client.post(path, json={"id": "7", "inputs": [{**TENSOR, "data": data}]})
+    assert response.status_code == 200
+    document = response.json()
+    assert (document["model_name"], document["model_version"], document["id"]) == ("tiny", "1", "7")
+    assert [(output["name"], output["datatype"]) for output in document["outputs"]] == [
+        ("logits", "FP32"),
+        ("probabilities", "FP32"),
+    ]
+    logits, probabilities = tiny.run(PIXELS)
+    np.testing.assert_array_equal(arrays(document)["logits"], logits)
+    np.testing.assert_array_equal(arrays(document)["probabilities"], probabilities)
+
+
+def test_raw_tensors_go_both_ways(client, tiny):
+    body, headers = raw_request(parameters={"binary_data_output": True})
+    response = client.post(INFER, content=body, headers=headers)
+    assert response.status_code == 200
+    length = int(response.headers[BINARY_HEADER])
+    document, raw = json.loads(response.content[:length]), response.content[length:]
+    assert [output["parameters"]["binary_data_size"] for output in document["outputs"]] == [36, 36]
+    found = np.frombuffer(raw, "<f4").reshape(2, 3, 3)
+    np.testing.assert_array_equal(found, np.stack(tiny.run(PIXELS)))
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_request_gets_the_outputs_that_it_names_as_it_wants_them(client, tiny, binary):
+    response = ask(client, outputs=[{"name": "probabilities", "parameters": {"binary_data": binary}}])
+    expected = tiny.run(PIXELS)[1]
+    if binary:
+        raw = response.content[int(response.headers[BINARY_HEADER]) :]
+        np.testing.assert_array_equal(np.frombuffer(raw, "<f4").reshape(3, 3), expected)
+    else:
+        assert list(arrays(response.json())) == ["probabilities"]
+        np.testing.assert_array_equal(arrays(response.json())["probabilities"], expected)
+
+
+def test_tritons_own_client_works(client, tiny):
+    reason = "tritonclient is not installed: pip install 'tritonclient[http]'"
+    triton = pytest.importorskip("tritonclient.http", reason=reason)
+    with triton.InferenceServerClient(str(client.base_url).removeprefix("http://").rstrip("/")) as other:
+        assert other.is_server_live()
+        assert other.is_server_ready()
+        assert other.is_model_ready("tiny")
+        assert other.get_model_metadata("tiny")["inputs"][0]["shape"] == [-1, 8, 8, 3]
+        tensor = triton.InferInput("image", list(PIXELS.shape), "UINT8")
+        for binary in (True, False):
+            tensor.set_data_from_numpy(PIXELS, binary_data=binary)
+            for outputs in (None, [triton.InferRequestedOutput("probabilities", binary_data=binary)]):
+                answer = other.infer("tiny", [tensor], request_id="x", outputs=outputs)
+                np.testing.assert_array_equal(answer.as_numpy("probabilities"), tiny.run(PIXELS)[1])
+        with pytest.raises(triton.InferenceServerException, match="no such model"):
+            other.infer("other", [tensor])
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "picture"}, "unknown input 'picture'"),
+        ({"datatype": "FP32"}, "image is UINT8, not 'FP32'"),
+        ({"shape": [3, 8, 8]}, r"image has the shape \[N, 8, 8, 3\]"),
+        ({"shape": [0, 8, 8, 3], "data": []}, "image has the shape"),
+        ({"shape": [True, 8, 8, 3]}, "image has the shape"),
+        ({"shape": None}, "image has the shape"),
+        ({"shape": [4, 8, 8, 3]}, "is 768 whole numbers"),
+        ({"data": [0.5] * 576}, "is 576 whole numbers"),
+        ({"data": ["1"] * 576}, "is 576 whole numbers"),
+        ({"data": None}, "is 576 whole numbers"),
+        ({"data": [10**30] * 576}, "is 576 whole numbers"),
+        ({"data": [[1, 2], [3]]}, "not a tensor"),
+        ({"data": [256] * 576}, "outside 0 to 255"),
+        ({"data": [-1] * 576}, "outside 0 to 255"),
+        ({"parameters": {"binary_data_size": 576}}, "got 0"),
+        ({"parameters": []}, "parameters are not an object"),
+    ],
+)
+def test_a_tensor_that_is_not_the_models_is_a_bad_request(changes, message):
+    body = json.dumps({"inputs": [{**TENSOR, "data": [0] * 576, **changes}]}).encode()
+    with pytest.raises(ProtocolError, match=message):
+        parse_inference(body, None, SIDE)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"1" * 10_000, "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b"{}", "expected one input"),
+        (b'{"inputs": [1]}', "expected one input"),
+        (b'{"inputs": [{}, {}]}', "expected one input"),
+        (b'{"id": 7, "inputs": [{}]}', "id is not a string"),
+    ],
+)
+def test_a_request_that_is_none_is_refused(client, body, message):
+    response = client.post(INFER, content=body)
+    assert response.status_code == 400
+    assert message in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ([], "wants no output"),
+        (["logits"], "unknown output"),
+        ({"name": "logits"}, "unknown output"),
+        ([{"name": "embedding"}], "unknown output"),
+        ([{"name": ["logits"]}], "unknown output"),
+        ([{"name": "logits", "parameters": {"classification": 3}}], "classification extension"),
+    ],
+)
+def test_outputs_that_there_are_not_are_refused(client, outputs, message):
+    response = ask(client, outputs=outputs)
+    assert response.status_code == 400
+    assert message in response.json()["error"]
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "999999", "²"])
+def test_a_header_length_outside_the_body_is_refused(length):
+    body, _ = raw_request()
+    with pytest.raises(ProtocolError, match=r"is not a length|not JSON"):
+        parse_inference(body, length, SIDE)
+
+
+@pytest.mark.parametrize("cut", [1, 576, 577])
+def test_raw_data_that_is_too_short_is_refused(cut):
+    body, headers = raw_request()
+    with pytest.raises(ProtocolError):
+        parse_inference(body[:-cut], headers[BINARY_HEADER], SIDE)
+
+
+KEYS = st.sampled_from(["inputs", "outputs", "id", "parameters", "name", "shape", "datatype", "data"])
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from(["image", "UINT8"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=6),
+    max_leaves=10,
+)
+
+
+def outcome(document: object) -> Inference | ProtocolError:
+    try:
+        return parse_inference(json.dumps(document).encode(), None, 1)
+    except ProtocolError as error:
+        return error
+
+
+@settings(max_examples=40)
+@given(ANY_JSON, ANY_JSON, ANY_JSON)
+def test_whatever_json_comes_is_an_inference_or_a_protocol_error(anything, shape, data):
+    pixel = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": data}
+    for document in (
+        anything,
+        {"inputs": [anything]},
+        {"inputs": [{**pixel, "shape": shape}], "outputs": anything},
+        {"inputs": [{**pixel, "parameters": anything}]},
+        {"inputs": [pixel], "outputs": anything},
+    ):
+        assert isinstance(outcome(document), (Inference, ProtocolError))
+
+
+@given(st.lists(st.integers(0, 255), min_size=3, max_size=3))
+def test_three_numbers_are_a_pixel(values):
+    entry = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": values}
+    assert parse_inference(json.dumps({"inputs": [entry]}).encode(), None, 1).pixels.tolist() == [[[values]]]

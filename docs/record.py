@@ -133,7 +133,7 @@ def shorten(lines: list[_Line]) -> list[_Line]:
     if len(lines) <= LONGEST or any("━" in text.plain for _, text in lines):  # a table stays whole
         return lines
     last = lines[len(lines) - LONGEST + 3 :]
-    left_out = Text(f"... {len(lines) - LONGEST + 1} lines more", "bright_black")
+    left_out = Text(f"... {len(lines) - LONGEST + 1} lines more", "dim")
     return [*lines[:2], (last[0][0], left_out), *last]
 
 
@@ -164,7 +164,7 @@ def to_svg(lines: list[_Line], width: int, title: str) -> str:
 
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), default=ROOT / "docs" / "quickstart.svg")
-@click.option("--width", default=110, help="Columns of the terminal.")
+@click.option("--width", default=100, show_default=True, help="Columns of the terminal.")
 @click.argument("commands", nargs=-1)
 def main(output: Path, width: int, commands: tuple[str, ...]) -> None:
     """Record COMMANDS, by default the quickstart's, as SVG."""

@@ -44,6 +44,6 @@ def test_every_module_is_in_the_picture_or_named_below_it(package):
 
 def test_every_file_that_the_page_names_exists():
     root = Path(__file__).parents[1]
-    folders = [root, root / "imgcls", root / "deploy" / "imgcls_infer"]
+    folders = [root, root / "imgcls", root / "deploy"]
     for name in set(re.findall(r"`((?:\w+/)*\w+\.py)`", PAGE)):
         assert any((folder / name).is_file() for folder in folders), name

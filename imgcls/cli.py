@@ -25,6 +25,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _FILE = click.Path(path_type=Path)
 _CHANGED_SHOWN = 5
+_WIDE, _NARROW = 140, ("max |dp|", "allowed", "same class", "accuracy")  # a narrower terminal shows these figures alone
 _DESCRIPTION = ("arch", "classes", "image_size", "resize", "mean", "std")  # of a bare .pth: see _checkpoint_options
 
 
@@ -152,9 +153,16 @@ def train(no_test: bool, test_dir: Path, resume: Path | None, cache_limit: float
         config = TrainConfig(test_dir=test, cache_limit=int(cache_limit * 1e9), **options)
     from imgcls.training import train as run
 
-    result = run(config, report=click.echo, resume=resume)
+    result = run(config, report=_report, resume=resume)
     if result.run:  # the leading process speaks
         click.echo(f"wrote {result.path} ({_megabytes(result.path.stat().st_size)})")
+
+
+def _report(line: str) -> None:
+    from imgcls.progress import hidden_bars
+
+    with hidden_bars():
+        click.echo(line)
 
 
 def _only_resume(context: click.Context) -> None:
@@ -631,35 +639,19 @@ def _show_parity(result: VerifyResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     first = result.reports[0]
     table = Table(
         title=f"against PyTorch eager (cpu): {first.count:,} pictures, accuracy {first.reference_accuracy:.2%}"
     )
-    figures = (
-        "max |dp|",
-        "99.9 %",
-        "mean",
-        "allowed",
-        "max |dlogit|",
-        "max KL",
-        "same class",
-        "same top 5",
-        "accuracy",
-    )
-    for column in ("file", "runtime", *figures, ""):
-        table.add_column(column, justify="right" if column in figures else "left", overflow="fold")
-    for report in result.reports:
-        found = report.differences
-        sizes = (found.max_abs, found.p999_abs, found.mean_abs, report.tolerance, found.max_logit, found.max_kl)
-        shares = (found.top1_agreement, found.top5_agreement, report.accuracy)
-        table.add_row(
-            report.path,
-            report.name,
-            *(f"{size:.1e}" for size in sizes),
-            *(f"{share:.2%}" for share in shares),
-            "ok" if report else "FAILED",
-        )
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    rows = [_parity_figures(report) for report in result.reports]
+    names = [name for name in rows[0] if console.width >= _WIDE or name in _NARROW]
+    for column in ("file", "runtime", *names, ""):
+        table.add_column(column, justify="right" if column in names else "left", overflow="fold")
+    for report, figures in zip(result.reports, rows, strict=True):
+        verdict = "ok" if report else "FAILED"
+        table.add_row(report.path, report.name, *(figures[name] for name in names), verdict)
+    console.print(table)
     for report in result.reports:
         for line in _parity_lines(report):
             click.echo(line)
@@ -689,6 +681,22 @@ def _show_bench(result: BenchResult) -> None:
         table.add_row(*map(Text, names), *("\n".join(filter(None, cell)) for cell in figures.values()))
     Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
     click.echo(bench_conditions(result))
+
+
+def _parity_figures(report: ParityReport) -> dict[str, str]:
+    """The columns of a report's row."""
+    found = report.differences
+    return {
+        "max |dp|": f"{found.max_abs:.1e}",
+        "99.9 %": f"{found.p999_abs:.1e}",
+        "mean": f"{found.mean_abs:.1e}",
+        "allowed": f"{report.tolerance:.1e}",
+        "max |dlogit|": f"{found.max_logit:.1e}",
+        "max KL": f"{found.max_kl:.1e}",
+        "same class": f"{found.top1_agreement:.2%}",
+        "same top 5": f"{found.top5_agreement:.2%}",
+        "accuracy": f"{report.accuracy:.2%}",
+    }
 
 
 def _parity_lines(report: ParityReport) -> list[str]:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Advance = Callable[[int], None]
+
+_shown: list[Progress] = []
 
 
 @contextmanager
@@ -18,4 +24,21 @@ def progress_bar(description: str, total: int) -> Iterator[Advance]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(description, total=total)
-        yield lambda steps: progress.advance(task, steps)
+        if console.is_terminal:
+            _shown.append(progress)
+        try:
+            yield lambda steps: progress.advance(task, steps)
+        finally:
+            _shown[:] = [other for other in _shown if other is not progress]
+
+
+@contextmanager
+def hidden_bars() -> Iterator[None]:
+    """The bars are off the screen while the body prints: a bar and a line on standard output would share a row."""
+    for progress in _shown:
+        progress.stop()
+    try:
+        yield
+    finally:
+        for progress in _shown:
+            progress.start()

@@ -1,0 +1,71 @@
+"""What both packages offer: every name documented and annotated, and every error said."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator
+
+import pytest
+from test_imports import INFER_MODULES, PUBLIC, TOOLCHAIN_MODULES
+
+NAMES = [(package, name) for package, names in PUBLIC.items() for name in names]
+
+
+def members(value: object) -> Iterator[tuple[str, object]]:
+    """A function, or a class's own public methods and properties."""
+    if not inspect.isclass(value):
+        yield value.__name__, value
+        return
+    for name, member in vars(value).items():
+        function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+        if inspect.isfunction(function) and (name == "__init__" or not name.startswith("_")):
+            yield f"{value.__name__}.{name}", function
+
+
+@pytest.mark.parametrize(("package", "name"), NAMES, ids=lambda part: part)
+def test_a_public_name_has_a_docstring_of_its_own(package, name):
+    value = getattr(importlib.import_module(package), name)
+    assert value.__doc__
+    assert not value.__doc__.startswith(f"{name}("), "dataclass made this docstring"
+
+
+@pytest.mark.parametrize(("package", "name"), NAMES, ids=lambda part: part)
+def test_everything_public_is_annotated(package, name):
+    for path, function in members(getattr(importlib.import_module(package), name)):
+        signature = inspect.signature(function)
+        bare = [key for key, parameter in signature.parameters.items() if parameter.annotation is parameter.empty]
+        made_by_dataclass = function.__code__.co_filename == "<string>"
+        assert made_by_dataclass or not set(bare) - {"self", "cls"}, f"{path}: {bare}"
+        assert signature.return_annotation is not signature.empty, path
+
+
+def raising() -> Iterator[tuple[str, str]]:
+    """(path, docstring) of every public function and method that raises by itself, in any module of both packages."""
+    for module, tree in {**INFER_MODULES, **TOOLCHAIN_MODULES}.items():
+        if module.rpartition(".")[2] in ("cli", "__main__"):
+            continue  # its errors are lines for people
+        for scope, said in [(tree, ""), *((node, documentation(node)) for node in tree.body if is_public_class(node))]:
+            for node in scope.body:
+                if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and raises(node):
+                    yield f"{module}.{getattr(scope, 'name', '')}.{node.name}", documentation(node) + said
+
+
+def documentation(node: ast.AST) -> str:
+    return ast.get_docstring(node) or ""
+
+
+def is_public_class(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+
+
+def raises(function: ast.FunctionDef) -> bool:
+    """Whether an error that callers may meet is raised in it: no AttributeError, and none raised again."""
+    named = [node.exc for node in ast.walk(function) if isinstance(node, ast.Raise) and node.exc]
+    return any(isinstance(error, ast.Call) and ast.unparse(error.func).endswith("Error") for error in named)
+
+
+@pytest.mark.parametrize(("path", "text"), [pytest.param(*found, id=found[0]) for found in raising()])
+def test_a_function_that_raises_says_what(path, text):
+    assert "Raises" in text, f"{path}: its docstring has no `Raises ...`"

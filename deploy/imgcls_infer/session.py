@@ -17,6 +17,7 @@ from typing import Any
 import onnxruntime as ort
 
 from imgcls_infer.errors import ModelError, ProviderError, one_line, printable
+from imgcls_infer.external import check_external_data
 from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
 
 CPU = "CPUExecutionProvider"
@@ -58,7 +59,8 @@ def open_model(path: Path, provider: str = "auto", threads: int | None = None) -
         raise ProviderError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
     name = printable(str(path))
     _check_file(path, name)
-    session, note = _open_session(path, provider, threads)
+    in_place = check_external_data(path, name)
+    session, note = _open_session(path, provider, threads, in_place)
     manifest, golden = _read_metadata(session, name)
     batch = _check_graph(session, manifest, name)
     used = session.get_providers()[0]
@@ -95,20 +97,20 @@ def _check_file(path: Path, name: str) -> None:
         )
 
 
-def _open_session(path: Path, provider: str, threads: int | None) -> tuple[ort.InferenceSession, str]:
+def _open_session(path: Path, provider: str, threads: int | None, in_place: bool) -> tuple[ort.InferenceSession, str]:
     """The session, and a note where `auto` could not take a CUDA provider that this onnxruntime was built with."""
     built_with_cuda = CUDA in ort.get_available_providers()
     if provider == "cuda" and not built_with_cuda:
         raise ProviderError(f"this onnxruntime ({ort.__version__}) was built without CUDA; {_MEND_CUDA}")
     if provider == "cpu" or not built_with_cuda:
-        return _create(path, [CPU], threads), ""
+        return _create(path, [CPU], threads, in_place), ""
     if hasattr(ort, "preload_dlls"):  # 1.21+: finds CUDA and cuDNN in the nvidia-* wheels or beside torch
         ort.preload_dlls()
     try:
-        session = _create(path, [CUDA, CPU], threads)
+        session = _create(path, [CUDA, CPU], threads, in_place)
         reason = "its libraries or the driver did not load"
     except ModelError as error:
-        session = _create(path, [CPU], threads)  # raises where the file is at fault and not CUDA
+        session = _create(path, [CPU], threads, in_place)  # raises where the file is at fault and not CUDA
         if provider == "cuda":
             raise ProviderError(f"the CUDA provider did not start ({one_line(error)}); {_MEND_CUDA}") from error
         return session, f"CUDA did not start ({one_line(error)}), running on the CPU"
@@ -119,13 +121,16 @@ def _open_session(path: Path, provider: str, threads: int | None) -> tuple[ort.I
     return session, f"CUDA did not start ({reason}), running on the CPU"
 
 
-def _create(path: Path, providers: list[str], threads: int | None) -> ort.InferenceSession:
+def _create(path: Path, providers: list[str], threads: int | None, in_place: bool) -> ort.InferenceSession:
+    """in_place: run weights from where the file has them, mapped into memory, instead of from a packed copy."""
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = threads or available_cpus()
     options.inter_op_num_threads = 1
     # spinning threads burn the CPU of whoever shares it, and gain nothing for one picture
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if in_place:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     own = [_PROVIDER_OPTIONS.get(provider, {}) for provider in providers]
     printed = io.StringIO()
     # onnxruntime's own fallback prints to standard output, and moves a failed run to the CPU without asking; old

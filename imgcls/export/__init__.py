@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from imgcls.data.folder import scan_folder
 from imgcls.data.packed import decode_all
 from imgcls.errors import DataError, ExportError
 from imgcls.export.embed_resize import check_resize
+from imgcls.export.external_data import remove_old_weights
 from imgcls.export.fold import fold_classifier
 from imgcls.export.golden_files import make_golden_files
 from imgcls.export.job import Converted, Job
@@ -48,11 +50,15 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A written file. size: bytes. manifest: as in the file; its parity has the self-check's figures."""
+    """A written file. size: bytes. manifest: as in the file; its parity has the self-check's figures.
+
+    weights: the file beside it that has its weights; None where it has them itself. Its bytes count in size.
+    """
 
     path: Path
     size: int
     manifest: Manifest
+    weights: Path | None = None
 
 
 def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
@@ -67,7 +73,7 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
         raise ExportError(f"{path}: would overwrite the checkpoint; give another name with --output")
     reference = checkpoint.classifier()
     golden = golden_samples(reference, list(checkpoint.samples[: config.golden]))
-    converted = chosen.convert(_job(config, reference, checkpoint.manifest, golden))
+    converted = chosen.convert(_job(config, path.name, reference, checkpoint.manifest, golden))
     manifest = replace(checkpoint.manifest, precision=config.precision, parity=converted.facts)
 
     def write(temporary: Path) -> None:
@@ -79,8 +85,13 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
             parity["embedded_resize"] = check_resize(written.run, manifest.resize, golden)
         converted.save(temporary, replace(manifest, parity=parity), golden)
 
-    write_atomically(path, write)
-    return ExportResult(path, path.stat().st_size, open_model(path).manifest)
+    weights = converted.weights
+    with weights.beside(path) if weights else contextlib.nullcontext():
+        write_atomically(path, write)
+    remove_old_weights(path, keep=weights.name if weights else "")
+    files = [path, *([path.with_name(weights.name)] if weights else [])]
+    size = sum(file.stat().st_size for file in files)
+    return ExportResult(path, size, open_model(path).manifest, *files[1:])
 
 
 def check(
@@ -119,19 +130,31 @@ def _format(config: ExportConfig) -> Format:
         raise ExportError(f"{config.format} has no {config.precision}; it has {', '.join(chosen.precisions)}")
     if config.batch and config.format != "onnx":
         raise ExportError(f"{config.format} takes any number of pictures; --batch goes with onnx")
+    if config.external_data and config.format != "onnx":
+        raise ExportError(f"{config.format} is always one file; --external-data goes with onnx")
     if config.embed_resize and config.format != "onnx":
         raise ExportError(f"{config.format} has no resize like Pillow's; --embed-resize goes with onnx")
     return chosen
 
 
-def _job(config: ExportConfig, reference: Classifier, manifest: Manifest, golden: list[GoldenSample]) -> Job:
+def _job(config: ExportConfig, name: str, reference: Classifier, manifest: Manifest, golden: list[GoldenSample]) -> Job:
     classifier = fold_classifier(reference) if config.fold else reference
     if config.precision in NARROW:
         classifier = narrow(classifier, NARROW[config.precision])
     pictures = _calibration_pictures(config, manifest) if config.precision == "int8" else None
     files = make_golden_files(reference, golden, manifest) if config.format == "onnx" else ()
     embedded = manifest.resize if config.embed_resize else None
-    return Job(classifier, config.opset, config.batch, pictures, config.target, files, embedded)
+    return Job(
+        classifier,
+        config.opset,
+        config.batch,
+        pictures,
+        config.target,
+        files,
+        embedded=embedded,
+        external_data=config.external_data,
+        name=name,
+    )
 
 
 def _calibration_pictures(config: ExportConfig, manifest: Manifest) -> np.ndarray:

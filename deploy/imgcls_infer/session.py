@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import onnxruntime as ort
 
 from imgcls_infer.errors import ModelError, ProviderError, one_line, printable
+from imgcls_infer.external import check_external_data
 from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
 
 CPU = "CPUExecutionProvider"
@@ -39,7 +40,7 @@ class OpenModel:
 
     why: the reason for that provider. note: what the user should hear of unasked (an accelerator that was passed over,
     nodes that fell to the CPU, int8 that this CPU can't sum); mostly empty. batch: pictures that the graph takes at
-    once; None is any number.
+    once; None is any number. threads: intra-op threads of the session.
     """
 
     session: ort.InferenceSession
@@ -69,13 +70,13 @@ def open_model(
         raise ValueError(f"threads must be at least 1, not {threads}")
     name = printable(str(path))
     _check_file(path, name)
-    threads = threads or available_cpus()
-    session, why, note = _open_session(path, _Wishes(provider, threads, device_id, strict))
+    wishes = _Wishes(provider, threads or available_cpus(), device_id, strict, check_external_data(path, name))
+    session, why, note = _open_session(path, wishes)
     manifest, golden = _read_metadata(session, name)
     batch = _check_graph(session, manifest, name)
     used = session.get_providers()[0]
     notes = [note, _saturation_note(manifest) if used == CPU else _fallen_note(session, used, strict)]
-    return OpenModel(session, manifest, golden, used, why, threads, "; ".join(filter(None, notes)), batch)
+    return OpenModel(session, manifest, golden, used, why, wishes.threads, "; ".join(filter(None, notes)), batch)
 
 
 def plain_name(provider: str) -> str:
@@ -113,12 +114,13 @@ def _check_file(path: Path, name: str) -> None:
 
 
 class _Wishes(NamedTuple):
-    """What to run a model on."""
+    """What to run a model on. in_place: its weights from where the file has them, mapped into memory, not packed."""
 
     provider: str
     threads: int
     device_id: int | None
     strict: bool
+    in_place: bool
 
 
 class _DidNotStartError(Exception):
@@ -193,6 +195,8 @@ def _create(path: Path, provider: str, wishes: _Wishes) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     # spinning threads burn the CPU of whoever shares it, and gain nothing for one picture
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if wishes.in_place:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     providers, own = [provider], [dict(_PROVIDER_OPTIONS.get(provider, {}))]
     if wishes.device_id is not None:
         own[0]["device_id"] = str(wishes.device_id)

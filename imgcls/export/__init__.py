@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from imgcls.data.folder import scan_folder
 from imgcls.data.packed import decode_all
 from imgcls.errors import DataError, ExportError
 from imgcls.export.embed_resize import check_resize
+from imgcls.export.external_data import Weights, remove_old_weights
 from imgcls.export.fold import fold_classifier
 from imgcls.export.golden_files import make_golden_files
 from imgcls.export.job import Converted, Folder, Job
@@ -61,11 +63,15 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written. path: file or folder. size: bytes of the model. manifest: the model's, with its parity."""
+    """What was written. path: file or folder. size: bytes. manifest: the model's; its parity has the check's figures.
+
+    weights: the file beside the model that has its weights; None where it has them itself. Its bytes count in size.
+    """
 
     path: Path
     size: int
     manifest: Manifest
+    weights: Path | None = None
 
 
 def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
@@ -82,7 +88,8 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
         require_replaceable(path, {chosen.folder.model, *chosen.folder.names})
     reference = checkpoint.classifier()
     golden = golden_samples(reference, list(checkpoint.samples[: config.golden]))
-    converted = chosen.convert(_job(config, reference, checkpoint.manifest, golden))
+    name = Path(chosen.folder.model).name if chosen.folder else path.name
+    converted = chosen.convert(_job(config, name, reference, checkpoint.manifest, golden))
     manifest = replace(checkpoint.manifest, precision=config.precision, parity=converted.facts)
 
     def write(temporary: Path) -> None:
@@ -94,25 +101,33 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
             parity["embedded_resize"] = check_resize(written.run, manifest.resize, golden)
         converted.save(temporary, replace(manifest, parity=parity), golden)
 
+    place = functools.partial(_place, converted.weights, write)
     if chosen.folder is None:
-        write_atomically(path, write)
-        return _result(path, path)
+        place(path)
+        remove_old_weights(path, keep=converted.weights.name if converted.weights else "")
+        return _result(path, path, converted.weights)
+    write_folder_atomically(path, functools.partial(_fill, chosen.folder, place, path.resolve().name, config.license))
+    return _result(path, path / chosen.folder.model, converted.weights)
 
-    write_folder_atomically(path, functools.partial(_fill, chosen.folder, write, path.resolve().name, config.license))
-    return _result(path, path / chosen.folder.model)
+
+def _place(weights: Weights | None, write: Callable[[Path], object], model: Path) -> None:
+    """The model under its name, the weights that it refers to beside it first."""
+    with weights.beside(model) if weights else contextlib.nullcontext():
+        write_atomically(model, write)
 
 
-def _fill(layout: Folder, write: Callable[[Path], object], name: str, license: str | None, folder: Path) -> None:
+def _fill(layout: Folder, place: Callable[[Path], object], name: str, license: str | None, folder: Path) -> None:
     """The model, and what its manifest says in the texts around it."""
     model = folder / layout.model
     model.parent.mkdir(exist_ok=True)
-    write(model)
+    place(model)
     for file, text in layout.describe(name, open_model(model).manifest, license).items():
         (folder / file).write_text(text, encoding="utf-8")
 
 
-def _result(path: Path, model: Path) -> ExportResult:
-    return ExportResult(path, model.stat().st_size, open_model(model).manifest)
+def _result(path: Path, model: Path, weights: Weights | None) -> ExportResult:
+    files = [model, *([model.with_name(weights.name)] if weights else [])]
+    return ExportResult(path, sum(file.stat().st_size for file in files), open_model(model).manifest, *files[1:])
 
 
 def check(
@@ -153,19 +168,31 @@ def _format(config: ExportConfig) -> Format:
         raise ExportError(f"{config.format} takes any number of pictures; --batch goes with onnx")
     if config.license and config.format != "huggingface":
         raise ExportError(f"{config.format} has no place for a licence; --license goes with huggingface")
+    if config.external_data and config.format != "onnx":
+        raise ExportError(f"{config.format} has no weights beside the model; --external-data goes with onnx")
     if config.embed_resize and chosen.convert is not to_onnx:
         raise ExportError(f"{config.format} has no resize like Pillow's; --embed-resize goes with onnx")
     return chosen
 
 
-def _job(config: ExportConfig, reference: Classifier, manifest: Manifest, golden: list[GoldenSample]) -> Job:
+def _job(config: ExportConfig, name: str, reference: Classifier, manifest: Manifest, golden: list[GoldenSample]) -> Job:
     classifier = fold_classifier(reference) if config.fold else reference
     if config.precision in NARROW:
         classifier = narrow(classifier, NARROW[config.precision])
     pictures = _calibration_pictures(config, manifest) if config.precision == "int8" else None
     files = make_golden_files(reference, golden, manifest) if FORMATS[config.format].convert is to_onnx else ()
     embedded = manifest.resize if config.embed_resize else None
-    return Job(classifier, config.opset, config.batch, pictures, config.target, files, embedded)
+    return Job(
+        classifier,
+        config.opset,
+        config.batch,
+        pictures,
+        config.target,
+        files,
+        embedded=embedded,
+        external_data=config.external_data,
+        name=name,
+    )
 
 
 def _calibration_pictures(config: ExportConfig, manifest: Manifest) -> np.ndarray:

@@ -6,7 +6,7 @@
 
 The floors: a minimal onnxruntime script on the same file, and the torch.jit way, as whole processes in turns; a bare
 session.run beside stage 1; and what the cores give without Python's lock, one process a core, each decoding its share
-of the pictures (stage 1) and then running it through the network. Only the ratios last: a busy machine slows both sides.
+of the pictures (stage 1) and then running it through the network. Only ratios last: a busy machine slows both sides.
 Exits with 1 if a bar is missed.
 """
 

@@ -71,8 +71,11 @@ def open_model(
     _check_file(path, name)
     threads = threads or available_cpus()
     session, why, note = _open_session(path, _Wishes(provider, threads, device_id, strict))
-    manifest, golden = _read_metadata(session, name)
-    batch = _check_graph(session, manifest, name)
+    try:
+        manifest, golden = _read_metadata(session, name)
+        batch = _check_graph(session, manifest, name)
+    except UnicodeDecodeError as error:  # onnxruntime hands texts over as they stand in the file
+        raise ModelError(f"{name}: a damaged model file (a text in it is not UTF-8)") from error
     used = session.get_providers()[0]
     notes = [note, _saturation_note(manifest) if used == CPU else _fallen_note(session, used, strict)]
     return OpenModel(session, manifest, golden, used, why, threads, "; ".join(filter(None, notes)), batch)

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# onnxruntime 1.32 for Linux keeps a device id and a database of events in ~/.cache/Microsoft, to send them off. Whose
+# pictures are classified is nobody's business, and a device may have no home. It looks at this when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime as ort
 
 from imgcls_infer.errors import ModelError, ProviderError, one_line, printable

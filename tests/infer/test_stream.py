@@ -81,13 +81,8 @@ def test_a_fixed_batch_streams_too(write):
 
 
 def test_the_items_are_read_no_faster_than_the_results_are_taken():
-    read = 0
-
-    def items():
-        nonlocal read
-        for read in itertools.count(1):
-            yield read
-
+    read: list[int] = []
+    items = (read.append(number) or number for number in itertools.count())
     results = in_order(items, int, doubled, workers=2, batch=4)
     next(results)
     time.sleep(0.1)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from imgcls_infer.errors import InferError
+from imgcls_infer.predictor import Predictor
 from rich.console import Console
 from rich.table import Table
 
@@ -154,6 +155,30 @@ def check_provider(bench: Bench) -> Iterator[Check]:
             continue
         measured = f"max |dp| {report.max_abs:.1e}, {report.count - len(report.changed):,} of {report.count:,} the same"
         yield Check(name, measured, f"<= {report.tolerance:.0e}", bool(report))
+        predictor = Predictor(path, "cuda")
+        fallen = predictor.note or "none"
+        yield Check(f"ONNX {precision}: nodes that CUDA leaves to the CPU", fallen, "none", fallen == "none")
+        if precision == "fp32":
+            yield from (binding(predictor, batch) for batch in (1, 32, 256))
+
+
+def binding(predictor: Predictor, batch: int) -> Check:
+    """What onnxruntime's IO binding would spare the predictor, which hands numpy arrays over."""
+    session, side = predictor._session, predictor.manifest.resize.image_size
+    pixels = np.zeros((batch, side, side, 3), np.uint8)
+    bound = session.io_binding()
+    bound.bind_cpu_input("image", pixels)
+    for output in ("logits", "probabilities"):
+        bound.bind_output(output, "cpu")
+    runs = {"as it is": lambda: predictor.run(pixels), "bound": lambda: session.run_with_iobinding(bound)}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(200):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    plain, less = (1e6 * statistics.median(seconds[name]) for name in runs)
+    return Check(f"CUDA, batch {batch}: IO binding", f"{less:,.0f} us against {plain:,.0f} us, {plain / less:.2f}x")
 
 
 CHECKS: dict[str, Callable[[Bench], Iterator[Check]]] = {

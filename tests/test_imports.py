@@ -72,6 +72,7 @@ def test_classifying_a_picture_loads_the_four_dependencies_alone():
     modules = loaded(command("imgcls_infer", str(PICTURE)))
     assert third_party(modules) == {"imgcls_infer", "click", "numpy", "onnxruntime", "PIL"}
     assert {module for module in modules if module.endswith("ImagePlugin")} == {"PIL.PngImagePlugin"}
+    assert not modules & {"importlib.resources", "imgcls_infer.pipeline", "imgcls_infer.sources", "csv", "glob"}
 
 
 @pytest.mark.parametrize("script", ["imgcls", "imgcls-infer", "imgcls-serve"])
@@ -186,6 +187,9 @@ LAYERS = {
     "imgcls_infer.manifest": 2,
     "imgcls_infer.preprocess": 3,
     "imgcls_infer.session": 3,
+    "imgcls_infer.pipeline": 0,  # knows of nothing here
+    "imgcls_infer.sources": 4,
+    "imgcls_infer.rows": 4,
     "imgcls_infer.predictor": 4,
     "imgcls_infer.selfcheck": 5,
     "imgcls_infer.cli": 6,

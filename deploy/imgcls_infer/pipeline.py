@@ -59,10 +59,12 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         self._done: SimpleQueue[Union[list[tuple[int, Item, Result]], BaseException, None]] = SimpleQueue()
         self._stopped = False
         # daemons: a reader that waits for its source must not keep the process from ending
-        self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+        self._workers = [
+            threading.Thread(target=self._work, name=f"imgcls-infer {index}", daemon=True) for index in range(workers)
+        ]
 
     def start(self, items: Iterable[Item]) -> None:
-        threading.Thread(target=self._read, args=[items], daemon=True).start()
+        threading.Thread(target=self._read, args=[items], name="imgcls-infer reader", daemon=True).start()
         for worker in self._workers:
             worker.start()
 

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# onnxruntime 1.32 for Linux keeps a device id and a database of events in ~/.cache/Microsoft, to send them off. Whose
+# pictures are classified is nobody's business, and a device may have no home. It looks at this when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime as ort
 
 from imgcls_infer.errors import ModelError, ProviderError, one_line, printable
@@ -72,8 +76,11 @@ def open_model(
     _check_file(path, name)
     wishes = _Wishes(provider, threads or available_cpus(), device_id, strict, check_external_data(path, name))
     session, why, note = _open_session(path, wishes)
-    manifest, golden = _read_metadata(session, name)
-    batch = _check_graph(session, manifest, name)
+    try:
+        manifest, golden = _read_metadata(session, name)
+        batch = _check_graph(session, manifest, name)
+    except UnicodeDecodeError as error:  # onnxruntime hands texts over as they stand in the file
+        raise ModelError(f"{name}: a damaged model file (a text in it is not UTF-8)") from error
     used = session.get_providers()[0]
     notes = [note, _saturation_note(manifest) if used == CPU else _fallen_note(session, used, strict)]
     return OpenModel(session, manifest, golden, used, why, wishes.threads, "; ".join(filter(None, notes)), batch)

@@ -97,8 +97,8 @@ def _pattern(pattern: str, recursive: bool) -> Iterator[Found]:
 
 def _standard_input(recursive: bool, read: Read) -> Iterator[Found]:
     head = b""
-    while len(head) < _HEAD and not head.endswith(b"\n") and (more := read(_CHUNK)):
-        head += more
+    while len(head) < _HEAD and (not head.endswith(b"\n") or head.startswith(b"\x89")) and (more := read(_CHUNK)):
+        head += more  # a first line may be short, and come alone
     if looks_like_a_picture(head):
         yield _picture(head, read)
     elif head:
@@ -119,19 +119,20 @@ def _picture(head: bytes, read: Read) -> Found:
 
 def _listed(head: bytes, recursive: bool, read: Read) -> Iterator[Found]:
     """Paths, one a line; or with a NUL after each, as `find -print0` and `git ls-files -z` write them."""
-    rest, more = b"", head
     end = b"\0" if b"\0" in head else b"\n"
+    rest, more = b"", head
     while more:
         *names, rest = (rest + more).split(end)
-        for name in filter(None, names):
-            yield from _path(_decoded(name, end), recursive)
+        yield from _paths(names, end, recursive)
         if len(rest) > _CHUNK:
             yield UnreadableError(STDIN, "standard input is neither a picture nor a list of paths")
             return
         more = read(_CHUNK)
-    if rest:
-        yield from _path(_decoded(rest, end), recursive)
+    yield from _paths([rest], end, recursive)
 
 
-def _decoded(name: bytes, end: bytes) -> str:
-    return os.fsdecode(name.removesuffix(b"\r") if end == b"\n" else name)
+def _paths(names: list[bytes], end: bytes, recursive: bool) -> Iterator[Found]:
+    for name in names:
+        path = os.fsdecode(name.removesuffix(b"\r") if end == b"\n" else name)
+        if path:
+            yield from _path(path, recursive)

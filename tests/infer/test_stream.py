@@ -1,0 +1,170 @@
+"""Predictor.stream and the pipeline below it: order, bounds, errors, and what happens when it is stopped."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+from imgcls_infer import ImageError, ModelError, Prediction, Predictor
+from imgcls_infer.pipeline import in_order
+
+from .pictures import encode, noise
+from .tiny import SAMPLE, SIDE, good_onnx
+
+PICTURES = [noise(SIDE, SIDE, seed) for seed in range(7)]
+
+
+def doubled(numbers: list[int]) -> list[int]:
+    return [2 * number for number in numbers]
+
+
+def no_thread_is_left() -> bool:
+    """Soon; the reader goes when it next has something to hand on."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if not any(thread.name.startswith("imgcls-infer") for thread in threading.enumerate()):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+# --- order and answers ---
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+@pytest.mark.parametrize("count", [0, 1, 5, 300])
+def test_results_keep_the_order_of_the_items_whatever_each_takes(workers, count):
+    pauses = np.random.default_rng(0).uniform(0, 0.002, count)
+
+    def prepare(item: int) -> int:
+        time.sleep(pauses[item])
+        return item
+
+    found = list(in_order(iter(range(count)), prepare, doubled, workers, batch=4))
+    assert found == [(item, 2 * item) for item in range(count)]
+
+
+def test_a_stream_answers_as_predict_does(built_in):
+    paths = sorted(SAMPLE.glob("*/*.png"))[::3]
+    found = list(built_in.stream(paths, workers=3))
+    assert [path for path, _ in found] == paths
+    for path, answer in found[::10]:
+        np.testing.assert_allclose(answer.probabilities, built_in.predict(path).probabilities, atol=1e-5)
+
+
+def test_every_kind_of_source_may_be_in_a_stream(tiny, write):
+    data = encode(PICTURES[0], "PNG")
+    sources = [data, write("a.png", data), str(write("b.png", data)), PICTURES[0]]
+    expected = tiny.predict(PICTURES[0]).label
+    assert [answer.label for _, answer in tiny.stream(sources)] == [expected] * 4
+
+
+def test_a_bad_picture_is_its_own_answer_in_its_place(tiny):
+    given = ImageError("made by the caller")
+    answers = [answer for _, answer in tiny.stream([PICTURES[0], b"words", given, PICTURES[1]], workers=2)]
+    assert [type(answer) for answer in answers] == [Prediction, ImageError, ImageError, Prediction]
+    assert "not a PNG" in str(answers[1])
+    assert answers[2] is given
+
+
+def test_a_fixed_batch_streams_too(write):
+    predictor = Predictor(write("model.onnx", good_onnx(image_shape=(3, SIDE, SIDE, 3))), threads=2)
+    assert [answer.label for _, answer in predictor.stream(PICTURES)] == [
+        prediction.label for prediction in predictor.predict(PICTURES)
+    ]
+
+
+# --- bounds ---
+
+
+def test_the_items_are_read_no_faster_than_the_results_are_taken():
+    read: list[int] = []
+    items = (read.append(number) or number for number in itertools.count())
+    results = in_order(items, int, doubled, workers=2, batch=4)
+    next(results)
+    time.sleep(0.1)
+    assert 1 <= len(read) <= 4 * 2 * 4 + 2
+    results.close()
+
+
+def test_batches_are_no_larger_than_asked_and_a_slow_item_does_not_wait_for_a_full_one():
+    sizes = []
+
+    def finish(prepared: list[int]) -> list[int]:
+        sizes.append(len(prepared))
+        return prepared
+
+    list(in_order(range(100), int, finish, workers=2, batch=8))
+    assert max(sizes) <= 8
+    sizes.clear()
+    list(in_order(range(4), lambda item: time.sleep(0.06) or item, finish, workers=1, batch=8))
+    assert max(sizes) <= 2
+
+
+def test_a_source_that_waits_holds_no_result_up():
+    more = threading.Event()
+
+    def items():
+        yield 1
+        more.wait(9)
+        yield 2
+
+    results = in_order(items(), int, doubled, workers=2, batch=8)
+    assert next(results) == (1, 2)
+    more.set()
+    assert next(results) == (2, 4)
+
+
+# --- errors and the end ---
+
+
+def test_what_the_source_raises_is_raised():
+    def items():
+        yield 1
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(in_order(items(), int, doubled, workers=2, batch=4))
+    assert no_thread_is_left()
+
+
+def test_a_model_that_fails_ends_the_stream(tiny_path, monkeypatch):
+    predictor = Predictor(tiny_path)
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(predictor, "_session", type("Broken", (), {"run": broken})())
+    with pytest.raises(ModelError, match="the model does not run"):
+        list(predictor.stream(itertools.repeat(PICTURES[0])))
+    assert no_thread_is_left()
+
+
+def test_a_stream_that_is_left_early_ends_its_threads(tiny):
+    for _ in tiny.stream(itertools.repeat(PICTURES[0])):
+        break
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_workers_below_one_are_refused(tiny, workers):
+    with pytest.raises(ValueError, match="workers must be at least 1"):
+        tiny.stream([], workers=workers)
+
+
+def test_eight_streams_at_once_keep_to_themselves(tiny):
+    expected = [prediction.label for prediction in tiny.predict(PICTURES)] * 10
+    found: dict[int, list[str]] = {}
+
+    def work(index: int) -> None:
+        found[index] = [answer.label for _, answer in tiny.stream(PICTURES * 10, workers=2)]
+
+    threads = [threading.Thread(target=work, args=[index]) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(found.values()) == [expected] * 8

@@ -244,7 +244,9 @@ def ultralytics(settings: Settings) -> Answer:
     os.environ["YOLO_AUTOINSTALL"] = "false"
     os.environ["YOLO_OFFLINE"] = "true"
     from ultralytics import YOLO
+    from ultralytics.utils import LOGGER
 
+    LOGGER.setLevel("ERROR")
     model = YOLO(settings.folder / "ultralytics.onnx", task="classify", verbose=False)
 
     def answer(file: str) -> np.ndarray:
@@ -594,7 +596,7 @@ def compare(checkpoint: Checkpoint, options: argparse.Namespace, folder: Path) -
             own, ours = ([value[part] for value in started.get(name, [])] for name in (key, OURS))
             cells.append(_with_ratio(own, ours, scale, unit, digits) if own and None not in own else "-")
         table.add_row(PEERS[key].name, *cells)
-    Console(width=180, highlight=False).print(table)
+    Console(width=210, highlight=False).print(table)
     for note in notes:
         print(note)
 

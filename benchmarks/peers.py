@@ -21,6 +21,7 @@ import argparse
 import json
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -259,7 +260,9 @@ def optimum(settings: Settings) -> Answer:
     """transformers' pipeline on optimum's onnxruntime model, with an image processor that resizes and crops."""
     from optimum.onnxruntime import ORTModelForImageClassification
     from transformers import AutoImageProcessor, pipeline
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
     folder = settings.folder / "hf"
     model = ORTModelForImageClassification.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder)
@@ -310,8 +313,6 @@ def write_hf(folder: Path, checkpoint: Checkpoint, graph: bytes) -> None:
 
 def write_files(checkpoint: Checkpoint, folder: Path, threads: int) -> Settings:
     """The network in every form that a peer takes."""
-    import warnings
-
     import onnx
     import torch
 
@@ -628,6 +629,7 @@ def main() -> None:
     from imgcls.checkpoint import load_checkpoint
 
     torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")  # the peers', of what they deprecate
     with tempfile.TemporaryDirectory() as folder:
         compare(load_checkpoint(options.checkpoint), options, Path(folder))
 

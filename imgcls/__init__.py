@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from imgcls.config import ExportConfig, TrainConfig
     from imgcls.errors import ImgclsError
-    from imgcls.evaluation import Scores, evaluate
+    from imgcls.evaluation import Scores, evaluate_folder
     from imgcls.export import export_model
     from imgcls.networks import build_network
     from imgcls.parity import ParityReport, verify
@@ -29,7 +29,7 @@ _HOME = {
     "TrainConfig": "config",
     "TrainResult": "training",
     "build_network": "networks",
-    "evaluate": "evaluation",
+    "evaluate_folder": "evaluation",
     "export_model": "export",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
@@ -46,7 +46,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "build_network",
-    "evaluate",
+    "evaluate_folder",
     "export_model",
     "load_checkpoint",
     "save_checkpoint",

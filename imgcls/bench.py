@@ -338,7 +338,7 @@ def _cold_starts(
         for index in _turns(len(candidates), turn):
             command = candidates[index].command
             words = (picture, resize) if "-c" in command else (picture,)
-            measured = _process((*command, *words), candidates[index].file)
+            measured = run_process((*command, *words), candidates[index].file)
             if turn >= 0:  # the first round fills the system's file cache
                 found[index].append(measured)
             advance(1)
@@ -351,7 +351,7 @@ def _process_series(measured: Sequence[tuple[float, float | None]]) -> tuple[Ser
     return seconds, Series(peaks) if peaks else None
 
 
-def _process(command: tuple[str, ...], file: str) -> tuple[float, float | None]:
+def run_process(command: tuple[str, ...], file: str) -> tuple[float, float | None]:
     """Run a command to its end: seconds, and peak memory in bytes. Raises ImgclsError where it fails."""
     launched = (sys.executable, "-I", "-S", "-c", _LAUNCHER, *command)
     try:

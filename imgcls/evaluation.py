@@ -165,11 +165,6 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
     return Scores(loss=loss, accuracy=accuracy, count=len(labels))
 
 
-def evaluate(classifier: Classifier, images: Tensor, labels: Tensor, batch_size: int | None = None) -> Scores:
-    """Scores of a classifier on uint8 images [N, S, S, 3] with int64 labels [N]."""
-    return score(predict_logits(classifier, images, batch_size), labels.cpu())
-
-
 def score_details(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> DetailedScores:
     """Every figure for finite float32 logits [N, K] and int64 labels [N]; classes: K names. N is at least 1."""
     overall = score(logits, labels)

@@ -13,10 +13,12 @@ import io
 import json
 import math
 import os
+import platform
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,13 @@ BLUE, SKY, ORANGE, GREY = "#0072B2", "#9CCFEF", "#D55E00", "#6E6E6E"
 
 _DPI = 150
 _STYLE = ("default", {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E4E4E4"})
+
+FALLBACK_FONTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Noto Sans Devanagari", "Noto Sans Thai"),
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "Leelawadee UI"),  # Windows
+    *("Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Kohinoor Devanagari", "Thonburi"),  # macOS
+)
+"""For class names in letters that DejaVu Sans lacks (it has Latin, Greek, Cyrillic, Arabic and Hebrew ones)."""
 
 _COUNTED_CLASSES = 20  # up to here each cell of a confusion matrix has room for its count
 _LONGEST_NAME = 24
@@ -126,7 +135,7 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> No
     counted = len(classes) <= _COUNTED_CLASSES
     side = _matrix_side(len(classes))
     cell = side / len(classes)
-    with matplotlib.style.context(_STYLE):
+    with matplotlib.style.context((*_STYLE, {"font.family": _families()})):
         figure = Figure(figsize=(side + 3, side + 2), layout="constrained")
         axes = figure.add_subplot()
         colours = matplotlib.colormaps["Blues"].with_extremes(bad="#E4E4E4")
@@ -252,7 +261,8 @@ def write_parity(result: VerifyResult, path: Path, findings: Sequence[str] = ())
         f"{skipped}, from file to probability, against PyTorch eager in float32 on the CPU (accuracy "
         f"{first.reference_accuracy:.2%}).</p>",
         f'<p class="note">{_text(manifest.arch)}, {len(manifest.classes)} classes, {manifest.resize.image_size} pixels '
-        f"a side, {manifest.resize.mode}; weights {_text(manifest.weights_sha256[:16])}</p>",
+        f"a side, {manifest.resize.mode}; weights {_text(manifest.weights_sha256[:16])}. "
+        f"Verified with {_versions()}.</p>",
         _parity_table(result.reports),
         *(f'<p class="found">{_text(finding)}</p>' for finding in findings),
     ]
@@ -301,7 +311,9 @@ def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
     if result.reference is not None and report.outputs is not None:
         expected, actual = result.reference.probabilities, report.outputs.probabilities
         figure = plot_parity(expected, actual, report.tolerance)
-        parts.append(f'<img class="plot" alt="scatter of probabilities, histogram of differences" src="{figure}">')
+        parts.append(
+            f'<img class="plot" alt="scatter of differences over probabilities, histogram of their sizes" src="{figure}">'
+        )
     if not report.changed:
         return [*parts, "<p>No picture gets another class.</p>"]
     largest = sorted(report.changed, key=lambda answer: -answer.margin)[:_CHANGED_SHOWN]
@@ -420,24 +432,31 @@ def plot_bench(result: BenchResult, path: Path) -> None:
 
 
 def plot_parity(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> str:
-    """Both runtimes' probabilities, float [N, K]: a scatter and a histogram of |difference|, a PNG as data URI."""
-    p, q = expected.ravel(), actual.ravel()
-    difference = np.abs(q.astype(np.float64) - p)
+    """Two runtimes' probabilities, float [N, K]: a scatter of the difference, and a histogram of its size.
+
+    Returns a PNG as data URI.
+    """
+    p, signed = expected.ravel(), (actual.astype(np.float64) - expected).ravel()
+    difference = np.abs(signed)
     order = np.argsort(-difference)
     worst, rest = order[: _POINTS // 4], order[_POINTS // 4 :]  # what differs most is drawn, of the rest some
     shown = np.concatenate([worst, rest[:: max(1, len(rest) * 4 // (3 * _POINTS))]])
     with matplotlib.style.context(_STYLE):
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         scatter, histogram = figure.subplots(1, 2, width_ratios=[1, 1.5])
-        scatter.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, zorder=1)
+        scatter.axhline(0, color=GREY, linewidth=1, zorder=1)
         beyond = difference[shown] > tolerance
         for chosen, colour, label in ((~beyond, BLUE, "within the tolerance"), (beyond, ORANGE, "beyond it")):
             if chosen.any():
                 scatter.scatter(
-                    p[shown][chosen], q[shown][chosen], s=7, color=colour, alpha=0.4, linewidths=0, label=label
+                    p[shown][chosen], signed[shown][chosen], s=7, color=colour, alpha=0.4, linewidths=0, label=label
                 )
-        scatter.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="PyTorch's probability", ylabel="this runtime's")
-        scatter.set_aspect("equal")
+        height = 1.25 * float(difference.max()) or tolerance
+        for limit in (-tolerance, tolerance):
+            scatter.axhline(limit, color=ORANGE, linewidth=1.5)  # out of sight where nothing comes near it
+        scatter.set(xlim=(-0.02, 1.02), ylim=(-height, height))
+        scatter.set(xlabel="PyTorch's probability", ylabel="this runtime's, less PyTorch's")
+        scatter.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
         scatter.legend(loc="upper left", frameon=False, markerscale=2)
         _plot_differences(histogram, difference, tolerance)
         file = io.BytesIO()
@@ -469,7 +488,7 @@ def _changed_picture(answer: ChangedAnswer) -> str:
     caption = f'{_text(answer.reference)} became <span class="to">{_text(answer.candidate)}</span>'
     return (
         f'<figure><img alt="" src="{_data_uri(file.getvalue())}"><figcaption>{caption}<br>margin {answer.margin:.1e}'
-        f'<br><span class="note">{_text(Path(answer.path).name)}</span></figcaption></figure>'
+        f'<br><span class="note">{_text("/".join(Path(answer.path).parts[-2:]))}</span></figcaption></figure>'
     )
 
 
@@ -495,6 +514,12 @@ def _times(ratio: float) -> str:
 def _bar(text: str) -> str:
     """Text for a cell of a Markdown table."""
     return printable(text).replace("|", "\\|")
+
+
+def _versions() -> str:
+    """What the figures of a verification depend on."""
+    packages = ("torch", "onnxruntime", "pillow")
+    return f"{', '.join(f'{name} {version(name)}' for name in packages)} on {platform.system()} {platform.machine()}"
 
 
 def _badge(passed: bool) -> str:
@@ -548,6 +573,13 @@ def _write_counts(axes: Axes, matrix: np.ndarray, shares: np.ndarray, cell: floa
     for row, column in zip(*np.nonzero(matrix), strict=True):
         colour = "white" if shares[row, column] > 0.3 else "black"
         axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", color=colour, fontsize=size)
+
+
+def _families() -> list[str]:
+    """matplotlib's own font, and for the letters that it lacks those of FALLBACK_FONTS that are installed."""
+    from matplotlib.font_manager import get_font_names
+
+    return ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in get_font_names())]
 
 
 def _shortened(name: str) -> str:

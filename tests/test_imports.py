@@ -106,7 +106,7 @@ PUBLIC = {
         "TrainConfig",
         "TrainResult",
         "build_network",
-        "evaluate",
+        "evaluate_folder",
         "export_model",
         "load_checkpoint",
         "save_checkpoint",

@@ -39,7 +39,7 @@ def models(trained, tmp_path_factory):
 @pytest.fixture
 def no_processes(monkeypatch):
     """Processes of their own take seconds each; here they are said to take so long and so much."""
-    monkeypatch.setattr(module, "_process", lambda command, file: (2.0 if "-c" in command else 0.5, 1e8))
+    monkeypatch.setattr(module, "run_process", lambda command, file: (2.0 if "-c" in command else 0.5, 1e8))
 
 
 def run(*arguments):
@@ -70,21 +70,24 @@ def test_the_short_scripts_run(trained, models, name, kind):
     resize = json.dumps(vars(trained[1].manifest.resize))
     picture = min((SAMPLE / "test").glob("*/*.png"))
     script = (sys.executable, "-c", module._script(kind), str(models / name), "1", str(picture), resize)
-    seconds, peak = module._process(script, name)
+    seconds, peak = module.run_process(script, name)
     assert seconds > 0.1
     assert peak is None or peak > 1e8
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "wait4"), reason="this system does not say a process's peak memory")
 def test_the_peak_memory_is_the_processs_own_and_not_its_parents():
-    peaks = [module._process((sys.executable, "-S", "-c", f"x = b'x' * {size}"), "x")[1] for size in (1, 150_000_000)]
+    peaks = [
+        module.run_process((sys.executable, "-S", "-c", f"x = b'x' * {size}"), "x")[1] for size in (1, 150_000_000)
+    ]
     assert peaks[0] < 60e6  # this process, which has torch in it, is far larger
     assert 140e6 < peaks[1] - peaks[0] < 200e6
 
 
 def test_a_process_that_fails_is_one_line():
+    script = "import sys; print('no luck', file=sys.stderr); sys.exit(3)"
     with pytest.raises(ImgclsError, match=r"m\.onnx: a process of its own fails with code 3 \(no luck\)"):
-        module._process((sys.executable, "-c", "import sys; print('no luck', file=sys.stderr); sys.exit(3)"), "m.onnx")
+        module.run_process((sys.executable, "-c", script), "m.onnx")
 
 
 def test_every_runtime_has_a_row_in_each_kind_of_table(trained, models, no_processes):
@@ -161,11 +164,7 @@ def test_the_number_of_threads_is_put_back(trained, models, no_processes, monkey
     config = BenchConfig(trained[0], (models / "cnn.pt",), pictures=2, repeats=1)
     torch.set_num_threads(2)
     try:
-        bench(
-            trained[1],
-            BenchConfig(trained[0], (models / "cnn.pt",), pictures=2, repeats=1),
-            scan_folder(SAMPLE / "test"),
-        )
+        bench(trained[1], config, scan_folder(SAMPLE / "test"))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -173,7 +172,7 @@ def test_the_number_of_threads_is_put_back(trained, models, no_processes, monkey
 
 
 def test_a_system_that_does_not_say_the_memory(trained, models, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_process", lambda command, file: (1.0, None))
+    monkeypatch.setattr(module, "run_process", lambda command, file: (1.0, None))
     config = BenchConfig(trained[0], (models / "cnn.onnx",), pictures=2, repeats=1)
     result = bench(trained[1], config, scan_folder(SAMPLE / "test"))
     assert [row["peak memory"] for row in bench_cells(result)] == [("?", ""), ("?", "")]

@@ -56,6 +56,13 @@ def test_importing_it_needs_no_torch_and_no_display():
     assert done.stdout.strip() == "[]"
 
 
+def test_letters_that_the_own_font_lacks_come_from_an_installed_one(figures, monkeypatch):
+    monkeypatch.setattr("matplotlib.font_manager.get_font_names", lambda: ["Comic Sans MS", "Malgun Gothic"])
+    plot_confusion(np.eye(2, dtype=int), ["고양이", "dog"], Path("unused"))
+    (axes, _) = figures[0].axes
+    assert axes.get_xticklabels()[0].get_fontfamily() == ["DejaVu Sans", "Malgun Gothic"]
+
+
 def test_cells_carry_their_counts_and_rows_their_true_class(figures):
     plot_confusion(np.array([[3, 1], [0, 1234]]), ["ant", "bee"], Path("unused"))
     axes = figures[0].axes[0]

@@ -34,10 +34,10 @@ def command(
     try:
         import ray.data
     except ModuleNotFoundError:
-        raise click.ClickException("no module ray; pip install 'imgcls-infer[ray]'") from None
+        raise _failure("no module ray; pip install 'imgcls-infer[ray]'") from None
     images = sorted(str(path) for path in folder.resolve().rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not images:
-        raise click.ClickException(f"{folder}: no pictures below it")
+        raise _failure(f"{folder}: no pictures below it")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(
         address,
@@ -49,10 +49,15 @@ def command(
     try:
         failed = classify(images, output, model, workers, top_k)
     except (InferError, OSError) as error:
-        raise click.ClickException(str(error)) from None
+        raise _failure(str(error)) from None
     click.echo(f"wrote {output}: {len(images)} pictures", err=True)
     if failed:
-        raise click.ClickException(f"{failed} of {len(images)} pictures could not be classified")
+        raise _failure(f"{failed} of {len(images)} pictures could not be classified")
+
+
+def _failure(message: str) -> SystemExit:
+    click.echo(f"error: {message}", err=True)
+    return SystemExit(1)
 
 
 command()

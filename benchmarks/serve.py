@@ -43,11 +43,13 @@ class Load:
     latencies: dict[int, list[float]] = field(default_factory=dict)
     pictures: float = 0.0
 
-    def percentile(self, percent: float, status: int = 200) -> float:
-        return float(np.percentile(self.latencies.get(status, [float("nan")]), percent))
+    def percentile(self, percent: float) -> float:
+        """Of the latencies of pictures that were answered."""
+        return float(np.percentile(self.latencies.get(200, [float("nan")]), percent))
 
-    def share(self, status: int) -> float:
-        return len(self.latencies.get(status, [])) / max(1, sum(map(len, self.latencies.values())))
+    def share(self, *statuses: int) -> float:
+        counts = {status: len(found) for status, found in self.latencies.items()}
+        return sum(counts.get(status, 0) for status in statuses) / max(1, sum(counts.values()))
 
 
 def main() -> None:
@@ -59,6 +61,7 @@ def main() -> None:
     pictures = [path.read_bytes() for path in chosen]
     console = Console()
     console.print(f"{platform.machine()}, {os.cpu_count()} CPUs, {len(pictures)} pictures from {options.data}")
+    console.width = max(console.width, 110)
     console.print(_throughput(options, pictures))
     console.print(_overload(options, pictures))
 
@@ -109,37 +112,27 @@ def _throughput(options: argparse.Namespace, pictures: list[bytes]) -> Table:
 
 
 def _overload(options: argparse.Namespace, pictures: list[bytes]) -> Table:
-    """Many more connections than the queue has places: refusals, and what they do for those who are let in.
-
-    A refused client waits a moment and tries again, as Retry-After asks, though not for a whole second.
-    """
+    """Many more connections than the queue has places: refusals, and what they do for those who are let in."""
     connections = options.overload
-    limits = {"as many places as connections": connections, f"--queue {options.queue}": options.queue}
-    loads: dict[str, list[Load]] = {name: [] for name in limits}
+    kinds = {
+        "a place for each connection": (connections, 1.0),
+        f"--queue {options.queue}, clients wait 1 s as Retry-After asks": (options.queue, 1.0),
+        f"--queue {options.queue}, clients try again after 0.05 s": (options.queue, 0.05),
+    }
+    loads: dict[str, list[Load]] = {name: [] for name in kinds}
     for _ in range(options.rounds):
-        for name, queue in limits.items():
+        for name, (queue, pause) in kinds.items():
             with _server(options, "--queue", queue) as port:
-                loads[name].append(_in_process(_client, port, pictures, options.seconds, connections, 1))
-    table = Table(
-        "",
-        "answered/s",
-        "503",
-        "other",
-        "p50 ms",
-        "p99 ms",
-        "p99 of a 503, ms",
-        title=f"overload: {connections} connections",
-    )
+                loads[name].append(_in_process(_client, port, pictures, options.seconds, connections, 1, pause))
+    title = f"overload, {connections} connections"
+    table = Table("", "answered/s", "refused", "failed", "p50 ms", "p99 ms", title=title)
     for name, found in loads.items():
-        middle = [statistics.median(load.percentile(percent) for load in found) for percent in (50, 99)]
-        refused = statistics.median(load.percentile(99, 503) for load in found)
         table.add_row(
             name,
             f"{statistics.median(load.pictures for load in found):,.0f}",
             f"{statistics.median(load.share(503) for load in found):.0%}",
-            f"{max(1 - load.share(503) - load.share(200) for load in found):.0%}",
-            *(f"{1e3 * value:.1f}" for value in middle),
-            "-" if np.isnan(refused) else f"{1e3 * refused:.1f}",
+            f"{max(load.share(*load.latencies.keys() - {200, 503}) for load in found):.0%}",
+            *(f"{1e3 * statistics.median(load.percentile(percent) for load in found):.1f}" for percent in (50, 99)),
         )
     return table
 
@@ -193,23 +186,29 @@ def _predictor_loop(
 # --- the client ---
 
 
-def _client(port: int, pictures: Sequence[bytes], seconds: float, connections: int, form: int) -> Load:
-    """form: pictures a request; 1 sends a picture as the body."""
+def _client(
+    port: int, pictures: Sequence[bytes], seconds: float, connections: int, form: int, pause: float = 1.0
+) -> Load:
+    """form: pictures a request; 1 sends a picture as the body. pause: seconds that a refused client waits."""
     requests = [_request(pictures[start : start + form]) for start in range(0, len(pictures) - form + 1, form)]
-    return asyncio.run(_all_connections(port, requests, seconds, connections, form))
+    return asyncio.run(_all_connections(port, requests, seconds, connections, form, pause))
 
 
-async def _all_connections(port: int, requests: list[bytes], seconds: float, connections: int, form: int) -> Load:
+async def _all_connections(
+    port: int, requests: list[bytes], seconds: float, connections: int, form: int, pause: float
+) -> Load:
     load = Load()
     counted_from = time.perf_counter() + _WARM_UP
     until = counted_from + seconds
     starts = (islice(cycle(requests), start, None) for start in range(connections))
-    await asyncio.gather(*(_connection(port, own, load, counted_from, until) for own in starts))
+    await asyncio.gather(*(_connection(port, own, load, counted_from, until, pause) for own in starts))
     load.pictures = form * len(load.latencies.get(200, [])) / seconds
     return load
 
 
-async def _connection(port: int, requests: Iterator[bytes], load: Load, counted_from: float, until: float) -> None:
+async def _connection(
+    port: int, requests: Iterator[bytes], load: Load, counted_from: float, until: float, pause: float
+) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for request in requests:
         started = time.perf_counter()
@@ -225,7 +224,7 @@ async def _connection(port: int, requests: Iterator[bytes], load: Load, counted_
         if counted_from <= ended <= until:
             load.latencies.setdefault(status, []).append(ended - started)
         if status == 503:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(min(pause, max(0.0, until - ended)))
     writer.close()
 
 

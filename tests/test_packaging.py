@@ -64,7 +64,7 @@ def test_the_installed_predictor_classifies_a_png_and_a_jpeg(device_environment,
     ("project", "packages"),
     [
         (ROOT, {"imgcls", "imgcls/data", "imgcls/export"}),
-        (ROOT / "deploy", {"imgcls_infer", "imgcls_infer/models", "imgcls_serve"}),
+        (ROOT / "deploy", {"imgcls_infer", "imgcls_infer/models", "imgcls_serve", "imgcls_ray"}),
     ],
 )
 def test_a_wheel_holds_its_packages_and_nothing_else(tmp_path, project, packages):

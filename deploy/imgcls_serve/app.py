@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from imgcls_serve.open_inference import ProtocolError
 
 _LOG = logging.getLogger(__name__)
 _TOP_K = 5
+_MAX_FILES = 1000  # of a form
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -49,7 +50,7 @@ class _Service:
         self._name = name
         self._limits = limits
         self._metrics = Metrics()
-        self._gate = Gate(limits.queue)
+        self._gate = Gate(limits)
         self._metrics.queue.set_function(lambda: self._gate.inside)
         self._batcher = Batcher(predictor, batching, self._metrics)
 
@@ -97,15 +98,14 @@ class _Service:
 
     async def predict(self, request: Request) -> Response:
         """A picture (the body), or several (a form's files). A form's picture that fails is a row among the others."""
-        with self._admitted() as deadline:
+        async with self._admitted() as deadline:
             top_k = _top_k(request)
             kind = _content_type(request)
             body = await read_body(request, self._limits, deadline)
             known = {"model": self._name, "provider": self._predictor.provider}
             if kind == "multipart/form-data":
-                files = await _form_files(request, body, self._gate.limit)
-                with self._gate.admit(len(files) - 1):
-                    rows = await self._classify([data for _, data in files], top_k, deadline)
+                files = await _form_files(request, body)
+                rows = await self._classify([data for _, data in files], top_k, deadline)
                 results = [{"image": printable(file), **row} for (file, _), row in zip(files, rows, strict=True)]
                 status = 422 if all("error" in row for row in rows) else 200
                 return JSONResponse({**known, "results": results}, status)
@@ -132,11 +132,11 @@ class _Service:
 
     # --- limits ---
 
-    @contextmanager
-    def _admitted(self) -> Iterator[float]:
-        """A place for one picture, and the event loop's time by which the request has to be answered."""
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[float]:
+        """A place for the request, and the event loop's time by which it has to be answered."""
         deadline = anyio.current_time() + self._limits.timeout
-        with self._gate.admit(1):
+        async with self._gate.place():
             yield deadline
 
     def _answer_before(self, deadline: float) -> AbstractContextManager[None]:
@@ -157,8 +157,8 @@ class _Service:
         return JSONResponse({"live": self._batcher.running}, 200 if self._batcher.running else 503)
 
     async def readyz(self, _: Request) -> Response:
-        """Ready: a picture that came now would be let in."""
-        ready = self._batcher.running and self._gate.inside < self._gate.limit
+        """Ready: a request that came now would be let in."""
+        ready = self._batcher.running and not self._gate.full
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def metrics(self, _: Request) -> Response:
@@ -179,12 +179,11 @@ class _Service:
 
     async def v2_infer(self, request: Request) -> Response:
         self._require_model(request)
-        with self._admitted() as deadline:
+        async with self._admitted() as deadline:
             body = await read_body(request, self._limits, deadline)
             with self._answer_before(deadline):
                 inference = await self._parsed(request, body)
-                with self._gate.admit(len(inference.pixels) - 1):
-                    found = await asyncio.gather(*map(self._batcher.submit, inference.pixels))
+                found = await asyncio.gather(*map(self._batcher.submit, inference.pixels))
             logits, probabilities = (np.stack(rows) for rows in zip(*found, strict=True))
             content, headers = open_inference.render_inference(self._name, inference, logits, probabilities)
             return Response(content, headers=headers)
@@ -193,12 +192,9 @@ class _Service:
         length = request.headers.get(open_inference.BINARY_HEADER)
         side = self._predictor.manifest.resize.image_size
         try:  # megabytes of JSON would hold up everybody else
-            inference = await asyncio.to_thread(open_inference.parse_inference, body, length, side)
+            return await asyncio.to_thread(open_inference.parse_inference, body, length, side)
         except ProtocolError as error:
             raise HTTPException(400, str(error)) from error
-        if len(inference.pixels) > self._gate.limit:
-            raise HTTPException(413, f"{len(inference.pixels)} pictures at once; {self._gate.limit} are accepted")
-        return inference
 
     def _require_model(self, request: Request) -> None:
         if request.path_params["name"] != self._name:
@@ -226,16 +222,16 @@ class _InMemory(MultiPartParser):
     spool_max_size = 2**62  # the body was in memory already, and the disk may be read-only
 
 
-async def _form_files(request: Request, body: bytes, most: int) -> list[tuple[str, bytes]]:
+async def _form_files(request: Request, body: bytes) -> list[tuple[str, bytes]]:
     """Name and bytes of each file in a form. Raises HTTPException 400."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     try:
-        form = await _InMemory(request.headers, stream(), max_files=most).parse()
+        form = await _InMemory(request.headers, stream(), max_files=_MAX_FILES).parse()
     except MultiPartException as error:
-        raise HTTPException(400, f"not a form with at most {most} files: {printable(error.message)}") from error
+        raise HTTPException(400, f"not a form with at most {_MAX_FILES} files: {printable(error.message)}") from error
     uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     if not uploads:
         raise HTTPException(400, "no file in the form; curl sends one with -F picture=@cat.jpg")

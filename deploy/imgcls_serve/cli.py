@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     default=128,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Pictures accepted and not answered yet; beyond it 503.",
+    help="Requests accepted and not answered yet; beyond it 503.",
 )
 @click.option("--access-log", is_flag=True, help="A line for each request, on standard error.")
 @click.version_option(__version__, prog_name="imgcls-serve")

@@ -1,9 +1,9 @@
-"""What a request may cost: its bytes, its time, and a place among the pictures that are being worked on."""
+"""What a request may cost: its bytes, its time, and a place among those that are being worked on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import anyio
@@ -15,32 +15,46 @@ from starlette.requests import Request
 class Limits:
     """max_bytes: of a request's body. timeout: seconds from a request's headers to its answer.
 
-    queue: pictures accepted and not answered yet, those that are still arriving among them. So at most
-    queue * max_bytes bytes of bodies are in memory.
+    queue: requests accepted and not answered yet, those that are still arriving among them. So at most
+    queue * max_bytes bytes of bodies are in memory. patience: seconds that a request waits for a place among them.
     """
 
     max_bytes: int = 10_000_000
     timeout: float = 30.0
     queue: int = 128
+    patience: float = 0.25
 
 
 class Gate:
-    """Lets pictures in up to a limit. Who finds it full is told so at once, and does not wait."""
+    """Lets requests in up to a limit. Who finds it full waits a moment, unread, and is then refused.
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.inside = 0
+    The moment costs nothing but an open connection. It keeps the places taken while others wait to try again, and it
+    slows down a client that tries again at once: answering those would leave no time for the requests within.
+    """
 
-    @contextmanager
-    def admit(self, pictures: int) -> Iterator[None]:
-        """Raises HTTPException 503 where there is no room for so many."""
-        if self.inside + pictures > self.limit:
-            raise HTTPException(503, "too many pictures at once; try again", {"Retry-After": "1"})
-        self.inside += pictures
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._places = anyio.Semaphore(limits.queue, fast_acquire=True)
+
+    @property
+    def inside(self) -> int:
+        return self._limits.queue - self._places.value
+
+    @property
+    def full(self) -> bool:
+        return self._places.value == 0
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Raises HTTPException 503 where there is none."""
+        with anyio.move_on_after(self._limits.patience) as moment:
+            await self._places.acquire()
+        if moment.cancelled_caught:
+            raise HTTPException(503, "too many requests at once; try again", {"Retry-After": "1"})
         try:
             yield
         finally:
-            self.inside -= pictures
+            self._places.release()
 
 
 @contextmanager

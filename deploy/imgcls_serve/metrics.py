@@ -32,7 +32,7 @@ class Metrics:
         self.batch_seconds = Histogram(
             "imgcls_batch_seconds", "The model's time for a batch.", buckets=_SECONDS, registry=self.registry
         )
-        self.queue = Gauge("imgcls_queue_pictures", "Pictures accepted and not answered yet.", registry=self.registry)
+        self.queue = Gauge("imgcls_queue_requests", "Requests accepted and not answered yet.", registry=self.registry)
         self.picture_errors = Counter(
             "imgcls_picture_errors", "Pictures that could not be decoded or were refused.", registry=self.registry
         )

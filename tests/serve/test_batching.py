@@ -23,7 +23,7 @@ def test_pictures_that_come_while_the_model_works_are_its_next_batch(held, max_b
         first = pool.submit(post, client, PICTURE)
         wait_until(lambda: held.sizes == [1])
         others = [pool.submit(post, client, PICTURE) for _ in range(6)]
-        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 7)
+        wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 7)
         time.sleep(0.1)  # accepted; now decoded too
         held.go.set()
         assert all(request.result().status_code == 200 for request in (first, *others))
@@ -56,7 +56,7 @@ def test_a_picture_waits_for_one_that_is_being_decoded(held, slow_decoding):
     held.go.set()
     with serving(held, Batching(max_delay=PATIENCE, decode_threads=2)) as client, ThreadPoolExecutor(2) as pool:
         slow = pool.submit(post, client, SLOW)
-        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
+        wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 1)
         quick = pool.submit(post, client, PICTURE)
         time.sleep(0.2)
         assert held.sizes == []
@@ -69,7 +69,7 @@ def test_but_no_longer_than_max_delay(held, slow_decoding):
     held.go.set()
     with serving(held, Batching(max_delay=0.05, decode_threads=2)) as client, ThreadPoolExecutor(2) as pool:
         slow = pool.submit(post, client, SLOW)
-        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
+        wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 1)
         assert post(client, PICTURE).status_code == 200
         slow_decoding.set()
         assert slow.result().status_code == 200
@@ -82,7 +82,7 @@ def test_a_picture_that_waits_for_a_damaged_one_goes_on_without_it(held, slow_de
     monkeypatch.setitem(globals(), "SLOW", damaged)
     with serving(held, Batching(max_delay=PATIENCE, decode_threads=2)) as client, ThreadPoolExecutor(2) as pool:
         bad = pool.submit(post, client, damaged)
-        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
+        wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 1)
         quick = pool.submit(post, client, PICTURE)
         time.sleep(0.1)
         slow_decoding.set()

@@ -78,7 +78,7 @@ def test_a_signal_finishes_what_was_accepted_refuses_what_is_new_and_exits_with_
     with started("--model", tiny_path) as (process, client, _), connect(client) as upload:
         head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(PICTURE)}\r\n\r\n"
         upload.sendall(head.encode() + PICTURE[:50])
-        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
+        wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 1)
         process.send_signal(number)
         wait_until(lambda: refuses(client))
         assert process.poll() is None
@@ -100,7 +100,7 @@ def refuses(client: httpx.Client) -> bool:
 def test_an_upload_that_never_ends_does_not_keep_a_stopping_server(tiny_path):
     with started("--model", tiny_path, "--timeout", 0.5) as (process, client, _), connect(client) as upload:
         upload.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
-        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
+        wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 1)
         process.terminate()
         assert process.wait(PATIENCE) == 0
 

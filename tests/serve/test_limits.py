@@ -11,7 +11,7 @@ from imgcls_serve import server
 from imgcls_serve.limits import Limits
 from infer.pictures import encode, noise
 
-from .harness import HeldPredictor, connect, metrics, post, serving, wait_until
+from .harness import PATIENCE, HeldPredictor, connect, metrics, post, serving, wait_until
 
 PICTURE = encode(noise(8, 8), "PNG")
 UPLOAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
@@ -44,15 +44,6 @@ def test_a_body_that_does_not_say_its_length_is_cut_off(tiny):
         assert post(client, PICTURE).status_code == 200
 
 
-def test_more_pictures_in_a_request_than_are_ever_accepted_are_refused(tiny):
-    with serving(tiny, limits=Limits(queue=3)) as client:
-        files = [("picture", PICTURE)] * 4
-        assert client.post("/predict", files=files[:3]).status_code == 200
-        assert client.post("/predict", files=files).status_code == 400
-        assert infer(client, 3).status_code == 200
-        assert infer(client, 4).status_code == 413
-
-
 def infer(client, pictures):
     data = {"name": "image", "datatype": "UINT8", "shape": [pictures, 8, 8, 3], "data": [7] * (192 * pictures)}
     return client.post("/v2/models/tiny/infer", json={"inputs": [data]})
@@ -61,10 +52,10 @@ def infer(client, pictures):
 # --- the queue ---
 
 
-def test_a_full_queue_refuses_at_once_and_takes_pictures_again_when_there_is_room(held):
+def test_a_full_queue_refuses_and_takes_requests_again_when_there_is_room(held):
     with serving(held, limits=Limits(queue=3)) as client, ThreadPoolExecutor(3) as pool:
         accepted = [pool.submit(post, client, PICTURE) for _ in range(3)]
-        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 3)
+        wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 3)
         refused = post(client, PICTURE)
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "1"
@@ -76,19 +67,18 @@ def test_a_full_queue_refuses_at_once_and_takes_pictures_again_when_there_is_roo
         assert [request.result().status_code for request in accepted] == [200] * 3
         assert post(client, PICTURE).status_code == 200
         assert client.get("/readyz").status_code == 200
+        assert metrics(client)["imgcls_queue_requests"] == 0
 
 
-def test_a_request_of_several_pictures_takes_as_many_places(held):
-    with serving(held, limits=Limits(queue=5)) as client, ThreadPoolExecutor(2) as pool:
-        form = pool.submit(client.post, "/predict", files=[("picture", PICTURE)] * 3)
-        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 3)
-        assert client.post("/predict", files=[("picture", PICTURE)] * 3).status_code == 503
-        assert infer(client, 3).status_code == 503
-        tensor = pool.submit(infer, client, 2)
-        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 5)
+def test_a_request_that_finds_the_queue_full_gets_the_first_place_that_is_free(held):
+    with serving(held, limits=Limits(queue=1, patience=PATIENCE)) as client, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post, client, PICTURE)
+        wait_until(lambda: held.sizes == [1])
+        second = pool.submit(post, client, PICTURE)
+        wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 1)
         held.go.set()
-        assert (form.result().status_code, tensor.result().status_code) == (200, 200)
-        assert metrics(client)["imgcls_queue_pictures"] == 0
+        assert (first.result().status_code, second.result().status_code) == (200, 200)
+    assert held.sizes == [1, 1]
 
 
 # --- time ---
@@ -97,7 +87,7 @@ def test_a_request_of_several_pictures_takes_as_many_places(held):
 def test_an_upload_that_does_not_end_is_given_up_and_its_place_is_free(tiny):
     with serving(tiny, limits=Limits(timeout=0.3, queue=1)) as client, connect(client) as slow:
         slow.sendall(UPLOAD + b"x")
-        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
+        wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 1)
         answer = received(slow)
         assert b" 408 " in answer.splitlines()[0]
         assert b"did not arrive within 0.3 s" in answer
@@ -110,7 +100,7 @@ def test_an_answer_that_does_not_come_in_time_is_504_and_nobody_waits_for_it_any
         for request in (first, second):
             assert request.result().status_code == 504
             assert request.result().json() == {"error": "no answer within 0.4 s; the server is overloaded"}
-        assert metrics(client)["imgcls_queue_pictures"] == 0
+        assert metrics(client)["imgcls_queue_requests"] == 0
         held.go.set()
         assert post(client, PICTURE).status_code == 200
     assert sum(held.sizes) <= 3
@@ -172,8 +162,8 @@ def test_a_client_that_leaves_in_the_middle_leaves_its_place(tiny, caplog):
     with serving(tiny, limits=Limits(queue=1)) as client:
         with connect(client) as connection:
             connection.sendall(UPLOAD + b"x")
-            wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 1)
-        wait_until(lambda: metrics(client)["imgcls_queue_pictures"] == 0)
+            wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 1)
+        wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 0)
         assert post(client, PICTURE).status_code == 200
     assert caplog.records == []
 
@@ -195,7 +185,7 @@ def test_under_overload_every_request_is_answered_or_refused_and_no_answer_is_so
     def ask(number):
         return number % 8, post(client, pictures[number % 8])
 
-    with serving(predictor, limits=Limits(queue=4)) as client, ThreadPoolExecutor(16) as pool:
+    with serving(predictor, limits=Limits(queue=4, patience=0.01)) as client, ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(ask, range(160)))
     statuses = [response.status_code for _, response in answers]
     assert set(statuses) == {200, 503}

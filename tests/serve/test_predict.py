@@ -203,7 +203,7 @@ def test_metrics_count_requests_by_endpoint_and_status_and_take_no_label_from_a_
     assert found['imgcls_requests_total{endpoint="none",status="404"}'] == 1
     assert found['imgcls_request_seconds_count{endpoint="predict"}'] == 3
     assert found["imgcls_batch_size_sum"] == 2
-    assert found["imgcls_queue_pictures"] == 0
+    assert found["imgcls_queue_requests"] == 0
     assert not [name for name in found if "made-up" in name]
 
 

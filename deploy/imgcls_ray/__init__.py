@@ -1,0 +1,111 @@
+"""Bulk classification on a Ray cluster: the extra `imgcls-infer[ray]`.
+
+    python -m imgcls_ray pictures --output answers.jsonl --workers 8
+
+Ray Data hands out the pictures' names, runs a batch again where its worker died, and gives each result to the driver
+once; the driver writes the lines and counts them. Importing this module imports no Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from imgcls_infer.errors import ImageError, InferError, printable
+from imgcls_infer.predictor import Prediction, Predictor
+from imgcls_infer.preprocess import preprocess
+
+
+class Classifier:
+    """A worker's model, one thread. Called with a batch of names, it gives a line of JSON for each.
+
+    model: the bytes of an exported file, so that only the driver needs it; None is the built-in one.
+    """
+
+    def __init__(self, model: Optional[bytes] = None, top_k: int = 1) -> None:
+        self._top_k = top_k
+        if model is None:
+            self._predictor = Predictor(threads=1)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(model)
+            self._predictor = Predictor(path, threads=1)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows: list[dict[str, Any]] = []
+        pixels = []
+        for image in batch["image"]:
+            row: dict[str, Any] = {"image": str(image)}
+            try:
+                pixels.append(preprocess(str(image), self._predictor.manifest.resize))
+            except ImageError as error:
+                row["error"] = str(error)
+            rows.append(row)
+        predictions = iter(self._predictor.predict_pixels(np.stack(pixels)) if pixels else [])
+        for row in rows:
+            if "error" not in row:
+                row.update(_answer(next(predictions), self._top_k))
+        return {"line": np.array([json.dumps(row) for row in rows])}
+
+
+def classify(
+    images: Sequence[str],
+    output: Path,
+    model: Optional[Path] = None,
+    workers: int = 2,
+    top_k: int = 1,
+    batch_size: int = 64,
+    classifier: type[Classifier] = Classifier,
+) -> int:
+    """Classify pictures by name (each worker opens them itself) and write a line of JSON for each into `output`.
+
+    The file appears when it is whole. Returns how many pictures could not be classified. Raises ModelError where the
+    model is at fault, and InferError where the output does not hold each picture exactly once.
+    """
+    import ray
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    Predictor(model)  # a bad model is one error here, and not one a worker
+    content = None if model is None else model.read_bytes()
+    names = list(dict.fromkeys(images))
+    blocks = max(1, min(len(names), max(4 * workers, len(names) // (8 * batch_size))))
+    answers = (
+        ray.data.from_items([{"image": name} for name in names], override_num_blocks=blocks)
+        .map_batches(
+            classifier,
+            fn_constructor_args=(content, top_k),
+            batch_size=batch_size,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=1,
+        )
+        .iter_rows()
+    )
+    seen: Counter[str] = Counter()
+    failed = 0
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("w", encoding="ascii") as file:
+            for answer in answers:
+                row = json.loads(answer["line"])
+                seen[row["image"]] += 1
+                failed += "error" in row
+                file.write(answer["line"] + "\n")
+        if seen != Counter(names):
+            wrong = next(iter((seen - Counter(names)) + (Counter(names) - seen)))
+            raise InferError(f"{printable(wrong)}: {seen[wrong]} answers in the output instead of one")
+        os.replace(unfinished, output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return failed
+
+
+def _answer(prediction: Prediction, top_k: int) -> dict[str, Any]:
+    top = [{"label": label, "probability": probability} for label, probability in prediction.top(top_k)]
+    return {**top[0], "top": top}

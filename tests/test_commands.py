@@ -11,7 +11,7 @@ import click
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXAMPLE = re.compile(r"^(?:Examples?:)?\s*(imgcls[\w-]* .+)$", re.MULTILINE)
+EXAMPLE = re.compile(r"^(?:Examples?:)?\s*(imgcls[\w-]* .+?)(?:, then|[;|]|$)", re.MULTILINE)
 
 sys.path.insert(0, str(ROOT / "docs"))
 import generate_cli  # noqa: E402

@@ -231,6 +231,11 @@ def _checkpoint_options(function: Command) -> Command:
 )
 @click.option("--batch", type=click.IntRange(1, 4096), help="onnx: pictures at once. Default: any number.")
 @click.option(
+    "--external-data",
+    is_flag=True,
+    help="onnx: weights in a file beside it: a large float model starts at once, batches take longer.",
+)
+@click.option(
     "--embed-resize",
     is_flag=True,
     help="onnx: put the resize into the graph, for hosts without Pillow: pictures of any size, within a level of 255.",
@@ -264,8 +269,10 @@ def export(checkpoint: Path, samples: Path | None, **options: Any) -> None:
         _show_quantization(parity["quantization"])
     if "embedded_resize" in parity:
         _show_embedded_resize(parity["embedded_resize"])
+    beside = f" and {result.weights.name} beside it" if result.weights else ""
     click.echo(
-        f"wrote {result.path} ({_megabytes(result.size)}), max |dp| against PyTorch {parity['max_abs_diff']:.1e} "
+        f"wrote {result.path}{beside} ({_megabytes(result.size)}), "
+        f"max |dp| against PyTorch {parity['max_abs_diff']:.1e} "
         f"in batches of {', '.join(map(str, parity['batch_sizes']))}"
     )
 

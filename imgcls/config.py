@@ -180,6 +180,7 @@ class ExportConfig:
     (huggingface, triton) into <format>/<the checkpoint's stem>. license: for huggingface's card, like `mit`.
     golden: how many sample pictures travel in the file. fold: merge linear maps first (imgcls.export.fold).
     batch: pictures that the file takes at once; None is any number.
+    external_data: the weights go into a file beside it (onnx alone; over 2 GB they always do).
     embed_resize: stage 1's resize goes into the graph, which then takes pictures of any size (onnx alone).
     precision: `fp32`, `fp16`, `bf16` or `int8`. calibration, calibration_size, target are int8's: a folder of <class>/*
     (the training pictures), how many of them to use, and the kind of CPU (imgcls.export.quantize.TARGETS).
@@ -193,6 +194,7 @@ class ExportConfig:
     fold: bool = True
     batch: int | None = None
     embed_resize: bool = False
+    external_data: bool = False
     precision: str = "fp32"
     calibration: Path | None = None
     calibration_size: int = 1024

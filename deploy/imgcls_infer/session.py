@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import onnxruntime as ort
 
 from imgcls_infer.errors import ModelError, ProviderError, one_line, printable
+from imgcls_infer.external import check_external_data
 from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
 
 CPU = "CPUExecutionProvider"
@@ -69,8 +70,9 @@ def open_model(
         raise ValueError(f"threads must be at least 1, not {threads}")
     name = printable(str(path))
     _check_file(path, name)
+    in_place = check_external_data(path, name)
     threads = threads or available_cpus()
-    session, why, note = _open_session(path, _Wishes(provider, threads, device_id, strict))
+    session, why, note = _open_session(path, _Wishes(provider, threads, device_id, strict, in_place))
     manifest, golden = _read_metadata(session, name)
     batch = _check_graph(session, manifest, name)
     used = session.get_providers()[0]
@@ -113,12 +115,13 @@ def _check_file(path: Path, name: str) -> None:
 
 
 class _Wishes(NamedTuple):
-    """What to run a model on."""
+    """What to run a model on. in_place: weights stay where their file is mapped, without a copy packed for speed."""
 
     provider: str
     threads: int
     device_id: int | None
     strict: bool
+    in_place: bool
 
 
 class _DidNotStartError(Exception):
@@ -193,6 +196,8 @@ def _create(path: Path, provider: str, wishes: _Wishes) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     # spinning threads burn the CPU of whoever shares it, and gain nothing for one picture
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if wishes.in_place:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     providers, own = [provider], [dict(_PROVIDER_OPTIONS.get(provider, {}))]
     if wishes.device_id is not None:
         own[0]["device_id"] = str(wishes.device_id)

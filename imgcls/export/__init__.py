@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from imgcls.data.folder import scan_folder
 from imgcls.data.packed import decode_all
 from imgcls.errors import DataError, ExportError
 from imgcls.export.embed_resize import check_resize
+from imgcls.export.external_data import remove_old_weights
 from imgcls.export.fold import fold_classifier
 from imgcls.export.golden_files import make_golden_files
 from imgcls.export.job import Converted, Folder, Job
@@ -61,11 +63,15 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written. path: file or folder. size: bytes of the model. manifest: the model's, with its parity."""
+    """What was written. path: file or folder. size: bytes of the model. manifest: the model's, with its parity.
+
+    weights: the file beside the model that has its weights, counted in size; None where it has them itself.
+    """
 
     path: Path
     size: int
     manifest: Manifest
+    weights: Path | None = None
 
 
 def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
@@ -82,7 +88,7 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
         require_replaceable(path, {chosen.folder.model, *chosen.folder.names})
     reference = checkpoint.classifier()
     golden = golden_samples(reference, list(checkpoint.samples[: config.golden]))
-    converted = chosen.convert(_job(config, reference, checkpoint.manifest, golden))
+    converted = chosen.convert(_job(config, path.name, reference, checkpoint.manifest, golden))
     manifest = replace(checkpoint.manifest, precision=config.precision, parity=converted.facts)
 
     def write(temporary: Path) -> None:
@@ -94,10 +100,15 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
             parity["embedded_resize"] = check_resize(written.run, manifest.resize, golden)
         converted.save(temporary, replace(manifest, parity=parity), golden)
 
+    weights = converted.weights
     if chosen.folder is None:
-        write_atomically(path, write)
-        return _result(path, path)
+        with weights.beside(path) if weights else contextlib.nullcontext():
+            write_atomically(path, write)
+        remove_old_weights(path, keep=weights.name if weights else "")
+        return _result(path, path, path.with_name(weights.name) if weights else None)
 
+    if weights:
+        raise ExportError(f"{config.format} is for models of up to 2 GB; --format onnx writes larger ones, in two files")
     write_folder_atomically(path, functools.partial(_fill, chosen.folder, write, path.resolve().name, config.license))
     return _result(path, path / chosen.folder.model)
 
@@ -111,8 +122,9 @@ def _fill(layout: Folder, write: Callable[[Path], object], name: str, license: s
         (folder / file).write_text(text, encoding="utf-8")
 
 
-def _result(path: Path, model: Path) -> ExportResult:
-    return ExportResult(path, model.stat().st_size, open_model(model).manifest)
+def _result(path: Path, model: Path, weights: Path | None = None) -> ExportResult:
+    size = sum(file.stat().st_size for file in (model, weights) if file)
+    return ExportResult(path, size, open_model(model).manifest, weights)
 
 
 def check(
@@ -153,19 +165,31 @@ def _format(config: ExportConfig) -> Format:
         raise ExportError(f"{config.format} takes any number of pictures; --batch goes with onnx")
     if config.license and config.format != "huggingface":
         raise ExportError(f"{config.format} has no place for a licence; --license goes with huggingface")
+    if config.external_data and config.format != "onnx":
+        raise ExportError(f"{config.format} is always one file; --external-data goes with onnx")
     if config.embed_resize and chosen.convert is not to_onnx:
         raise ExportError(f"{config.format} has no resize like Pillow's; --embed-resize goes with onnx")
     return chosen
 
 
-def _job(config: ExportConfig, reference: Classifier, manifest: Manifest, golden: list[GoldenSample]) -> Job:
+def _job(config: ExportConfig, name: str, reference: Classifier, manifest: Manifest, golden: list[GoldenSample]) -> Job:
     classifier = fold_classifier(reference) if config.fold else reference
     if config.precision in NARROW:
         classifier = narrow(classifier, NARROW[config.precision])
     pictures = _calibration_pictures(config, manifest) if config.precision == "int8" else None
     files = make_golden_files(reference, golden, manifest) if FORMATS[config.format].convert is to_onnx else ()
     embedded = manifest.resize if config.embed_resize else None
-    return Job(classifier, config.opset, config.batch, pictures, config.target, files, embedded)
+    return Job(
+        classifier,
+        config.opset,
+        config.batch,
+        pictures,
+        config.target,
+        files,
+        embedded=embedded,
+        external_data=config.external_data,
+        name=name,
+    )
 
 
 def _calibration_pictures(config: ExportConfig, manifest: Manifest) -> np.ndarray:

@@ -31,7 +31,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model file. size: bytes. golden: how many samples it carries. operators, layers: empty unless it is ONNX."""
+    """A model file. size: bytes, with those of a weights file beside it. golden: how many samples it carries.
+
+    operators, layers: empty unless it is ONNX.
+    """
 
     path: Path
     size: int
@@ -44,19 +47,24 @@ class ModelInfo:
 def info(path: Path) -> ModelInfo:
     """Read an exported file. Raises InferError where it is none, or damaged."""
     opened = open_model(path)  # checks it as the device does
-    operators, layers = _read_graph(path) if opened.name.startswith("onnxruntime") else ({}, ())
-    return ModelInfo(path, path.stat().st_size, opened.manifest, len(opened.golden), operators, layers)
+    operators, layers, weights = _read_graph(path) if opened.name.startswith("onnxruntime") else ({}, (), 0)
+    return ModelInfo(path, path.stat().st_size + weights, opened.manifest, len(opened.golden), operators, layers)
 
 
-def _read_graph(path: Path) -> tuple[dict[str, int], tuple[Layer, ...]]:
-    model = onnx.load(path)
+def _read_graph(path: Path) -> tuple[dict[str, int], tuple[Layer, ...], int]:
+    """Operators, layers, and the bytes of the files beside it that hold weights."""
+    model = onnx.load(path, load_external_data=False)
+    locations = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    weights = sum((path.parent / location).stat().st_size for location in locations)
     known = [value for value in model.graph.value_info if value.name == PIXELS]  # what comes before it has any size
     del model.graph.value_info[:]
     model.graph.value_info.extend(known)
     for value in (model.graph.input[0], *model.graph.value_info, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
     graph = onnx.shape_inference.infer_shapes(model).graph
-    return dict(Counter(node.op_type for node in graph.node).most_common()), _layers(graph)
+    return dict(Counter(node.op_type for node in graph.node).most_common()), _layers(graph), weights
 
 
 def _layers(graph: onnx.GraphProto) -> tuple[Layer, ...]:
@@ -76,11 +84,16 @@ def _layers(graph: onnx.GraphProto) -> tuple[Layer, ...]:
                 operator=node.op_type,
                 dtype=onnx.TensorProto.DataType.Name(weights[0].data_type).lower(),
                 parameters=sum(prod(tensor.dims) for tensor in weights),
-                size=sum(len(tensor.raw_data) for tensor in held),
+                size=sum(map(_size, held)),
                 multiply_adds=_multiply_adds(node, weights[0], shapes[node.output[0]]),
             )
         )
     return tuple(layers)
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    """Bytes, wherever they are."""
+    return int(prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def _multiply_adds(node: onnx.NodeProto, weight: onnx.TensorProto, output: list[int]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from imgcls_infer.manifest import GoldenFile, GoldenSample, Manifest, ResizePolicy
 
+from imgcls.export.external_data import Weights
 from imgcls.networks import Classifier
 
 Save = Callable[[Path, Manifest, list[GoldenSample]], None]
@@ -22,6 +23,7 @@ class Job:
     opset, batch: ONNX's; batch None is any number of pictures at once. calibration: pictures, uint8 [N, S, S, 3], make
     an int8 file; None keeps the classifier's own precision. target: the CPU that int8 is for. golden_files: for ONNX,
     whose device checks stage 1 with them. embedded: the resize that the graph is to begin with; None is none.
+    external_data: whether large weights go into a file beside the model, whose name `name` is.
     """
 
     classifier: Classifier
@@ -31,6 +33,8 @@ class Job:
     target: str = "x86-vnni"
     golden_files: tuple[GoldenFile, ...] = ()
     embedded: ResizePolicy | None = None
+    external_data: bool = False
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,11 @@ class Folder:
 
 @dataclass(frozen=True)
 class Converted:
-    """save: writes the file. facts: what the conversion decided, for the manifest's parity."""
+    """save: writes the file. facts: what the conversion decided, for the manifest's parity.
+
+    weights: what stands in a file of its own; None where everything is in the one.
+    """
 
     save: Save
     facts: dict[str, Any] = field(default_factory=dict)
+    weights: Weights | None = None

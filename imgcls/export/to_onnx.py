@@ -25,7 +25,11 @@ from imgcls_infer.manifest import (
 
 from imgcls.errors import ExportError
 from imgcls.export.embed_resize import embed_resize
+from imgcls.export.external_data import take_weights_out, weights_size
 from imgcls.export.job import Converted, Job
+
+LARGEST = 2_000_000_000
+"""Bytes of weights in one file: protobuf ends at 2 GiB, and the manifest has to fit in too."""
 
 IR_VERSION = 10
 """The newest that onnxruntime 1.20, the oldest supported, can read."""
@@ -41,7 +45,10 @@ def to_onnx(job: Job) -> Converted:
     _strip(model)
     _rename(model.graph)
     facts: dict[str, Any] = {}
+    large = weights_size(model) > LARGEST
     if job.calibration is not None:
+        if large:
+            raise ExportError("int8 is for networks of up to 2 GB; this one is larger: try fp16")
         from imgcls.export.quantize import quantize
 
         model, quantization = quantize(model, job.calibration, job.target)
@@ -52,7 +59,9 @@ def to_onnx(job: Job) -> Converted:
         facts["embedded_resize"] = {}  # its figures come with the file's check
     if job.batch:
         _fix_batch(model.graph, job.batch)
-    _check(model)
+    if not large:  # ONNX's checker is given one message, and can't have a larger one
+        _check(model)
+    weights = take_weights_out(model, job.name) if job.external_data or large else None
 
     def save(path: Path, manifest: Manifest, golden: list[GoldenSample]) -> None:
         del model.metadata_props[:]
@@ -64,7 +73,7 @@ def to_onnx(job: Job) -> Converted:
         onnx.helper.set_model_props(model, metadata)
         path.write_bytes(model.SerializeToString(deterministic=True))
 
-    return Converted(save, facts)
+    return Converted(save, facts, weights)
 
 
 def _trace(job: Job) -> onnx.ModelProto:

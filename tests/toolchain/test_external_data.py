@@ -1,0 +1,138 @@
+"""Weights in a file beside the model: the same answers, both files or neither, and none left over."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from helpers import SAMPLE
+from imgcls_infer.errors import ModelError
+from imgcls_infer.predictor import Predictor
+
+from imgcls.bisect import bisect
+from imgcls.cli import command
+from imgcls.config import ExportConfig
+from imgcls.errors import ExportError
+from imgcls.export import export_model
+from imgcls.export.info import info
+from imgcls.runtimes import run_module
+
+export_module, to_onnx_module = sys.modules["imgcls.export"], sys.modules["imgcls.export.to_onnx"]
+
+
+@pytest.fixture(scope="module")
+def original(trained, tmp_path_factory):
+    path, checkpoint = trained
+    output = tmp_path_factory.mktemp("external") / "cnn.onnx"
+    return export_model(ExportConfig(path, output=output, external_data=True), checkpoint)
+
+
+@pytest.fixture
+def exported(original, tmp_path):
+    """A copy of the pair."""
+    files = [shutil.copy(path, tmp_path / path.name) for path in (original.path, original.weights)]
+    return replace(original, path=files[0], weights=files[1])
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_weights_are_beside_the_model_and_the_answers_the_same(trained, exported, tmp_path):
+    assert names(tmp_path) == ["cnn.onnx", exported.weights.name]
+    assert exported.path.stat().st_size < 60_000
+    assert exported.weights.stat().st_size > 4 * 540_000
+    assert exported.size == exported.path.stat().st_size + exported.weights.stat().st_size
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    expected = run_module(trained[1].classifier())(pixels)[1]
+    np.testing.assert_allclose(Predictor(exported.path).run(pixels)[1], expected, atol=1e-5)
+    assert bisect(trained[1], exported.path)
+
+
+def test_every_tensor_begins_on_a_page_and_small_ones_stay_in_the_graph(exported):
+    graph = onnx.load(exported.path, load_external_data=False).graph
+    outside = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    assert {tensor.name for tensor in outside} >= {"conv2_layer.weight", "fc1_layer.weight", "fc2_layer.weight"}
+    for tensor in outside:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        assert entries["location"] == exported.weights.name
+        assert int(entries["offset"]) % 4096 == 0
+    assert all(len(tensor.raw_data) < 1024 for tensor in graph.initializer)
+
+
+def test_the_same_checkpoint_gives_the_same_two_files(trained, exported, tmp_path):
+    path, checkpoint = trained
+    again = export_model(ExportConfig(path, output=tmp_path / "again" / "cnn.onnx", external_data=True), checkpoint)
+    assert again.path.read_bytes() == exported.path.read_bytes()
+    assert again.weights.name == exported.weights.name
+    assert again.weights.read_bytes() == exported.weights.read_bytes()
+
+
+def test_a_new_export_removes_the_old_ones_weights_and_nothing_else(trained, exported, tmp_path):
+    path, checkpoint = trained
+    others = ["cnn.onnx.data", "other.onnx.0123456789abcdef.data", "cnn.onnx.0123456789abcdef.data.bak"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"not ours")
+    arguments = ["export", str(path), "--external-data", "--precision", "fp16", "-o", str(exported.path)]
+    shown = CliRunner().invoke(command, arguments)
+    assert shown.exit_code == 0, shown.output
+    (half,) = set(names(tmp_path)) - {"cnn.onnx", *others}
+    assert half != exported.weights.name
+    assert f"cnn.onnx and {half} beside it (1.1" in shown.output
+    export_model(ExportConfig(path, output=exported.path), checkpoint)
+    assert names(tmp_path) == sorted(["cnn.onnx", *others])
+
+
+def test_a_failed_export_leaves_the_old_pair_as_it_was(trained, exported, tmp_path, monkeypatch):
+    path, checkpoint = trained
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    monkeypatch.setattr(export_module, "probability_tolerance", lambda *_: -1.0)
+    for options in ({}, {"precision": "fp16"}):
+        with pytest.raises(ExportError, match="differs from PyTorch"):
+            export_model(ExportConfig(path, output=exported.path, external_data=True, **options), checkpoint)
+        assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+
+
+def test_weights_over_protobufs_limit_go_outside_unasked(trained, tmp_path, monkeypatch):
+    path, checkpoint = trained
+    monkeypatch.setattr(to_onnx_module, "LARGEST", 2_000_000)
+    result = export_model(ExportConfig(path, output=tmp_path / "cnn.onnx"), checkpoint)
+    assert result.weights is not None
+    assert Predictor(result.path).predict(np.zeros((32, 32, 3), np.uint8)).classes == checkpoint.manifest.classes
+    config = ExportConfig(path, output=tmp_path / "a.onnx", precision="int8", calibration=SAMPLE / "train")
+    with pytest.raises(ExportError, match="int8 is for networks of up to 2 GB"):
+        export_model(config, checkpoint)
+
+
+def test_int8_and_an_embedded_resize_go_with_it(trained, tmp_path):
+    path, checkpoint = trained
+    options = {"precision": "int8", "calibration": SAMPLE / "train", "calibration_size": 16}
+    config = ExportConfig(path, output=tmp_path / "a.onnx", external_data=True, embed_resize=True, **options)
+    result = export_model(config, checkpoint)
+    assert result.weights.stat().st_size > 500_000
+    assert sum(layer.multiply_adds for layer in info(result.path).layers) == 3_318_664
+
+
+def test_info_counts_both_files(exported):
+    found = info(exported.path)
+    assert found.size == exported.size
+    assert sum(layer.parameters for layer in found.layers) == 541_094
+    assert sum(layer.size for layer in found.layers) == 4 * 541_094
+
+
+def test_a_model_without_its_weights_says_which_file_is_missing(exported, tmp_path):
+    exported.weights.unlink()
+    for opened in (Predictor, info):
+        with pytest.raises(ModelError, match=f"its weights are missing: put {exported.weights.name} beside it"):
+            opened(exported.path)
+
+
+@pytest.mark.parametrize("name", ["torchscript", "torch-export"])
+def test_only_onnx_has_external_data(trained, tmp_path, name):
+    with pytest.raises(ExportError, match="--external-data goes with onnx"):
+        export_model(ExportConfig(trained[0], name, tmp_path / "a.pt", external_data=True), trained[1])

@@ -118,7 +118,8 @@ def _check(model: onnx.ModelProto) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         opset = model.opset_import[0].version
-        raise ExportError(f"ONNX opset {opset} can't hold this network so ({one_line(error)})") from error
+        reason = one_line(error, 120)
+        raise ExportError(f"ONNX opset {opset} can't hold this network so ({reason}); try fp16 or int8") from error
 
 
 def _strip(model: onnx.ModelProto) -> None:

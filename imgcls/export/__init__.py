@@ -108,7 +108,9 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
         return _result(path, path, path.with_name(weights.name) if weights else None)
 
     if weights:
-        raise ExportError(f"{config.format} is for models of up to 2 GB; --format onnx writes larger ones, in two files")
+        raise ExportError(
+            f"{config.format} is for models of up to 2 GB; --format onnx writes larger ones, in two files"
+        )
     write_folder_atomically(path, functools.partial(_fill, chosen.folder, write, path.resolve().name, config.license))
     return _result(path, path / chosen.folder.model)
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, Image.Image, np.ndarray]
 
 MAX_PIXELS = 50_000_000
-"""Pictures with more pixels are refused from their header: decoding one needs up to 8 bytes a pixel."""
+"""Pictures with more pixels are refused from their header: decoding one needs up to 8 bytes a pixel. Of WebP, half."""
 
 MAX_FILE_BYTES = 64 * 2**20
 """Larger files are refused unread. With MAX_PIXELS it keeps one picture, whatever it is, below 512 MiB."""
@@ -132,16 +132,25 @@ def _open_rgb(source: Any, name: str) -> Image.Image:
         return _from_array(source, name)
     if isinstance(source, Image.Image):
         with _translated(name):
-            return _decoded(source, name)
+            _load(source, name)
+            return _upright_rgb(source, name)
     data = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else read_file(source, name)
     image_class = _image_class(data, name)
-    with _translated(name), image_class(io.BytesIO(data)) as image:
-        return _decoded(image, name)
+    file = io.BytesIO(data)
+    del data
+    with _translated(name), image_class(file) as image:
+        _load(image, name)
+        file.close()  # and frees it: a large file is not kept beside its pixels
+        return _upright_rgb(image, name)
 
 
-def _decoded(image: Image.Image, name: str) -> Image.Image:
-    _check_size(image.size, name)
+def _load(image: Image.Image, name: str) -> None:
+    # Pillow has an animation's canvas, two frames and the file in memory at once to read a WebP, 16 bytes a pixel
+    _check_size(image.size, name, MAX_PIXELS // 2 if image.format == "WEBP" else MAX_PIXELS)
     image.load()
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     orientation = exif_orientation(image.info.get("exif", b""))
     return _oriented(_to_rgb(image, name), orientation)
 
@@ -253,12 +262,10 @@ def _plugin_class(plugin: str) -> type[ImageFile]:
     return image_class
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def _check_size(size: tuple[int, int], name: str, limit: int) -> None:
     width, height = size
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{name}: {width} x {height} pixels, more than the {MAX_PIXELS:,} that are accepted; shrink it"
-        )
+    if width * height > limit:
+        raise ImageError(f"{name}: {width} x {height} pixels, more than the {limit:,} that are accepted; shrink it")
     if width < 1 or height < 1:
         raise ImageError(f"{name}: a picture of {width} x {height} pixels")
 

@@ -15,6 +15,7 @@ from imgcls_infer import __version__
 from imgcls_infer.errors import ImageError, ModelError, printable
 from imgcls_infer.predictor import Prediction, Predictor
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -230,8 +231,9 @@ async def _form_files(request: Request, body: bytes) -> list[tuple[str, bytes]]:
 
     try:
         form = await _InMemory(request.headers, stream(), max_files=_MAX_FILES).parse()
-    except MultiPartException as error:
-        raise HTTPException(400, f"not a form with at most {_MAX_FILES} files: {printable(error.message)}") from error
+    except (MultiPartException, FormParserError) as error:  # the second: what older starlettes let through
+        reason = printable(getattr(error, "message", str(error)))
+        raise HTTPException(400, f"not a form with at most {_MAX_FILES} files: {reason}") from error
     uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     if not uploads:
         raise HTTPException(400, "no file in the form; curl sends one with -F picture=@cat.jpg")

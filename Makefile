@@ -86,3 +86,19 @@ $(MINIMUM)/predictor/.installed: $(SOURCES) tests/minimum_versions.py | $(BIN)/p
 
 clean:
 	rm -rf $(VENV) $(MINIMUM)
+
+WEB := dist/web
+WEB_MODEL ?= deploy/imgcls_infer/models/cifar10-cnn.onnx
+
+.PHONY: web
+web: deploy/edge/web/node_modules/.package-lock.json
+	@rm -rf $(WEB) && mkdir -p $(WEB)/vendor
+	@cp $(addprefix deploy/edge/web/,index.html style.css icon.svg) deploy/edge/web/*.js $(WEB)
+	@cp $(addprefix deploy/edge/web/node_modules/onnxruntime-web/dist/,ort.wasm.min.mjs ort-wasm-simd-threaded.mjs \
+	  ort-wasm-simd-threaded.wasm) $(WEB)/vendor
+	@cp $(WEB_MODEL) $(WEB)/model.onnx
+	@echo "serve it: python3 -m http.server --directory $(WEB)"
+
+deploy/edge/web/node_modules/.package-lock.json: deploy/edge/web/package-lock.json
+	cd deploy/edge/web && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@

@@ -2,9 +2,10 @@
 # make test         lint, types and tests
 # make docs         writes docs/cli.md anew
 # make recording    records docs/quickstart.svg anew
+# make web          the browser page as static files in dist/web (WEB_MODEL=models/mine.onnx); needs npm
 # make test-minimum the tests with the lowest versions of all dependencies, in environments of their own
 #
-# All but the last use .venv and create it first; they are quick when repeated. On Linux pip's torch brings its CUDA libraries (about 5 GB).
+# All but the last two use .venv and create it first; they are quick when repeated. On Linux pip's torch brings its CUDA libraries (about 5 GB).
 # For a machine without a GPU: make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3

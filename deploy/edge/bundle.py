@@ -86,7 +86,12 @@ def _fill(folder: Path, tag: str, python: str, model: Path | None, serve: bool) 
     _collect_wheels(wheels, accepted_platforms(tag), python, "[serve]" if serve else "")
     for name in ("install.sh", "imgcls-serve.service"):
         shutil.copy(EDGE / name, folder)
-    about = {"platform": tag, "python": python, "serve": serve, "wheels": sorted(path.name for path in wheels.iterdir())}
+    about = {
+        "platform": tag,
+        "python": python,
+        "serve": serve,
+        "wheels": sorted(path.name for path in wheels.iterdir()),
+    }
     (folder / "BUNDLE").write_text(json.dumps(about, indent=2) + "\n")
     _write_sums(folder)
 
@@ -136,7 +141,7 @@ def write_archive(folder: Path, output: Path) -> None:
         for path in sorted(folder.rglob("*")):
             entry = archive.gettarinfo(path, f"{folder.name}/{path.relative_to(folder).as_posix()}")
             entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = _EPOCH, 0, 0, "", ""
-            entry.mode = 0o755 if path.is_dir() or os.access(path, os.X_OK) and path.suffix == ".sh" else 0o644
+            entry.mode = 0o755 if path.is_dir() or (os.access(path, os.X_OK) and path.suffix == ".sh") else 0o644
             with path.open("rb") if path.is_file() else tempfile.TemporaryFile() as data:
                 archive.addfile(entry, data if path.is_file() else None)
     partial.replace(output)

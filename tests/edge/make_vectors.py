@@ -17,11 +17,12 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "deploy"), str(ROOT / "tests")]
 
-from edge.pngs import PNGS, png_of  # noqa: E402
 from imgcls_infer.manifest import INTERPOLATIONS, ResizePolicy  # noqa: E402
 from imgcls_infer.preprocess import decode_rgb, preprocess  # noqa: E402
 from imgcls_infer.selfcheck import pixels_sha256  # noqa: E402
 from infer.pictures import encode, exif  # noqa: E402
+
+from edge.pngs import PNGS, png_of  # noqa: E402
 
 FILE_POLICY = ResizePolicy(8)
 VECTORS = ROOT / "docs" / "contract" / "vectors.json"
@@ -77,7 +78,12 @@ def picture_files() -> dict[str, bytes]:
 
 def resize_vector(width: int, height: int, policy: ResizePolicy) -> dict[str, object]:
     asked = {"image_size": policy.image_size, "mode": policy.mode, "interpolation": policy.interpolation}
-    return {"width": width, "height": height, **asked, "sha256": pixels_sha256(preprocess(pattern(width, height), policy))}
+    return {
+        "width": width,
+        "height": height,
+        **asked,
+        "sha256": pixels_sha256(preprocess(pattern(width, height), policy)),
+    }
 
 
 def file_vector(name: str, data: bytes) -> dict[str, object]:
@@ -97,7 +103,12 @@ def coefficient_vector(size: int, new_size: int, interpolation: str) -> dict[str
     one_hot = np.zeros((size, size, 3), np.uint8)
     one_hot[np.arange(size), np.arange(size)] = 255
     shown = Image.fromarray(one_hot).resize((new_size, size), Image.Resampling[interpolation.upper()])
-    return {"size": size, "new_size": new_size, "interpolation": interpolation, "rows": np.asarray(shown)[..., 0].tolist()}
+    return {
+        "size": size,
+        "new_size": new_size,
+        "interpolation": interpolation,
+        "rows": np.asarray(shown)[..., 0].tolist(),
+    }
 
 
 def one_vector_a_line(document: dict[str, object]) -> str:

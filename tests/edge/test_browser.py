@@ -1,4 +1,4 @@
-"""The page in headless Chromium answers as Python's Predictor does, on 200 pictures: the page reports to this server."""
+"""The page in headless Chromium answers as Python's Predictor does, on 200 pictures: it reports to this server."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from imgcls_infer.errors import ImageError
 from imgcls_infer.manifest import INTERPOLATIONS, RESIZE_MODES, ResizePolicy
 from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
-
 from infer.pictures import encode, exif, noise
 
 from .conftest import encoded

@@ -98,8 +98,11 @@ def _fill(folder: Path, tag: str, python: str, model: Path | None, serve: bool) 
 
 def _require_model(model: Path) -> None:
     from imgcls_infer import InferError, Predictor
+    from imgcls_infer.external import check_external_data
 
     try:
+        if check_external_data(model, str(model)):
+            raise BundleError(f"{model} keeps its weights in another file; export it without --external-data")
         Predictor(model, provider="cpu")
     except InferError as error:
         raise BundleError(str(error)) from None

@@ -12,7 +12,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import onnx
 import pytest
+from infer.tiny import good_onnx
 
 ROOT = Path(__file__).parents[2]
 EDGE = ROOT / "deploy" / "edge"
@@ -114,6 +116,17 @@ def test_the_same_files_give_the_same_bytes(tmp_path):
         SCRIPT["write_archive"](folder, tmp_path / f"{index}.tar.gz")
         archives.append((tmp_path / f"{index}.tar.gz").read_bytes())
     assert archives[0] == archives[1]
+
+
+def test_a_model_with_its_weights_in_another_file_is_refused(tmp_path):
+    model = onnx.load_model_from_string(good_onnx())
+    path = tmp_path / "two.onnx"
+    onnx.save_model(model, path, save_as_external_data=True, location="two.data", size_threshold=0)
+    paths = os.environ.get("PYTHONPATH", "")
+    command = [sys.executable, EDGE / "bundle.py", "--model", path, "-o", tmp_path / "x.tar.gz"]
+    done = run(*command, check=False, PYTHONPATH=paths)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {path} keeps its weights in another file; export it without --external-data\n"
 
 
 @pytest.mark.parametrize("tag", ["armv7l", "manylinux2014", "manylinux_2_28_", "../manylinux_2_28_aarch64"])

@@ -2,9 +2,10 @@
 # make test         lint, types and tests
 # make docs         writes docs/cli.md anew
 # make recording    records docs/quickstart.svg anew
+# make web          the browser page as static files in dist/web (WEB_MODEL=models/mine.onnx); needs npm
 # make test-minimum the tests with the lowest versions of all dependencies, in environments of their own
 #
-# All but the last use .venv and create it first; they are quick when repeated. On Linux pip's torch brings its CUDA libraries (about 5 GB).
+# All but the last two use .venv and create it first; they are quick when repeated. On Linux pip's torch brings its CUDA libraries (about 5 GB).
 # For a machine without a GPU: make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
@@ -86,3 +87,19 @@ $(MINIMUM)/predictor/.installed: $(SOURCES) tests/minimum_versions.py | $(BIN)/p
 
 clean:
 	rm -rf $(VENV) $(MINIMUM)
+
+WEB := dist/web
+WEB_MODEL ?= deploy/imgcls_infer/models/cifar10-cnn.onnx
+
+.PHONY: web
+web: deploy/edge/web/node_modules/.package-lock.json
+	@rm -rf $(WEB) && mkdir -p $(WEB)/vendor
+	@cp $(addprefix deploy/edge/web/,index.html style.css icon.svg) deploy/edge/web/*.js $(WEB)
+	@cp $(addprefix deploy/edge/web/node_modules/onnxruntime-web/dist/,ort.wasm.min.mjs ort-wasm-simd-threaded.mjs \
+	  ort-wasm-simd-threaded.wasm) $(WEB)/vendor
+	@cp $(WEB_MODEL) $(WEB)/model.onnx
+	@echo "serve it: python3 -m http.server --directory $(WEB)"
+
+deploy/edge/web/node_modules/.package-lock.json: deploy/edge/web/package-lock.json
+	cd deploy/edge/web && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@

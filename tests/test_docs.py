@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "deploy" / "README.md",
+    ROOT / "deploy" / "edge" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "data/README.md",
 ]

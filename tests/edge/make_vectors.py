@@ -1,0 +1,137 @@
+"""Writes docs/contract/vectors.json: python tests/edge/make_vectors.py (docs/contract.md says what stands in it).
+
+The files in it are written once and kept: another Pillow encodes JPEG to other bytes. What they decode to must not
+change with Pillow's version; tests/edge/test_contract.py says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "deploy"), str(ROOT / "tests")]
+
+from imgcls_infer.manifest import INTERPOLATIONS, ResizePolicy  # noqa: E402
+from imgcls_infer.preprocess import decode_rgb, preprocess  # noqa: E402
+from imgcls_infer.selfcheck import pixels_sha256  # noqa: E402
+from infer.pictures import encode, exif  # noqa: E402
+
+from edge.pngs import PNGS, png_of  # noqa: E402
+
+FILE_POLICY = ResizePolicy(8)
+VECTORS = ROOT / "docs" / "contract" / "vectors.json"
+
+RESIZES = [
+    *[(57, 91, ResizePolicy(32, mode)) for mode in ("crop", "squash", "pad")],
+    *[(91, 57, ResizePolicy(32, mode)) for mode in ("crop", "squash", "pad")],
+    *[(61, 47, ResizePolicy(24, "squash", name)) for name in INTERPOLATIONS],
+    *[(5, 7, ResizePolicy(24, "crop", name)) for name in INTERPOLATIONS],
+    (32, 32, ResizePolicy(32)),  # nothing to do
+    (33, 32, ResizePolicy(32)),  # cut off 0.5 on the left: 0
+    (35, 32, ResizePolicy(32)),  # 1.5: 2
+    (16, 9, ResizePolicy(8, "pad")),  # 4.5 rows: 4
+    (16, 11, ResizePolicy(8, "pad")),  # 5.5 rows: 6
+    (40, 48, ResizePolicy(32, "squash")),  # 16 rows less, twice 8 columns: the width first
+    (40, 49, ResizePolicy(32, "squash")),  # 17 rows less: the height first
+    (100, 400, ResizePolicy(32, "squash")),
+    (40, 300, ResizePolicy(64, "squash")),  # wider and less high
+    (400, 100, ResizePolicy(32, "squash")),
+    (1, 1, ResizePolicy(5)),
+    (999, 2, ResizePolicy(16, "pad")),  # at least one row
+    (640, 480, ResizePolicy(1)),
+]
+
+
+def pattern(width: int, height: int) -> np.ndarray:
+    """uint8 [height, width, 3]: (7xx + 11yy + 13xy + 29x + 58y + 97c(x + 1)) mod 256."""
+    y, x, c = np.ogrid[:height, :width, :3]
+    return ((7 * x * x + 11 * y * y + 13 * x * y + 29 * x + 58 * y + 97 * c * (x + 1)) % 256).astype(np.uint8)
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    y, x, c = np.ogrid[:height, :width, :3]
+    return Image.fromarray(((4 * x + 3 * y + 60 * c) % 256).astype(np.uint8))
+
+
+def picture_files() -> dict[str, bytes]:
+    picture = smooth(23, 17)
+    made = {f"{name}.png": data for name, data in PNGS.items()}
+    made |= {f"interlaced {colour}.png": png_of(colour, 8, interlaced=True) for colour in (0, 2, 6)}
+    for value in range(1, 9):
+        made[f"orientation {value}.jpg"] = encode(picture, "JPEG", quality=90, exif=exif(orientation=value))
+    made["4:4:4.jpg"] = encode(picture, "JPEG", quality=90, subsampling=0)
+    made["4:2:0 progressive.jpg"] = encode(picture, "JPEG", quality=75, subsampling=2, progressive=True)
+    made["grey.jpg"] = encode(picture.convert("L"), "JPEG")
+    made["cmyk.jpg"] = encode(picture.convert("CMYK"), "JPEG", quality=90)
+    made["lossless.webp"] = encode(picture, "WEBP", lossless=True)
+    made["lossy.webp"] = encode(picture, "WEBP", quality=80)
+    made["palette.gif"] = encode(picture.quantize(32), "GIF")
+    made["plain.bmp"] = encode(picture, "BMP")
+    return made
+
+
+def resize_vector(width: int, height: int, policy: ResizePolicy) -> dict[str, object]:
+    asked = {"image_size": policy.image_size, "mode": policy.mode, "interpolation": policy.interpolation}
+    return {
+        "width": width,
+        "height": height,
+        **asked,
+        "sha256": pixels_sha256(preprocess(pattern(width, height), policy)),
+    }
+
+
+def file_vector(name: str, data: bytes) -> dict[str, object]:
+    decoded = decode_rgb(data, name)
+    return {
+        "name": name,
+        "data": base64.b64encode(data).decode("ascii"),
+        "width": decoded.shape[1],
+        "height": decoded.shape[0],
+        "decoded_sha256": pixels_sha256(decoded),
+        "sha256": pixels_sha256(preprocess(data, FILE_POLICY)),
+    }
+
+
+def coefficient_vector(size: int, new_size: int, interpolation: str) -> dict[str, object]:
+    """Read off Pillow itself: a row with one sample of 255 at a time shows each weight, to 8 bits."""
+    one_hot = np.zeros((size, size, 3), np.uint8)
+    one_hot[np.arange(size), np.arange(size)] = 255
+    shown = Image.fromarray(one_hot).resize((new_size, size), Image.Resampling[interpolation.upper()])
+    return {
+        "size": size,
+        "new_size": new_size,
+        "interpolation": interpolation,
+        "rows": np.asarray(shown)[..., 0].tolist(),
+    }
+
+
+def one_vector_a_line(document: dict[str, object]) -> str:
+    """JSON that a diff can show: the entries of each list stand on lines of their own."""
+    fields = []
+    for name, value in document.items():
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in value) if isinstance(value, list) else ""
+        fields.append(f" {json.dumps(name)}: " + (f"[\n{rows}\n ]" if rows else json.dumps(value)))
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def main() -> None:
+    document = {
+        "pattern": "(7*x*x + 11*y*y + 13*x*y + 29*x + 58*y + 97*c*(x + 1)) mod 256",
+        "pattern_sha256_4x3": pixels_sha256(pattern(4, 3)),
+        "resize": [resize_vector(*case) for case in RESIZES],
+        "one_hot": [coefficient_vector(*case) for case in ((5, 3, "bilinear"), (3, 5, "bicubic"), (7, 3, "lanczos"))],
+        "file_policy": {"image_size": 8, "mode": "crop", "interpolation": "bilinear"},
+        "files": [file_vector(name, data) for name, data in picture_files().items()],
+    }
+    VECTORS.write_text(one_vector_a_line(document))
+    print(f"wrote {VECTORS.relative_to(ROOT)} ({VECTORS.stat().st_size:,} bytes)")
+
+
+if __name__ == "__main__":
+    main()

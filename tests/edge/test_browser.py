@@ -1,0 +1,201 @@
+"""The page in headless Chromium answers as Python's Predictor does, on 200 pictures: it reports to this server."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from imgcls_infer import Predictor
+from imgcls_infer.preprocess import decode_rgb, preprocess
+from infer.pictures import encode, exif
+from PIL import Image, ImageCms
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "data" / "sample" / "test"
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def real_pictures():
+    """{file name: bytes}: 200 pictures of the CIFAR-10 sample, as they are and as what cameras and programs write."""
+    originals = sorted(SAMPLE.glob("*/*.png"))[::5][:100]
+    pictures = {f"{path.parent.name}-{path.name}": path.read_bytes() for path in originals}
+    makers = list(MAKERS.items())
+    for index, path in enumerate(originals):
+        kind, make = makers[index % len(makers)]
+        size = (37 + 7 * (index % 41), 41 + 5 * (index % 53))
+        image = Image.open(path).convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        pictures[f"{kind} {index}.{kind.split()[-1]}"] = make(image)
+    return pictures
+
+
+def with_alpha(image):
+    ramp = np.linspace(60, 255, image.width).astype(np.uint8)
+    image.putalpha(Image.fromarray(np.tile(ramp, (image.height, 1))))
+    return image
+
+
+def wrong_profile():
+    """sRGB with red and blue exchanged: who honours it gives other colours."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"....").replace(b"bXYZ", b"rXYZ").replace(b"....", b"bXYZ")
+
+
+MAKERS = {
+    "odd png": lambda image: encode(image, "PNG"),
+    "fine jpg": lambda image: encode(image, "JPEG", quality=95, subsampling=0),
+    "usual jpg": lambda image: encode(image, "JPEG", quality=75),
+    "progressive jpg": lambda image: encode(image, "JPEG", quality=85, progressive=True),
+    "turned jpg": lambda image: encode(image, "JPEG", quality=90, exif=exif(orientation=6)),
+    "mirrored jpg": lambda image: encode(image, "JPEG", quality=90, exif=exif(orientation=5)),
+    "grey jpg": lambda image: encode(image.convert("L"), "JPEG", quality=90),
+    "transparent png": lambda image: encode(with_alpha(image), "PNG"),
+    "palette png": lambda image: encode(image.quantize(64), "PNG"),
+    "lossless webp": lambda image: encode(image, "WEBP", lossless=True),
+    "usual webp": lambda image: encode(image, "WEBP", quality=85),
+    "still gif": lambda image: encode(image.quantize(128), "GIF"),
+    "cmyk jpg": lambda image: encode(image.convert("CMYK"), "JPEG", quality=90),
+    "profiled jpg": lambda image: encode(image, "JPEG", quality=90, icc_profile=wrong_profile()),
+    "profiled webp": lambda image: encode(
+        image, "WEBP", lossless=True, icc_profile=wrong_profile(), exif=exif(orientation=8)
+    ),
+    "transparent webp": lambda image: encode(with_alpha(image), "WEBP", lossless=True),
+    "plain bmp": lambda image: encode(image, "BMP"),
+}
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """The built page, the test's own page under /test/, pictures under /pictures/; takes the report."""
+
+    def __init__(self, *arguments, pictures, **options):
+        self.pictures = pictures
+        super().__init__(*arguments, **options)
+
+    def do_GET(self):
+        if self.path == "/pictures/list.json":
+            self.send_bytes(json.dumps(list(self.pictures)).encode())
+        elif self.path.startswith("/pictures/"):
+            self.send_bytes(self.pictures[self.path.removeprefix("/pictures/").replace("%20", " ")])
+        else:
+            super().do_GET()
+
+    def do_POST(self):
+        self.server.report = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_bytes(b"")
+        self.server.reported.set()
+
+    def send_bytes(self, data):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    found = next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if found is None:
+        pytest.skip("Chromium is not installed: the page is not run")
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The page as `make web` builds it, with the tests' own page in test/."""
+    if not (shutil.which("npm") and shutil.which("make")):
+        pytest.skip("npm or make is not installed: the page can't be built")
+    folder = tmp_path_factory.mktemp("web") / "site"
+    environment = {**os.environ, "npm_config_fetch_retries": "0"}
+    done = subprocess.run(
+        ["make", "web", f"WEB={folder}"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    if done.returncode and "npm error" in done.stderr:
+        pytest.skip(f"npm can't get onnxruntime-web: {done.stderr.splitlines()[0]}")
+    assert done.returncode == 0, done.stderr
+    (folder / "test").mkdir()
+    for name in ("browser.html", "browser.mjs"):
+        shutil.copy(Path(__file__).with_name(name), folder / "test")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(chromium, site, tmp_path_factory):
+    """What the page said in Chromium."""
+    pictures = real_pictures()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=site, pictures=pictures))
+    server.report, server.reported = None, threading.Event()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/test/browser.html"
+    profile = tmp_path_factory.mktemp("profile")
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}"]
+    browser = subprocess.Popen([chromium, *options, address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        assert server.reported.wait(timeout=180), "the page did not report within three minutes"
+    finally:
+        browser.terminate()
+        browser.wait(timeout=30)
+        server.shutdown()
+    assert "error" not in server.report, server.report["error"]
+    return pictures, server.report
+
+
+def test_200_of_200_pictures_get_pythons_class(report, capsys):
+    pictures, found = report
+    predictor = Predictor(threads=1)
+    rows = {row["name"]: row for row in found["pictures"]}
+    assert len(rows) == len(pictures) == 200
+    worst: dict[str, list[float]] = {}
+    for name, data in pictures.items():
+        expected = predictor.predict(data).probabilities
+        actual = np.array(rows[name]["probabilities"])
+        decoded = decode_rgb(data, name)
+        pixels = np.frombuffer(base64.b64decode(rows[name]["decoded"]), np.uint8).astype(int)
+        levels = int(np.abs(pixels.reshape(decoded.shape) - decoded).max())
+        kind = name.rsplit(" ", 1)[0] if " " in name else "the sample's png"
+        worst.setdefault(kind, []).append((float(np.abs(actual - expected).max()), levels))
+        assert actual.argmax() == expected.argmax(), name
+    with capsys.disabled():
+        print("\nChromium against Python, 200 pictures, the same class for all")
+        for kind, figures in worst.items():
+            differences, levels = zip(*figures, strict=True)
+            print(f"  {kind:<17} {len(figures):>3}   max |dp| {max(differences):.1e}   levels {max(levels)}")
+
+
+def test_png_files_give_the_same_pixels_bit_for_bit(report):
+    pictures, found = report
+    policy = Predictor(threads=1).manifest.resize
+    lossless = [row for row in found["pictures"] if row["name"].endswith(("png", "bmp", "gif"))]
+    assert len(lossless) > 100
+    for row in lossless:
+        expected = preprocess(pictures[row["name"]], policy)
+        assert row["pixels"] == hashlib.sha256(expected.tobytes()).hexdigest(), row["name"]
+
+
+def test_the_self_check_passes_in_the_browser(report):
+    checks = report[1]["checks"]
+    assert {check["half"] for check in checks} == {"file -> pixels", "pixels -> probabilities"}
+    assert [check for check in checks if check["problem"]] == []
+
+
+def test_the_page_answers_checks_itself_and_refuses_what_is_no_picture(report):
+    pictures, found = report
+    page = found["page"]
+    first = next(iter(pictures.values()))
+    prediction = Predictor(threads=1).predict(first)
+    assert page["model"] == "model.onnx"
+    assert page["answer"] == prediction.label
+    assert f"{100 * prediction.probability:.2f} %" in page["bars"]
+    assert page["selfCheck"].startswith("Passed")
+    assert "not a PNG, JPEG, WebP, BMP or GIF picture" in page["problem"]

@@ -1,0 +1,94 @@
+"""The page's stage 1 is Python's, bit for bit: resizing by any policy, and PNG files of every kind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from imgcls_infer.errors import ImageError
+from imgcls_infer.manifest import INTERPOLATIONS, RESIZE_MODES, ResizePolicy
+from imgcls_infer.preprocess import decode_rgb, preprocess
+from imgcls_infer.selfcheck import pixels_sha256
+from infer.pictures import encode, exif, noise
+
+from .conftest import encoded
+from .pngs import PNGS, png_of
+
+
+def policy_of(policy):
+    return {"imageSize": policy.image_size, "mode": policy.mode, "interpolation": policy.interpolation}
+
+
+def random_cases(count, seed):
+    """(pixels, policy): sides of 1 to 180, noise and flat colours, every mode and interpolation."""
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        width, height = (int(2 ** rng.uniform(0, 7.5)) for _ in range(2))
+        pixels = noise(height, width, seed=index) if index % 4 else np.full((height, width, 3), 255, np.uint8)
+        pixels[:, : width // 3] = rng.integers(0, 2) * 255  # hard edges, where cubic filters overshoot
+        mode, interpolation = RESIZE_MODES[index % 3], INTERPOLATIONS[index % len(INTERPOLATIONS) - index // 6 % 2]
+        yield pixels, ResizePolicy(int(rng.integers(1, 80)), mode, interpolation)
+
+
+def test_resizing_is_pillows_bit_for_bit(stage1):
+    cases = list(random_cases(240, seed=0))
+    requests = [
+        {"pixels": encoded(pixels), "width": pixels.shape[1], "height": pixels.shape[0], "policy": policy_of(policy)}
+        for pixels, policy in cases
+    ]
+    answers = stage1(requests)
+    assert len(answers) == len(cases)
+    for (pixels, policy), answer in zip(cases, answers, strict=True):
+        assert answer == {"sha256": pixels_sha256(preprocess(pixels, policy))}, (pixels.shape, policy)
+
+
+@pytest.mark.parametrize("size", [(1008, 756), (756, 1008), (1000, 1), (1, 999), (366, 97)])
+def test_photographs_and_slivers_too(stage1, size):
+    pixels = noise(size[1], size[0])
+    policies = [ResizePolicy(32), ResizePolicy(224, "pad"), ResizePolicy(97, "squash")]
+    request = {"pixels": encoded(pixels), "width": size[0], "height": size[1]}
+    answers = stage1([{**request, "policy": policy_of(policy)} for policy in policies])
+    assert [answer["sha256"] for answer in answers] == [pixels_sha256(preprocess(pixels, p)) for p in policies]
+
+
+def test_png_files_of_every_kind_decode_as_in_pillow(stage1):
+    files = {**PNGS, **{f"{size} alpha": png_of(6, 8, shape=size) for size in ((1, 1), (2, 300), (300, 3))}}
+    compare(stage1, files)
+
+
+@pytest.mark.parametrize(("colour", "depth"), [(0, 1), (0, 8), (0, 16), (2, 8), (3, 4), (6, 8)])
+def test_interlaced_png_files_do_too(stage1, colour, depth):
+    shapes = ((1, 1), (3, 2), (13, 19), (8, 8), (1, 9))
+    compare(stage1, {f"{shape}": png_of(colour, depth, shape, interlaced=True) for shape in shapes})
+
+
+def test_pillows_own_files_with_their_row_filters_too(stage1):
+    smooth = np.add.outer(np.arange(60), np.arange(80))[..., None] * [1, 2, 3] % 256
+    compare(stage1, {"smooth": encode(smooth.astype(np.uint8), "PNG"), "noise": encode(noise(50, 70), "PNG")})
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_exif_orientations_are_applied(stage1, orientation):
+    compare(stage1, {"png": encode(noise(7, 11), "PNG", exif=exif(orientation=orientation, order=">"))})
+
+
+def compare(stage1, files):
+    policy = ResizePolicy(9, "pad")
+    answers = stage1([{"file": encoded(data), "policy": policy_of(policy)} for data in files.values()])
+    for (name, data), answer in zip(files.items(), answers, strict=True):
+        decoded = decode_rgb(data, name)
+        assert answer == {
+            "width": decoded.shape[1],
+            "height": decoded.shape[0],
+            "decoded_sha256": pixels_sha256(decoded),
+            "sha256": pixels_sha256(preprocess(data, policy)),
+        }, name
+
+
+def test_damaged_files_are_refused_as_python_refuses_them(stage1):
+    whole = encode(noise(40, 40), "PNG")
+    damaged = [whole[:60], whole[:-400], whole[:20], b"GIF", b"", whole[:200] + b"\0\1\2\3" + whole[204:]]
+    answers = stage1([{"file": encoded(data), "policy": policy_of(ResizePolicy(9))} for data in damaged])
+    for data, answer in zip(damaged, answers, strict=True):
+        assert set(answer) == {"error"}, data[:20]
+        with pytest.raises(ImageError):
+            preprocess(data, ResizePolicy(9))

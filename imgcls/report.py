@@ -311,9 +311,7 @@ def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
     if result.reference is not None and report.outputs is not None:
         expected, actual = result.reference.probabilities, report.outputs.probabilities
         figure = plot_parity(expected, actual, report.tolerance)
-        parts.append(
-            f'<img class="plot" alt="scatter of differences over probabilities, histogram of their sizes" src="{figure}">'
-        )
+        parts.append(f'<img class="plot" alt="differences over probabilities, and how large they are" src="{figure}">')
     if not report.changed:
         return [*parts, "<p>No picture gets another class.</p>"]
     largest = sorted(report.changed, key=lambda answer: -answer.margin)[:_CHANGED_SHOWN]

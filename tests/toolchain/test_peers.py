@@ -55,7 +55,7 @@ def test_a_phones_picture_is_the_small_one_once_it_is_cropped(tmp_path):
             assert image.width != image.height
             orientations.add(image.getexif().get(0x0112))
         difference = preprocess(file, POLICY).astype(int) - preprocess(path, POLICY)
-        assert np.abs(difference).mean() < 8  # of 255: enlarging and JPEG cost something
+        assert np.abs(difference).mean() < 16  # of 255: enlarging and JPEG cost something
     assert {1, 6, 8} <= orientations
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from imgcls_infer.manifest import Manifest, ResizePolicy
 from torch import nn
 
 from imgcls.errors import ExportError
 from imgcls.export.fold import MatrixPool, fold_batch_norm, fold_classifier
+from imgcls.export.job import Job
+from imgcls.export.to_onnx import to_onnx
 from imgcls.networks import Classifier, build_network
 from imgcls.pooling import pool_matrix
 
@@ -183,3 +187,14 @@ class Deciding(nn.Module):
 def test_a_network_that_cant_be_traced_is_an_error_that_says_what_to_do():
     with pytest.raises(ExportError, match="--no-fold"):
         fold_classifier(Classifier(Deciding(), 8, MEAN, STD))
+
+
+@pytest.mark.parametrize(("image_size", "pooling"), [(24, set()), (112, {"AveragePool"}), (96, {"MatMul"})])
+def test_a_pool_becomes_no_gather_in_onnx_either(tmp_path, image_size, pooling):
+    """3 x 3 cells go into the linear layer, 14 x 14 are averaged by equal windows, 12 x 12 by two matrix products."""
+    folded = fold_classifier(classifier(Narrow(3, side=7), image_size))
+    manifest = Manifest("cnn", ("a", "b", "c"), ResizePolicy(image_size), MEAN, STD, "00")
+    to_onnx(Job(folded, opset=18)).save(tmp_path / "a.onnx", manifest, [])
+    operators = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
+    plain = {"Transpose", "Cast", "Add", "Conv", "Relu", "MaxPool", "Reshape", "Gemm", "Softmax"}
+    assert operators == plain | pooling

@@ -173,7 +173,7 @@ class Predictor:
             logits, probabilities = self._session.run(["logits", "probabilities"], {"image": pixels})
         except Exception as error:  # onnxruntime's exceptions have no common base class of their own
             raise ModelError(f"the model does not run ({one_line(error)})") from error
-        if not np.isfinite(probabilities).all():
+        if not np.isfinite(probabilities.sum()):  # of numbers from 0 to 1, so it tells of each
             raise ModelError("the model gives probabilities that are not numbers; its weights are damaged")
         return logits, probabilities
 

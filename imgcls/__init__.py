@@ -5,6 +5,7 @@ Importing this package does not import torch: the names below load on first use.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from imgcls.training import TrainResult, train
 
 __version__ = "0.1.0"
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime's own; it writes below ~/.cache
 
 _HOME = {
     "Checkpoint": "checkpoint",

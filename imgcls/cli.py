@@ -196,6 +196,24 @@ def _checkpoint_options(function: Command) -> Command:
     return functools.reduce(lambda wrapped, decorate: decorate(wrapped), reversed(decorators), function)
 
 
+def _comparison_options(function: Command) -> Command:
+    """CHECKPOINT and the exported files that are held against it, on which pictures and execution providers."""
+    decorators = (
+        click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=_FILE),
+        click.option("--data", "data_dir", type=_FILE, default="data/test", show_default=True, help="<class>/*."),
+        click.option(
+            "--provider",
+            "providers",
+            metavar="NAME",
+            default=("cpu",),
+            show_default=True,
+            multiple=True,
+            help="For ONNX: cpu, cuda or another that onnxruntime has here; each file runs on each that is given.",
+        ),
+    )
+    return _checkpoint_options(functools.reduce(lambda wrapped, add: add(wrapped), reversed(decorators), function))
+
+
 @command.command(epilog="Example: imgcls export models/cnn.pth --format onnx --output models/cnn.onnx")
 @_checkpoint_options
 @click.option(
@@ -295,18 +313,7 @@ def info(model: Path) -> None:
 
 
 @command.command(epilog="Example: imgcls verify models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test")
-@_checkpoint_options
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=_FILE)
-@click.option("--data", "data_dir", type=_FILE, default="data/test", show_default=True, help="Pictures: <class>/*.")
-@click.option(
-    "--provider",
-    "providers",
-    type=click.Choice(["cpu", "cuda", "auto"]),
-    default=("cpu",),
-    show_default=True,
-    multiple=True,
-    help="onnxruntime's execution provider for ONNX files; each file runs on each that is given.",
-)
+@_comparison_options
 @click.option(
     "--eager", "devices", multiple=True, metavar="cpu|cuda[:N]|mps", help="Compare PyTorch eager on this device too."
 )
@@ -389,18 +396,7 @@ def _show_json(document: dict[str, Any]) -> None:
 
 
 @command.command(epilog="Example: imgcls bench models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test")
-@_checkpoint_options
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=_FILE)
-@click.option("--data", "data_dir", type=_FILE, default="data/test", show_default=True, help="Pictures: <class>/*.")
-@click.option(
-    "--provider",
-    "providers",
-    type=click.Choice(["cpu", "cuda", "auto"]),
-    default=("cpu",),
-    show_default=True,
-    multiple=True,
-    help="onnxruntime's execution provider for ONNX files; each file runs on each that is given.",
-)
+@_comparison_options
 @click.option("--batch-size", type=click.IntRange(1, 65536), default=64, show_default=True, help="Of the throughput.")
 @click.option(
     "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of each runtime."

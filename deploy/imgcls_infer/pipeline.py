@@ -1,17 +1,20 @@
 """Many items through threads, in order, with bounded memory: prepared one by one, finished in batches.
 
 One thread reads the items, so that a source which has to wait (paths typed on standard input) holds nobody up. Workers
-prepare as many as are there and finish them together: a batch is what came within PATIENCE seconds, so thumbnails go by
-the dozen and large photographs one after another. The caller gets results in the items' order as soon as they are
-complete; while the caller is not asking, at most `window` items are on their way.
+take as many as are there, as long as that is quick work, and finish them together: a batch is what came within PATIENCE
+seconds, so thumbnails go by the dozen and large photographs one after another. Threads meet once a batch and not once
+an item: waking one costs as much as decoding a thumbnail. The caller gets results in the items' order as soon as they
+are complete; while the caller is not asking, at most `window` items are on their way.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from queue import Empty, SimpleQueue
+from contextlib import nullcontext
+from queue import SimpleQueue
 from typing import Generic, TypeVar, Union
 
 Item = TypeVar("Item")
@@ -20,6 +23,9 @@ Result = TypeVar("Result")
 
 PATIENCE = 0.05
 """Seconds after which a worker finishes the batch that it has."""
+
+QUICK = 0.001
+"""Seconds an item below which its preparation is mostly Python: a thumbnail's."""
 
 
 def in_order(
@@ -55,9 +61,12 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         self._finish = finish
         self._batch = batch
         self._slots = threading.Semaphore(4 * workers * batch)  # the window
-        self._todo: SimpleQueue[Union[tuple[int, Item], None]] = SimpleQueue()
+        self._todo: _Todo[tuple[int, Item]] = _Todo()
         self._done: SimpleQueue[Union[list[tuple[int, Item, Result]], BaseException, None]] = SimpleQueue()
         self._stopped = False
+        # thumbnails are prepared in one thread at a time, while the others finish theirs: it is mostly Python, and
+        # threads that pass its lock to each other at every file and every decoder lose more than they win
+        self._quick = threading.Lock()
         # daemons: a reader that waits for its source must not keep the process from ending
         self._workers = [
             threading.Thread(target=self._work, name=f"imgcls-infer {index}", daemon=True) for index in range(workers)
@@ -71,7 +80,7 @@ class _Pipeline(Generic[Item, Prepared, Result]):
     def stop(self) -> None:
         self._stopped = True
         self._slots.release()
-        self._dismiss()
+        self._todo.close()
         for worker in self._workers:
             worker.join()
 
@@ -87,10 +96,12 @@ class _Pipeline(Generic[Item, Prepared, Result]):
                 raise found
             else:
                 waiting.update((number, (item, result)) for number, item, result in found)
+                first = turn
                 while turn in waiting:
                     yield waiting.pop(turn)
                     turn += 1
-                    self._slots.release()
+                if turn > first:
+                    self._slots.release(turn - first)
 
     def _read(self, items: Iterable[Item]) -> None:
         try:
@@ -102,40 +113,49 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         except BaseException as error:  # the caller's to handle, whatever it is
             self._done.put(error)
         finally:
-            self._dismiss()
-
-    def _dismiss(self) -> None:
-        for _ in self._workers:
-            self._todo.put(None)
+            self._todo.close()
 
     def _work(self) -> None:
+        at_once, seconds = 1, PATIENCE
         try:
-            while taken := self._take():
-                results = self._finish([prepared for _, _, prepared in taken])
-                self._done.put(
-                    [(number, item, result) for (number, item, _), result in zip(taken, results, strict=True)]
-                )
+            while taken := self._todo.take(at_once, len(self._workers)):
+                with self._quick if seconds < QUICK else nullcontext():
+                    start = time.monotonic()
+                    prepared = [self._prepare(item) for _, item in taken if not self._stopped]
+                    seconds = (time.monotonic() - start) / len(taken)
+                at_once = min(self._batch, max(1, int(PATIENCE / max(seconds, 1e-6))))
+                if self._stopped:
+                    return
+                results = self._finish(prepared)
+                self._done.put([(*numbered, result) for numbered, result in zip(taken, results, strict=True)])
         except BaseException as error:
             self._done.put(error)
         finally:
             self._done.put(None)
 
-    def _take(self) -> list[tuple[int, Item, Prepared]]:
-        """A batch; empty at the end."""
-        taken: list[tuple[int, Item, Prepared]] = []
-        deadline = 0.0
-        while len(taken) < self._batch and not self._stopped:
-            try:
-                numbered = self._todo.get(block=not taken)
-            except Empty:
-                break
-            if numbered is None:
-                if taken:
-                    self._todo.put(None)  # for the next call
-                break
-            taken.append((*numbered, self._prepare(numbered[1])))
-            now = time.monotonic()
-            deadline = deadline or now + PATIENCE
-            if now > deadline:
-                break
-        return taken
+
+class _Todo(Generic[Item]):
+    """A queue from which several are taken at once."""
+
+    def __init__(self) -> None:
+        self._items: deque[Item] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, item: Item) -> None:
+        with self._changed:
+            self._items.append(item)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """What is there can still be taken; nobody waits for more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def take(self, most: int, takers: int) -> list[Item]:
+        """Waits for one; up to `most`, and no more than a fair share among `takers`. Empty at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._closed)
+            count = min(most, -(-len(self._items) // takers))
+            return [self._items.popleft() for _ in range(count)]

@@ -36,7 +36,7 @@ COMMANDS = (
     "imgcls train --train data/sample/train --test data/sample/test --epochs 40 --batch-size 32 -o models/cnn.pth",
     "imgcls export models/cnn.pth",
     "imgcls verify models/cnn.pth models/cnn.onnx --data data/sample/test",
-    "imgcls-infer --model models/cnn.onnx --top-k 3 data/sample/test/cat/00000.png",
+    "imgcls-infer --model models/cnn.onnx --top-k 2 data/sample/test/cat/00000.png",
 )
 HEIGHT = 1000  # of the emulated screen: nothing ever scrolls away
 LONGEST = 8  # lines of one command; of more, the first and the last are shown

@@ -216,16 +216,20 @@ def _create(path: Path, provider: str, wishes: _Wishes) -> ort.InferenceSession:
     printed = io.StringIO()
     # onnxruntime's own fallback prints to standard output, and moves a failed run to the CPU without asking; old
     # versions can't be told not to. Swapping standard output is only worth it where there is something to fall from.
+    session: ort.InferenceSession | None = None
+    failure: Exception | None = None
     with contextlib.redirect_stdout(printed) if provider != CPU else contextlib.nullcontext():
         try:
             session = ort.InferenceSession(
                 str(path), options, providers=providers, provider_options=own, enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions have no common base class of their own
-            name = printable(str(path))
-            raise ModelError(f"{name}: not an ONNX model that onnxruntime can load ({one_line(error)})") from error
+            failure = error
     if "EP Error" in printed.getvalue():  # a banner of stars with these words, then a line with them and the reason
-        raise ModelError(one_line(RuntimeError(printed.getvalue().rpartition("EP Error ")[2])))
+        raise ModelError(one_line(RuntimeError(printed.getvalue().rpartition("EP Error ")[2]))) from failure
+    if session is None:
+        reason = one_line(failure) if failure else ""
+        raise ModelError(f"{printable(str(path))}: not an ONNX model that onnxruntime can load ({reason})") from failure
     return session
 
 

@@ -244,9 +244,7 @@ def works(built_with_cuda, monkeypatch):
         ]
 
     asked = {}
-    monkeypatch.setattr(
-        session, "_RECORDS_NODES", True
-    )  # before 1.24 too: the nodes are made up
+    monkeypatch.setattr(session, "_RECORDS_NODES", True)  # before 1.24 too: the nodes are made up
     monkeypatch.setattr(session.ort, "InferenceSession", on_cuda)
     return SimpleNamespace(fallen=fallen, asked=asked)
 

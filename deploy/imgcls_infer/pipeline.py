@@ -22,7 +22,7 @@ Prepared = TypeVar("Prepared")
 Result = TypeVar("Result")
 
 PATIENCE = 0.05
-"""Seconds after which a worker finishes the batch that it has."""
+"""Seconds after which a worker finishes the batch that it has, and gives back what else it took."""
 
 QUICK = 0.001
 """Seconds an item below which its preparation is mostly Python: a thumbnail's."""
@@ -120,18 +120,29 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         try:
             while taken := self._todo.take(at_once, len(self._workers)):
                 with self._quick if seconds < QUICK else nullcontext():
-                    start = time.monotonic()
-                    prepared = [self._prepare(item) for _, item in taken if not self._stopped]
-                    seconds = (time.monotonic() - start) / len(taken)
-                at_once = min(self._batch, max(1, int(PATIENCE / max(seconds, 1e-6))))
+                    prepared, took = self._prepare_some(taken)
                 if self._stopped:
                     return
+                ready, rest = taken[: len(prepared)], taken[len(prepared) :]
+                self._todo.give_back(rest)
+                seconds = took / len(prepared)
+                at_once = min(self._batch, max(1, int(PATIENCE / max(seconds, 1e-6))))
                 results = self._finish(prepared)
-                self._done.put([(*numbered, result) for numbered, result in zip(taken, results, strict=True)])
+                self._done.put([(*numbered, result) for numbered, result in zip(ready, results, strict=True)])
         except BaseException as error:
             self._done.put(error)
         finally:
             self._done.put(None)
+
+    def _prepare_some(self, taken: list[tuple[int, Item]]) -> tuple[list[Prepared], float]:
+        """The first ones prepared, as many as PATIENCE allows and at least one; and the seconds that it took."""
+        start = time.monotonic()
+        prepared: list[Prepared] = []
+        for _, item in taken:
+            prepared.append(self._prepare(item))
+            if self._stopped or time.monotonic() - start > PATIENCE:
+                break
+        return prepared, time.monotonic() - start
 
 
 class _Todo(Generic[Item]):
@@ -146,6 +157,12 @@ class _Todo(Generic[Item]):
         with self._changed:
             self._items.append(item)
             self._changed.notify()
+
+    def give_back(self, items: list[Item]) -> None:
+        """Items that were taken, to the front, in their order."""
+        with self._changed:
+            self._items.extendleft(reversed(items))
+            self._changed.notify(len(items))
 
     def close(self) -> None:
         """What is there can still be taken; nobody waits for more."""

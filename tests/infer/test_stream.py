@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from imgcls_infer import ImageError, ModelError, Prediction, Predictor
-from imgcls_infer.pipeline import in_order
+from imgcls_infer.pipeline import PATIENCE, in_order
 
 from .pictures import encode, noise
 from .tiny import SAMPLE, SIDE, good_onnx
@@ -168,3 +168,22 @@ def test_eight_streams_at_once_keep_to_themselves(tiny):
     for thread in threads:
         thread.join()
     assert list(found.values()) == [expected] * 8
+
+
+def test_large_photographs_after_many_thumbnails_go_one_by_one():
+    """A batch is what came within PATIENCE, whatever came before; the rest is for the other workers."""
+    batches = []
+
+    def prepare(seconds):
+        time.sleep(seconds)
+        return seconds
+
+    def finish(batch):
+        batches.append(batch)
+        return batch
+
+    slow = 2 * PATIENCE
+    items = [0.0] * 300 + [slow] * 8
+    assert [result for _, result in in_order(items, prepare, finish, workers=2, batch=32)] == items
+    assert max(len(batch) for batch in batches) > 8
+    assert {batch.count(slow) for batch in batches} == {0, 1}

@@ -16,7 +16,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import decode_all, encode_png
 from imgcls.export import export_model
-from imgcls.parity import Outputs, compare
+from imgcls.parity import compare, run_in_batches
 from imgcls.runtimes import Run, eager
 
 BATCHES = (1, 32)
@@ -146,11 +146,11 @@ def measure(network: Network, options: argparse.Namespace) -> None:
     for batch in BATCHES:
         repeated = np.resize(pictures, (batch, *pictures.shape[1:]))
         _time(files, {name: predictor.run for name, predictor in predictors.items()}, repeated, options)
-    expected = _all(eager(checkpoint).run, pictures)
+    expected = run_in_batches(eager(checkpoint).run, pictures, 32)
     network.count = len(pictures)
     for file in files:
         predictor = predictors[file.name]
-        answers = _all(predictor.run, pictures)
+        answers = run_in_batches(predictor.run, pictures, 32)
         manifests = (checkpoint.manifest, predictor.manifest)
         report = compare(expected, answers, *manifests, labels, paths, name="", path=file.name, tolerance=1.0)
         file.max_abs, file.agreement = report.differences.max_abs, report.differences.top1_agreement
@@ -223,12 +223,6 @@ def _pictures(folder: Path, checkpoint: Checkpoint, count: int) -> tuple[np.ndar
     rows = [row for row, pixels in enumerate(decoded) if isinstance(pixels, np.ndarray)]
     labels = np.asarray(found.labels)[order][rows]
     return np.stack([np.asarray(decoded[row]) for row in rows]), labels, [str(found.paths[order[row]]) for row in rows]
-
-
-def _all(run: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], pictures: np.ndarray) -> Outputs:
-    parts = [run(pictures[start : start + 32]) for start in range(0, len(pictures), 32)]
-    logits, probabilities = (np.concatenate([part[output] for part in parts]) for output in (0, 1))
-    return Outputs(logits, probabilities)
 
 
 def _options() -> argparse.Namespace:

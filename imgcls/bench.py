@@ -31,7 +31,7 @@ from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from imgcls.config import BenchConfig
 from imgcls.data.folder import Folder
 from imgcls.errors import DataError, ImgclsError
-from imgcls.parity import Outputs, ParityReport, compare, default_tolerance
+from imgcls.parity import ParityReport, compare, default_tolerance, run_in_batches
 from imgcls.progress import Advance, progress_bar
 from imgcls.runtimes import Run, Runtime, eager, is_torch_file, open_model
 
@@ -303,7 +303,7 @@ def _parity(
     paths: Sequence[str],
 ) -> list[ParityReport]:
     """Each runtime's report against the first one, in the tolerance of its precision."""
-    outputs = [_outputs(runtime.run, pixels) for runtime in runtimes]
+    outputs = [run_in_batches(runtime.run, pixels) for runtime in runtimes]
     precisions = {runtime.manifest.precision for runtime in runtimes}
     tolerances = {precision: default_tolerance(checkpoint, precision) for precision in precisions}
     return [
@@ -320,12 +320,6 @@ def _parity(
         )
         for candidate, runtime, found in zip(candidates, runtimes, outputs, strict=True)
     ]
-
-
-def _outputs(run: Run, pixels: np.ndarray, size: int = 64) -> Outputs:
-    parts = [run(pixels[start : start + size]) for start in range(0, len(pixels), size)]
-    logits, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Outputs(logits, probabilities)
 
 
 def _cold_starts(

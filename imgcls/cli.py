@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -178,6 +178,11 @@ def _only_resume(context: click.Context) -> None:
         raise click.UsageError(f"--resume takes the run's own options; leave out {', '.join(given)}")
 
 
+def _decorated(function: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:
+    """As if they stood above the function, in this order."""
+    return functools.reduce(lambda wrapped, decorate: decorate(wrapped), reversed(decorators), function)
+
+
 def _checkpoint_options(function: Command) -> Command:
     """CHECKPOINT, and what a bare article-style .pth does not say about itself."""
     decorators = (
@@ -193,7 +198,7 @@ def _checkpoint_options(function: Command) -> Command:
         click.option("--mean", type=_triple, metavar="R,G,B", help="Bare .pth: its Normalize mean, like 0.5,0.5,0.5."),
         click.option("--std", type=_triple, metavar="R,G,B", help="Bare .pth: its Normalize std."),
     )
-    return functools.reduce(lambda wrapped, decorate: decorate(wrapped), reversed(decorators), function)
+    return _decorated(function, decorators)
 
 
 def _comparison_options(function: Command) -> Command:
@@ -211,7 +216,7 @@ def _comparison_options(function: Command) -> Command:
             help="For ONNX: cpu, cuda or another that onnxruntime has here; each file runs on each that is given.",
         ),
     )
-    return _checkpoint_options(functools.reduce(lambda wrapped, add: add(wrapped), reversed(decorators), function))
+    return _checkpoint_options(_decorated(function, decorators))
 
 
 @command.command(epilog="Example: imgcls export models/cnn.pth --format onnx --output models/cnn.onnx")

@@ -45,6 +45,13 @@ class Outputs:
     probabilities: np.ndarray
 
 
+def run_in_batches(run: Run, pixels: np.ndarray, size: int = 64) -> Outputs:
+    """What `run` answers to all of uint8 [N, S, S, 3], `size` pictures at a time; N is at least 1."""
+    parts = [run(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+    logits, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Outputs(logits, probabilities)
+
+
 @dataclass(frozen=True)
 class ChangedAnswer:
     """A picture that the candidate classifies otherwise. margin: the reference's top probability less its second."""

@@ -154,13 +154,13 @@ def test_bad_input_is_one_line(trained, models, arguments, code, words):
 
 
 def test_the_number_of_threads_is_put_back(trained, models, no_processes, monkeypatch):
-    honest, seen = module._outputs, []
+    honest, seen = module.run_in_batches, []
 
     def outputs(run, pixels):
         seen.append(torch.get_num_threads())
         return honest(run, pixels)
 
-    monkeypatch.setattr(module, "_outputs", outputs)
+    monkeypatch.setattr(module, "run_in_batches", outputs)
     config = BenchConfig(trained[0], (models / "cnn.pt",), pictures=2, repeats=1)
     torch.set_num_threads(2)
     try:

@@ -5,8 +5,8 @@
     python benchmarks/predictor.py --only throughput             # some of: cold, warm, throughput, memory
 
 The floors: a minimal onnxruntime script on the same file, and the torch.jit way, as whole processes in turns; a bare
-session.run beside stage 1; and what the cores give without Python's lock, one process a core, each decoding its share
-of the pictures (stage 1) and then running it through the network. Only ratios last: a busy machine slows both sides.
+session.run beside stage 1; and what the cores give, one process a core, each decoding its share of the pictures
+(stage 1) and then running it through the network. Only ratios last: a busy machine slows both sides.
 onnxruntime's telemetry is off on all sides; the predictor never has it on.
 Exits with 1 if a bar is missed.
 """
@@ -142,13 +142,14 @@ def check_throughput(options: argparse.Namespace) -> Iterator[Row]:
 def _throughput(
     title: str, paths: list[str], options: argparse.Namespace, cores: int, with_session: bool
 ) -> Iterator[Row]:
-    predictor = Predictor(options.model, "cpu")
+    predictor = Predictor(options.model, "cpu", 1)  # and streams, as the command has them
     answers = sum(1 for _ in predictor.stream(paths[: 4 * BATCH]))  # warms the disk cache and the session
     assert answers == min(len(paths), 4 * BATCH)
     shares, decodes, runs, rates = [], [], [], []
     for _ in range(options.rounds):
         decode, run = floors(paths, options.model, cores)
-        taken = seconds_of(lambda: sum(1 for _ in predictor.stream(paths))) / len(paths)
+        stream = predictor.stream(paths, cores, processes=True)
+        taken = seconds_of(lambda stream=stream: sum(1 for _ in stream)) / len(paths)
         shares.append((decode + run * with_session) / cores / taken)
         decodes.append(decode)
         runs.append(run)
@@ -207,7 +208,9 @@ def make_photos(folder: Path, count: int, paths: Sequence[str]) -> list[str]:
     noise = np.random.default_rng(0).normal(0, 6, (3000, 4000, 3)).astype(np.int16)
     photos = []
     for index in range(count):
-        large = np.asarray(Image.open(paths[index]).convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC))
+        large = np.asarray(
+            Image.open(paths[index % len(paths)]).convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC)
+        )
         photo = folder / f"{index:04}.jpg"
         Image.fromarray((large + noise).clip(0, 255).astype(np.uint8)).save(photo, quality=90)
         photos.append(str(photo))
@@ -286,7 +289,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--starts", type=int, default=30, help="cold starts of each")
     parser.add_argument("--calls", type=int, default=3000, help="warm calls")
     parser.add_argument("--pictures", type=int, default=10_000)
-    parser.add_argument("--photos", type=int, default=24, help="JPEGs of 12 megapixels")
+    parser.add_argument("--photos", type=int, default=64, help="JPEGs of 12 megapixels")
     parser.add_argument("--rounds", type=int, default=5, help="of floors and streams, in turns")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(CHECKS))
     options = parser.parse_args()

@@ -75,6 +75,11 @@ def test_classifying_a_picture_loads_the_four_dependencies_alone():
     assert not modules & {"importlib.resources", "imgcls_infer.pipeline", "imgcls_infer.sources", "csv", "glob"}
 
 
+def test_a_decoder_starts_without_numpy():
+    code = f"from imgcls_infer.decoder import ResizePolicy, _answer; _answer([{str(PICTURE)!r}], ResizePolicy(8))"
+    assert third_party(loaded(code)) == {"imgcls_infer", "PIL"}
+
+
 @pytest.mark.parametrize("script", ["imgcls", "imgcls-infer", "imgcls-serve"])
 def test_the_installed_command_answers(script):
     done = subprocess.run(
@@ -191,10 +196,11 @@ LAYERS = {
     "imgcls_infer.pipeline": 0,  # knows of nothing here
     "imgcls_infer.sources": 4,
     "imgcls_infer.rows": 4,
-    "imgcls_infer.predictor": 4,
-    "imgcls_infer.selfcheck": 5,
-    "imgcls_infer.cli": 6,
-    "imgcls_infer.__main__": 7,
+    "imgcls_infer.decoder": 4,
+    "imgcls_infer.predictor": 5,
+    "imgcls_infer.selfcheck": 6,
+    "imgcls_infer.cli": 7,
+    "imgcls_infer.__main__": 8,
 }
 UPWARD = {("imgcls_infer.manifest", "imgcls_infer.preprocess")}  # in GoldenSample.pixels: a sample decodes its own PNG
 

@@ -67,6 +67,7 @@ def command(
     form: str | None,
     info: bool,
     check: bool,
+    threads: int | None,
     **where: Any,
 ) -> None:
     """Classify pictures with a model exported by imgcls, on onnxruntime alone.
@@ -78,13 +79,15 @@ def command(
     """
     _require_one_task(images, info, check)
     try:
-        predictor = _open(model, where)
+        workers = threads or _available_cpus()
+        predictor = _open(model, threads=_threads_inside(images, workers), **where)
         if info:
             _show_info(predictor, form == "json")
         elif check:
             _self_check(predictor, form == "json")
         else:
-            _classify(predictor, images, recursive, top_k, threshold, form or "table")
+            answers = _answers(predictor, images, recursive, workers)
+            _classify(predictor, images, answers, top_k, threshold, form or "table")
     except InferError as error:
         raise SystemExit(_fail(str(error))) from None
 
@@ -98,7 +101,19 @@ def _require_one_task(images: tuple[str, ...], info: bool, check: bool) -> None:
         raise click.UsageError("Missing argument 'IMAGE...'.")
 
 
-def _open(model: str | None, where: dict[str, Any]) -> Predictor:
+def _available_cpus() -> int:
+    from imgcls_infer.session import available_cpus
+
+    return available_cpus()
+
+
+def _threads_inside(images: tuple[str, ...], workers: int) -> int:
+    """Threads inside the network: what the pictures leave. Of folders and lists each worker has one to itself."""
+    few = len(images) < workers and all(map(os.path.isfile, images))
+    return workers // max(1, len(images)) if few else 1
+
+
+def _open(model: str | None, **where: Any) -> Predictor:
     """where: provider, threads, device_id, strict."""
     from imgcls_infer.predictor import Predictor
 
@@ -165,14 +180,14 @@ def _check_line(found: Check) -> str:
 
 
 def _classify(
-    predictor: Predictor, images: tuple[str, ...], recursive: bool, top_k: int, threshold: float | None, form: str
+    predictor: Predictor, images: tuple[str, ...], answers: Answers, top_k: int, threshold: float | None, form: str
 ) -> None:
-    """A row a picture; SystemExit(1) where some could not be classified."""
+    """A row a picture; SystemExit(1) where some could not be classified. images: as they were given."""
     from imgcls_infer.rows import WRITERS
 
     writer = WRITERS[form](sys.stdout, predictor.provider, predictor.manifest.classes, images, top_k)
     count = failed = 0
-    for name, answer in _shown(_answers(predictor, images, recursive)):
+    for name, answer in _shown(answers):
         row = _row(name, answer, top_k, threshold)
         writer.row(row)
         count += 1
@@ -183,7 +198,7 @@ def _classify(
         raise SystemExit(_fail(f"{failed} of {count} pictures could not be classified"))
 
 
-def _answers(predictor: Predictor, images: tuple[str, ...], recursive: bool) -> Answers:
+def _answers(predictor: Predictor, images: tuple[str, ...], recursive: bool, workers: int) -> Answers:
     """(name, answer) in order. A single picture, which most commands are about, is classified without more ado."""
     if len(images) == 1 and os.path.isfile(images[0]):
         try:
@@ -195,7 +210,7 @@ def _answers(predictor: Predictor, images: tuple[str, ...], recursive: bool) -> 
 
     gc.enable()
     _end_on_sigterm()
-    for source, answer in predictor.stream(expand(images, recursive, _read_stdin)):
+    for source, answer in predictor.stream(expand(images, recursive, _read_stdin), workers, processes=True):
         name = source.name if isinstance(source, UnreadableError) else STDIN if isinstance(source, bytes) else source
         yield name, answer
 

@@ -4,7 +4,8 @@ One thread reads the items, so that a source which has to wait (paths typed on s
 take as many as are there, as long as that is quick work, and finish them together: a batch is what came within PATIENCE
 seconds, so thumbnails go by the dozen and large photographs one after another. Threads meet once a batch and not once
 an item: waking one costs as much as decoding a thumbnail. The caller gets results in the items' order as soon as they
-are complete; while the caller is not asking, at most `window` items are on their way.
+are complete; while the caller is not asking, at most `window` items are on their way. A stream that goes on for a while
+may hand the preparation to something that takes time to start (decoder.py's processes).
 """
 
 from __future__ import annotations
@@ -12,20 +13,44 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from queue import SimpleQueue
-from typing import Generic, TypeVar, Union
+from typing import Generic, Protocol, TypeVar, Union
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 Result = TypeVar("Result")
+Asked = TypeVar("Asked", contravariant=True)
+Answered = TypeVar("Answered", covariant=True)
 
 PATIENCE = 0.05
 """Seconds after which a worker finishes the batch that it has, and gives back what else it took."""
 
 QUICK = 0.001
 """Seconds an item below which its preparation is mostly Python: a thumbnail's."""
+
+LATER = 0.25
+"""Seconds after which a stream is long enough for preparers that take time to start."""
+
+
+class Preparer(Protocol[Asked, Answered]):
+    """What prepares items, one batch after another, for one thread."""
+
+    ahead: bool
+    """Whether it is of use to ask for the next batch before this one is finished."""
+
+    def ask(self, items: Sequence[Asked]) -> None:
+        """Have these prepared."""
+
+    def answer(self) -> tuple[Sequence[Answered], float]:
+        """The first of the items asked for, as many as PATIENCE allows and at least one; the seconds that it took."""
+
+    def stop(self) -> None:
+        """From any thread: no answer is wanted any more, one that is waited for may be short or raise."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
 
 
 def in_order(
@@ -34,19 +59,59 @@ def in_order(
     finish: Callable[[list[Prepared]], list[Result]],
     workers: int,
     batch: int,
+    later: Callable[[], Preparer[Item, Prepared]] | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """(item, result) pairs in the order of `items`, which are read ahead, in another thread, and no faster than used.
 
     prepare: called in `workers` threads at once. finish: gets up to `batch` prepared items, gives as many results.
-    What any of them raises is raised here, and ends it. Closing the iterator ends the threads; one that is waiting for
-    its next item ends when it gets it.
+    later: gives what prepares in place of `prepare`, one for each worker, once this has gone on for LATER seconds. What
+    any of them raises is raised here, and ends it. Closing the iterator ends the threads; one that is waiting for its
+    next item ends when it gets it.
     """
-    pipeline = _Pipeline(prepare, finish, workers, batch)
+    pipeline = _Pipeline(prepare, finish, workers, batch, later)
     pipeline.start(items)
     try:
         yield from pipeline.results()
     finally:
         pipeline.stop()
+
+
+class _Here(Generic[Item, Prepared]):
+    """Prepares in the worker's own thread.
+
+    Thumbnails are prepared in one thread at a time, while the others finish theirs: it is mostly Python, and threads
+    that pass its lock to each other at every file and every decoder lose more than they win.
+    """
+
+    ahead = False
+
+    def __init__(self, prepare: Callable[[Item], Prepared], one_at_a_time: threading.Lock) -> None:
+        self._prepare = prepare
+        self._one_at_a_time = one_at_a_time
+        self._items: Sequence[Item] = []
+        self._seconds = PATIENCE  # an item
+        self._stopped = False
+
+    def ask(self, items: Sequence[Item]) -> None:
+        self._items = items
+
+    def answer(self) -> tuple[list[Prepared], float]:
+        with self._one_at_a_time if self._seconds < QUICK else nullcontext():
+            start = time.monotonic()
+            prepared: list[Prepared] = []
+            for item in self._items:
+                prepared.append(self._prepare(item))
+                if self._stopped or time.monotonic() - start > PATIENCE:
+                    break
+            took = time.monotonic() - start
+        self._seconds = took / len(prepared)
+        return prepared, took
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def close(self) -> None:
+        """It holds nothing."""
 
 
 class _Pipeline(Generic[Item, Prepared, Result]):
@@ -56,23 +121,25 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         finish: Callable[[list[Prepared]], list[Result]],
         workers: int,
         batch: int,
+        later: Callable[[], Preparer[Item, Prepared]] | None,
     ) -> None:
-        self._prepare = prepare
         self._finish = finish
         self._batch = batch
+        self._later = later
         self._slots = threading.Semaphore(4 * workers * batch)  # the window
         self._todo: _Todo[tuple[int, Item]] = _Todo()
         self._done: SimpleQueue[Union[list[tuple[int, Item, Result]], BaseException, None]] = SimpleQueue()
         self._stopped = False
-        # thumbnails are prepared in one thread at a time, while the others finish theirs: it is mostly Python, and
-        # threads that pass its lock to each other at every file and every decoder lose more than they win
-        self._quick = threading.Lock()
+        one_at_a_time = threading.Lock()
+        self._preparers: list[Preparer[Item, Prepared]] = [_Here(prepare, one_at_a_time) for _ in range(workers)]
         # daemons: a reader that waits for its source must not keep the process from ending
         self._workers = [
-            threading.Thread(target=self._work, name=f"imgcls-infer {index}", daemon=True) for index in range(workers)
+            threading.Thread(target=self._work, args=[index], name=f"imgcls-infer {index}", daemon=True)
+            for index in range(workers)
         ]
 
     def start(self, items: Iterable[Item]) -> None:
+        self._began = time.monotonic()
         threading.Thread(target=self._read, args=[items], name="imgcls-infer reader", daemon=True).start()
         for worker in self._workers:
             worker.start()
@@ -81,6 +148,8 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         self._stopped = True
         self._slots.release()
         self._todo.close()
+        for preparer in self._preparers:
+            preparer.stop()
         for worker in self._workers:
             worker.join()
 
@@ -115,34 +184,41 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         finally:
             self._todo.close()
 
-    def _work(self) -> None:
-        at_once, seconds = 1, PATIENCE
+    def _work(self, index: int) -> None:
         try:
-            while taken := self._todo.take(at_once, len(self._workers)):
-                with self._quick if seconds < QUICK else nullcontext():
-                    prepared, took = self._prepare_some(taken)
-                if self._stopped:
-                    return
-                ready, rest = taken[: len(prepared)], taken[len(prepared) :]
-                self._todo.give_back(rest)
-                seconds = took / len(prepared)
-                at_once = min(self._batch, max(1, int(PATIENCE / max(seconds, 1e-6))))
-                results = self._finish(prepared)
-                self._done.put([(*numbered, result) for numbered, result in zip(ready, results, strict=True)])
+            self._prepare_and_finish(index)
         except BaseException as error:
             self._done.put(error)
         finally:
+            self._preparers[index].close()
             self._done.put(None)
 
-    def _prepare_some(self, taken: list[tuple[int, Item]]) -> tuple[list[Prepared], float]:
-        """The first ones prepared, as many as PATIENCE allows and at least one; and the seconds that it took."""
-        start = time.monotonic()
-        prepared: list[Prepared] = []
-        for _, item in taken:
-            prepared.append(self._prepare(item))
-            if self._stopped or time.monotonic() - start > PATIENCE:
-                break
-        return prepared, time.monotonic() - start
+    def _prepare_and_finish(self, index: int) -> None:
+        preparer, later = self._preparers[index], self._later
+        at_once = 1
+        asked: list[tuple[int, Item]] = []
+        while asked or (asked := self._ask(preparer, at_once, wait=True)):
+            prepared, took = preparer.answer()
+            if self._stopped:
+                return
+            ready, rest = asked[: len(prepared)], asked[len(prepared) :]
+            self._todo.give_back(rest)
+            at_once = min(self._batch, max(1, int(PATIENCE * len(prepared) / max(took, 1e-6))))
+            if later is not None and time.monotonic() - self._began > LATER:
+                preparer = self._preparers[index] = later()
+                later = None
+                if self._stopped:  # it came too late to be stopped with the others
+                    return  # type: ignore[unreachable]  # another thread sets it
+            asked = self._ask(preparer, at_once, wait=False) if preparer.ahead else []
+            results = self._finish(list(prepared))
+            self._done.put([(*numbered, result) for numbered, result in zip(ready, results, strict=True)])
+
+    def _ask(self, preparer: Preparer[Item, Prepared], most: int, wait: bool) -> list[tuple[int, Item]]:
+        """Items taken and asked for; none at the end, or where there are none at present and `wait` is not set."""
+        taken = self._todo.take(most, len(self._workers), wait)
+        if taken:
+            preparer.ask([item for _, item in taken])
+        return taken
 
 
 class _Todo(Generic[Item]):
@@ -170,9 +246,10 @@ class _Todo(Generic[Item]):
             self._closed = True
             self._changed.notify_all()
 
-    def take(self, most: int, takers: int) -> list[Item]:
-        """Waits for one; up to `most`, and no more than a fair share among `takers`. Empty at the end."""
+    def take(self, most: int, takers: int, wait: bool) -> list[Item]:
+        """Up to `most`, and no more than a fair share among `takers`. Waits for one, or not. Empty at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._closed)
+            if wait:
+                self._changed.wait_for(lambda: self._items or self._closed)
             count = min(most, -(-len(self._items) // takers))
             return [self._items.popleft() for _ in range(count)]

@@ -11,6 +11,8 @@ see the same bits. The steps, in order:
    CMYK, greyscale and palettes are converted as Pillow does; colour profiles are ignored.
 4. The EXIF orientation is applied.
 5. The picture is resized by the model's policy.
+
+numpy is imported where it is used: processes that only decode (decoder.py) start without it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ from importlib import import_module
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Union
 
-import numpy as np
 from PIL import Image
 
 from imgcls_infer.errors import ImageError, one_line
@@ -35,9 +36,10 @@ from imgcls_infer.errors import printable as printable
 from imgcls_infer.manifest import ResizePolicy
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.ImageFile import ImageFile
 
-Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, Image.Image, np.ndarray]
+Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, Image.Image, "np.ndarray"]
 
 MAX_PIXELS = 50_000_000
 """Pictures with more pixels are refused from their header: decoding one needs up to 8 bytes a pixel. Of WebP, half."""
@@ -68,12 +70,21 @@ def preprocess(source: Source, policy: ResizePolicy) -> np.ndarray:
     carries an EXIF orientation is turned as its file would be (`ImageOps.exif_transpose` turns it and drops the tag).
     Raises ImageError.
     """
+    import numpy as np
+
+    return np.asarray(prepare(source, policy))
+
+
+def prepare(source: Source, policy: ResizePolicy) -> Image.Image:
+    """What `preprocess` gives, as a PIL image in mode RGB."""
     name = describe(source)
-    return np.asarray(resize(_open_rgb(source, name), policy, name))
+    return resize(_open_rgb(source, name), policy, name)
 
 
 def decode_rgb(source: Source, name: str) -> np.ndarray:
     """The picture in its own size: uint8 [H, W, 3], RGB, EXIF orientation applied. Raises ImageError."""
+    import numpy as np
+
     return np.asarray(_open_rgb(source, name))
 
 
@@ -128,6 +139,10 @@ def _resample(image: Image.Image, size: tuple[int, int], policy: ResizePolicy) -
 
 
 def _from_array(array: np.ndarray, name: str) -> Image.Image:
+    import numpy as np
+
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"a picture is a path, bytes, a PIL image or an array, not {name}")
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         raise ImageError(
             f"{name}: expected a uint8 array [H, W, 3] in RGB order, got {array.dtype} {list(array.shape)}"
@@ -136,13 +151,16 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
 
 
 def _open_rgb(source: Any, name: str) -> Image.Image:
-    if isinstance(source, np.ndarray):
-        return _from_array(source, name)
     if isinstance(source, Image.Image):
         with _translated(name):
             _load(source, name)
             return _upright_rgb(source, name)
-    data = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else read_file(source, name)
+    if isinstance(source, (str, os.PathLike)):
+        data = read_file(source, name)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+    else:
+        return _from_array(source, name)
     image_class = _image_class(data, name)
     file = io.BytesIO(data)
     del data
@@ -292,6 +310,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _high_bytes(image: Image.Image) -> Image.Image:
     """16-bit grey to RGB; the level that a PNG names as transparent becomes white."""
+    import numpy as np
+
     result = Image.new("L", image.size)
     clear = image.info.get("transparency")
     for box in _strips(image.size):

@@ -1,0 +1,288 @@
+"""Stage 1 in a process of its own: decoders share neither Python's lock nor an address space with each other.
+
+Threads that decode thumbnails wait for Python's lock most of the time, and threads that decode photographs for the
+kernel, which hands out the pages of one address space one by one. A process starts in some ten milliseconds, without
+numpy and onnxruntime, so it is for many pictures. One that dies of a picture takes nothing else with it.
+
+What goes through the pipes is data and nothing that could be executed: a request is its length (uint32, little-endian)
+and as much JSON: the working folder and the sources, a path or the length of a picture file whose bytes follow. The
+answer's head is how many of the sources it is about, from the first one on, the seconds that they took (float64) and
+the length of as much JSON: {place: the error's message}. The pixels of the others follow, image_size^2 * 3 bytes each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import struct
+import sys
+import time
+from typing import IO, TYPE_CHECKING, Any, Union
+
+from imgcls_infer.errors import ImageError, one_line
+from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.pipeline import PATIENCE
+from imgcls_infer.preprocess import Source, describe, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    Decoded = Union[np.ndarray, ImageError]
+    Item = Union[Source, ImageError]
+
+Picture = Union[str, bytes]
+"""What a decoder takes: a path or the bytes of a picture file."""
+
+_READY = b"\n"  # a decoder's first byte
+_REQUEST = struct.Struct("<I")
+_ANSWER = struct.Struct("<IdI")
+_PIPE_BYTES = 2**20  # an answer should fit: what waits in the pipe holds nobody up
+
+# Pillow gives its pixels back to the system after every picture, and gets them anew page by page, a quarter of the time
+# that a photograph takes. This many blocks of 16 MiB it keeps (Pillow's documentation, "Block allocator").
+_BLOCKS_KEPT = "4"
+
+# Isolated, and with its parent's module path: the same Pillow, whatever the environment says. It must not need `site`.
+_START = (
+    "import json, sys; sys.path[:], options = json.loads(sys.argv[1]); "
+    "from imgcls_infer.decoder import serve; serve(options)"
+)
+
+
+class DecoderDiedError(Exception):
+    """The process has gone, or did not start."""
+
+
+class Decoder:
+    """A process that decodes pictures by one model's policy. Raises DecoderDiedError where it does not start."""
+
+    def __init__(self, policy: ResizePolicy) -> None:
+        import subprocess
+
+        self._side = policy.image_size
+        options = [policy.image_size, policy.mode, policy.interpolation]
+        package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        argument = json.dumps([[package, *filter(None, sys.path)], options])
+        names = f"utf8={sys.flags.utf8_mode}"  # it must read file names as they are read here
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-X", names, "-c", _START, argument],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                env={**os.environ, "PILLOW_BLOCKS_MAX": _BLOCKS_KEPT},
+                start_new_session=True,  # Ctrl-C and `timeout` mean the parent, which ends it
+            )
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise DecoderDiedError(one_line(error)) from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to: IO[bytes] = self._process.stdin
+        self._from: IO[bytes] = self._process.stdout
+        _widen(self._from)
+        try:
+            _read(self._from, len(_READY))
+        except DecoderDiedError:
+            self.close()
+            raise
+
+    def ask(self, pictures: list[Picture]) -> None:
+        """Have these decoded; `answer` must follow. Raises DecoderDiedError."""
+        sources = [picture if isinstance(picture, str) else len(picture) for picture in pictures]
+        request = json.dumps([os.getcwd(), sources]).encode()
+        try:
+            _write(self._to, _REQUEST.pack(len(request)) + request)
+            for picture in pictures:
+                if isinstance(picture, bytes):
+                    _write(self._to, picture)
+        except OSError as error:
+            raise DecoderDiedError(one_line(error)) from error
+
+    def answer(self) -> tuple[list[Decoded], float]:
+        """The first of the pictures asked for, at least one, and the seconds that they took; uint8 [S, S, 3] each.
+
+        Raises DecoderDiedError.
+        """
+        import numpy as np
+
+        count, seconds, length = _ANSWER.unpack(_read(self._from, _ANSWER.size))
+        errors: dict[str, str] = json.loads(_read(self._from, length))
+        shape = (count - len(errors), self._side, self._side, 3)
+        pixels = iter(np.frombuffer(_read(self._from, math.prod(shape)), np.uint8).reshape(shape))
+        return [ImageError(errors[str(i)]) if str(i) in errors else next(pixels) for i in range(count)], seconds
+
+    def stop(self) -> None:
+        """From any thread: end the process, whatever it is at. An `answer` that is waited for raises."""
+        self._process.kill()
+
+    def close(self) -> str:
+        """End the process and give its pipes back; what it died of, if it was dead."""
+        self._process.kill()
+        status = self._process.wait()
+        self._to.close()
+        self._from.close()
+        return f"signal {-status}" if status < 0 else f"exit code {status}"
+
+
+class DecoderPreparer:
+    """A pipeline's preparer that has paths and picture files decoded by a process of its own; the rest is done here.
+
+    prepare: what does the rest, and everything where no process starts. A process that dies is replaced; the picture
+    that it dies of gets an ImageError.
+    """
+
+    ahead = True
+
+    def __init__(self, prepare: Callable[[Item], Decoded], policy: ResizePolicy) -> None:
+        self._prepare = prepare
+        self._policy = policy
+        self._stopped = False
+        self._asked: list[tuple[Item, Picture | None]] = []
+        self._decoder: Decoder | None = None
+        self._start()
+
+    def ask(self, items: Sequence[Item]) -> None:
+        self._asked = [(item, _picture(item) if self._decoder else None) for item in items]
+        pictures = self._pictures()
+        if self._decoder and pictures:
+            with contextlib.suppress(DecoderDiedError):  # then the answer does not come either
+                self._decoder.ask(pictures)
+
+    def answer(self) -> tuple[list[Decoded], float]:
+        decoded, seconds = self._decoded(self._pictures())
+        start = time.monotonic()
+        elsewhere = iter(decoded)
+        results: list[Decoded] = []
+        for item, picture in self._asked:
+            if picture is None:
+                result = self._prepare(item)
+            elif (found := next(elsewhere, None)) is None:
+                break
+            else:
+                result = found
+            results.append(result)
+        return results, seconds + time.monotonic() - start
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._decoder:
+            self._decoder.stop()
+
+    def close(self) -> None:
+        if self._decoder:
+            self._decoder.close()
+
+    def _start(self) -> None:
+        self.close()
+        try:
+            self._decoder = Decoder(self._policy)
+        except DecoderDiedError:
+            self._decoder = None
+        if self._stopped:  # it came too late to be stopped with its predecessor
+            self.stop()
+
+    def _pictures(self) -> list[Picture]:
+        return [picture for _, picture in self._asked if picture is not None]
+
+    def _decoded(self, pictures: list[Picture]) -> tuple[list[Decoded], float]:
+        if self._decoder is None or not pictures:
+            return [], 0.0
+        try:
+            return self._decoder.answer()
+        except DecoderDiedError:
+            if self._stopped:
+                raise
+        start = time.monotonic()
+        self._start()
+        return [self._alone(picture) for picture in pictures], time.monotonic() - start
+
+    def _alone(self, picture: Picture) -> Decoded:
+        """One of those that a process died of one of: now it shows which."""
+        if self._decoder is None:
+            return self._prepare(picture)
+        try:
+            self._decoder.ask([picture])
+            return self._decoder.answer()[0][0]
+        except DecoderDiedError:
+            if self._stopped:
+                raise
+        why = self._decoder.close()
+        self._start()
+        return ImageError(f"{describe(picture)}: its decoder crashed ({why}); leave this picture out")
+
+
+def _picture(item: Item) -> Picture | None:
+    """What can be decoded elsewhere; None for the rest: arrays, open images, and paths that mean this process."""
+    if isinstance(item, (str, os.PathLike)):
+        path = os.fspath(item)
+        return None if path.startswith(("/dev/", "/proc/")) else path
+    return bytes(item) if isinstance(item, (bytes, bytearray, memoryview)) else None
+
+
+def serve(options: list[Any]) -> None:
+    """The decoder's side: requests on standard input, until it ends."""
+    policy = ResizePolicy(*options)
+    folder = ""
+    with open(0, "rb", buffering=0) as requests, open(1, "wb", buffering=0) as answers:
+        _write(answers, _READY)
+        while True:
+            try:
+                (length,) = _REQUEST.unpack(_read(requests, _REQUEST.size))
+            except DecoderDiedError:  # the parent wants no more, or has gone
+                return
+            asked_in, sources = json.loads(_read(requests, length))
+            if asked_in != folder:
+                os.chdir(asked_in)
+                folder = asked_in
+            pictures = [source if isinstance(source, str) else _read(requests, source) for source in sources]
+            _write(answers, _answer(pictures, policy))
+
+
+def _answer(pictures: list[Picture], policy: ResizePolicy) -> bytes:
+    start = time.monotonic()
+    pixels, errors = [], {}
+    count, seconds = 0, 0.0
+    for picture in pictures:
+        try:
+            pixels.append(prepare(picture, policy).tobytes())
+        except ImageError as error:
+            errors[count] = str(error)
+        count += 1
+        seconds = time.monotonic() - start
+        if seconds > PATIENCE:
+            break
+    told = json.dumps(errors).encode()
+    return b"".join([_ANSWER.pack(count, seconds, len(told)), told, *pixels])
+
+
+def _read(pipe: IO[bytes], size: int) -> bytes:
+    """Exactly so many bytes. Raises DecoderDiedError where the pipe ends before."""
+    parts = []
+    while size:
+        part = pipe.read(size)
+        if not part:
+            raise DecoderDiedError("its pipe ended")
+        parts.append(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _write(pipe: IO[bytes], data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[pipe.write(rest) :]
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    """Let a pipe hold more, where the system can: Linux."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    except (ImportError, AttributeError, OSError):  # not there, or more than this user may have
+        pass

@@ -1,0 +1,363 @@
+"""Decoders in processes of their own: the same pixels, the same errors, and what happens when one dies."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from imgcls_infer import ImageError, Prediction, ResizePolicy, decoder, pipeline
+from imgcls_infer.decoder import Decoder, DecoderDiedError, DecoderPreparer
+from imgcls_infer.pipeline import PATIENCE, in_order
+from imgcls_infer.preprocess import preprocess
+
+from .pictures import encode, exif, noise, png
+from .tiny import SAMPLE, SIDE
+
+POLICY = ResizePolicy(SIDE)
+KINDS = {
+    "png": encode(noise(20, 30), "PNG"),
+    "jpeg": encode(noise(30, 20), "JPEG", exif=exif(orientation=6)),
+    "webp": encode(noise(9, 9), "WEBP"),
+    "gif": encode(noise(12, 12), "GIF"),
+    "bmp": encode(noise(8, 8), "BMP"),
+    "16 bits": png(np.arange(0, 40000, 400, np.uint16).astype(">u2").reshape(10, 10), 0, 16),
+    "transparent": png(noise(10, 40).reshape(10, 30, 4), 6),
+    "words": b"words",
+    "cut off": encode(noise(20, 30), "PNG")[:-200],
+    "empty": b"",
+}
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams go over to processes with their first batch."""
+    monkeypatch.setattr(pipeline, "LATER", 0.0)
+
+
+@pytest.fixture(scope="module")
+def decoding() -> Iterator[Decoder]:
+    process = Decoder(POLICY)
+    yield process
+    process.close()
+
+
+def here(picture: object) -> np.ndarray | ImageError:
+    try:
+        return preprocess(picture, POLICY)  # type: ignore[arg-type]
+    except ImageError as error:
+        return error
+
+
+def same(found: np.ndarray | ImageError, expected: np.ndarray | ImageError) -> bool:
+    if isinstance(expected, ImageError):
+        return isinstance(found, ImageError) and str(found) == str(expected)
+    return isinstance(found, np.ndarray) and found.dtype == np.uint8 and np.array_equal(found, expected)
+
+
+def everything(process: Decoder | DecoderPreparer, pictures: list) -> list[np.ndarray | ImageError]:
+    """All answers; a slow machine may give them in several parts."""
+    found: list[np.ndarray | ImageError] = []
+    while len(found) < len(pictures):
+        process.ask(pictures[len(found) :])
+        found += process.answer()[0]
+    return found
+
+
+def decoders() -> set[int]:
+    """This process's, by their command line; other tests have children of their own."""
+    listed = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    found = {int(number) for path in listed for number in path.read_text().split()}
+    return {number for number in found if b"imgcls_infer.decoder" in _command_line(number)}
+
+
+def _command_line(number: int) -> bytes:
+    try:
+        return Path(f"/proc/{number}/cmdline").read_bytes()
+    except OSError:  # it has gone since
+        return b""
+
+
+needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="children are told from /proc")
+
+
+# --- the same answers ---
+
+
+@given(st.lists(st.sampled_from(sorted(KINDS)), max_size=12), st.randoms(use_true_random=False))
+@settings(max_examples=30)
+def test_a_decoder_gives_the_pixels_and_errors_of_stage_1(decoding, tmp_path_factory, kinds, choice: random.Random):
+    folder = tmp_path_factory.mktemp("pictures")
+    pictures: list[str | bytes] = []
+    for index, kind in enumerate(kinds):
+        path = folder / f"{index}"
+        path.write_bytes(KINDS[kind])
+        pictures.append(choice.choice([KINDS[kind], str(path)]))
+    found = everything(decoding, pictures) if pictures else []
+    assert all(same(answer, here(picture)) for answer, picture in zip(found, pictures, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_decoder_keeps_to_the_models_policy(mode, interpolation):
+    policy = ResizePolicy(13, mode, interpolation)
+    process = Decoder(policy)
+    process.ask([KINDS["png"]])
+    ((pixels,), seconds) = process.answer()
+    process.close()
+    np.testing.assert_array_equal(pixels, preprocess(KINDS["png"], policy))
+    assert 0 < seconds < 9
+
+
+@pytest.mark.parametrize("name", ["with space.png", "line\nbreak.png", "\udcff\udc80.png", "-", "ü.png"], ids=ascii)
+def test_any_name_reaches_a_decoder(decoding, tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(KINDS["png"])
+    (found,) = everything(decoding, [str(path)])
+    assert same(found, here(path))
+
+
+def test_a_relative_path_is_meant_from_where_its_asker_is(decoding, tmp_path, monkeypatch):
+    for index, kind in enumerate(["png", "gif"]):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        (folder / "a").write_bytes(KINDS[kind])
+        monkeypatch.chdir(folder)
+        (found,) = everything(decoding, ["a"])
+        assert same(found, here(KINDS[kind]))
+
+
+def test_a_decoder_answers_in_parts_when_pictures_take_long():
+    large = encode(np.zeros((4000, 5000, 3), np.uint8), "PNG")
+    process = Decoder(POLICY)
+    process.ask([large] * 8)
+    found, seconds = process.answer()
+    assert len(found) < 8
+    assert seconds > PATIENCE
+    process.ask([KINDS["png"]])
+    assert same(process.answer()[0][0], here(KINDS["png"]))
+    process.close()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_stream_with_processes_answers_as_one_without(built_in):
+    paths = [str(path) for path in sorted(SAMPLE.glob("*/*.png"))[::3]]
+    expected = {path: answer.probabilities for path, answer in built_in.stream(paths, workers=2)}
+    found = list(built_in.stream(paths, workers=3, processes=True))
+    assert [path for path, _ in found] == paths
+    for path, answer in found:
+        np.testing.assert_allclose(answer.probabilities, expected[path], atol=1e-5)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_every_kind_of_source_goes_through_a_stream_with_processes(tiny, write):
+    data = encode(noise(SIDE, SIDE), "PNG")
+    path = write("a.png", data)
+    array = noise(SIDE, SIDE)
+    error = ImageError("made by the caller")
+    sources = [path, str(path), data, bytearray(data), memoryview(data), array, error, b"words", "/dev/null"] * 9
+    answers = [answer for _, answer in tiny.stream(sources, workers=2, processes=True)]
+    assert len({answer.label for answer in answers if isinstance(answer, Prediction)}) == 1
+    assert [type(answer) for answer in answers] == ([Prediction] * 6 + [ImageError] * 3) * 9
+    assert answers[6] is error
+    assert "not a PNG" in str(answers[7])
+    assert "/dev/null: is a pipe or a device" in str(answers[8])
+
+
+# --- processes come and go ---
+
+
+def slowly(count: int) -> Iterator[bytes]:
+    for _ in range(count):
+        time.sleep(0.002)
+        yield KINDS["png"]
+
+
+@needs_proc
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("workers", "processes", "expected"), [(2, True, 2), (3, True, 3), (1, True, 0), (2, False, 0)]
+)
+def test_each_of_several_workers_gets_a_process(tiny, workers, processes, expected):
+    before, seen = decoders(), set()
+    for _ in tiny.stream(slowly(400), workers, processes=processes):
+        seen |= decoders() - before
+    assert len(seen) == expected
+    assert decoders() == before
+
+
+@needs_proc
+def test_a_short_stream_starts_no_process(tiny):
+    before, seen = decoders(), set()
+    for _ in tiny.stream([KINDS["png"]] * 20, workers=2, processes=True):
+        seen |= decoders() - before
+    assert not seen
+
+
+@needs_proc
+@pytest.mark.usefixtures("at_once")
+def test_a_stream_that_is_left_early_ends_its_processes(tiny):
+    before = decoders()
+    stream = tiny.stream(itertools.repeat(KINDS["png"]), workers=2, processes=True)
+    _until(lambda: next(stream) and len(decoders() - before) == 2)
+    stream.close()
+    assert decoders() == before
+
+
+@needs_proc
+@pytest.mark.usefixtures("at_once")
+def test_a_stream_is_left_at_once_whatever_is_being_decoded(tiny):
+    """Not after the picture's second: what decodes it is ended."""
+    large = encode(np.zeros((7000, 7000, 3), np.uint8), "PNG", compress_level=1)
+    before = decoders()
+    stream = tiny.stream(itertools.chain([KINDS["png"]] * 20, itertools.repeat(large)), workers=2, processes=True)
+    for _ in itertools.islice(stream, 21):
+        pass
+    start = time.monotonic()
+    stream.close()
+    assert time.monotonic() - start < 0.5
+    assert decoders() == before
+
+
+@pytest.mark.parametrize("executable", ["", "/nowhere/python", "/bin/false"])
+@pytest.mark.usefixtures("at_once")
+def test_where_no_process_starts_threads_decode(tiny, monkeypatch, executable):
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(DecoderDiedError):
+        Decoder(POLICY)
+    sources = [KINDS["png"], KINDS["words"], str(min(SAMPLE.glob("*/*.png")))] * 5
+    answers = [answer for _, answer in tiny.stream(sources, workers=2, processes=True)]
+    assert [type(answer) for answer in answers] == [Prediction, ImageError, Prediction] * 5
+
+
+def test_a_frozen_program_starts_none(tiny, monkeypatch):
+    """Its executable is itself."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(decoder, "Decoder", lambda _: pytest.fail("started"))
+    monkeypatch.setattr(pipeline, "LATER", 0.0)
+    assert len(list(tiny.stream([KINDS["png"]] * 5, workers=2, processes=True))) == 5
+
+
+# --- decoders that die ---
+
+DIES_OF_KILLERS = """
+import json, os, sys
+sys.path[:], options = json.loads(sys.argv[1])
+import imgcls_infer.decoder as decoder
+real = decoder.prepare
+decoder.prepare = lambda picture, policy: os.abort() if "killer" in str(picture) else real(picture, policy)
+decoder.serve(options)
+"""
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_picture_that_its_decoder_dies_of_is_an_error_and_the_others_are_not(tiny, write, monkeypatch, workers):
+    monkeypatch.setattr(decoder, "_START", DIES_OF_KILLERS)
+    good, killer = str(write("good.png", KINDS["png"])), str(write("killer.png", KINDS["png"]))
+    sources = [killer if index % 17 == 11 else good for index in range(60)]
+    found = list(tiny.stream(sources, workers, processes=True))
+    assert [path for path, _ in found] == sources
+    for path, answer in found[20:]:  # the first ones may have been decoded here
+        if path == good:
+            assert isinstance(answer, Prediction)
+        else:
+            assert str(answer) == f"{killer}: its decoder crashed (signal 6); leave this picture out"
+
+
+def test_a_decoder_that_is_killed_between_its_pictures_is_replaced():
+    preparer = DecoderPreparer(here, POLICY)  # type: ignore[arg-type]
+    pictures = [KINDS["png"], KINDS["gif"], KINDS["words"]]
+    for _ in range(3):
+        assert all(map(same, everything(preparer, pictures), map(here, pictures)))
+        process = preparer._decoder
+        assert process is not None
+        process._process.send_signal(signal.SIGKILL)
+        process._process.wait()
+    assert all(map(same, everything(preparer, pictures), map(here, pictures)))
+    preparer.close()
+
+
+def test_stopping_wakes_who_waits_for_an_answer():
+    preparer = DecoderPreparer(here, POLICY)  # type: ignore[arg-type]
+    threading.Timer(0.1, preparer.stop).start()
+    with pytest.raises(DecoderDiedError):  # nothing was asked for: no answer comes
+        preparer._decoder.answer()  # type: ignore[union-attr]
+    preparer.close()
+
+
+@needs_proc
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
+def test_decoders_end_with_the_process_that_started_them(tiny_path, tmp_path, how):
+    code = (
+        "import itertools, sys; from imgcls_infer import Predictor, pipeline; pipeline.LATER = 0.0\n"
+        "for _ in Predictor(sys.argv[1], threads=1).stream(itertools.repeat(sys.argv[2]), 2, processes=True): pass"
+    )
+    picture = tmp_path / "a.png"
+    picture.write_bytes(KINDS["png"])
+    with subprocess.Popen([sys.executable, "-c", code, tiny_path, picture], stderr=subprocess.DEVNULL) as parent:
+        listed = Path(f"/proc/{parent.pid}/task")
+        started: set[str] = set()
+        _until(lambda: len(started.update(*(p.read_text().split() for p in listed.glob("*/children"))) or started) >= 2)
+        parent.send_signal(how)
+    _until(lambda: not any(Path(f"/proc/{number}").exists() for number in started))
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# --- the pipeline's side ---
+
+
+class InParts:
+    """A preparer that answers with some of what it was asked for."""
+
+    ahead = True
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._items: list[int] = []
+        self.closed = 0
+
+    def ask(self, items: list[int]) -> None:
+        assert items
+        self._items = items
+
+    def answer(self) -> tuple[list[int], float]:
+        return self._items[: self._random.randint(1, len(self._items))], 1e-5
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@given(st.integers(0, 200), st.integers(1, 5), st.integers(1, 9), st.integers(0, 99))
+def test_no_item_is_lost_or_doubled_when_preparers_change_and_answer_in_parts(count, workers, batch, seed):
+    made: list[InParts] = []
+
+    def later() -> InParts:
+        made.append(InParts(seed + len(made)))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "LATER", 0.0)
+        found = list(in_order(range(count), int, lambda batch: [2 * item for item in batch], workers, batch, later))
+    assert found == [(item, 2 * item) for item in range(count)]
+    assert all(preparer.closed == 1 for preparer in made)

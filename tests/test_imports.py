@@ -76,8 +76,11 @@ def test_classifying_a_picture_loads_the_four_dependencies_alone():
 
 
 def test_a_decoder_starts_without_numpy():
-    code = f"from imgcls_infer.decoder import ResizePolicy, _answer; _answer([{str(PICTURE)!r}], ResizePolicy(8))"
-    assert third_party(loaded(code)) == {"imgcls_infer", "PIL"}
+    code = "from imgcls_infer.decoding import _answer; from types import SimpleNamespace as N; "
+    code += f"_answer([{str(PICTURE)!r}], N(image_size=8, mode='crop', interpolation='bilinear'), 1.0)"
+    modules = loaded(code)
+    assert third_party(modules) == {"imgcls_infer", "PIL"}
+    assert not modules & {"dataclasses", "inspect", "queue", "imgcls_infer.manifest"}
 
 
 @pytest.mark.parametrize("script", ["imgcls", "imgcls-infer", "imgcls-serve"])
@@ -196,11 +199,12 @@ LAYERS = {
     "imgcls_infer.pipeline": 0,  # knows of nothing here
     "imgcls_infer.sources": 4,
     "imgcls_infer.rows": 4,
-    "imgcls_infer.decoder": 4,
-    "imgcls_infer.predictor": 5,
-    "imgcls_infer.selfcheck": 6,
-    "imgcls_infer.cli": 7,
-    "imgcls_infer.__main__": 8,
+    "imgcls_infer.decoding": 4,
+    "imgcls_infer.decoder": 5,
+    "imgcls_infer.predictor": 6,
+    "imgcls_infer.selfcheck": 7,
+    "imgcls_infer.cli": 8,
+    "imgcls_infer.__main__": 9,
 }
 UPWARD = {("imgcls_infer.manifest", "imgcls_infer.preprocess")}  # in GoldenSample.pixels: a sample decodes its own PNG
 

@@ -4,10 +4,7 @@ Threads that decode thumbnails wait for Python's lock most of the time, and thre
 kernel, which hands out the pages of one address space one by one. A process starts in some ten milliseconds, without
 numpy and onnxruntime, so it is for many pictures. One that dies of a picture takes nothing else with it.
 
-What goes through the pipes is data and nothing that could be executed: a request is its length (uint32, little-endian)
-and as much JSON: the working folder and the sources, a path or the length of a picture file whose bytes follow. The
-answer's head is how many of the sources it is about, from the first one on, the seconds that they took (float64) and
-the length of as much JSON: {place: the error's message}. The pixels of the others follow, image_size^2 * 3 bytes each.
+What runs there is decoding.py, which has the pipes' protocol.
 """
 
 from __future__ import annotations
@@ -16,30 +13,25 @@ import contextlib
 import json
 import math
 import os
-import struct
 import sys
 import time
-from typing import IO, TYPE_CHECKING, Any, Union
+from typing import IO, TYPE_CHECKING, Union
 
+from imgcls_infer.decoding import ANSWER, READY, REQUEST, DecoderDiedError, Picture, read_exactly, write_whole
 from imgcls_infer.errors import ImageError, one_line
-from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.pipeline import PATIENCE
-from imgcls_infer.preprocess import Source, describe, prepare
+from imgcls_infer.preprocess import Source, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy as np
 
+    from imgcls_infer.manifest import ResizePolicy
+
     Decoded = Union[np.ndarray, ImageError]
     Item = Union[Source, ImageError]
 
-Picture = Union[str, bytes]
-"""What a decoder takes: a path or the bytes of a picture file."""
-
-_READY = b"\n"  # a decoder's first byte
-_REQUEST = struct.Struct("<I")
-_ANSWER = struct.Struct("<IdI")
 _PIPE_BYTES = 2**20  # an answer should fit: what waits in the pipe holds nobody up
 
 # Pillow gives its pixels back to the system after every picture, and gets them anew page by page, a quarter of the time
@@ -49,12 +41,8 @@ _BLOCKS_KEPT = "4"
 # Isolated, and with its parent's module path: the same Pillow, whatever the environment says. It must not need `site`.
 _START = (
     "import json, sys; sys.path[:], options = json.loads(sys.argv[1]); "
-    "from imgcls_infer.decoder import serve; serve(options)"
+    "from imgcls_infer.decoding import serve; serve(**options)"
 )
-
-
-class DecoderDiedError(Exception):
-    """The process has gone, or did not start."""
 
 
 class Decoder:
@@ -64,7 +52,12 @@ class Decoder:
         import subprocess
 
         self._side = policy.image_size
-        options = [policy.image_size, policy.mode, policy.interpolation]
+        options = {
+            "image_size": policy.image_size,
+            "mode": policy.mode,
+            "interpolation": policy.interpolation,
+            "patience": PATIENCE,
+        }
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         argument = json.dumps([[package, *filter(None, sys.path)], options])
         names = f"utf8={sys.flags.utf8_mode}"  # it must read file names as they are read here
@@ -86,7 +79,7 @@ class Decoder:
         self._from: IO[bytes] = self._process.stdout
         _widen(self._from)
         try:
-            _read(self._from, len(_READY))
+            read_exactly(self._from, len(READY))
         except DecoderDiedError:
             self.close()
             raise
@@ -96,10 +89,10 @@ class Decoder:
         sources = [picture if isinstance(picture, str) else len(picture) for picture in pictures]
         request = json.dumps([os.getcwd(), sources]).encode()
         try:
-            _write(self._to, _REQUEST.pack(len(request)) + request)
+            write_whole(self._to, REQUEST.pack(len(request)) + request)
             for picture in pictures:
                 if isinstance(picture, bytes):
-                    _write(self._to, picture)
+                    write_whole(self._to, picture)
         except OSError as error:
             raise DecoderDiedError(one_line(error)) from error
 
@@ -110,10 +103,10 @@ class Decoder:
         """
         import numpy as np
 
-        count, seconds, length = _ANSWER.unpack(_read(self._from, _ANSWER.size))
-        errors: dict[str, str] = json.loads(_read(self._from, length))
+        count, seconds, length = ANSWER.unpack(read_exactly(self._from, ANSWER.size))
+        errors: dict[str, str] = json.loads(read_exactly(self._from, length))
         shape = (count - len(errors), self._side, self._side, 3)
-        pixels = iter(np.frombuffer(_read(self._from, math.prod(shape)), np.uint8).reshape(shape))
+        pixels = iter(np.frombuffer(read_exactly(self._from, math.prod(shape)), np.uint8).reshape(shape))
         return [ImageError(errors[str(i)]) if str(i) in errors else next(pixels) for i in range(count)], seconds
 
     def stop(self) -> None:
@@ -222,60 +215,6 @@ def _picture(item: Item) -> Picture | None:
         path = os.fspath(item)
         return None if path.startswith(("/dev/", "/proc/")) else path
     return bytes(item) if isinstance(item, (bytes, bytearray, memoryview)) else None
-
-
-def serve(options: list[Any]) -> None:
-    """The decoder's side: requests on standard input, until it ends."""
-    policy = ResizePolicy(*options)
-    folder = ""
-    with open(0, "rb", buffering=0) as requests, open(1, "wb", buffering=0) as answers:
-        _write(answers, _READY)
-        while True:
-            try:
-                (length,) = _REQUEST.unpack(_read(requests, _REQUEST.size))
-            except DecoderDiedError:  # the parent wants no more, or has gone
-                return
-            asked_in, sources = json.loads(_read(requests, length))
-            if asked_in != folder:
-                os.chdir(asked_in)
-                folder = asked_in
-            pictures = [source if isinstance(source, str) else _read(requests, source) for source in sources]
-            _write(answers, _answer(pictures, policy))
-
-
-def _answer(pictures: list[Picture], policy: ResizePolicy) -> bytes:
-    start = time.monotonic()
-    pixels, errors = [], {}
-    count, seconds = 0, 0.0
-    for picture in pictures:
-        try:
-            pixels.append(prepare(picture, policy).tobytes())
-        except ImageError as error:
-            errors[count] = str(error)
-        count += 1
-        seconds = time.monotonic() - start
-        if seconds > PATIENCE:
-            break
-    told = json.dumps(errors).encode()
-    return b"".join([_ANSWER.pack(count, seconds, len(told)), told, *pixels])
-
-
-def _read(pipe: IO[bytes], size: int) -> bytes:
-    """Exactly so many bytes. Raises DecoderDiedError where the pipe ends before."""
-    parts = []
-    while size:
-        part = pipe.read(size)
-        if not part:
-            raise DecoderDiedError("its pipe ended")
-        parts.append(part)
-        size -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _write(pipe: IO[bytes], data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[pipe.write(rest) :]
 
 
 def _widen(pipe: IO[bytes]) -> None:

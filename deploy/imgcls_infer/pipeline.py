@@ -30,8 +30,9 @@ PATIENCE = 0.05
 QUICK = 0.001
 """Seconds an item below which its preparation is mostly Python: a thumbnail's."""
 
-LATER = 0.25
-"""Seconds after which a stream is long enough for preparers that take time to start."""
+LATER = 0.1
+"""Seconds after which a stream is long enough for preparers that take time to start: threads have lost as much
+by then."""
 
 
 class Preparer(Protocol[Asked, Answered]):

@@ -24,8 +24,9 @@ Streamed = TypeVar("Streamed", bound=Union[Source, ImageError])
 
 BUILT_IN = "cifar10-cnn.onnx"
 
-_LARGEST_BATCH = 32
 _BATCH_PIXELS = 2**18
+_LARGEST_BATCH = 32  # pictures through the network at once: more only take memory
+_LARGEST_SHARE = 128  # and through a stream's worker: each costs a meeting of threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +137,7 @@ class Predictor:
         # one worker has Python's lock for itself; and a frozen program's executable is no Python
         elsewhere = processes and workers > 1 and not getattr(sys, "frozen", False)
         later = self._decoder_preparer if elsewhere else None
-        return in_order(sources, self._prepare, self._answers, workers, self._stream_batch(), later)
+        return in_order(sources, self._prepare, self._answers, workers, self._at_once(_LARGEST_SHARE), later)
 
     def _decoder_preparer(self) -> DecoderPreparer:
         from imgcls_infer.decoder import DecoderPreparer
@@ -152,15 +153,17 @@ class Predictor:
             return error
 
     def _answers(self, prepared: list[Union[np.ndarray, ImageError]]) -> list[Union[Prediction, ImageError]]:
-        """One batch through the network, errors in their places."""
+        """A worker's share through the network, errors in their places."""
         pixels = [item for item in prepared if not isinstance(item, ImageError)]
-        predictions = iter(self.predict_pixels(np.stack(pixels)) if pixels else [])
+        size = self._at_once(_LARGEST_BATCH)
+        batches = [np.stack(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+        predictions = iter([prediction for batch in batches for prediction in self.predict_pixels(batch)])
         return [item if isinstance(item, ImageError) else next(predictions) for item in prepared]
 
-    def _stream_batch(self) -> int:
-        """Pictures in a batch, by their size: enough to amortise a call, few enough for the activations' memory."""
+    def _at_once(self, most: int) -> int:
+        """Pictures, by their size: enough to amortise what is done once for all, few enough for the memory."""
         pixels = _BATCH_PIXELS if self.provider == CPU else 8 * _BATCH_PIXELS
-        size = min(max(1, pixels // self.manifest.resize.image_size**2), _LARGEST_BATCH)
+        size = min(max(1, pixels // self.manifest.resize.image_size**2), most)
         return size if self.batch is None else self.batch * max(1, size // self.batch)
 
     def predict_pixels(self, pixels: np.ndarray) -> list[Prediction]:

@@ -79,7 +79,7 @@ def decoders() -> set[int]:
     """This process's, by their command line; other tests have children of their own."""
     listed = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     found = {int(number) for path in listed for number in path.read_text().split()}
-    return {number for number in found if b"imgcls_infer.decoder" in _command_line(number)}
+    return {number for number in found if b"imgcls_infer.decoding" in _command_line(number)}
 
 
 def _command_line(number: int) -> bytes:
@@ -198,7 +198,8 @@ def test_each_of_several_workers_gets_a_process(tiny, workers, processes, expect
 
 
 @needs_proc
-def test_a_short_stream_starts_no_process(tiny):
+def test_a_short_stream_starts_no_process(tiny, monkeypatch):
+    monkeypatch.setattr(pipeline, "LATER", 60.0)  # a busy machine makes any stream long
     before, seen = decoders(), set()
     for _ in tiny.stream([KINDS["png"]] * 20, workers=2, processes=True):
         seen |= decoders() - before
@@ -254,10 +255,10 @@ def test_a_frozen_program_starts_none(tiny, monkeypatch):
 DIES_OF_KILLERS = """
 import json, os, sys
 sys.path[:], options = json.loads(sys.argv[1])
-import imgcls_infer.decoder as decoder
-real = decoder.prepare
-decoder.prepare = lambda picture, policy: os.abort() if "killer" in str(picture) else real(picture, policy)
-decoder.serve(options)
+import imgcls_infer.decoding as decoding
+real = decoding.prepare
+decoding.prepare = lambda picture, policy: os.abort() if "killer" in str(picture) else real(picture, policy)
+decoding.serve(**options)
 """
 
 

@@ -77,14 +77,25 @@ def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None
             write(new)
             for file in [*new.rglob("*"), new]:
                 _flush(file)
-            if path.exists():
-                path.replace(Path(name) / "old")
-            new.replace(path)
+            _exchange(new, path, Path(name) / "old")
         _flush(path.parent)
     except OSError as error:
         raise ImgclsError(
             f"{path}: can't be written ({error.strerror or error}); free some space or name another folder"
         ) from error
+
+
+def _exchange(new: Path, path: Path, old: Path) -> None:
+    """Give `new` the name `path`; what has it becomes `old`, and gets it back if anything fails."""
+    existed = path.exists()
+    if existed:
+        path.replace(old)
+    try:
+        new.replace(path)
+    except BaseException:
+        if existed:
+            old.replace(path)
+        raise
 
 
 def _flush(path: Path) -> None:

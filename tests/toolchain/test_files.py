@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from imgcls.errors import ImgclsError
-from imgcls.files import write_atomically
+from imgcls.files import write_atomically, write_folder_atomically
 
 
 def test_the_file_gets_its_name_and_usual_permissions(tmp_path):
@@ -37,3 +38,22 @@ def test_a_folder_that_can_not_be_made_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ImgclsError, match="can't be written"):
         write_atomically(tmp_path / "file" / "below.txt", lambda temporary: None)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_a_new_folder_that_can_not_get_its_name_gives_it_back_to_the_old_one(tmp_path, monkeypatch, error):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "file.txt").write_text("old")
+    replace = Path.replace
+
+    def broken(self, target):
+        if self.name == "new":
+            raise error
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(ImgclsError if isinstance(error, OSError) else type(error)):
+        write_folder_atomically(path, lambda folder: (folder / "file.txt").write_text("new"))
+    assert (path / "file.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["folder"]

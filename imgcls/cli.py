@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from imgcls_infer.errors import InferError
+from imgcls_infer.errors import InferError, printable
 
 from imgcls import __version__
 from imgcls.errors import ImgclsError
@@ -36,7 +36,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except (ImgclsError, InferError) as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {printable(str(error))}", err=True)
             ctx.exit(1)
 
 

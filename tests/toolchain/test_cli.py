@@ -133,3 +133,12 @@ def test_every_command_has_an_example_in_its_help():
         result = run(*arguments, "--help")
         assert result.exit_code == 0
         assert f"Example: imgcls {' '.join(arguments)}" in result.output
+
+
+@pytest.mark.parametrize("name", ["two\nlines.pth", "bell\a.pth"])
+def test_an_error_is_one_line_whatever_the_file_is_called(tmp_path, name):
+    failed = run("eval", tmp_path / name)
+    assert failed.exit_code == 1
+    assert failed.output.count("\n") == 1
+    assert "\a" not in failed.output
+    assert repr(name)[1:-1].replace("\\a", "\\x07") in failed.output

@@ -75,8 +75,8 @@ def build_network(arch: str, classes: int, image_size: int, dropout: float | Non
 def load_pretrained_vgg16(network: nn.Module, weights: Path | None) -> None:
     """Put ImageNet weights into a vgg16, all but its last layer.
 
-    weights: a local copy of torchvision's file; None fetches it (torchvision's VGG16_Weights.IMAGENET1K_V1, 528 MB,
-    hash checked). Raises CheckpointError.
+    weights: a local copy of torchvision's file, or a checkpoint of ours of any image size; None fetches torchvision's
+    (VGG16_Weights.IMAGENET1K_V1, 528 MB, hash checked). Raises CheckpointError.
     """
     from torchvision.models import VGG16_Weights
 

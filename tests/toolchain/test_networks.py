@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional as tv
 
+from imgcls.checkpoint import FORMAT
 from imgcls.config import TrainConfig
 from imgcls.errors import CheckpointError, ImgclsError
 from imgcls.networks import CNN, Classifier, build_network, load_pretrained_vgg16, split_head
@@ -97,11 +98,12 @@ def test_body_and_head_are_the_whole_network(vgg16):
     assert head.weight is vgg16.classifier[6].weight
 
 
-def test_local_weights_in_torchvisions_format_fill_all_but_the_last_layer(vgg16, tmp_path):
+@pytest.mark.parametrize("wrapped", [False, True], ids=["torchvision's", "a checkpoint"])
+def test_local_weights_fill_all_but_the_last_layer(vgg16, tmp_path, wrapped):
     with torch.device("meta"):
         original = torchvision.models.vgg16().state_dict()
     made = {name: torch.full(tensor.shape, 0.25) for name, tensor in original.items()}
-    torch.save(made, tmp_path / "vgg16.pth")
+    torch.save({"format": FORMAT, "state_dict": made} if wrapped else made, tmp_path / "vgg16.pth")
     head = vgg16.classifier[6].weight.clone()
     load_pretrained_vgg16(vgg16, tmp_path / "vgg16.pth")
     assert bool((vgg16.features[28].weight == 0.25).all())

@@ -5,7 +5,7 @@ take as many as are there, as long as that is quick work, and finish them togeth
 seconds, so thumbnails go by the dozen and large photographs one after another. Threads meet once a batch and not once
 an item: waking one costs as much as decoding a thumbnail. The caller gets results in the items' order as soon as they
 are complete; while the caller is not asking, at most `window` items are on their way. A stream that goes on for a while
-may hand the preparation to something that takes time to start (decoder.py's processes).
+or is longer than its window may hand the preparation to something that takes time to start (decoder.py's processes).
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def in_order(
     """(item, result) pairs in the order of `items`, which are read ahead, in another thread, and no faster than used.
 
     prepare: called in `workers` threads at once. finish: gets up to `batch` prepared items, gives as many results.
-    later: gives what prepares in place of `prepare`, one for each worker, once this has gone on for LATER seconds. What
-    any of them raises is raised here, and ends it. Closing the iterator ends the threads; one that is waiting for its
-    next item ends when it gets it.
+    later: gives what prepares in place of `prepare`, one for each worker, once this takes over LATER seconds or has
+    more items than the window holds. What any of them raises is raised here, and ends it. Closing the iterator ends
+    the threads; one that is waiting for its next item ends when it gets it.
     """
     pipeline = _Pipeline(prepare, finish, workers, batch, later)
     pipeline.start(items)
@@ -131,6 +131,7 @@ class _Pipeline(Generic[Item, Prepared, Result]):
         self._todo: _Todo[tuple[int, Item]] = _Todo()
         self._done: SimpleQueue[Union[list[tuple[int, Item, Result]], BaseException, None]] = SimpleQueue()
         self._stopped = False
+        self._long = False  # whether the window was full once
         one_at_a_time = threading.Lock()
         self._preparers: list[Preparer[Item, Prepared]] = [_Here(prepare, one_at_a_time) for _ in range(workers)]
         # daemons: a reader that waits for its source must not keep the process from ending
@@ -176,7 +177,9 @@ class _Pipeline(Generic[Item, Prepared, Result]):
     def _read(self, items: Iterable[Item]) -> None:
         try:
             for numbered in enumerate(items):
-                self._slots.acquire()
+                if not self._slots.acquire(blocking=False):
+                    self._long = True
+                    self._slots.acquire()
                 if self._stopped:
                     return
                 self._todo.put(numbered)
@@ -205,7 +208,7 @@ class _Pipeline(Generic[Item, Prepared, Result]):
             ready, rest = asked[: len(prepared)], asked[len(prepared) :]
             self._todo.give_back(rest)
             at_once = min(self._batch, max(1, int(PATIENCE * len(prepared) / max(took, 1e-6))))
-            if later is not None and time.monotonic() - self._began > LATER:
+            if later is not None and (self._long or time.monotonic() - self._began > LATER):
                 preparer = self._preparers[index] = later()
                 later = None
                 if self._stopped:  # it came too late to be stopped with the others

@@ -119,10 +119,10 @@ class Predictor:
 
         sources: anything that `predict` takes; read ahead in another thread, no faster than the results are taken, so
         it may be endless. An ImageError among them is its own answer. workers: threads that decode and classify; by
-        default as many as the Predictor has. processes: once a stream has gone on for a while, each of several workers
-        has a process of its own that decodes paths and picture files for it (decoder.py): about a third more pictures a
-        second, some 20 MiB each. A picture that can't be read gives its ImageError in place of a prediction, and the
-        others go on. Raises ModelError, and what `sources` raises.
+        default as many as the Predictor has. processes: once a stream is long, each of several workers has a process of
+        its own that decodes paths and picture files for it (decoder.py), some 20 MiB each. A picture that can't be read
+        gives its ImageError in place of a prediction, and the others go on. Raises ModelError, and what `sources`
+        raises.
 
         Many workers need no threads inside the network, where they only meet: `Predictor(threads=1)` is the fastest.
 

@@ -207,6 +207,15 @@ def test_a_short_stream_starts_no_process(tiny, monkeypatch):
 
 
 @needs_proc
+def test_a_stream_that_is_longer_than_its_window_starts_its_processes_at_once(tiny, monkeypatch):
+    monkeypatch.setattr(pipeline, "LATER", 60.0)
+    before = decoders()
+    stream = tiny.stream(itertools.repeat(KINDS["png"]), workers=2, processes=True)
+    _until(lambda: next(stream) and len(decoders() - before) == 2)
+    stream.close()
+
+
+@needs_proc
 @pytest.mark.usefixtures("at_once")
 def test_a_stream_that_is_left_early_ends_its_processes(tiny):
     before = decoders()

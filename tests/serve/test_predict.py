@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -10,7 +11,7 @@ import pytest
 from infer.pictures import encode, noise
 from infer.tiny import CLASSES, SAMPLE
 
-from .harness import metrics, post, serving
+from .harness import connect, metrics, post, serving
 
 FIELD = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--b--\r\n'
 PICTURE = encode(noise(12, 20), "PNG")
@@ -210,3 +211,17 @@ def test_metrics_count_requests_by_endpoint_and_status_and_take_no_label_from_a_
 def test_an_answer_over_http_needs_no_special_client(client, tiny):
     answer = httpx.post(str(client.base_url) + "/predict", content=PICTURE, trust_env=False).json()
     assert answer["label"] == tiny.predict(PICTURE).label
+
+
+def test_an_answer_does_not_wait_until_the_client_has_acknowledged_its_head(client):
+    """Two small writes without TCP_NODELAY: the second one waits 40 ms for an acknowledgement that is held back."""
+    seconds = []
+    with connect(client) as connection:
+        for _ in range(40):
+            started = time.perf_counter()
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += connection.recv(65536)
+            seconds.append(time.perf_counter() - started)
+    assert sorted(seconds)[len(seconds) // 2] < 0.02

@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py --data data                     # data/train and data/test: CIFAR-10 as folders
     python benchmarks/gpu.py --array cifar10.npz             # or one file: train, train_labels, test, test_labels
-    python benchmarks/gpu.py --only train,parity             # some of: train, article, vgg16, resume, parity, provider
+    python benchmarks/gpu.py --only train,parity             # some of: train, article, vgg16, resume, parity, provider,
+                                                             # runtimes
 
 Exits with 1 if a check misses its target. A check that can't run here (no CUDA provider in onnxruntime) says so.
 """
@@ -23,11 +24,13 @@ import torch
 import torch.nn.functional as F
 from imgcls_infer.errors import InferError
 from imgcls_infer.predictor import Predictor
+from imgcls_infer.session import available_cpus
 from rich.console import Console
 from rich.table import Table
 
+from imgcls.bench import bench as bench_runtimes
 from imgcls.checkpoint import Checkpoint
-from imgcls.config import ExportConfig, TrainConfig
+from imgcls.config import BenchConfig, ExportConfig, TrainConfig
 from imgcls.data.cifar10 import lay_out
 from imgcls.data.folder import scan_folder
 from imgcls.errors import ImgclsError
@@ -181,6 +184,29 @@ def binding(predictor: Predictor, batch: int) -> Check:
     return Check(f"CUDA, batch {batch}: IO binding", f"{less:,.0f} us against {plain:,.0f} us, {plain / less:.2f}x")
 
 
+def check_runtimes(bench: Bench) -> Iterator[Check]:
+    """`imgcls bench --provider cpu --provider cuda`, and a stream of pictures whose decoders feed the GPU."""
+    checkpoint, path = bench.trained(), bench.work / "runtimes.onnx"
+    folder = scan_folder(bench.data / "test", checkpoint.manifest.classes)
+    try:
+        export_model(ExportConfig(bench.work / "seed0.pth", output=path), checkpoint)
+        config = BenchConfig(bench.work / "seed0.pth", (path,), ("cpu", "cuda"))
+        result = bench_runtimes(checkpoint, config, folder)
+        on_gpu = Predictor(path, "cuda", threads=1)
+    except (ImgclsError, InferError) as error:
+        yield Check("imgcls bench with CUDA", f"not run: {error}")
+        return
+    for row in result.rows[1:]:
+        alone, rate = 1e6 * row.latency.median, result.throughput(row)
+        started = f"{row.cold_start.median:.2f} s from start to exit"
+        yield Check(f"imgcls bench, {row.runtime}", f"{alone:,.0f} us, {rate:,.0f}/s in batches, {started}")
+    paths = [str(path) for path in folder.paths]
+    for name, predictor in {"CPU": Predictor(path, "cpu", threads=1), "CUDA": on_gpu}.items():
+        start = time.perf_counter()
+        count = sum(1 for _ in predictor.stream(paths, available_cpus(), processes=True))
+        yield Check(f"stream of {count:,} thumbnails, {name}", f"{count / (time.perf_counter() - start):,.0f}/s")
+
+
 CHECKS: dict[str, Callable[[Bench], Iterator[Check]]] = {
     "train": check_train,
     "article": check_article,
@@ -188,6 +214,7 @@ CHECKS: dict[str, Callable[[Bench], Iterator[Check]]] = {
     "resume": check_resume,
     "parity": check_parity,
     "provider": check_provider,
+    "runtimes": check_runtimes,
 }
 
 

@@ -21,11 +21,13 @@ def progress_bar(description: str, total: int) -> Iterator[Advance]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
+    if not console.is_terminal:  # nothing at all: older versions of rich end even a disabled bar with a blank line
+        yield lambda steps: None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(description, total=total)
-        if console.is_terminal:
-            _shown.append(progress)
+        _shown.append(progress)
         try:
             yield lambda steps: progress.advance(task, steps)
         finally:

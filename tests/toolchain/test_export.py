@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
@@ -124,7 +125,13 @@ def test_a_fixed_batch_takes_any_number_of_pictures_all_the_same(trained, tmp_pa
 
 def test_the_newest_opset_can_be_asked_for(trained, tmp_path):
     path, checkpoint = trained
-    export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx", opset=23), checkpoint)
+    config = ExportConfig(path, "onnx", tmp_path / "a.onnx", opset=23)
+    if onnxruntime.__version__.startswith("1.22."):  # takes 23 for unfinished
+        with pytest.raises(ExportError, match="does not run here, so it is not written"):
+            export_model(config, checkpoint)
+        assert list(tmp_path.iterdir()) == []
+        return
+    export_model(config, checkpoint)
     model = onnx.load(tmp_path / "a.onnx")
     assert model.opset_import[0].version == 23
     assert model.ir_version <= 10

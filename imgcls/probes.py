@@ -24,12 +24,15 @@ class Probe:
     """One way of running a model. name: `batches`, `threads` or `adversarial`; count: how many ways or pictures.
 
     max_abs: the largest |dp|, among the ways or to PyTorch. worst: the way or the picture that has it.
+    overturned: of the pictures that get another class than PyTorch's, the largest margin of PyTorch's top probability
+    over its second; 0 where none does.
     """
 
     name: str
     count: int
     max_abs: float
     worst: str
+    overturned: float = 0.0
 
 
 def batch_invariance(runtime: Runtime, pixels: np.ndarray) -> Probe:
@@ -49,8 +52,12 @@ def adversarial(runtime: Runtime, expected: np.ndarray, pictures: dict[str, np.n
     """Pictures of `adversarial_pictures`, all at once, against PyTorch's probabilities, float32 [N, K]."""
     actual = runtime.run(np.stack(list(pictures.values())))[1]
     difference = np.abs(actual.astype(np.float64) - expected).max(1)
-    worst = int(difference.argmax())
-    return Probe("adversarial", len(pictures), float(difference[worst]), list(pictures)[worst])
+    worst = int(difference.argmax())  # a NaN's, where there is one
+    second, first = np.sort(expected, axis=1)[:, -2:].T if expected.shape[1] > 1 else (0 * expected.T[0], expected.T[0])
+    overturned = (first - second)[actual.argmax(1) != expected.argmax(1)]
+    return Probe(
+        "adversarial", len(pictures), float(difference[worst]), list(pictures)[worst], float(overturned.max(initial=0))
+    )
 
 
 def adversarial_pictures(run: Run, pixels: np.ndarray) -> dict[str, np.ndarray]:

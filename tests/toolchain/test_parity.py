@@ -28,10 +28,10 @@ from imgcls.export import export_model
 from imgcls.export.precision import narrow
 from imgcls.networks import Classifier
 from imgcls.parity import Outputs, VerifyResult, compare, default_tolerance, measure, verify
-from imgcls.probes import border_pictures
+from imgcls.probes import Probe, adversarial, border_pictures
 from imgcls.report import write_parity
 from imgcls.rounding import SPREAD, deviations, typical_pictures
-from imgcls.runtimes import eager, open_model, run_module
+from imgcls.runtimes import Runtime, eager, open_model, run_module
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +223,32 @@ def test_every_runtime_answers_alike_in_every_batch_and_on_tricky_pictures(train
     assert [probe.name for probe in report.probes] == ["batches", "threads", "adversarial"]
     assert all(probe.max_abs < 1e-6 for probe in report.probes)
     assert report.probes[2].count > 20
+
+
+@pytest.mark.parametrize(
+    ("precision", "overturned", "passes"), [("fp32", 0.0, False), ("int8", 0.4, True), ("int8", 0.6, False)]
+)
+def test_int8_is_clipped_on_tricky_pictures_and_fails_where_a_decided_answer_is_overturned(
+    precision, overturned, passes
+):
+    outputs = answers(0)
+    probes = (Probe("adversarial", 34, 0.4, "checkerboard of 2, phase 1", overturned),)
+    labels, paths = np.zeros(20, np.int64), [str(row) for row in range(20)]
+    manifest = replace(MANIFEST, precision=precision)
+    report = compare(
+        outputs, outputs, MANIFEST, manifest, labels, paths, name="n", path="p", tolerance=0.25, probes=probes
+    )
+    assert bool(report) is passes
+    assert all("checkerboard of 2, phase 1" in problem for problem in report.problems)
+
+
+def test_a_probe_says_how_decided_the_answers_were_that_a_model_overturns():
+    pixels = {"alike": np.zeros((8, 8, 3), np.uint8), "other": np.ones((8, 8, 3), np.uint8)}
+    expected = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    runtime = Runtime("n", lambda _: (expected, np.array([[0.8, 0.2], [0.6, 0.4]], np.float32)), MANIFEST)
+    probe = adversarial(runtime, expected, pixels)
+    assert probe.max_abs == pytest.approx(0.4)
+    assert (probe.worst, probe.overturned) == ("other", pytest.approx(0.6))
 
 
 def test_a_model_that_answers_otherwise_in_a_batch_fails(trained, model_file, sample):

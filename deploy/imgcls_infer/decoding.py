@@ -5,7 +5,7 @@ length of a picture file whose bytes follow. The answer's head is how many of th
 one on, the seconds that they took (float64) and the length of as much JSON: {place: the error's message}. The pixels of
 the others follow, image_size^2 * 3 bytes each. All of it is data and nothing that could be executed.
 
-A process starts in 30 ms, most of it Pillow's: numpy, dataclasses and queues are not imported here.
+It starts in 30 ms, most of it Pillow's: no numpy, no dataclasses, no queues.
 """
 
 from __future__ import annotations

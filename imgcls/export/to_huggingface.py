@@ -17,7 +17,7 @@ _CARD = """\
 
 # {name}
 
-An image classifier of {count} classes ({arch}, {precision}), made with imgcls. `model.onnx` is all that a device needs:
+An image classifier of {count} classes ({arch}, {precision}), made with imgcls. {files} is all that a device needs:
 normalisation and softmax are inside its graph, and it carries its class names, its preprocessing and its proof.
 
 | | |
@@ -79,6 +79,7 @@ def _card(name: str, manifest: Manifest, license: str | None) -> str:
         count=len(manifest.classes),
         arch=printable(manifest.arch),
         precision=manifest.precision,
+        files=_files(manifest.parity.get("weights_beside")),
         table="\n".join(f"| {label} | {figure} |" for label, figure in _figures(manifest)),
         classes=printable(json.dumps(manifest.classes, ensure_ascii=False)),
         side=side,
@@ -162,6 +163,10 @@ def _preprocessor(policy: ResizePolicy) -> dict[str, Any]:
         return {"image_processor_type": "ViTImageProcessor", **fields, "size": square}
     longest = {"longest_edge": policy.image_size}
     return {**fields, "size": longest, "do_pad": True, "pad_size": square}
+
+
+def _files(weights: str | None) -> str:
+    return f"`model.onnx`, with `{weights}` beside it," if weights else "`model.onnx`"
 
 
 def _percent(share: object) -> str:

@@ -62,6 +62,8 @@ def to_onnx(job: Job) -> Converted:
     if not large:  # ONNX's checker is given one message, and can't have a larger one
         _check(model)
     weights = take_weights_out(model, job.name) if job.external_data or large else None
+    if weights:
+        facts["weights_beside"] = weights.name
 
     def save(path: Path, manifest: Manifest, golden: list[GoldenSample]) -> None:
         del model.metadata_props[:]

@@ -109,6 +109,17 @@ def test_weights_over_protobufs_limit_go_outside_unasked(trained, tmp_path, monk
         export_model(config, checkpoint)
 
 
+def test_a_model_card_says_which_file_belongs_to_the_model(trained, tmp_path, monkeypatch):
+    path, checkpoint = trained
+    cards = []
+    for name, largest in (("small", 2_000_000_000), ("large", 2_000_000)):
+        monkeypatch.setattr(to_onnx_module, "LARGEST", largest)
+        result = export_model(ExportConfig(path, "huggingface", tmp_path / name), checkpoint)
+        cards.append((result.path / "README.md").read_text())
+    assert "`model.onnx` is all that a device needs" in cards[0]
+    assert f"`model.onnx`, with `{result.weights.name}` beside it, is all that a device needs" in cards[1]
+
+
 def test_int8_and_an_embedded_resize_go_with_it(trained, tmp_path):
     path, checkpoint = trained
     options = {"precision": "int8", "calibration": SAMPLE / "train", "calibration_size": 16}

@@ -240,4 +240,4 @@ def _difference(expected: np.ndarray, actual: np.ndarray) -> float:
 
 def _statistics(value: np.ndarray) -> Statistics:
     exact = value.astype(np.float64)
-    return Statistics(value.shape, float(exact.mean()), float(exact.std()), float(exact.min()), float(exact.max()))
+    return Statistics(value.shape, float(exact.mean()), float(exact.std()), float(np.min(exact)), float(np.max(exact)))

@@ -42,7 +42,7 @@ class Prediction:
     @property
     def index(self) -> int:
         """The most probable class's index (the lowest one of equals)."""
-        return int(self.probabilities.argmax())
+        return int(np.argmax(self.probabilities))
 
     @property
     def label(self) -> str:

@@ -24,6 +24,8 @@ SCRIPT = runpy.run_path(str(EDGE / "bundle.py"))
 
 def run(*command, check=True, **environment):
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
+    own = Path(sys.executable).parent  # the board's python3 is this one
+    clean["PATH"] = f"{own}{os.pathsep}{clean['PATH']}"
     parts = [str(part) for part in command]
     done = subprocess.run(parts, env={**clean, **environment}, capture_output=True, text=True, timeout=300)
     if check:

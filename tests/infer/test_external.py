@@ -82,7 +82,10 @@ def test_weights_from_outside_the_folder_are_refused_before_onnxruntime_sees_the
     os.symlink(tmp_path, path.parent / "folder")
     os.symlink("circle", path.parent / "circle")
     monkeypatch.setattr("imgcls_infer.session.ort.InferenceSession", None)
-    assert refusal(path).startswith("refused: it takes weights from outside its folder (")
+    known = ["refused: it takes weights from outside its folder ("]
+    if location == "circle":  # to Python 3.13 it is a file within the folder that is not there
+        known.append("its weights are missing: put circle beside it")
+    assert refusal(path).startswith(tuple(known))
 
 
 @pytest.mark.parametrize("location", ["", "model.data", "*/_ORT_MEM_ADDR_/*", "a\nb", "x" * 5000, "nul\0"])

@@ -22,7 +22,7 @@ from imgcls.checkpoint import Checkpoint
 from imgcls.data.folder import Folder
 from imgcls.data.packed import decode_all
 from imgcls.errors import DataError
-from imgcls.probes import Probe, adversarial, adversarial_pictures, batch_invariance, thread_invariance
+from imgcls.probes import Probe, adversarial, adversarial_pictures, batch_invariance, margins, thread_invariance
 from imgcls.progress import progress_bar
 from imgcls.rounding import probability_tolerance, typical_pictures
 from imgcls.runtimes import Run, Runtime, eager, golden_samples
@@ -365,10 +365,9 @@ def _changed(
     expected: np.ndarray, actual: np.ndarray, classes: tuple[str, ...], paths: Sequence[str]
 ) -> tuple[ChangedAnswer, ...]:
     before, after = expected.argmax(1), actual.argmax(1)
-    ranked = np.sort(expected, axis=1)
-    margins = ranked[:, -1] - ranked[:, -2] if expected.shape[1] > 1 else np.ones(len(expected))
+    sure = margins(expected)
     return tuple(
-        ChangedAnswer(paths[row], classes[before[row]], classes[after[row]], float(margins[row]))
+        ChangedAnswer(paths[row], classes[before[row]], classes[after[row]], float(sure[row]))
         for row in np.flatnonzero(before != after).tolist()
     )
 

@@ -35,6 +35,12 @@ class Probe:
     overturned: float = 0.0
 
 
+def margins(probabilities: np.ndarray) -> np.ndarray:
+    """The top probability of each row of [N, K] less its second; 1 where there is but one class."""
+    ranked = np.sort(probabilities, axis=1)
+    return ranked[:, -1] - ranked[:, -2] if probabilities.shape[1] > 1 else np.ones(len(probabilities))
+
+
 def batch_invariance(runtime: Runtime, pixels: np.ndarray) -> Probe:
     """The same pictures, uint8 [N, S, S, 3], alone and in batches of BATCH_SIZES; |dp| to their answers alone."""
     return _compare_ways("batches", BATCH_SIZES, lambda size: _in_batches(runtime.run, pixels, size))
@@ -53,8 +59,7 @@ def adversarial(runtime: Runtime, expected: np.ndarray, pictures: dict[str, np.n
     actual = runtime.run(np.stack(list(pictures.values())))[1]
     difference = np.abs(actual.astype(np.float64) - expected).max(1)
     worst = int(difference.argmax())  # a NaN's, where there is one
-    second, first = np.sort(expected, axis=1)[:, -2:].T if expected.shape[1] > 1 else (0 * expected.T[0], expected.T[0])
-    overturned = (first - second)[actual.argmax(1) != expected.argmax(1)]
+    overturned = margins(expected)[actual.argmax(1) != expected.argmax(1)]
     return Probe(
         "adversarial", len(pictures), float(difference[worst]), list(pictures)[worst], float(overturned.max(initial=0))
     )

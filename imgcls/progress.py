@@ -18,12 +18,13 @@ _shown: list[Progress] = []
 def progress_bar(description: str, total: int) -> Iterator[Advance]:
     """A bar over `total` steps; the body calls what it is given with the number of steps just done."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:  # nothing at all: older versions of rich end even a disabled bar with a blank line
         yield lambda steps: None
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(description, total=total)

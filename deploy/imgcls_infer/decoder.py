@@ -1,7 +1,7 @@
 """Stage 1 in a process of its own: decoders share neither Python's lock nor an address space with each other.
 
 Threads that decode thumbnails wait for Python's lock most of the time, and threads that decode photographs for the
-kernel, which hands out the pages of one address space one by one. A process starts in some ten milliseconds, without
+kernel, which hands out the pages of one address space one by one. A process starts in about 30 ms, without
 numpy and onnxruntime, so it is for many pictures. One that dies of a picture takes nothing else with it.
 
 What runs there is decoding.py, which has the pipes' protocol.

@@ -369,7 +369,7 @@ def verify(
         for line in findings.values():
             click.echo(line)
     if report is not None:
-        from imgcls.report import write_parity
+        from imgcls.report.parity import write_parity
 
         write_parity(result, report, tuple(findings.values()))
         click.echo(f"wrote {report}", err=as_json)
@@ -445,7 +445,7 @@ def bench(
     described = {name: options.pop(name) for name in _DESCRIPTION}
     loaded = _load_checkpoint(checkpoint, **described)
     result = run(loaded, BenchConfig(checkpoint, models, **options), scan_folder(data_dir, loaded.manifest.classes))
-    from imgcls.report import bench_markdown, plot_bench
+    from imgcls.report.tables import bench_markdown
 
     if as_json:
         _show_json(result.to_dict())
@@ -454,6 +454,8 @@ def bench(
     else:
         _show_bench(result)
     if plot is not None:
+        from imgcls.report.bench import plot_bench
+
         plot_bench(result, plot)
         click.echo(f"wrote {plot}", err=as_json or markdown)
     if not result:
@@ -483,7 +485,7 @@ def evaluate(checkpoint: Path, data_dir: Path, output: Path | None, device: str,
     from imgcls.data.folder import scan_folder
     from imgcls.evaluation import evaluate_folder
     from imgcls.files import require_writable
-    from imgcls.report import write_evaluation
+    from imgcls.report.evaluation import write_evaluation
 
     if output is not None:
         require_writable(output / "scores.json")
@@ -677,7 +679,7 @@ def _show_bench(result: BenchResult) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from imgcls.report import bench_cells, bench_conditions, short_names
+    from imgcls.report.tables import bench_cells, bench_conditions, short_names
 
     cells = bench_cells(result)
     table = Table()

@@ -442,7 +442,7 @@ class _Trainer:
         return TrainResult(load_checkpoint(output), output, run, tuple(self.history))
 
     def _plot(self, folder: RunFolder) -> None:
-        from imgcls.report import plot_confusion, plot_curves
+        from imgcls.report.plots import plot_confusion, plot_curves
 
         plot_curves(self.history, folder.path / "curves.png")
         pictures = self.test_pictures

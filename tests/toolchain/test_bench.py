@@ -22,7 +22,8 @@ from imgcls.config import BenchConfig, ExportConfig
 from imgcls.data.folder import Folder, scan_folder
 from imgcls.errors import DataError, ImgclsError
 from imgcls.export import export_model
-from imgcls.report import bench_cells, plot_bench, short_names
+from imgcls.report.bench import plot_bench
+from imgcls.report.tables import bench_cells, short_names
 
 SHORT = ("--data", str(SAMPLE / "test"), "--pictures", "9", "--repeats", "1", "--batch-size", "4")
 

@@ -29,7 +29,7 @@ from imgcls.export.precision import narrow
 from imgcls.networks import Classifier
 from imgcls.parity import Outputs, VerifyResult, compare, default_tolerance, measure, verify
 from imgcls.probes import Probe, adversarial, border_pictures
-from imgcls.report import write_parity
+from imgcls.report.parity import write_parity
 from imgcls.rounding import SPREAD, deviations, typical_pictures
 from imgcls.runtimes import Runtime, eager, open_model, run_module
 

@@ -17,10 +17,12 @@ from imgcls_infer.errors import ImageError
 from imgcls_infer.manifest import Manifest, ResizePolicy
 from PIL import Image
 
-from imgcls import report
 from imgcls.errors import ImgclsError
 from imgcls.evaluation import Evaluation, WrongAnswer, calibration_bins, score_details
-from imgcls.report import plot_confusion, plot_curves, plot_reliability, write_contact_sheet, write_evaluation
+from imgcls.report import contact_sheet, plots
+from imgcls.report.contact_sheet import write_contact_sheet
+from imgcls.report.evaluation import write_evaluation
+from imgcls.report.plots import plot_confusion, plot_curves, plot_reliability
 
 HISTORY = [
     {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.3, "test_loss": 1.9, "test_accuracy": 0.35},
@@ -38,7 +40,7 @@ def figures(monkeypatch):
         figure.draw_without_rendering()
         drawn.append(figure)
 
-    monkeypatch.setattr(report, "_save", keep)
+    monkeypatch.setattr(plots, "save", keep)
     return drawn
 
 
@@ -51,9 +53,16 @@ def extents(labels):
 
 
 def test_importing_it_needs_no_torch_and_no_display():
-    code = "import sys, imgcls.report; print([name for name in ('torch', 'matplotlib.pyplot') if name in sys.modules])"
+    code = "import sys\nfrom imgcls.report import bench, evaluation, parity\n"
+    code += "print([name for name in ('torch', 'matplotlib.pyplot') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_figures_as_text_need_no_plots():
+    code = "import sys\nfrom imgcls.report import tables\nprint('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_letters_that_the_own_font_lacks_come_from_an_installed_one(figures, monkeypatch):
@@ -189,8 +198,8 @@ def test_no_wrong_answer_is_a_sheet_with_a_title(tmp_path):
 @given(st.text(max_size=60), st.integers(20, 300))
 @settings(deadline=None)
 def test_captions_fit_their_tile_on_one_line(text, width):
-    font = report._font("DejaVuSans")
-    fitted = report._fit(text, font, width)
+    font = contact_sheet._font("DejaVuSans")
+    fitted = contact_sheet._fit(text, font, width)
     assert font.getlength(fitted) <= width
     assert fitted.isprintable()
 

@@ -212,10 +212,10 @@ def test_tensorboard_is_optional(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.999}, {"ema": 0.999, "val_fraction": 0.25}])
 def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pictures, monkeypatch, options):
-    from imgcls import report
+    from imgcls.report import plots
 
     plotted = []
-    monkeypatch.setattr(report, "plot_confusion", lambda matrix, classes, path: plotted.append(matrix))
+    monkeypatch.setattr(plots, "plot_confusion", lambda matrix, classes, path: plotted.append(matrix))
     # the average hardly leaves the first weights, while the network itself learns these pictures
     result = train(replace(config, test_dir=pictures, epochs=10, **options))
     (matrix,) = plotted

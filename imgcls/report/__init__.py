@@ -1,0 +1,1 @@
+"""Figures for people: plots, contact sheets, pages and tables. Needs no torch."""

@@ -1,0 +1,80 @@
+"""Wrongly classified pictures in rows, as a PNG file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+from imgcls_infer.errors import printable
+from imgcls_infer.preprocess import decode_rgb
+from PIL import Image, ImageDraw, ImageFont
+
+from imgcls.files import write_atomically
+from imgcls.progress import progress_bar
+from imgcls.report.style import GREY, ORANGE
+
+if TYPE_CHECKING:
+    from imgcls.evaluation import WrongAnswer
+
+_COLUMNS = 8
+_TILE = 168  # pixels: a picture's box
+_GAP = 14
+_LINE = 18
+_FONT_SIZE = 13
+
+
+def write_contact_sheet(answers: Sequence[WrongAnswer], title: str, path: Path) -> None:
+    """Pictures in rows as PNG, as their files hold them, each with its two classes, probability and file name.
+
+    Raises ImgclsError where the file can't be written, ImageError where a picture can't be read.
+    """
+    columns = max(_COLUMNS // 2, min(_COLUMNS, len(answers)))  # few pictures leave room for the title
+    rows = math.ceil(len(answers) / columns)
+    width, height = _TILE + _GAP, _TILE + 4 * _LINE + 2 * _GAP
+    top = _GAP + _LINE + _GAP
+    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + top), "white")
+    draw, plain, bold = ImageDraw.Draw(sheet), _font("DejaVuSans"), _font("DejaVuSans-Bold")
+    draw.text((_GAP, _GAP), _fit(title, bold, sheet.width - 2 * _GAP), "black", bold)
+    with progress_bar("drawing the contact sheet", len(answers)) as advance:
+        for index, answer in enumerate(answers):
+            left, y = _GAP + index % columns * width, top + index // columns * height
+            draw.rectangle((left, y, left + _TILE - 1, y + _TILE - 1), "#F2F2F2")
+            picture = thumbnail(answer.path)
+            sheet.paste(picture, (left + (_TILE - picture.width) // 2, y + (_TILE - picture.height) // 2))
+            captions = (
+                (f"true: {answer.label}", plain, "black"),
+                (f"predicted: {answer.predicted}", plain, ORANGE),
+                (f"probability {answer.probability:.2%}", plain, "black"),
+                (answer.path.name, plain, GREY),
+            )
+            for line, (text, font, colour) in enumerate(captions):
+                draw.text((left, y + _TILE + 4 + line * _LINE), _fit(text, font, _TILE), colour, font)
+            advance(1)
+    write_atomically(path, lambda temporary: sheet.save(temporary, "PNG", optimize=True))
+
+
+def thumbnail(path: Path) -> Image.Image:
+    """A picture file's own pixels, scaled into a tile."""
+    image = Image.fromarray(decode_rgb(path, printable(str(path))))
+    scale = _TILE / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _font(name: str) -> ImageFont.FreeTypeFont:
+    """One of the fonts that come with matplotlib: the same letters on every machine."""
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
+    return ImageFont.truetype(str(path), _FONT_SIZE)  # Pillow 10.1 opens no Path
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Text on one line, cut to `width` pixels."""
+    text = printable(text)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

@@ -1,0 +1,55 @@
+"""An evaluation as a folder: scores.json, plots, and the worst mistakes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imgcls_infer.manifest import Manifest
+
+from imgcls.files import write_atomically
+from imgcls.report.contact_sheet import write_contact_sheet
+from imgcls.report.plots import plot_confusion, plot_reliability
+
+if TYPE_CHECKING:
+    from imgcls.evaluation import Evaluation
+
+
+def write_evaluation(evaluation: Evaluation, manifest: Manifest, folder: Path) -> None:
+    """Write scores.json, confusion.png, reliability.png and wrong.png into `folder`, which is made if it is missing.
+
+    manifest: the checkpoint's. Raises ImgclsError where a file can't be written, ImageError where a picture that was
+    evaluated is no longer readable.
+    """
+    scores = evaluation.scores
+    text = evaluation_json(evaluation, manifest)
+    write_atomically(folder / "scores.json", lambda temporary: temporary.write_text(text, encoding="ascii"))
+    plot_confusion(scores.confusion, manifest.classes, folder / "confusion.png")
+    plot_reliability(scores.calibration, scores.ece, folder / "reliability.png")
+    title = f"{evaluation.wrong_count:,} of {scores.count:,} answers are wrong"
+    if len(evaluation.wrong) < evaluation.wrong_count:
+        title += f"; the {len(evaluation.wrong)} most confident of them:"
+    write_contact_sheet(evaluation.wrong, title, folder / "wrong.png")
+
+
+def evaluation_json(evaluation: Evaluation, manifest: Manifest) -> str:
+    """All of an evaluation as JSON (ASCII): shares 0..1, null where a figure is undefined."""
+    scores = evaluation.scores
+    content = {
+        "schema": 1,
+        "checkpoint": {"arch": manifest.arch, "weights_sha256": manifest.weights_sha256},
+        "pictures": scores.count,
+        "accuracy": scores.accuracy,
+        "top_k": {"k": scores.k, "accuracy": scores.top_k},
+        "macro_f1": scores.macro_f1,
+        "loss": scores.loss,
+        "expected_calibration_error": scores.ece,
+        "classes": [asdict(found) for found in scores.classes],
+        "confusion": {"rows": "true class", "columns": "predicted class", "counts": scores.confusion.tolist()},
+        "calibration": [asdict(found) for found in scores.calibration],
+        "wrong": [{**asdict(answer), "path": str(answer.path)} for answer in evaluation.wrong],
+        "unreadable": [{"path": str(path), "reason": reason} for path, reason in evaluation.unreadable],
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,197 @@
+"""A verification as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.style
+import numpy as np
+from imgcls_infer.errors import printable
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from imgcls.files import write_atomically
+from imgcls.progress import progress_bar
+from imgcls.report.contact_sheet import thumbnail
+from imgcls.report.style import BLUE, GREY, ORANGE, SKY, STYLE
+from imgcls.report.tables import difference, parity_cells
+
+if TYPE_CHECKING:
+    from imgcls.parity import ChangedAnswer, ParityReport, VerifyResult
+
+_POINTS = 20_000  # of a scatter plot
+_CHANGED_SHOWN = 24  # pictures of a model in a verification's page
+_PAGE_STYLE = """
+body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1B1B1B; margin: 2.5rem auto;
+  max-width: 76rem; padding: 0 1.5rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .3rem } h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; overflow-wrap: anywhere }
+p { margin: .4rem 0 } .note { color: #6E6E6E; overflow-wrap: anywhere }
+.scroll { overflow-x: auto } table { border-collapse: collapse; margin: 1rem 0; font-size: 14px;
+  font-variant-numeric: tabular-nums }
+th, td { padding: .35rem .5rem; text-align: right; border-bottom: 1px solid #E4E4E4; white-space: nowrap }
+th { font-weight: 600; border-bottom: 2px solid #1B1B1B; white-space: normal; vertical-align: bottom }
+th.left, td.left { text-align: left }
+.ok, .failed { font-weight: 600; padding: .05rem .55rem; border-radius: .8rem; color: white }
+.ok { background: #0072B2 } .failed { background: #D55E00 }
+.problem { border-left: 4px solid #D55E00; padding: .15rem .8rem; background: #FDF3EC; overflow-wrap: anywhere }
+.found { border-left: 4px solid #0072B2; padding: .15rem .8rem; background: #EFF6FB; overflow-wrap: anywhere }
+img.plot { width: 100%; max-width: 66rem; display: block; margin: .8rem 0 }
+.sheet { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0; width: 10.5rem }
+figure img { width: 100%; height: 10.5rem; object-fit: contain; background: #F2F2F2; display: block }
+figcaption { font-size: 13px; line-height: 1.4; overflow-wrap: anywhere } .to { color: #B24A00; font-weight: 600 }
+"""
+
+
+def write_parity(result: VerifyResult, path: Path, findings: Sequence[str] = ()) -> None:
+    """Write a verification as one HTML page that needs nothing else: figures, plots, changed pictures.
+
+    findings: what the bisection says of each file. Raises ImgclsError where the page can't be written, ImageError where
+    a picture that was compared is no longer readable.
+    """
+    manifest, first = result.manifest, result.reports[0]
+    skipped = f"; {result.skipped:,} could not be read" if result.skipped else ""
+    passed = sum(map(bool, result.reports))
+    parts = [
+        f"<h1>Parity with PyTorch {_badge(bool(result))}</h1>",
+        f"<p>{passed} of {len(result.reports)} runtimes answer as the checkpoint does. {first.count:,} pictures"
+        f"{skipped}, from file to probability, against PyTorch eager in float32 on the CPU (accuracy "
+        f"{first.reference_accuracy:.2%}).</p>",
+        f'<p class="note">{_text(manifest.arch)}, {len(manifest.classes)} classes, {manifest.resize.image_size} pixels '
+        f"a side, {manifest.resize.mode}; weights {_text(manifest.weights_sha256[:16])}. "
+        f"Verified with {_versions()}.</p>",
+        _parity_table(result.reports),
+        *(f'<p class="found">{_text(finding)}</p>' for finding in findings),
+    ]
+    with progress_bar("drawing the report", len(result.reports)) as advance:
+        for report in result.reports:
+            parts += _parity_section(result, report)
+            advance(1)
+    body = "\n".join(parts)
+    page = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Parity: {_text(manifest.arch)}</title><style>{_PAGE_STYLE}</style></head>\n"
+        f"<body>\n{body}\n</body></html>\n"
+    )
+    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+def _parity_table(reports: Sequence[ParityReport]) -> str:
+    rows = [parity_cells(report) for report in reports]
+    head = '<th class="left">file</th><th class="left">runtime</th><th></th>'
+    head += "".join(f"<th>{_text(name)}</th>" for name in rows[0]).replace("|d", "|&NoBreak;Δ")
+    lines = []
+    for report, cells in zip(reports, rows, strict=True):
+        names = "".join(f'<td class="left">{_text(name)}</td>' for name in (Path(report.path).name, report.name))
+        row = "".join(f"<td>{cell}</td>" for cell in (_badge(bool(report)), *cells.values()))
+        lines.append(f"<tr>{names}{row}</tr>")
+    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
+    """One runtime: what fails, its probes, its plots, and the pictures whose answer changed."""
+    parts = [f"<h2>{_text(report.path)}, {_text(report.name)} {_badge(bool(report))}</h2>"]
+    parts += [f'<p class="problem">{_text(problem)}</p>' for problem in report.problems]
+    words = {
+        "batches": "in batches of other sizes, against its own answers alone",
+        "threads": "with other numbers of threads, against its own answers on one",
+        "adversarial": "on pictures made to trip it (flat, checkerboards, near the decision border), against PyTorch",
+    }
+    parts += [f"<p>max |Δp| {difference(probe.max_abs)} {words[probe.name]}.</p>" for probe in report.probes]
+    if result.reference is not None and report.outputs is not None:
+        expected, actual = result.reference.probabilities, report.outputs.probabilities
+        figure = plot_parity(expected, actual, report.tolerance)
+        parts.append(f'<img class="plot" alt="differences over probabilities, and how large they are" src="{figure}">')
+    if not report.changed:
+        return [*parts, "<p>No picture gets another class.</p>"]
+    largest = sorted(report.changed, key=lambda answer: -answer.margin)[:_CHANGED_SHOWN]
+    shown = f"; the {len(largest)} that PyTorch was surest of:" if len(largest) < len(report.changed) else ":"
+    parts.append(f"<p>{len(report.changed):,} of {report.count:,} pictures get another class{shown}</p>")
+    return [*parts, f'<div class="sheet">{"".join(map(_changed_picture, largest))}</div>']
+
+
+def plot_parity(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> str:
+    """Two runtimes' probabilities, float [N, K]: a scatter of the difference, and a histogram of its size.
+
+    Returns a PNG as data URI.
+    """
+    p, signed = expected.ravel(), (actual.astype(np.float64) - expected).ravel()
+    difference = np.abs(signed)
+    order = np.argsort(-difference)
+    worst, rest = order[: _POINTS // 4], order[_POINTS // 4 :]  # what differs most is drawn, of the rest some
+    shown = np.concatenate([worst, rest[:: max(1, len(rest) * 4 // (3 * _POINTS))]])
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(11, 4.4), layout="constrained")
+        scatter, histogram = figure.subplots(1, 2, width_ratios=[1, 1.5])
+        scatter.axhline(0, color=GREY, linewidth=1, zorder=1)
+        beyond = difference[shown] > tolerance
+        for chosen, colour, label in ((~beyond, BLUE, "within the tolerance"), (beyond, ORANGE, "beyond it")):
+            if chosen.any():
+                scatter.scatter(
+                    p[shown][chosen], signed[shown][chosen], s=7, color=colour, alpha=0.4, linewidths=0, label=label
+                )
+        height = 1.25 * float(difference.max()) or tolerance
+        for limit in (-tolerance, tolerance):
+            scatter.axhline(limit, color=ORANGE, linewidth=1.5)  # out of sight where nothing comes near it
+        scatter.set(xlim=(-0.02, 1.02), ylim=(-height, height))
+        scatter.set(xlabel="PyTorch's probability", ylabel="this runtime's, less PyTorch's")
+        scatter.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+        scatter.legend(loc="upper left", frameon=False, markerscale=2)
+        _plot_differences(histogram, difference, tolerance)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=110)
+    return _data_uri(file.getvalue())
+
+
+def _plot_differences(axes: Axes, difference: np.ndarray, tolerance: float) -> None:
+    """A histogram on a logarithmic axis, with the tolerance; what does not differ at all is said in words."""
+    counted = difference[difference > 0]
+    smallest = min(tolerance / 100, float(np.quantile(counted, 0.002))) if counted.size else tolerance / 1e4
+    counted = np.maximum(counted, smallest)
+    upper = max(tolerance * 3, float(counted.max()) * 1.5 if counted.size else 0.0)
+    bins = np.geomspace(smallest, upper, 90)
+    if counted.size:
+        axes.hist(counted, bins.tolist(), color=SKY)
+        axes.axvline(counted.max(), color=BLUE, linewidth=1.5, label=f"largest {counted.max():.1e}")
+    axes.axvline(tolerance, color=ORANGE, linewidth=2, label=f"allowed {tolerance:.1e}")
+    axes.set_xscale("log")
+    axes.set(xlabel="|difference| of a probability", ylabel="probabilities", xlim=(smallest, upper))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_title(f"{len(difference) - counted.size:,} of {len(difference):,} are equal bit for bit", fontsize=10)
+    axes.legend(loc="upper left", frameon=False)
+
+
+def _changed_picture(answer: ChangedAnswer) -> str:
+    file = io.BytesIO()
+    thumbnail(Path(answer.path)).save(file, "PNG")
+    caption = f'{_text(answer.reference)} became <span class="to">{_text(answer.candidate)}</span>'
+    return (
+        f'<figure><img alt="" src="{_data_uri(file.getvalue())}"><figcaption>{caption}<br>margin {answer.margin:.1e}'
+        f'<br><span class="note">{_text("/".join(Path(answer.path).parts[-2:]))}</span></figcaption></figure>'
+    )
+
+
+def _versions() -> str:
+    """What the figures of a verification depend on."""
+    packages = ("torch", "onnxruntime", "pillow")
+    return f"{', '.join(f'{name} {version(name)}' for name in packages)} on {platform.system()} {platform.machine()}"
+
+
+def _badge(passed: bool) -> str:
+    return '<span class="ok">ok</span>' if passed else '<span class="failed">failed</span>'
+
+
+def _text(text: str) -> str:
+    """Text for HTML: names come from files and folders."""
+    return html.escape(printable(text))
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -1,0 +1,152 @@
+"""Plots of a training run and of an evaluation, as PNG files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from imgcls_infer.errors import printable
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
+
+from imgcls.report.style import BLUE, DPI, GREY, ORANGE, SKY, STYLE, families, save, shortened
+
+if TYPE_CHECKING:
+    from imgcls.evaluation import CalibrationBin
+
+_COUNTED_CLASSES = 20  # up to here each cell of a confusion matrix has room for its count
+
+
+def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
+    """A confusion matrix as PNG: int [K, K], rows are true classes, columns predicted ones; classes: K names.
+
+    The colour is the share of the row, on a root scale so that rare confusions show; rows without a picture are grey.
+    Up to 20 classes have their counts written in. Raises ImgclsError where the file can't be written.
+    """
+    support = matrix.sum(1, keepdims=True)
+    shares = np.divide(matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
+    counted = len(classes) <= _COUNTED_CLASSES
+    side = _matrix_side(len(classes))
+    cell = side / len(classes)
+    with matplotlib.style.context((*STYLE, {"font.family": families()})):
+        figure = Figure(figsize=(side + 3, side + 2), layout="constrained")
+        axes = figure.add_subplot()
+        colours = matplotlib.colormaps["Blues"].with_extremes(bad="#E4E4E4")
+        image = axes.imshow(shares, cmap=colours, norm=PowerNorm(1 / 2 if counted else 1 / 3, 0, 1))
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        total = int(matrix.sum())
+        accuracy = f", accuracy {matrix.trace() / total:.2%}" if total else ""
+        axes.set_title(f"confusion matrix: {total:,} pictures{accuracy}")
+        _label_classes(axes, classes, cell)
+        if counted:
+            _write_counts(axes, matrix, shares, cell)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, format=PercentFormatter(1, 0))
+        bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
+        bar.set_label("share of the true class's pictures")
+        bar.outline.set_visible(False)
+        save(figure, path)
+
+
+def plot_reliability(calibration: Sequence[CalibrationBin], ece: float, path: Path) -> None:
+    """A reliability diagram as PNG: accuracy against confidence in each bin, over the number of pictures in each.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, figures 1 and 4.
+    Raises ImgclsError where the file can't be written.
+    """
+    filled = [found for found in calibration if found.accuracy is not None]
+    lefts, rights = [found.lower for found in filled], [found.upper for found in filled]
+    widths = [found.upper - found.lower for found in filled]
+    counts = np.array([found.count for found in filled])
+    confidences = np.array([found.confidence for found in filled], float)
+    accuracies = np.array([found.accuracy for found in filled], float)
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(5.4, 6.4), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        bars: dict[str, Any] = {"align": "edge", "edgecolor": "white", "linewidth": 0.8}
+        upper.bar(lefts, accuracies, widths, color=SKY, label="share that is right", **bars)
+        upper.hlines(confidences, lefts, rights, colors=ORANGE, linewidth=2.5, label="mean confidence")
+        upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="perfectly calibrated")
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+        upper.set_title(
+            f"expected calibration error {ece:.2%} ({len(calibration)} bins)\n"
+            f"mean confidence {np.average(confidences, weights=counts):.2%}, "
+            f"accuracy {np.average(accuracies, weights=counts):.2%}",
+            fontsize=11,
+        )
+        upper.legend(loc="upper left", frameon=False)
+        lower.bar(lefts, counts, widths, color=GREY, **bars)
+        lower.set(xlabel="confidence (probability of the predicted class)", ylabel="pictures")
+        lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        lower.yaxis.set_major_formatter("{x:,.0f}")
+        for axis in (upper.yaxis, lower.xaxis):
+            axis.set_major_formatter(PercentFormatter(1, 0))
+        save(figure, path)
+
+
+def plot_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A training run as PNG: loss and accuracy (0..1) over epochs, training and test.
+
+    history: an entry an epoch, with epoch, train_loss, train_accuracy, and test_loss, test_accuracy where there were
+    test pictures (else None or missing); at least one. Raises ImgclsError where the file can't be written.
+    """
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        loss, accuracy = figure.subplots(1, 2)
+        for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+            _curve(axes, history, f"train_{name}", "training", color=BLUE, marker="o")
+            _curve(axes, history, f"test_{name}", "test", color=ORANGE, marker="s", linestyle="--")
+            axes.set(title=name, xlabel="epoch")
+            axes.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+            axes.grid(axis="y")
+            axes.set_axisbelow(True)
+        loss.set_ylabel("mean cross-entropy (nats)")
+        loss.set_ylim(bottom=0)
+        loss.legend(frameon=False)
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+        save(figure, path)
+
+
+def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, label: str, **style: Any) -> None:
+    points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
+    if points:
+        epochs, values = zip(*points, strict=True)
+        axes.plot(epochs, values, label=label, markersize=4, linewidth=1.8, **style)
+
+
+def _matrix_side(classes: int) -> float:
+    """Inches: room for counts in the cells of few classes, a page for many, and then 3 pixels a cell."""
+    return max(2.2, min(0.52 * classes, max(11.0, min(3 / DPI * classes, 24.0))))
+
+
+def _label_classes(axes: Axes, classes: Sequence[str], cell: float) -> None:
+    """Class names on both axes; where cells are lower than letters, of every n-th class."""
+    size = max(6.5, min(10.0, 0.8 * 72 * cell))
+    step = math.ceil(1.2 * size / (72 * cell))
+    shown = range(0, len(classes), step)
+    names = [shortened(printable(classes[index])) for index in shown]
+    style: dict[str, Any] = {"fontsize": size, "parse_math": False}
+    crowded = len(classes) > _COUNTED_CLASSES
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.yaxis.set_major_locator(FixedLocator(shown))
+    turned = {"rotation": 90} if crowded else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticklabels(names, **turned, **style)
+    axes.set_yticklabels(names, **style)
+    axes.tick_params(length=2 if crowded else 0)
+
+
+def _write_counts(axes: Axes, matrix: np.ndarray, shares: np.ndarray, cell: float) -> None:
+    """The count in each cell that has one, in letters that let the longest fit."""
+    size = min(9.0, 72 * cell / (0.68 * len(f"{matrix.max():,}") + 0.5))
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        colour = "white" if shares[row, column] > 0.3 else "black"
+        axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", color=colour, fontsize=size)

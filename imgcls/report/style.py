@@ -1,0 +1,45 @@
+"""What all plots share: colours, fonts, and how a figure is written.
+
+Colours are Okabe and Ito's (Color Universal Design, 2008) and matplotlib's Blues: told apart with any colour vision.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from imgcls.files import write_atomically
+
+BLUE, SKY, ORANGE, GREY = "#0072B2", "#9CCFEF", "#D55E00", "#6E6E6E"
+
+DPI = 150
+STYLE = ("default", {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E4E4E4"})
+
+FALLBACK_FONTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Noto Sans Devanagari", "Noto Sans Thai"),
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "Leelawadee UI"),  # Windows
+    *("Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Kohinoor Devanagari", "Thonburi"),  # macOS
+)
+"""For class names in letters that DejaVu Sans lacks (it has Latin, Greek, Cyrillic, Arabic and Hebrew ones)."""
+
+
+LONGEST_NAME = 24
+
+
+def families() -> list[str]:
+    """matplotlib's own font, and for the letters that it lacks those of FALLBACK_FONTS that are installed."""
+    from matplotlib.font_manager import get_font_names
+
+    return ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in get_font_names())]
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
+def save(figure: Figure, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a class name: drawn as a box
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, bbox_inches="tight"))

@@ -1,0 +1,145 @@
+"""Figures as text, for the terminal, a page and Markdown alike. Each is formatted here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imgcls_infer.errors import printable
+
+if TYPE_CHECKING:
+    from imgcls.bench import BenchResult
+    from imgcls.evaluation import DetailedScores
+    from imgcls.parity import ParityReport
+
+
+def parity_cells(report: ParityReport) -> dict[str, str]:
+    """The figures of one runtime against PyTorch, by column."""
+    found = report.differences
+    return {
+        "max |dp|": difference(found.max_abs),
+        "99.9 %": difference(found.p999_abs),
+        "mean": difference(found.mean_abs),
+        "allowed": difference(report.tolerance),
+        "max |dlogit|": difference(found.max_logit),
+        "max relative": difference(found.max_relative),
+        "max KL": difference(found.max_kl),
+        "same class": percent(found.top1_agreement),
+        "same top 5": percent(found.top5_agreement),
+        "accuracy": percent(report.accuracy),
+        "points gained": f"{100 * (report.accuracy - report.reference_accuracy):+.2f}",
+    }
+
+
+def scores_cells(scores: DetailedScores) -> list[tuple[str, ...]]:
+    """Each class's name, precision, recall, F1 and number of pictures."""
+    return [
+        (printable(found.name), *map(percent, (found.precision, found.recall, found.f1)), f"{found.support:,}")
+        for found in scores.classes
+    ]
+
+
+def scores_line(scores: DetailedScores) -> str:
+    """The figures over all classes."""
+    return (
+        f"accuracy {percent(scores.accuracy)}  top-{scores.k} {percent(scores.top_k)}  "
+        f"macro F1 {percent(scores.macro_f1)}  ECE {percent(scores.ece)}  loss {scores.loss:.4f}  "
+        f"({scores.count:,} pictures)"
+    )
+
+
+def percent(share: float | None) -> str:
+    """A share of 0..1; `-` where it is undefined."""
+    return "-" if share is None else f"{share:.2%}"
+
+
+def difference(value: float) -> str:
+    """A difference of probabilities or logits."""
+    return f"{value:.1e}" if value else "0"
+
+
+def bench_cells(result: BenchResult) -> list[dict[str, tuple[str, str]]]:
+    """A bench's figures by column, one dict a runtime: each a figure with its unit, and its ratio (empty: has none)."""
+    batches = f"pictures/s in {result.config.batch_size}s"
+    reference, rows = result.reference, []
+    for row in result.rows:
+        remembered = row.memory.ratio(reference.memory) if row.memory and reference.memory else None
+        p50, p95, p99 = (_seconds(row.latency.quantile(share)) for share in (0.5, 0.95, 0.99))
+        figures = {
+            "size": (_bytes(row.size), row.size / reference.size),
+            "load": (_seconds(row.load.median), row.load.ratio(reference.load)),
+            "cold start": (_seconds(row.cold_start.median), row.cold_start.ratio(reference.cold_start)),
+            "peak memory": (_bytes(row.memory.median) if row.memory else "?", remembered),
+            "one picture, p50": (p50, row.latency.ratio(reference.latency)),
+            "p95": (p95, None),
+            "p99": (p99, None),
+            batches: (f"{result.throughput(row):,.0f}", 1 / row.batch.ratio(reference.batch)),
+            "max |dp|": (difference(row.parity.max_abs), None),
+            "same class": (percent(row.parity.top1_agreement), None),
+            "accuracy": (percent(row.parity.accuracy), None),
+        }
+        own = row is not reference
+        rows.append({name: (text, _times(ratio) if own and ratio else "") for name, (text, ratio) in figures.items()})
+    return rows
+
+
+def short_names(files: Sequence[str]) -> list[str]:
+    """Files without the folders that all of them share."""
+    try:
+        shared = os.path.commonpath([Path(file).absolute().parent for file in files])
+    except ValueError:  # Windows: they are on several drives
+        return list(files)
+    return [os.path.relpath(file, shared) for file in files]
+
+
+def bench_conditions(result: BenchResult) -> str:
+    """What the figures depend on, in a line."""
+    machine, config = result.machine, result.config
+    libraries = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime"))
+    rounds, threads = _counted(config.repeats, "round"), _counted(config.threads, "thread")
+    return (
+        f"{result.pictures:,} pictures, {rounds}, {threads}; {machine['cpu'] or 'unknown CPU'}, "
+        f"{libraries}; stage 1 (file to pixels, the same for all) {_seconds(result.stage_1.median)} a picture; "
+        "x: times PyTorch eager's figure, in the same rounds"
+    )
+
+
+def bench_markdown(result: BenchResult) -> str:
+    """A bench as a Markdown table, with its conditions below."""
+    cells = bench_cells(result)
+    files = short_names([row.file for row in result.rows])
+    names = [(_bar(file), _bar(row.runtime), row.precision) for file, row in zip(files, result.rows, strict=True)]
+    lines = [
+        "| " + " | ".join(["file", "runtime", "precision", *(_bar(name) for name in cells[0])]) + " |",
+        "|---|---|---|" + "---:|" * len(cells[0]),
+    ]
+    for name, row in zip(names, cells, strict=True):
+        figures = [f"{text} ({ratio})" if ratio else text for text, ratio in row.values()]
+        lines.append("| " + " | ".join([*name, *figures]) + " |")
+    return "\n".join([*lines, "", bench_conditions(result)]) + "\n"
+
+
+def _seconds(value: float) -> str:
+    """With a unit in which it has a digit before the point."""
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.0f} us"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 1e6:,.2f} MB" if value < 1e7 else f"{value / 1e6:,.0f} MB"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("s" if count != 1 else "")
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:#.2g}x" if ratio < 9.95 else f"{ratio:,.0f}x"
+
+
+def _bar(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return printable(text).replace("|", "\\|")

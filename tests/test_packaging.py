@@ -63,7 +63,7 @@ def test_the_installed_predictor_classifies_a_png_and_a_jpeg(device_environment,
 @pytest.mark.parametrize(
     ("project", "packages"),
     [
-        (ROOT, {"imgcls", "imgcls/data", "imgcls/export"}),
+        (ROOT, {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "imgcls").rglob("*.py")}),
         (ROOT / "deploy", {"imgcls_infer", "imgcls_infer/models", "imgcls_serve", "imgcls_ray"}),
     ],
 )

@@ -1,0 +1,97 @@
+"""imgcls bench: everything that runs a checkpoint, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from imgcls.cli.options import DESCRIPTION, FILE, comparison_options, open_checkpoint
+from imgcls.cli.output import console, show_json
+from imgcls.errors import ImgclsError
+
+if TYPE_CHECKING:
+    from imgcls.bench import BenchResult
+
+
+@click.command("bench", epilog="Example: imgcls bench models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test")
+@comparison_options
+@click.option("--batch-size", type=click.IntRange(1, 65536), default=64, show_default=True, help="Of the throughput.")
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of each runtime."
+)
+@click.option("--pictures", type=click.IntRange(min=1), default=256, show_default=True, help="Pictures to take.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Rounds of opening, of fresh processes, and through the pictures.",
+)
+@click.option("--plot", type=FILE, metavar="FILE.png", help="Draw the figures, too.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output instead of the table.")
+@click.option("--markdown", is_flag=True, help="A Markdown table on standard output instead.")
+def command(
+    checkpoint: Path,
+    models: tuple[Path, ...],
+    data_dir: Path,
+    plot: Path | None,
+    as_json: bool,
+    markdown: bool,
+    **options: Any,
+) -> None:
+    """Measure exported files and PyTorch eager side by side, in turns, on the same pictures.
+
+    File size, load time, cold start and peak memory of a whole process, latency of one picture, throughput in batches,
+    and parity. Exits with 1 if a file does not answer as the checkpoint does.
+    """
+    from imgcls.bench import bench as run
+    from imgcls.config import BenchConfig
+    from imgcls.data.folder import scan_folder
+    from imgcls.files import require_writable
+
+    if as_json and markdown:
+        raise click.UsageError("--json and --markdown exclude each other")
+    if plot is not None:
+        require_writable(plot)
+    described = {name: options.pop(name) for name in DESCRIPTION}
+    loaded = open_checkpoint(checkpoint, **described)
+    result = run(loaded, BenchConfig(checkpoint, models, **options), scan_folder(data_dir, loaded.manifest.classes))
+    from imgcls.report.tables import bench_markdown
+
+    if as_json:
+        show_json(result.to_dict())
+    elif markdown:
+        click.echo(bench_markdown(result), nl=False)
+    else:
+        _show_bench(result)
+    if plot is not None:
+        from imgcls.report.bench import plot_bench
+
+        plot_bench(result, plot)
+        click.echo(f"wrote {plot}", err=as_json or markdown)
+    if not result:
+        failed = ", ".join(row.file for row in result.rows if not row.parity)
+        raise ImgclsError(f"{failed}: does not answer as its checkpoint does; imgcls verify --bisect says where")
+
+
+def _show_bench(result: BenchResult) -> None:
+    from imgcls_infer.preprocess import printable
+    from rich.table import Table
+    from rich.text import Text
+
+    from imgcls.report.tables import bench_cells, bench_conditions, short_names
+
+    cells = bench_cells(result)
+    table = Table()
+    for column in ("file", "runtime"):
+        table.add_column(column, overflow="fold")
+    for column in cells[0]:
+        table.add_column(column, justify="right")
+    files = short_names([row.file for row in result.rows])
+    for file, row, figures in zip(files, result.rows, cells, strict=True):
+        names = (printable(file), f"{row.runtime}\n{row.precision}")
+        table.add_row(*map(Text, names), *("\n".join(filter(None, cell)) for cell in figures.values()))
+    console(200).print(table)
+    click.echo(bench_conditions(result))

@@ -1,0 +1,126 @@
+"""imgcls export: options -> ExportConfig -> export.export_model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from imgcls.cli.options import DESCRIPTION, FILE, checkpoint_options, open_checkpoint
+from imgcls.cli.output import megabytes
+
+if TYPE_CHECKING:
+    from imgcls.checkpoint import Checkpoint
+
+
+@click.command("export", epilog="Example: imgcls export models/cnn.pth --format onnx --output models/cnn.onnx")
+@checkpoint_options
+@click.option(
+    "--format",
+    type=click.Choice(["onnx", "torchscript", "torch-export", "huggingface", "triton"]),
+    default="onnx",
+    show_default=True,
+    help="A file; or a folder with the ONNX file and what the Hugging Face Hub or the Triton server want beside it.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=FILE,
+    help="File or folder to write. Default: beside the checkpoint, .onnx, .pt or .pt2; <format>/<name> for a folder.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Inside; input and outputs stay as they are. int8: ONNX only. bf16: not with onnxruntime's CPU.",
+)
+@click.option("--calibration", type=FILE, help="int8: folder of training pictures, <class>/*; never the test pictures.")
+@click.option(
+    "--calibration-size", type=click.IntRange(min=2), default=1024, show_default=True, help="int8: pictures to take."
+)
+@click.option(
+    "--target",
+    type=click.Choice(["x86-vnni", "x86-avx2", "arm64"]),
+    default="x86-vnni",
+    show_default=True,
+    help="int8: the device's CPU. x86-avx2 keeps 8-bit sums from overflowing where there is no VNNI.",
+)
+@click.option(
+    "--fold/--no-fold",
+    default=True,
+    show_default=True,
+    help="Merge linear maps first: same answers, less work. --no-fold writes the plain graph.",
+)
+@click.option("--batch", type=click.IntRange(1, 4096), help="onnx: pictures at once. Default: any number.")
+@click.option(
+    "--external-data",
+    is_flag=True,
+    help="onnx: weights in a file beside it: a large float model starts at once, batches take longer.",
+)
+@click.option(
+    "--embed-resize",
+    is_flag=True,
+    help="onnx: put the resize into the graph, for hosts without Pillow: pictures of any size, within a level of 255.",
+)
+@click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
+@click.option(
+    "--samples", type=FILE, help="Folder of <class>/* to take golden samples from. Default: the checkpoint's."
+)
+@click.option("--golden", type=click.IntRange(0, 64), default=8, show_default=True, help="Golden samples in the file.")
+@click.option(
+    "--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none is named."
+)
+def command(checkpoint: Path, samples: Path | None, **options: Any) -> None:
+    """Write a checkpoint as one self-describing file for devices.
+
+    CHECKPOINT is a .pth of imgcls, or a bare state dict described by the options.
+    """
+    from imgcls.config import ExportConfig
+    from imgcls.export import export_model as run
+
+    described = {name: options.pop(name) for name in DESCRIPTION}
+    config = ExportConfig(checkpoint, **options)
+    loaded = open_checkpoint(checkpoint, **described)
+    if samples is not None:
+        loaded = _with_samples(loaded, samples, config.golden)
+    result = run(config, loaded)
+    parity = result.manifest.parity
+    if not parity["golden_samples"]:
+        click.echo("note: no golden samples in the file; --samples FOLDER puts some in", err=True)
+    if "quantization" in parity:
+        _show_quantization(parity["quantization"])
+    if "embedded_resize" in parity:
+        _show_embedded_resize(parity["embedded_resize"])
+    beside = f" and {result.weights.name} beside it" if result.weights else ""
+    click.echo(
+        f"wrote {result.path}{beside} ({megabytes(result.size)}), "
+        f"max |dp| against PyTorch {parity['max_abs_diff']:.1e} "
+        f"in batches of {', '.join(map(str, parity['batch_sizes']))}"
+    )
+
+
+def _with_samples(checkpoint: Checkpoint, folder: Path, count: int) -> Checkpoint:
+    from dataclasses import replace
+
+    from imgcls.data.folder import scan_folder
+    from imgcls.data.packed import pack_folder, pick_samples
+
+    packed = pack_folder(scan_folder(folder, checkpoint.manifest.classes), checkpoint.manifest.resize)
+    return replace(checkpoint, samples=pick_samples(packed, count))
+
+
+def _show_quantization(chosen: dict[str, Any]) -> None:
+    kept = f", in float: {', '.join(chosen['float_layers'])}" if chosen["float_layers"] else ""
+    click.echo(
+        f"int8 for {chosen['target']}: {chosen['method']} calibration on {chosen['calibrated']} pictures; "
+        f"{chosen['agreement']:.2%} of {chosen['judged']} others keep their class{kept}"
+    )
+
+
+def _show_embedded_resize(measured: dict[str, Any]) -> None:
+    click.echo(
+        f"embedded resize: at most {measured['max_levels']} level of 255 off Pillow's, {measured['pixels_off']:.2%} of "
+        f"the pixels, max |dp| {measured['max_abs_diff']:.1e} on {len(measured['sizes'])} pictures of other sizes"
+    )

@@ -1,0 +1,109 @@
+"""Types of options, and the options that several commands share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from imgcls.checkpoint import Checkpoint
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+RESIZE = click.Choice(["crop", "squash", "pad"])
+POSITIVE = click.FloatRange(min=0, min_open=True)
+SHARE = click.FloatRange(0, 1, max_open=True)
+DESCRIPTION = ("arch", "classes", "image_size", "resize", "mean", "std")  # of a bare .pth: see checkpoint_options
+
+
+def triple(text: str) -> tuple[float, float, float]:
+    """Three comma-separated numbers, one a channel."""
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not three numbers like 0.5,0.5,0.5") from None
+    return red, green, blue
+
+
+def _decorated(function: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:
+    """As if they stood above the function, in this order."""
+    return functools.reduce(lambda wrapped, decorate: decorate(wrapped), reversed(decorators), function)
+
+
+def checkpoint_options(function: Command) -> Command:
+    """CHECKPOINT, and what a bare article-style .pth does not say about itself."""
+    decorators = (
+        click.argument("checkpoint", type=FILE),
+        click.option("--arch", type=click.Choice(["cnn", "vgg16"]), help="Bare .pth: its network."),
+        click.option("--classes", help="Bare .pth: its classes in order, a,b,c; or a folder of class folders."),
+        click.option("--image-size", type=click.IntRange(8, 4096), help="Bare .pth: pixels a side in its training."),
+        click.option(
+            "--resize",
+            type=RESIZE,
+            help="Bare .pth: how its training made pictures square. Default there: squash.",
+        ),
+        click.option("--mean", type=triple, metavar="R,G,B", help="Bare .pth: its Normalize mean, like 0.5,0.5,0.5."),
+        click.option("--std", type=triple, metavar="R,G,B", help="Bare .pth: its Normalize std."),
+    )
+    return _decorated(function, decorators)
+
+
+def comparison_options(function: Command) -> Command:
+    """CHECKPOINT and the exported files that are held against it, on which pictures and execution providers."""
+    decorators = (
+        click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=FILE),
+        click.option("--data", "data_dir", type=FILE, default="data/test", show_default=True, help="<class>/*."),
+        click.option(
+            "--provider",
+            "providers",
+            metavar="NAME",
+            default=("cpu",),
+            show_default=True,
+            multiple=True,
+            help="For ONNX: cpu, cuda or another that onnxruntime has here; each file runs on each that is given.",
+        ),
+    )
+    return checkpoint_options(_decorated(function, decorators))
+
+
+def open_checkpoint(
+    path: Path,
+    arch: str | None,
+    classes: str | None,
+    image_size: int | None,
+    resize: str | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+) -> Checkpoint:
+    """A checkpoint of ours; or a bare state dict with what checkpoint_options' options say of it."""
+    from imgcls_infer.manifest import ResizePolicy
+
+    from imgcls.checkpoint import is_bare, load_article_checkpoint, load_checkpoint
+
+    given = {"--arch": arch, "--classes": classes, "--image-size": image_size, "--mean": mean, "--std": std}
+    if not any(given.values()) and resize is None:
+        return load_checkpoint(path)
+    if not is_bare(path):
+        raise click.UsageError(f"{path} says itself how it was trained; leave out {_names(given, given=True)}")
+    if arch is None or classes is None or image_size is None or mean is None or std is None:
+        raise click.UsageError(f"{path} is a bare state dict; say {_names(given, given=False)} as well")
+    policy = ResizePolicy(image_size, resize or "squash")
+    return load_article_checkpoint(path, arch, _class_names(classes), policy, mean, std)
+
+
+def _names(options: dict[str, Any], given: bool) -> str:
+    return ", ".join(name for name, value in options.items() if (value is not None) == given) or "--resize"
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    """A comma-separated list, or the class folders of a folder."""
+    from imgcls.data.folder import scan_folder
+
+    if Path(text).is_dir():
+        return scan_folder(Path(text)).classes
+    return tuple(name.strip() for name in text.split(","))

@@ -1,0 +1,138 @@
+"""imgcls verify: exported files against their checkpoint, on real pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from imgcls.cli.options import FILE, comparison_options, open_checkpoint
+from imgcls.cli.output import console, show_json
+from imgcls.errors import ImgclsError
+
+if TYPE_CHECKING:
+    from imgcls.checkpoint import Checkpoint
+    from imgcls.parity import ParityReport, VerifyResult
+
+_CHANGED_SHOWN = 5
+_WIDE = 140  # columns of a terminal that shows all of:
+_FIGURES = ("max |dp|", "99.9 %", "mean", "allowed", "max |dlogit|", "max KL", "same class", "same top 5", "accuracy")
+_NARROW = ("max |dp|", "allowed", "same class", "accuracy")
+
+
+@click.command("verify", epilog="Example: imgcls verify models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test")
+@comparison_options
+@click.option(
+    "--eager", "devices", multiple=True, metavar="cpu|cuda[:N]|mps", help="Compare PyTorch eager on this device too."
+)
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0), help="Largest |dp| that passes. Default: by a model of rounding."
+)
+@click.option("--bisect", is_flag=True, help="Name the first node of each float32 ONNX file that leaves the tolerance.")
+@click.option("--report", type=FILE, metavar="FILE.html", help="Write a page with plots and the changed pictures.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output instead of the table.")
+def command(
+    checkpoint: Path,
+    models: tuple[Path, ...],
+    data_dir: Path,
+    providers: tuple[str, ...],
+    devices: tuple[str, ...],
+    tolerance: float | None,
+    bisect: bool,
+    report: Path | None,
+    as_json: bool,
+    **described: Any,
+) -> None:
+    """Compare exported files with PyTorch on real pictures, from picture file to probability.
+
+    Each also runs in batches of 1, 2, 7 and 64, with several numbers of threads, and on pictures made to trip it.
+    Exits with 1 if a file does not answer as the checkpoint does.
+    """
+    from imgcls.data.folder import scan_folder
+    from imgcls.device import resolve_device
+    from imgcls.files import require_writable
+    from imgcls.parity import verify as run
+    from imgcls.runtimes import eager, open_on_each
+
+    if report is not None:
+        require_writable(report)
+    if bisect and not any(path.suffix.lower() == ".onnx" for path in models):
+        raise click.UsageError("--bisect needs an ONNX file: the other formats have no nodes to compare")
+    loaded = open_checkpoint(checkpoint, **described)
+    opened = [(str(path), runtime) for path in models for runtime in open_on_each(path, providers)]
+    opened += [(str(checkpoint), eager(loaded, str(resolve_device(device)))) for device in devices]
+    result = run(loaded, opened, scan_folder(data_dir, loaded.manifest.classes), tolerance)
+    findings = _bisect(loaded, models, result) if bisect else {}
+    if as_json:
+        show_json({**result.to_dict(), **({"bisect": findings} if bisect else {})})
+    else:
+        _show_parity(result)
+        for line in findings.values():
+            click.echo(line)
+    if report is not None:
+        from imgcls.report.parity import write_parity
+
+        write_parity(result, report, tuple(findings.values()))
+        click.echo(f"wrote {report}", err=as_json)
+    if not result:
+        halves = dict.fromkeys(half for found in result.reports for half in found.broken())
+        raise ImgclsError(f"the exported model does not answer as its checkpoint does; broken: {', '.join(halves)}")
+
+
+def _bisect(checkpoint: Checkpoint, models: tuple[Path, ...], result: VerifyResult) -> dict[str, str]:
+    """What the bisection finds in each ONNX file, in words, by the file's name."""
+    from imgcls.bisect import bisect
+    from imgcls.errors import ExportError
+    from imgcls.progress import progress_bar
+
+    findings = {}
+    with progress_bar("bisecting", len(models)) as advance:
+        for path in models:
+            if path.suffix.lower() == ".onnx":
+                try:
+                    findings[str(path)] = f"{path}: {bisect(checkpoint, path, result.pixels)}"
+                except ExportError as error:  # of another precision: the table is there all the same
+                    findings[str(path)] = str(error)
+            advance(1)
+    return findings
+
+
+def _show_parity(result: VerifyResult) -> None:
+    from rich.table import Table
+
+    from imgcls.report.tables import parity_cells
+
+    out = console(160)
+    first = result.reports[0]
+    table = Table(
+        title=f"against PyTorch eager (cpu): {first.count:,} pictures, accuracy {first.reference_accuracy:.2%}"
+    )
+    rows = [parity_cells(report) for report in result.reports]
+    names = _FIGURES if out.width >= _WIDE else _NARROW
+    for column in ("file", "runtime", *names, ""):
+        table.add_column(column, justify="right" if column in names else "left", overflow="fold")
+    for report, figures in zip(result.reports, rows, strict=True):
+        verdict = "ok" if report else "FAILED"
+        table.add_row(report.path, report.name, *(figures[name] for name in names), verdict)
+    out.print(table)
+    for report in result.reports:
+        for line in _parity_lines(report):
+            click.echo(line)
+        for problem in report.problems:
+            click.echo(f"{report.path}: {problem}", err=True)
+    if result.skipped:
+        click.echo(f"skipped {result.skipped} unreadable pictures", err=True)
+
+
+def _parity_lines(report: ParityReport) -> list[str]:
+    """The probes on one line, and some changed answers."""
+    names = {"batches": "batch sizes", "threads": "thread counts", "adversarial": "adversarial pictures"}
+    lines = []
+    if report.probes:
+        probes = (f"{probe.count} {names[probe.name]} {probe.max_abs:.1e}" for probe in report.probes)
+        lines.append(f"{report.path}, {report.name}: max |dp| over {', '.join(probes)}")
+    for answer in report.changed[:_CHANGED_SHOWN]:
+        change = f"{answer.reference} became {answer.candidate} (margin {answer.margin:.1e})"
+        lines.append(f"{report.path}: {answer.path}: {change}")
+    return lines

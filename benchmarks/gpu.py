@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,10 @@ from imgcls.data.cifar10 import lay_out
 from imgcls.data.folder import scan_folder
 from imgcls.errors import ImgclsError
 from imgcls.export import export_model
-from imgcls.networks import build_network
+from imgcls.networks.registry import build_network
 from imgcls.parity import verify
 from imgcls.runtimes import eager, open_model
-from imgcls.training import train
+from imgcls.training import train, train_config
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Bench:
     vgg_epochs: int
 
     def config(self, name: str, **options: object) -> TrainConfig:
-        base = TrainConfig(
+        base = train_config(
             self.data / "train",
             self.work / f"{name}.pth",
             self.data / "test",
@@ -69,7 +69,7 @@ class Bench:
             cache_dir=self.work / "cache",
             save_every=1e9,
         )
-        return replace(base, **options)  # type: ignore[arg-type]
+        return base.changed(**options)  # type: ignore[arg-type]
 
     def trained(self) -> Checkpoint:
         """A CNN of the default recipe, trained by the first check that needs it."""

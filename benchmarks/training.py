@@ -26,11 +26,10 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from imgcls.config import TrainConfig
 from imgcls.data.folder import scan_folder
 from imgcls.device import resolve_device
-from imgcls.networks import build_network
-from imgcls.training import train
+from imgcls.networks.registry import build_network
+from imgcls.training import train, train_config
 
 
 class ArticleDataset(Dataset[tuple[torch.Tensor, int]]):
@@ -84,7 +83,7 @@ def our_epochs(folder: Path, epochs: int, device: str) -> tuple[float, list[floa
     """Seconds of the whole run with decoding (no test set, all files written), and of each epoch's training alone."""
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary)
-        config = TrainConfig(
+        config = train_config(
             folder, base / "a.pth", epochs=epochs, device=device, run_dir=base / "run", cache_dir=base / "cache"
         )
         start = time.perf_counter()

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from imgcls.errors import ImgclsError
     from imgcls.evaluation import Scores, evaluate_folder
     from imgcls.export import export_model
-    from imgcls.networks import build_network
+    from imgcls.networks.registry import build_network
     from imgcls.parity import ParityReport, verify
-    from imgcls.training import TrainResult, train
+    from imgcls.training import TrainResult, train, train_config
 
 __version__ = "0.1.0"
 
@@ -31,12 +31,13 @@ _HOME = {
     "Scores": "evaluation",
     "TrainConfig": "config",
     "TrainResult": "training",
-    "build_network": "networks",
+    "build_network": "networks.registry",
     "evaluate_folder": "evaluation",
     "export_model": "export",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
     "train": "training",
+    "train_config": "training",
     "verify": "parity",
 }
 
@@ -54,6 +55,7 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
     "train",
+    "train_config",
     "verify",
 ]
 

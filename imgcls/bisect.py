@@ -23,8 +23,8 @@ from torch import fx, nn
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.errors import ExportError
-from imgcls.export.fold import fold_classifier
-from imgcls.networks import Classifier
+from imgcls.networks.classifier import Classifier
+from imgcls.networks.fold import fold_classifier
 from imgcls.rounding import SPREAD, UNITS, deviations, node_values, typical_pictures
 from imgcls.runtimes import open_model
 

@@ -9,7 +9,6 @@ import base64
 import hashlib
 import json
 import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,14 +21,14 @@ from torch import Tensor, nn
 
 from imgcls.errors import CheckpointError
 from imgcls.files import write_atomically
-from imgcls.networks import Classifier, build_network
+from imgcls.networks.classifier import Classifier
+from imgcls.networks.registry import build_network, find
 
 FORMAT = "imgcls.checkpoint"
 
 StateDict = dict[str, Tensor]
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-_DEMO_NAME = re.compile(r"^(conv[123]|fc[12])\.(weight|bias)$")
 
 
 @dataclass(frozen=True)
@@ -106,11 +105,12 @@ def load_article_checkpoint(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Checkpoint:
-    """Read a bare state dict: `conv1_layer.*` or `conv1.*` (cnn) or torchvision's VGG16 names, `module.` stripped.
+    """Read a bare state dict, under the network's own names or others that its row knows, `module.` stripped.
 
     What the file does not say (how it was trained) is the caller's to say. Raises CheckpointError.
     """
-    state = _canonical_names(read_state_dict(path))
+    renamed = find(arch).renamed
+    state = {renamed(name.removeprefix("module.")): tensor for name, tensor in read_state_dict(path).items()}
     try:
         manifest = Manifest(arch, classes, resize, mean, std, weights_sha256(state))
     except ModelError as error:
@@ -187,11 +187,6 @@ def _samples(raw: Any, path: Path) -> tuple[bytes, ...]:
         return tuple(base64.b64decode(picture, validate=True) for picture in raw)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its sample pictures are damaged") from error
-
-
-def _canonical_names(state: StateDict) -> StateDict:
-    stripped = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return {_DEMO_NAME.sub(r"\1_layer.\2", name): tensor for name, tensor in stripped.items()}
 
 
 def _mismatch(error: RuntimeError) -> str:

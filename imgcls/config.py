@@ -1,9 +1,10 @@
-"""What a command is asked to do, as frozen dataclasses; and the recipes, which fill in what was left open."""
+"""What a command is asked to do, as frozen dataclasses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from imgcls.errors import ImgclsError
 
@@ -12,16 +13,18 @@ HALF = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. docs/training.md says how the defaults were found.
+    """How a network is trained. docs/training.md says how the networks' own recipes were found.
 
-    optimizer: `adam`, `adamw` or `sgd` (Nesterov momentum 0.9). schedule: `constant`, or `one-cycle` (learning_rate is
-    then the peak). crop, flip, colour, cutout: see data.batches.Augmentation. dropout: None is the architecture's own.
+    name: of the recipe that it began as. optimizer: `adam`, `adamw` or `sgd` (Nesterov momentum 0.9).
+    schedule: `constant`, or `one-cycle` (learning_rate is then the peak).
+    crop, flip, colour, cutout: see data.batches.Augmentation. dropout: None is the network's own.
     ema: decay a step of the averaged weights that are evaluated and kept; 0 keeps the last ones. clip_norm: largest
     gradient norm; 0 leaves it. class_weights: rare classes count more, each class the same in sum.
     bf16: autocast where the device has bf16 matrix units.
     mean, std: per RGB channel of pixels scaled to 0..1; None measures them on the training pictures.
     """
 
+    name: str
     epochs: int
     batch_size: int
     optimizer: str
@@ -43,56 +46,15 @@ class Recipe:
     std: tuple[float, float, float] | None = None
 
 
-# As the article trains: no augmentation, no schedule, float32. Why not its learning rate of 0.01: docs/training.md
-_ARTICLE = Recipe(
-    epochs=5,
-    batch_size=32,
-    optimizer="adam",
-    learning_rate=0.001,
-    schedule="constant",
-    bf16=False,
-    resize="squash",
-    mean=HALF,
-    std=HALF,
-)
-
-RECIPES = {
-    ("cnn", "article"): _ARTICLE,
-    ("vgg16", "article"): _ARTICLE,
-    ("cnn", "default"): Recipe(
-        epochs=20,
-        batch_size=128,
-        optimizer="adamw",
-        learning_rate=0.004,
-        weight_decay=0.05,
-        label_smoothing=0.05,
-        crop=0.0625,
-        flip=True,
-        dropout=0.1,
-    ),
-    ("vgg16", "default"): Recipe(
-        epochs=20,
-        batch_size=128,
-        optimizer="adamw",
-        learning_rate=0.0005,
-        weight_decay=0.05,
-        label_smoothing=0.05,
-        crop=0.125,
-        flip=True,
-        clip_norm=1.0,
-    ),
-}
-"""By architecture and name."""
-
-
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Whatever of the recipe's fields is None comes from the recipe.
+    """One training run; training.train_config makes one from a network's recipe and what is given beside it.
 
     train_dir, test_dir: folders of <class>/*; test_dir None trains without test figures. output: the .pth to write.
     run_dir: None takes runs/<output's stem>, numbered if it exists. save_every: seconds between saved states.
-    device: `auto`, `cpu`, `cuda[:N]` or `mps`. pretrained, weights, freeze: vgg16 only (ImageNet weights, a local copy
-    of them, and whether only the last layer learns; a frozen body is in eval mode).
+    arch: the network's name. device: `auto`, `cpu`, `cuda[:N]` or `mps`.
+    pretrained, weights, freeze: start from the network's published weights, from a local copy of them or from a
+    checkpoint of ours; and whether only the last layer learns (a frozen body is in eval mode).
     val_fraction: part of each training class that is held out and selects the best epoch; patience: epochs without a
     better one until the run stops, 0 never does. The test set selects nothing.
     cache_dir: None takes the user's cache folder; cache_limit: bytes, 0 decodes the pictures anew in every epoch.
@@ -101,29 +63,10 @@ class TrainConfig:
 
     train_dir: Path
     output: Path
+    recipe: Recipe
     test_dir: Path | None = None
     arch: str = "cnn"
-    recipe: str = "default"
     image_size: int = 32
-    epochs: int | None = None
-    batch_size: int | None = None
-    optimizer: str | None = None
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    schedule: str | None = None
-    label_smoothing: float | None = None
-    crop: float | None = None
-    flip: bool | None = None
-    colour: float | None = None
-    cutout: float | None = None
-    dropout: float | None = None
-    ema: float | None = None
-    clip_norm: float | None = None
-    class_weights: bool | None = None
-    bf16: bool | None = None
-    resize: str | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
     seed: int = 0
     device: str = "auto"
     pretrained: bool = False
@@ -138,38 +81,23 @@ class TrainConfig:
     cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
-        if (self.arch, self.recipe) not in RECIPES:
-            raise ImgclsError(f"no recipe {self.recipe!r} for {self.arch!r}; known: {_known()}")
-        if self.arch != "vgg16" and (self.pretrained or self.weights or self.freeze):
-            raise ImgclsError("--pretrained, --weights and --freeze go with --arch vgg16")
-        if self.freeze and not self.starts_from_imagenet:
-            raise ImgclsError("--freeze without --pretrained or --weights would freeze random weights")
+        if self.freeze and not self.starts_from_weights:
+            raise ImgclsError("`freeze` without `pretrained` or `weights` would freeze random weights")
         if self.patience and not self.val_fraction:
-            raise ImgclsError("--patience needs --val-fraction: the test set never decides when to stop")
-        if (self.mean is None) != (self.std is None):
-            raise ImgclsError("--mean and --std go together")
+            raise ImgclsError("`patience` needs `val_fraction`: the test set never decides when to stop")
+        if (self.recipe.mean is None) != (self.recipe.std is None):
+            raise ImgclsError("`mean` and `std` go together")
 
     @property
-    def starts_from_imagenet(self) -> bool:
+    def starts_from_weights(self) -> bool:
         return self.pretrained or self.weights is not None
 
-    def resolved_recipe(self) -> Recipe:
-        """The recipe with this config's own values in place of its defaults.
-
-        On ImageNet weights the peak learning rate is a tenth for fine-tuning, and a frozen body sees the same pictures
-        in every epoch, so that its features are computed once.
-        """
-        recipe = RECIPES[self.arch, self.recipe]
-        if self.freeze:
-            recipe = replace(recipe, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0)
-        elif self.starts_from_imagenet and self.recipe == "default":
-            recipe = replace(recipe, learning_rate=recipe.learning_rate / 10)
-        names = [field.name for field in fields(Recipe)]
-        return replace(recipe, **{name: getattr(self, name) for name in names if getattr(self, name) is not None})
-
-
-def _known() -> str:
-    return ", ".join(f"{recipe} for {arch}" for arch, recipe in RECIPES)
+    def changed(self, **options: Any) -> TrainConfig:
+        """The same run with other values of its own fields, or of its recipe's. Raises TypeError for other names."""
+        own = {field.name for field in fields(self)}
+        of_recipe = {name: value for name, value in options.items() if name not in own}
+        others = {name: value for name, value in options.items() if name in own}
+        return replace(self, **{"recipe": replace(self.recipe, **of_recipe), **others})
 
 
 @dataclass(frozen=True)
@@ -178,7 +106,7 @@ class ExportConfig:
 
     checkpoint: the .pth that it comes from. output: None puts the file beside it, with the format's suffix; a folder
     (huggingface, triton) into <format>/<the checkpoint's stem>. license: for huggingface's card, like `mit`.
-    golden: how many sample pictures travel in the file. fold: merge linear maps first (imgcls.export.fold).
+    golden: how many sample pictures travel in the file. fold: merge linear maps first (imgcls.networks.fold).
     batch: pictures that the file takes at once; None is any number.
     external_data: the weights go into a file beside it (onnx alone; over 2 GB they always do).
     embed_resize: stage 1's resize goes into the graph, which then takes pictures of any size (onnx alone).
@@ -203,7 +131,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if self.precision == "int8" and self.calibration is None:
-            raise ImgclsError("--precision int8 needs --calibration, the folder of training pictures")
+            raise ImgclsError("`precision` int8 needs `calibration`, the folder of training pictures")
 
 
 @dataclass(frozen=True)

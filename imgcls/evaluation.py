@@ -18,7 +18,7 @@ from imgcls.data.folder import Folder
 from imgcls.data.packed import decode_all
 from imgcls.device import resolve_device
 from imgcls.errors import CheckpointError, DataError
-from imgcls.networks import Classifier
+from imgcls.networks.classifier import Classifier
 from imgcls.progress import progress_bar
 
 BINS = 15

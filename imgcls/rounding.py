@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from imgcls_infer.manifest import TOLERANCES, GoldenSample
 from torch import Tensor, fx, nn
 
-from imgcls.networks import Classifier
+from imgcls.networks.classifier import Classifier
 
 SPREAD = 6.0
 """Deviations that pass. A normal value lies beyond 6 once in 5e8; 10,000 pictures have 1e5 probabilities."""

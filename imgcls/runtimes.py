@@ -13,7 +13,7 @@ from imgcls_infer.errors import ModelError, one_line
 from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
 
 from imgcls.checkpoint import Checkpoint
-from imgcls.networks import Classifier
+from imgcls.networks.classifier import Classifier
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 Module = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]

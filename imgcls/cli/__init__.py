@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -19,8 +20,15 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except (ImgclsError, InferError) as error:
-            click.echo(f"error: {printable(str(error))}", err=True)
+            click.echo(f"error: {printable(_with_options(str(error), ctx.command))}", err=True)
             ctx.exit(1)
+
+
+def _with_options(message: str, group: click.Command) -> str:
+    """The library names fields, `val_fraction`; people who type commands know them as options, --val-fraction."""
+    commands = group.commands.values() if isinstance(group, click.Group) else ()
+    options = {p.name: p.opts[0] for command in commands for p in command.params if isinstance(p, click.Option)}
+    return re.sub(r"`(\w+)`", lambda found: options.get(found[1], found[0]), message)
 
 
 @click.group(

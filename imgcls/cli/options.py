@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from imgcls.networks.registry import NETWORKS
+
 if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
+ARCH = click.Choice(list(NETWORKS))
 RESIZE = click.Choice(["crop", "squash", "pad"])
 POSITIVE = click.FloatRange(min=0, min_open=True)
 SHARE = click.FloatRange(0, 1, max_open=True)
@@ -30,6 +33,38 @@ def triple(text: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def recipe_values(field: str) -> str:
+    """What each recipe has for a field, for help: `Default: cnn 0.004, vgg16 0.0005; article: 0.001`."""
+    named = {name: _by_network(name, field) for row in NETWORKS.values() for name in row.recipes}
+    default = named.pop("default")
+    others = [f"{name}: {values}" for name, values in named.items() if values != default]
+    return "; ".join([f"Default: {default}", *others])
+
+
+def _by_network(recipe: str, field: str) -> str:
+    values = {
+        name: _value(getattr(row.recipes[recipe], field)) for name, row in NETWORKS.items() if recipe in row.recipes
+    }
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "its own"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ",".join(map(_value, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def published() -> str:
+    """Which networks have published weights, for help: `vgg16 528 MB`."""
+    return ", ".join(f"{name} {row.pretrained.size}" for name, row in NETWORKS.items() if row.pretrained)
+
+
 def _decorated(function: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:
     """As if they stood above the function, in this order."""
     return functools.reduce(lambda wrapped, decorate: decorate(wrapped), reversed(decorators), function)
@@ -39,7 +74,7 @@ def checkpoint_options(function: Command) -> Command:
     """CHECKPOINT, and what a bare article-style .pth does not say about itself."""
     decorators = (
         click.argument("checkpoint", type=FILE),
-        click.option("--arch", type=click.Choice(["cnn", "vgg16"]), help="Bare .pth: its network."),
+        click.option("--arch", type=ARCH, help="Bare .pth: its network."),
         click.option("--classes", help="Bare .pth: its classes in order, a,b,c; or a folder of class folders."),
         click.option("--image-size", type=click.IntRange(8, 4096), help="Bare .pth: pixels a side in its training."),
         click.option(

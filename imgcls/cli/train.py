@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from imgcls.cli.options import FILE, POSITIVE, RESIZE, SHARE, triple
+from imgcls.cli.options import ARCH, FILE, POSITIVE, RESIZE, SHARE, Command, published, recipe_values, triple
 from imgcls.cli.output import megabytes, report_line
+
+
+def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command], Command]:
+    """An option for a field of Recipe; its help ends with the value that each recipe has."""
+    field = name.partition("/")[0].removeprefix("--").replace("-", "_")
+    return click.option(name, help=f"{text} {recipe_values(field)}.", **attributes)
 
 
 @click.command(
@@ -20,7 +27,10 @@ from imgcls.cli.output import megabytes, report_line
 @click.option("--output", "-o", type=FILE, default="models/cnn.pth", show_default=True, help="Checkpoint to write.")
 @click.option("--run-dir", type=FILE, help="The run's folder. Default: runs/<output's name>, numbered.")
 @click.option("--resume", type=FILE, metavar="RUN", help="Go on with the run in this folder, with its own options.")
-@click.option("--arch", type=click.Choice(["cnn", "vgg16"]), default="cnn", show_default=True, help="Network.")
+@click.option(
+    "--config", type=FILE, metavar="FILE", help="Take options from a JSON or TOML file, like a run's config.json."
+)
+@click.option("--arch", type=ARCH, default="cnn", show_default=True, help="Network.")
 @click.option(
     "--recipe",
     type=click.Choice(["default", "article"]),
@@ -29,33 +39,25 @@ from imgcls.cli.output import megabytes, report_line
     help="What the options below default to. article: as the article trains.",
 )
 @click.option("--image-size", type=click.IntRange(8, 4096), default=32, show_default=True, help="Pixels a side.")
-@click.option("--resize", type=RESIZE, help="How a picture becomes square. Recipe: crop; article: squash.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Recipe: 20; article: 5.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Recipe: 128; article: 32.")
-@click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"]), help="Recipe: adamw; article: adam.")
-@click.option("--learning-rate", type=POSITIVE, help="Recipe: cnn 0.004, vgg16 0.0005; article: 0.001.")
-@click.option("--schedule", type=click.Choice(["one-cycle", "constant"]), help="Recipe: one-cycle; article: constant.")
-@click.option("--weight-decay", type=click.FloatRange(min=0), help="Recipe: 0.05; article: 0.")
-@click.option("--label-smoothing", type=SHARE, help="Recipe: 0.05; article: 0.")
-@click.option("--dropout", type=SHARE, help="Recipe: cnn 0.1, vgg16 0.5; article: 0.25 and 0.5.")
-@click.option(
-    "--crop", type=SHARE, help="Random shift, as a share of the side. Recipe: cnn 0.0625, vgg16 0.125; article: 0."
-)
-@click.option("--flip/--no-flip", default=None, help="Random mirror image. Recipe: yes; article: no.")
-@click.option("--colour", type=SHARE, help="Random brightness, contrast and saturation. Recipe: 0.")
-@click.option("--cutout", type=SHARE, help="Random square painted over, as a share of the side. Recipe: 0.")
-@click.option("--ema", type=SHARE, help="Decay of averaged weights; 0: none. Recipe: 0.")
-@click.option("--clip-norm", type=click.FloatRange(min=0), help="Largest gradient norm; 0: any. Recipe: vgg16 1.")
-@click.option("--class-weights/--no-class-weights", default=None, help="Let each class count the same. Recipe: no.")
-@click.option(
-    "--bf16/--no-bf16", default=None, help="bf16 where the device has units for it. Recipe: yes; article: no."
-)
-@click.option(
-    "--mean", type=triple, metavar="R,G,B", help="Normalisation. Recipe: the training pictures' own; article: 0.5."
-)
-@click.option(
-    "--std", type=triple, metavar="R,G,B", help="Normalisation. Recipe: the training pictures' own; article: 0.5."
-)
+@_recipe_option("--resize", "How a picture becomes square.", type=RESIZE)
+@_recipe_option("--epochs", "Times that the network sees every picture.", type=click.IntRange(min=1))
+@_recipe_option("--batch-size", "Pictures a step.", type=click.IntRange(min=1))
+@_recipe_option("--optimizer", "Method.", type=click.Choice(["adam", "adamw", "sgd"]))
+@_recipe_option("--learning-rate", "Of the schedule's peak.", type=POSITIVE)
+@_recipe_option("--schedule", "Of the learning rate.", type=click.Choice(["one-cycle", "constant"]))
+@_recipe_option("--weight-decay", "Decoupled for adamw.", type=click.FloatRange(min=0))
+@_recipe_option("--label-smoothing", "Share of the target spread over all classes.", type=SHARE)
+@_recipe_option("--dropout", "Share of activations set to zero; its own: as the network was published.", type=SHARE)
+@_recipe_option("--crop", "Random shift, as a share of the side.", type=SHARE)
+@_recipe_option("--flip/--no-flip", "Random mirror image.", default=None)
+@_recipe_option("--colour", "Random brightness, contrast and saturation.", type=SHARE)
+@_recipe_option("--cutout", "Random square painted over, as a share of the side.", type=SHARE)
+@_recipe_option("--ema", "Decay of averaged weights; 0: none.", type=SHARE)
+@_recipe_option("--clip-norm", "Largest gradient norm; 0: any.", type=click.FloatRange(min=0))
+@_recipe_option("--class-weights/--no-class-weights", "Let each class count the same.", default=None)
+@_recipe_option("--bf16/--no-bf16", "bf16 where the device has units for it.", default=None)
+@_recipe_option("--mean", "Normalisation; its own: measured on the training pictures.", type=triple, metavar="R,G,B")
+@_recipe_option("--std", "Normalisation; its own: measured on the training pictures.", type=triple, metavar="R,G,B")
 @click.option("--val-fraction", type=SHARE, default=0.0, help="Part of the training set that picks the best epoch.")
 @click.option("--patience", type=click.IntRange(min=0), default=0, help="Epochs without a better one until it stops.")
 @click.option(
@@ -66,12 +68,10 @@ from imgcls.cli.output import megabytes, report_line
     help="The same seed on the same CPU gives the same weights bit for bit.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to train.")
-@click.option("--pretrained", is_flag=True, help="vgg16: start from torchvision's ImageNet weights (fetched, 528 MB).")
+@click.option("--pretrained", is_flag=True, help=f"Start from published ImageNet weights, fetched: {published()}.")
+@click.option("--weights", type=FILE, help="Start from a local copy of those weights, or from a checkpoint of ours.")
 @click.option(
-    "--weights", type=FILE, help="vgg16: start from a local copy of those weights, or from a checkpoint of ours."
-)
-@click.option(
-    "--freeze/--fine-tune", default=False, show_default=True, help="vgg16: train the last layer only, or all of them."
+    "--freeze/--fine-tune", default=False, show_default=True, help="Train the last layer only, or all of them."
 )
 @click.option(
     "--save-every", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds between saves."
@@ -86,37 +86,57 @@ from imgcls.cli.output import megabytes, report_line
     help="What does not fit is decoded anew in every epoch.",
 )
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="Replay a captured step on CUDA. Default: yes.")
-def command(no_test: bool, test_dir: Path, resume: Path | None, cache_limit: float, **options: Any) -> None:
+def command(resume: Path | None, config: Path | None, **options: Any) -> None:
     """Train a network on a folder of pictures and write a checkpoint (.pth).
 
     A run can be stopped at any time (Ctrl-C) and goes on with --resume. On several GPUs:
     torchrun --nproc-per-node=4 -m imgcls train ...
     """
-    from imgcls.config import TrainConfig
+    from imgcls.training import train, train_config
+    from imgcls.training.runs import load_config
 
+    context = click.get_current_context()
     if resume:
-        _only_resume(click.get_current_context())
-        from imgcls.runs import load_config
-
-        config = load_config(resume)
+        _only_resume(context)
+        chosen = load_config(resume)
     else:
-        test = None if no_test else test_dir
-        config = TrainConfig(test_dir=test, cache_limit=int(cache_limit * 1e9), **options)
-    from imgcls.training import train as run
-
-    result = run(config, report=report_line, resume=resume)
+        chosen = train_config(**_merged(context, config, options))
+    result = train(chosen, report=report_line, resume=resume)
     if result.run:  # the leading process speaks
         click.echo(f"wrote {result.path} ({megabytes(result.path.stat().st_size)})")
 
 
 def _only_resume(context: click.Context) -> None:
     """A run goes on as it was begun."""
-    given = [
-        parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name
-        and parameter.name != "resume"
-        and context.get_parameter_source(parameter.name) == click.core.ParameterSource.COMMANDLINE
-    ]
-    if given:
+    if given := [option for name, option in _given(context).items() if name != "resume"]:
         raise click.UsageError(f"--resume takes the run's own options; leave out {', '.join(given)}")
+
+
+def _merged(context: click.Context, config: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """train_config's arguments: what was given on the command line, else what stands in the file, else the defaults."""
+    from imgcls.training.configure import read_config
+
+    given = _given(context)
+    in_file = read_config(config) if config else {}
+    in_file.pop("run_dir", None)  # of the run that it comes from
+    explicit = {name: value for name, value in options.items() if name in given}
+    return {**_as_fields(options), **in_file, **_as_fields(explicit)}
+
+
+def _given(context: click.Context) -> dict[str, str]:
+    """Names of the parameters that stand on the command line, each with its option."""
+    return {
+        parameter.name: parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name and context.get_parameter_source(parameter.name) == click.core.ParameterSource.COMMANDLINE
+    }
+
+
+def _as_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the command in the names and units of TrainConfig."""
+    fields = dict(options)
+    if fields.pop("no_test", False):
+        fields["test_dir"] = None
+    if "cache_limit" in fields:
+        fields["cache_limit"] = int(1e9 * fields["cache_limit"])
+    return fields

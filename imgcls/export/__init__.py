@@ -19,17 +19,17 @@ from imgcls.data.packed import decode_all
 from imgcls.errors import DataError, ExportError
 from imgcls.export.embed_resize import check_resize
 from imgcls.export.external_data import Weights, remove_old_weights
-from imgcls.export.fold import fold_classifier
 from imgcls.export.golden_files import make_golden_files
 from imgcls.export.job import Converted, Folder, Job
-from imgcls.export.precision import NARROW, narrow
 from imgcls.export.to_huggingface import HUGGINGFACE
 from imgcls.export.to_onnx import to_onnx
 from imgcls.export.to_torch_export import to_torch_export
 from imgcls.export.to_torchscript import to_torchscript
 from imgcls.export.to_triton import TRITON
 from imgcls.files import require_replaceable, write_atomically, write_folder_atomically
-from imgcls.networks import Classifier
+from imgcls.networks.classifier import Classifier
+from imgcls.networks.fold import fold_classifier
+from imgcls.networks.precision import NARROW, narrow
 from imgcls.probes import BATCH_SIZES
 from imgcls.rounding import probability_tolerance, typical_pictures
 from imgcls.runtimes import Runtime, golden_samples, open_model, run_module

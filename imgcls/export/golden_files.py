@@ -11,7 +11,7 @@ from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
 from PIL import Image
 
-from imgcls.networks import Classifier
+from imgcls.networks.classifier import Classifier
 from imgcls.runtimes import run_module
 
 _LARGEST = 640

@@ -11,7 +11,7 @@ import numpy as np
 from imgcls_infer.manifest import GoldenFile, GoldenSample, Manifest, ResizePolicy
 
 from imgcls.export.external_data import Weights
-from imgcls.networks import Classifier
+from imgcls.networks.classifier import Classifier
 
 Save = Callable[[Path, Manifest, list[GoldenSample]], None]
 

@@ -9,8 +9,7 @@ import torch
 from helpers import SAMPLE, make_pictures
 
 from imgcls.checkpoint import Checkpoint
-from imgcls.config import TrainConfig
-from imgcls.training import train
+from imgcls.training import train, train_config
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +34,7 @@ def pictures(tmp_path: Path) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Checkpoint]:
     """A CNN trained on the CIFAR-10 sample for two epochs, and its .pth."""
     path = tmp_path_factory.mktemp("trained") / "cnn.pth"
-    config = TrainConfig(
+    config = train_config(
         SAMPLE / "train",
         path,
         SAMPLE / "test",

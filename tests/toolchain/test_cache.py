@@ -7,14 +7,13 @@ import pytest
 import torch
 from imgcls_infer.manifest import ResizePolicy
 
-from imgcls.config import TrainConfig
 from imgcls.data import packed
 from imgcls.data.cache import Cache
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import cache_key, pack_folder, run_ahead
 from imgcls.data.pictures import PackedPictures, StreamedPictures
 from imgcls.errors import DataError
-from imgcls.training import train
+from imgcls.training import train, train_config
 
 POLICY = ResizePolicy(16)
 BIG = 1 << 40
@@ -124,7 +123,7 @@ def test_streamed_pictures_are_the_packed_ones(pictures):
 def test_a_streamed_run_learns_what_a_packed_one_learns(tmp_path, pictures):
     def weights(limit):
         name = str(limit)
-        config = TrainConfig(
+        config = train_config(
             pictures,
             tmp_path / f"{name}.pth",
             pictures,
@@ -146,7 +145,7 @@ def test_a_streamed_run_learns_what_a_packed_one_learns(tmp_path, pictures):
 def test_nothing_readable_ends_a_streamed_run_with_one_line(tmp_path, pictures):
     for path in pictures.rglob("*.png"):
         path.write_bytes(b"no picture")
-    config = TrainConfig(pictures, tmp_path / "a.pth", device="cpu", cache_limit=0, run_dir=tmp_path / "r")
+    config = train_config(pictures, tmp_path / "a.pth", device="cpu", cache_limit=0, run_dir=tmp_path / "r")
     with pytest.raises(DataError, match="none of"):
         train(config)
 

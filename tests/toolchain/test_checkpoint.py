@@ -18,7 +18,7 @@ from imgcls.checkpoint import (
     weights_sha256,
 )
 from imgcls.errors import CheckpointError, ImgclsError
-from imgcls.networks import build_network
+from imgcls.networks.registry import build_network
 
 HALF = (0.5, 0.5, 0.5)
 TEN = tuple("abcdefghij")

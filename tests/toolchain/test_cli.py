@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from helpers import SAMPLE
 
 from imgcls.cli import command
-from imgcls.networks import build_network
+from imgcls.networks.registry import build_network
 
 BARE = ["--arch", "cnn", "--image-size", "32", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
 TEN = ",".join("abcdefghij")

@@ -9,7 +9,7 @@ import torch
 from helpers import SAMPLE
 
 from imgcls.checkpoint import load_checkpoint
-from imgcls.runs import load_state
+from imgcls.training.runs import load_state
 
 
 @pytest.mark.parametrize("batch", [96])

@@ -28,7 +28,8 @@ from imgcls.evaluation import (
     score_details,
     top_k_accuracy,
 )
-from imgcls.networks import Classifier, build_network
+from imgcls.networks.classifier import Classifier
+from imgcls.networks.registry import build_network
 
 FILES = ["confusion.png", "reliability.png", "scores.json", "wrong.png"]
 

@@ -12,11 +12,12 @@ from imgcls_infer.manifest import Manifest, ResizePolicy
 from torch import nn
 
 from imgcls.errors import ExportError
-from imgcls.export.fold import MatrixPool, fold_batch_norm, fold_classifier
 from imgcls.export.job import Job
 from imgcls.export.to_onnx import to_onnx
-from imgcls.networks import Classifier, build_network
-from imgcls.pooling import pool_matrix
+from imgcls.networks.classifier import Classifier
+from imgcls.networks.fold import MatrixPool, fold_batch_norm, fold_classifier
+from imgcls.networks.pooling import pool_matrix
+from imgcls.networks.registry import build_network
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 

@@ -25,8 +25,8 @@ from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.errors import DataError
 from imgcls.export import export_model
-from imgcls.export.precision import narrow
-from imgcls.networks import Classifier
+from imgcls.networks.classifier import Classifier
+from imgcls.networks.precision import narrow
 from imgcls.parity import Outputs, VerifyResult, compare, default_tolerance, measure, verify
 from imgcls.probes import Probe, adversarial, border_pictures
 from imgcls.report.parity import write_parity

@@ -9,9 +9,11 @@ from helpers import make_pictures
 from torch import nn
 
 from imgcls.checkpoint import load_checkpoint
-from imgcls.config import TrainConfig
-from imgcls.pooling import PoolFold
-from imgcls.training import train
+from imgcls.networks.pooling import PoolFold
+from imgcls.networks.registry import find
+from imgcls.training import train, train_config
+
+POOL = find("vgg16").pool
 
 
 class SmallVGG(nn.Module):
@@ -45,7 +47,7 @@ def step(module, x, labels, rate, first_rate):
 @pytest.mark.parametrize("keep_rest", [False, True])
 def test_a_folded_network_answers_as_the_plain_one_and_unfolds_to_it(image_size, keep_rest):
     plain, folded = network(), network()
-    fold = PoolFold(folded, image_size, keep_rest)
+    fold = PoolFold(folded, POOL, image_size, keep_rest)
     x = torch.randn(3, 3, image_size, image_size)
     torch.testing.assert_close(folded(x), plain(x))
     again = SmallVGG()
@@ -56,7 +58,7 @@ def test_a_folded_network_answers_as_the_plain_one_and_unfolds_to_it(image_size,
 
 def test_kept_weights_come_back_unchanged_where_nothing_was_learned():
     plain, folded = network(), network()
-    state = PoolFold(folded, 64, keep_rest=True).plain_state()
+    state = PoolFold(folded, POOL, 64, keep_rest=True).plain_state()
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(state[name], tensor)
 
@@ -64,7 +66,7 @@ def test_kept_weights_come_back_unchanged_where_nothing_was_learned():
 def test_a_step_is_the_plain_networks_step_with_that_layers_rate_divided():
     """At 32x32 one cell stands 49 times in the pool's output: the plain layer's sum moves 49 times as far."""
     plain, folded = network(), network()
-    fold = PoolFold(folded, 32, keep_rest=True)
+    fold = PoolFold(folded, POOL, 32, keep_rest=True)
     x, labels = torch.randn(5, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1])
     for _ in range(3):
         step(plain, x, labels, 0.1, 0.1 / 49)
@@ -75,24 +77,23 @@ def test_a_step_is_the_plain_networks_step_with_that_layers_rate_divided():
 
 def test_a_plain_state_goes_back_in():
     source, target = network(0), network(1)
-    fold = PoolFold(target, 96, keep_rest=False)
+    fold = PoolFold(target, POOL, 96, keep_rest=False)
     fold.load_plain_state(source.state_dict())
     x = torch.randn(2, 3, 96, 96)
     torch.testing.assert_close(target(x), source(x))
 
 
 def test_folding_pays_below_224_pixels_and_for_vgg16_alone():
-    assert [PoolFold.pays("vgg16", size) for size in (32, 223, 224, 256)] == [True, True, False, False]
-    assert not PoolFold.pays("cnn", 32)
+    assert [POOL.pays(size) for size in (32, 223, 224, 256)] == [True, True, False, False]
+    assert find("cnn").pool is None
 
 
 def test_vgg16_trains_folded_to_a_checkpoint_of_torchvisions_shapes_that_scores_the_same(tmp_path):
     root = make_pictures(tmp_path / "p", {"ant": 4, "bee": 4})
-    config = TrainConfig(root, tmp_path / "v.pth", root, arch="vgg16", epochs=1, batch_size=4, device="cpu")
+    config = train_config(root, tmp_path / "v.pth", root, arch="vgg16", epochs=1, batch_size=4, device="cpu")
     config_held = {"cache_dir": tmp_path / "cache", "run_dir": tmp_path / "run", "val_fraction": 0.25}
-    from dataclasses import replace
 
-    result = train(replace(config, **config_held))
+    result = train(config.changed(**config_held))
     checkpoint = load_checkpoint(result.path)
     assert checkpoint.state_dict["classifier.0.weight"].shape == (4096, 25088)
     from imgcls.data.folder import scan_folder

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
-from imgcls.config import TrainConfig
 from imgcls.data.batches import Augmentation, batch_slices, cut_out, jitter_colours, plan_epoch
 from imgcls.errors import ImgclsError
-from imgcls.networks import build_network
-from imgcls.training import train
+from imgcls.networks.registry import build_network
+from imgcls.training import train, train_config
 
 
 def test_an_epochs_plan_is_a_function_of_seed_and_epoch():
@@ -65,25 +64,25 @@ def test_class_weights_let_a_rare_class_count_the_same(tmp_path):
     root = make_pictures(tmp_path / "p", {"ant": 30, "bee": 3})
     from imgcls_infer.manifest import ResizePolicy
 
-    from imgcls.data.sets import load_sets
-    from imgcls.distributed import Group
+    from imgcls.training.distributed import Group
+    from imgcls.training.sets import load_sets
 
-    config = TrainConfig(root, tmp_path / "a.pth", class_weights=True, cache_dir=tmp_path / "cache")
+    config = train_config(root, tmp_path / "a.pth", class_weights=True, cache_dir=tmp_path / "cache")
     weights = load_sets(config, ResizePolicy(32), torch.device("cpu"), Group(), lambda line: None).class_weights()
     assert (weights * torch.tensor([30, 3])).tolist() == pytest.approx([16.5, 16.5])
 
 
 def test_what_is_given_replaces_the_recipes_own(tmp_path):
-    config = TrainConfig(tmp_path, tmp_path / "a.pth", dropout=0.4, flip=False, epochs=7)
-    recipe = config.resolved_recipe()
+    config = train_config(tmp_path, tmp_path / "a.pth", dropout=0.4, flip=False, epochs=7)
+    recipe = config.recipe
     assert (recipe.dropout, recipe.flip, recipe.epochs) == (0.4, False, 7)
     assert recipe.optimizer == "adamw"
 
 
 def test_fine_tuning_is_gentler_and_a_frozen_body_is_not_augmented(tmp_path):
-    scratch = TrainConfig(tmp_path, tmp_path / "a.pth", arch="vgg16").resolved_recipe()
-    tuned = TrainConfig(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True).resolved_recipe()
-    frozen = TrainConfig(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, freeze=True).resolved_recipe()
+    scratch = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16").recipe
+    tuned = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True).recipe
+    frozen = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, freeze=True).recipe
     assert tuned.learning_rate == pytest.approx(scratch.learning_rate / 10)
     assert frozen.crop == 0
     assert not frozen.flip
@@ -91,7 +90,7 @@ def test_fine_tuning_is_gentler_and_a_frozen_body_is_not_augmented(tmp_path):
 
 def test_half_a_normalisation_is_refused(tmp_path):
     with pytest.raises(ImgclsError, match="together"):
-        TrainConfig(tmp_path, tmp_path / "a.pth", mean=(0.5, 0.5, 0.5))
+        train_config(tmp_path, tmp_path / "a.pth", mean=(0.5, 0.5, 0.5))
 
 
 def test_cached_features_train_the_same_head_as_the_frozen_body_in_the_loop(tmp_path, pictures, monkeypatch):
@@ -99,21 +98,22 @@ def test_cached_features_train_the_same_head_as_the_frozen_body_in_the_loop(tmp_
     torch.manual_seed(5)
     made = build_network("vgg16", 1000, 32).state_dict()
     torch.save(made, tmp_path / "vgg16.pth")
-    from imgcls import training
+    from imgcls.training import model
+    from imgcls.training import run as run_module
 
     calls = []
-    original = training.split_head
+    original = model.split_head
 
-    def counting(network):
-        body, head = original(network)
+    def counting(network, path):
+        body, head = original(network, path)
         body.register_forward_hook(lambda *_: calls.append(1))
         return body, head
 
-    monkeypatch.setattr(training, "split_head", counting)
+    monkeypatch.setattr(model, "split_head", counting)
 
     def run(name, **options):
         calls.clear()
-        config = TrainConfig(
+        config = train_config(
             pictures,
             tmp_path / f"{name}.pth",
             arch="vgg16",
@@ -130,7 +130,7 @@ def test_cached_features_train_the_same_head_as_the_frozen_body_in_the_loop(tmp_
         return train(config).checkpoint.state_dict, len(calls)
 
     cached, cached_passes = run("cached")
-    monkeypatch.setattr(training.Augmentation, "__bool__", lambda self: True)  # "augmented", by nothing
+    monkeypatch.setattr(run_module.Augmentation, "__bool__", lambda self: True)  # "augmented", by nothing
     looped, looped_passes = run("looped")
     assert (cached_passes, looped_passes) == (1, 6)
     head = "classifier.6.weight"

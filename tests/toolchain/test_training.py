@@ -13,7 +13,6 @@ from hypothesis.extra.numpy import arrays
 from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import preprocess
 
-from imgcls.config import TrainConfig
 from imgcls.data.batches import Augmentation, crop_and_flip, plan_epoch
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import pack_folder
@@ -21,8 +20,8 @@ from imgcls.data.statistics import channel_statistics
 from imgcls.device import resolve_device
 from imgcls.errors import DataError, DeviceError, TrainingError
 from imgcls.evaluation import score
-from imgcls.networks import build_network
-from imgcls.training import train
+from imgcls.networks.registry import build_network
+from imgcls.training import train, train_config
 
 
 def test_packed_pixels_are_the_devices_bit_for_bit():
@@ -69,7 +68,7 @@ def test_scores_are_over_samples():
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path, pictures):
     def weights(name, seed):
-        config = TrainConfig(pictures, tmp_path / name, epochs=2, batch_size=5, seed=seed, device="cpu")
+        config = train_config(pictures, tmp_path / name, epochs=2, batch_size=5, seed=seed, device="cpu")
         return train(config).checkpoint.manifest.weights_sha256
 
     assert weights("a.pth", 3) == weights("b.pth", 3)
@@ -77,7 +76,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path, pictures):
 
 
 def test_the_article_recipe_is_a_plain_adam_loop(tmp_path, pictures):
-    config = TrainConfig(pictures, tmp_path / "a.pth", recipe="article", epochs=3, batch_size=5, device="cpu")
+    config = train_config(pictures, tmp_path / "a.pth", recipe="article", epochs=3, batch_size=5, device="cpu")
     found = train(config).checkpoint
 
     packed = pack_folder(scan_folder(pictures), ResizePolicy(32, "squash"))
@@ -99,7 +98,7 @@ def test_the_article_recipe_is_a_plain_adam_loop(tmp_path, pictures):
 def test_a_network_learns_what_is_there_to_learn(tmp_path):
     train_dir = make_pictures(tmp_path / "train", {"ant": 20, "bee": 20}, seed=1)
     test_dir = make_pictures(tmp_path / "test", {"ant": 10, "bee": 10}, seed=2)
-    result = train(TrainConfig(train_dir, tmp_path / "a.pth", test_dir, epochs=8, batch_size=8, device="cpu"))
+    result = train(train_config(train_dir, tmp_path / "a.pth", test_dir, epochs=8, batch_size=8, device="cpu"))
     assert result.history[-1]["test_accuracy"] == 1.0
     manifest = result.checkpoint.manifest
     assert manifest.dataset["test_accuracy"] == 1.0
@@ -114,7 +113,7 @@ def test_pictures_of_any_size_and_format_train(tmp_path):
 
     for suffix in ("jpg", "webp", "bmp", "gif"):
         Image.open(root / "ant" / "00.png").resize((70, 40)).save(root / "ant" / f"x.{suffix}")
-    result = train(TrainConfig(root, tmp_path / "a.pth", image_size=40, epochs=1, device="cpu"))
+    result = train(train_config(root, tmp_path / "a.pth", image_size=40, epochs=1, device="cpu"))
     assert result.checkpoint.manifest.dataset["train_images"] == 10
     assert result.checkpoint.state_dict["fc1_layer.weight"].shape == (500, 64 * 25)
 
@@ -122,7 +121,7 @@ def test_pictures_of_any_size_and_format_train(tmp_path):
 def test_unreadable_pictures_are_skipped_with_a_count(tmp_path, pictures):
     (pictures / "ant" / "bad.png").write_bytes(b"no picture")
     lines = []
-    result = train(TrainConfig(pictures, tmp_path / "a.pth", epochs=1, device="cpu"), lines.append)
+    result = train(train_config(pictures, tmp_path / "a.pth", epochs=1, device="cpu"), lines.append)
     assert result.checkpoint.manifest.dataset["train_images"] == 12
     assert "skipped 1 unreadable pictures" in lines[0]
     assert "bad.png" in lines[0]
@@ -132,7 +131,7 @@ def test_a_class_without_a_readable_picture_is_an_error(tmp_path, pictures):
     for path in (pictures / "bee").iterdir():
         path.write_bytes(b"no picture")
     with pytest.raises(TrainingError, match="bee"):
-        train(TrainConfig(pictures, tmp_path / "a.pth", epochs=1, device="cpu"))
+        train(train_config(pictures, tmp_path / "a.pth", epochs=1, device="cpu"))
     assert not (tmp_path / "a.pth").exists()
 
 
@@ -140,18 +139,18 @@ def test_nothing_readable_at_all_is_an_error(tmp_path, pictures):
     for path in pictures.rglob("*.png"):
         path.write_bytes(b"no picture")
     with pytest.raises(DataError, match="none of its 12 pictures"):
-        train(TrainConfig(pictures, tmp_path / "a.pth", epochs=1, device="cpu"))
+        train(train_config(pictures, tmp_path / "a.pth", epochs=1, device="cpu"))
 
 
 def test_one_class_is_nothing_to_learn(tmp_path, pictures):
     shutil.rmtree(pictures / "bee")
     shutil.rmtree(pictures / "cow")
     with pytest.raises(TrainingError, match="one class only"):
-        train(TrainConfig(pictures, tmp_path / "a.pth", epochs=1, device="cpu"))
+        train(train_config(pictures, tmp_path / "a.pth", epochs=1, device="cpu"))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_writes_nothing(tmp_path, pictures):
-    config = TrainConfig(pictures, tmp_path / "a.pth", recipe="article", learning_rate=1e30, epochs=3, device="cpu")
+    config = train_config(pictures, tmp_path / "a.pth", recipe="article", learning_rate=1e30, epochs=3, device="cpu")
     with pytest.raises(TrainingError, match="not a number"):
         train(config)
     assert not (tmp_path / "a.pth").exists()

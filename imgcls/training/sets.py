@@ -15,8 +15,8 @@ from imgcls.data.cache import Cache, default_cache_dir
 from imgcls.data.folder import Folder, scan_folder
 from imgcls.data.packed import pack_folder
 from imgcls.data.pictures import PackedPictures, Pictures, StreamedPictures
-from imgcls.distributed import Group
 from imgcls.errors import TrainingError
+from imgcls.training.distributed import Group
 
 Report = Callable[[str], None]
 

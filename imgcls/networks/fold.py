@@ -26,9 +26,8 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from imgcls.errors import ExportError
-from imgcls.export.precision import with_network
-from imgcls.networks import Classifier
-from imgcls.pooling import fold_pool, pool_matrix
+from imgcls.networks.classifier import Classifier, with_module
+from imgcls.networks.pooling import fold_pool, pool_matrix
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -138,7 +137,7 @@ def _fold_normalisation(network: fx.GraphModule, classifier: Classifier) -> Clas
     first = _only_user(pixels)
     convolution = None if first is None else _module(network, first, nn.Conv2d)
     if first is None or convolution is None or convolution.groups != 1:
-        return with_network(classifier, network)
+        return with_module(classifier, "network", network)
     scale, shift = classifier.scale.double().flatten(), classifier.shift.double().flatten()
     weight, bias, offset = convolution.weight.detach().double(), _bias(convolution), shift / scale
     if not _pads_zeros(convolution):

@@ -1,6 +1,6 @@
 """Adaptive average pooling and the linear layer after it are one linear map: made one, and taken apart again.
 
-A pool from h x w to H x W cells is a matrix A, so W' = W (I x A). Export folds it away for good (imgcls.export.fold);
+A pool from h x w to H x W cells is a matrix A, so W' = W (I x A). Export folds it away for good (fold.py);
 training learns W' where that is the smaller layer, and a checkpoint holds W again, torchvision's own shape.
 """
 
@@ -9,12 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from imgcls.networks.registry import Pool
+
 Cells = tuple[int, int]
 
-_FIRST = "classifier.0.weight"  # vgg16's first linear layer
-_HALVED = 32  # vgg16's five max pools: an image of S pixels a side has S // 32 cells
-_OUTPUTS = (7, 7)  # vgg16's pool
-_ROWS = 256  # of a linear layer at a time: float64 of VGG16's first one is 822 MB
+_ROWS = 256  # of a linear layer at a time: VGG16's first one takes 822 MB in float64
 
 
 def pool_matrix(cells: int, outputs: int) -> Tensor:
@@ -43,46 +42,43 @@ def fold_pool(linear: nn.Linear, cells: Cells, outputs: Cells) -> nn.Linear:
 
 
 class PoolFold:
-    """A vgg16 that learns with its pool folded into its first linear layer: network is changed in place.
+    """A network that learns with its pool folded into the linear layer after it: network is changed in place.
 
     The same function, and the same gradients of all other layers. Where a feature map has few cells it is much less
-    work: at 32x32 one cell stands 49 times in the pool's output, and 100 of 134 million weights are repetitions. A step
-    on W' is a step on W with that layer's learning rate divided by the number of repetitions.
+    work: in VGG16 at 32x32 one cell stands 49 times in the pool's output, and 100 of 134 million weights are
+    repetitions. A step on W' is a step on W with that layer's learning rate divided by the number of repetitions.
 
     keep_rest: what of W the pool never lets through at this size (it matters at other sizes) stays as it was, as
     fine-tuning needs it; else W comes back without it, the same weight for equal cells.
     """
 
-    def __init__(self, network: nn.Module, image_size: int, keep_rest: bool) -> None:
-        linear = network.get_submodule("classifier.0")
+    def __init__(self, network: nn.Module, pool: Pool, image_size: int, keep_rest: bool) -> None:
+        linear = network.get_submodule(pool.linear)
         assert isinstance(linear, nn.Linear)
-        self.network, self._cells = network, (image_size // _HALVED, image_size // _HALVED)
-        self._matrix = pool_matrix(self._cells[0], _OUTPUTS[0])
+        side = image_size // pool.stride
+        self.network, self._outputs, self._cells = network, pool.outputs, (side, side)
+        self._weight = f"{pool.linear}.weight"
+        self._matrix = pool_matrix(side, pool.outputs[0])
         self._inverse = torch.linalg.pinv(self._matrix)  # A+ A = I: each cell is in some window
         self._plain = linear.weight.detach().cpu() if keep_rest else None
-        folded = fold_pool(linear, self._cells, _OUTPUTS)
+        folded = fold_pool(linear, self._cells, pool.outputs)
         folded.weight.requires_grad_(True)
-        network.set_submodule("classifier.0", folded)
-        network.set_submodule("avgpool", nn.Identity())
-
-    @staticmethod
-    def pays(arch: str, image_size: int) -> bool:
-        """Whether folding makes the layer smaller: vgg16 below 224 pixels."""
-        return arch == "vgg16" and image_size // _HALVED < _OUTPUTS[0]
+        network.set_submodule(pool.linear, folded)
+        network.set_submodule(pool.pool, nn.Identity())
 
     def plain_state(self) -> dict[str, Tensor]:
         """The network's state dict in torchvision's shapes, on the CPU: W = W0 (I - A A+) + W' A+."""
         state = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
-        learned = _mapped(state[_FIRST], self._cells, self._inverse, self._inverse)
+        learned = _mapped(state[self._weight], self._cells, self._inverse, self._inverse)
         if self._plain is not None:
-            seen = _mapped(self._plain, _OUTPUTS, self._matrix, self._matrix)
+            seen = _mapped(self._plain, self._outputs, self._matrix, self._matrix)
             learned += self._plain - _mapped(seen, self._cells, self._inverse, self._inverse)
-        return {**state, _FIRST: learned}
+        return {**state, self._weight: learned}
 
     def load_plain_state(self, state: dict[str, Tensor]) -> None:
         """Take a state dict in torchvision's shapes."""
-        folded = _mapped(state[_FIRST], _OUTPUTS, self._matrix, self._matrix)
-        self.network.load_state_dict({**state, _FIRST: folded})
+        folded = _mapped(state[self._weight], self._outputs, self._matrix, self._matrix)
+        self.network.load_state_dict({**state, self._weight: folded})
 
 
 def _mapped(weight: Tensor, cells: Cells, rows: Tensor, columns: Tensor) -> Tensor:

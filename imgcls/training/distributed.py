@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from imgcls.errors import DeviceError
 
@@ -34,6 +34,10 @@ class Group:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """A module whose gradients are averaged over all processes."""
+        return nn.parallel.DistributedDataParallel(module)
 
     def wait(self) -> None:
         """Until every process is here."""

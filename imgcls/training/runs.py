@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ import torch
 
 from imgcls.checkpoint import read_mapping, write_mapping
 from imgcls.config import TrainConfig
-from imgcls.errors import TrainingError
+from imgcls.errors import ImgclsError, TrainingError
 from imgcls.files import write_atomically
+from imgcls.training.configure import config_text, read_config, train_config
 
 FORMAT = "imgcls.run"
 _LAST = "last.pth"
-_PATHS = ("train_dir", "test_dir", "output", "weights", "run_dir", "cache_dir")
+_CONFIG = "config.json"
 
 Row = dict[str, Any]
 
@@ -42,8 +42,8 @@ class RunFolder:
             if config.run_dir is not None:
                 raise TrainingError(f"{path}: exists already; go on with --resume {path}, or name another folder")
             path, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1
-        text = json.dumps(asdict(config), default=str, indent=2)
-        write_atomically(path / "config.json", lambda temporary: temporary.write_text(text))
+        text = config_text(config)
+        write_atomically(path / _CONFIG, lambda temporary: temporary.write_text(text))
         return cls(path)
 
     @property
@@ -85,18 +85,13 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """The config of the run in folder `path`. Raises TrainingError."""
+    """The configuration of the run in folder `path`. Raises TrainingError."""
+    if not (path / _CONFIG).exists():
+        raise TrainingError(f"{path}: no run to resume (it has no {_CONFIG})")
     try:
-        raw = json.loads((path / "config.json").read_text())
-        known = {field.name for field in fields(TrainConfig)}
-        values = {name: value for name, value in raw.items() if name in known}
-        values |= {name: Path(raw[name]) for name in _PATHS if raw.get(name) is not None}
-        values |= {name: tuple(raw[name]) for name in ("mean", "std") if raw.get(name) is not None}
-        return TrainConfig(**values)
-    except FileNotFoundError as error:
-        raise TrainingError(f"{path}: no run to resume (it has no config.json)") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise TrainingError(f"{path / 'config.json'}: damaged; start anew with imgcls train") from error
+        return train_config(**read_config(path / _CONFIG))
+    except (TypeError, ImgclsError) as error:
+        raise TrainingError(f"{path / _CONFIG}: damaged; start anew with imgcls train") from error
 
 
 def _tensorboard(path: Path) -> Any:

@@ -7,21 +7,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from imgcls.networks import Classifier
+from imgcls.networks.classifier import Classifier, with_module
 
 NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def narrow(classifier: Classifier, dtype: torch.dtype) -> Classifier:
     """`classifier` with a copy of its network in `dtype`; normalisation and softmax stay in float32."""
-    return with_network(classifier, _Narrow(copy.deepcopy(classifier.network).to(dtype), dtype))
-
-
-def with_network(classifier: Classifier, network: nn.Module) -> Classifier:
-    """`classifier` with another network in its place; the original keeps its own."""
-    other = copy.copy(classifier)
-    other._modules = {"network": network}
-    return other
+    return with_module(classifier, "network", _Narrow(copy.deepcopy(classifier.network).to(dtype), dtype))
 
 
 class _Narrow(nn.Module):

@@ -1,0 +1,103 @@
+"""One step of training: a batch through the network, its loss back, the weights moved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from imgcls.config import Recipe
+from imgcls.training.cuda_graphs import Step
+from imgcls.training.ema import Average
+from imgcls.training.feed import Feed, Share
+from imgcls.training.meter import Meter
+from imgcls.training.model import Model
+
+
+class Learner:
+    """What changes in a step: weights, optimizer, schedule, average, and the meter that counts.
+
+    steps: of the whole run. class_weights: float32 [K] on the device; None counts every picture the same.
+    parts: processes that share a batch.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        feed: Feed,
+        recipe: Recipe,
+        steps: int,
+        class_weights: Tensor | None,
+        device: torch.device,
+        parts: int,
+    ) -> None:
+        self.model, self.meter = model, Meter(device)
+        self._feed, self._recipe, self._class_weights, self._parts = feed, recipe, class_weights, parts
+        self._device = device
+        self._parameters = list(model.learns.parameters())
+        self._optimizer = _optimizer(self._parameters, recipe, device)
+        self._scheduler = _scheduler(self._optimizer, recipe, steps)
+        self.average = Average(self._parameters, recipe.ema)
+        self.run: Step = self.learn
+
+    def begin(self, epoch: int) -> None:
+        """Before an epoch's first step, and before the first one after a resume."""
+        self.model.train(True)
+        self._feed.begin(epoch)
+
+    def step(self, share: Share) -> None:
+        """Learn from one batch, and move the schedule on."""
+        self.run(*share)
+        self._scheduler.step()
+
+    def learn(self, rows: Tensor, pictures: Tensor | None, size: int) -> None:
+        """A Share's fields. All that a CUDA graph captures happens here."""
+        batch, labels = self._feed.batch(rows, pictures)
+        logits = self.model.logits(batch, self.model.bf16)
+        smoothing = self._recipe.label_smoothing
+        losses = F.cross_entropy(logits, labels, self._class_weights, reduction="none", label_smoothing=smoothing)
+        # the mean over the whole batch, of which this may be a part: DistributedDataParallel averages the gradients
+        loss = losses.sum() * (self._parts / size)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self._recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm)
+        self._optimizer.step()
+        self.average.update()
+        self.meter.count(losses.detach(), logits.detach(), labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.model.classifier.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "average": self.average.tensors,
+            **self.meter.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.classifier.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        self.average.load(state["average"])
+        self.meter.load_state_dict(state)
+
+
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    fused = device.type in ("cpu", "cuda")
+    # a CUDA graph reads the learning rate from the device
+    rate: Any = torch.tensor(recipe.learning_rate, device=device) if device.type == "cuda" else recipe.learning_rate
+    options: dict[str, Any] = {"lr": rate, "weight_decay": recipe.weight_decay, "fused": fused}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **options)
+    make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    optimizer: torch.optim.Optimizer = make(parameters, capturable=device.type == "cuda", **options)
+    return optimizer
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    if recipe.schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=max(steps, 2))

@@ -1,0 +1,126 @@
+"""A network as training sees it: what learns, what its input is, and where its weights go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from imgcls.config import Recipe, TrainConfig
+from imgcls.data.pictures import FeaturePictures, Pictures
+from imgcls.device import has_bf16_units
+from imgcls.networks.classifier import Classifier, split_head
+from imgcls.networks.pooling import PoolFold
+from imgcls.networks.registry import build_network, find
+from imgcls.progress import progress_bar
+from imgcls.training.start import Start, load_start
+
+EVALUATION_BATCH = 500
+
+
+class Weights(Protocol):
+    """A network's weights in the shapes that a checkpoint holds, whatever shapes they are learned in."""
+
+    def plain_state(self) -> Mapping[str, Tensor]: ...
+
+    def load_plain_state(self, state: dict[str, Tensor]) -> None: ...
+
+
+class PlainWeights:
+    """Learned in the shapes that a checkpoint holds."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+
+    def plain_state(self) -> Mapping[str, Tensor]:
+        return self._network.state_dict()
+
+    def load_plain_state(self, state: dict[str, Tensor]) -> None:
+        self._network.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class Model:
+    """classifier: the whole network, on the device. prepare: a batch of pictures -> what `learns` takes.
+
+    learns: the part of the network that is trained, all of it or the last layer. bf16: whether its steps autocast.
+    """
+
+    classifier: Classifier
+    prepare: Callable[[Tensor], Tensor]
+    learns: nn.Module
+    weights: Weights
+    bf16: bool
+
+    def train(self, training: bool) -> None:
+        """A frozen body stays in eval mode: dropout in it would only blur the features."""
+        self.learns.train(training)
+
+    def logits(self, batch: Tensor, bf16: bool) -> Tensor:
+        """Float32 logits [B, K] of pictures [B, S, S, 3], uint8 or float32 in 0..255, or of cached features [B, D]."""
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
+            logits: Tensor = self.learns(self.prepare(batch))
+        return logits.float()
+
+    @torch.inference_mode()
+    def answers(self, pictures: Pictures, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and true labels of the rows, in batches on the device, in eval mode.
+
+        Without autocast: they are those of the float32 network that is saved and exported.
+        """
+        self.train(False)
+        device = self.classifier.scale.device
+        chunks = torch.split(rows, EVALUATION_BATCH)
+        for chunk, (kept, batch) in zip(chunks, pictures.stream(iter(chunks)), strict=True):
+            targets = pictures.labels[chunk if kept is None else chunk[kept]].to(device)
+            yield self.logits(batch, bf16=False), targets
+
+
+def build_model(config: TrainConfig, recipe: Recipe, classes: int, start: Start | None, device: torch.device) -> Model:
+    """The network of a run, on its device. recipe: with mean and std. start: the weights that it begins with."""
+    assert recipe.mean is not None
+    assert recipe.std is not None
+    row = find(config.arch)
+    network = build_network(config.arch, classes, config.image_size, recipe.dropout)
+    if start is not None:
+        load_start(network, row, start)
+    weights: Weights = PlainWeights(network)
+    if not config.freeze and row.pool is not None and row.pool.pays(config.image_size):
+        weights = PoolFold(network, row.pool, config.image_size, keep_rest=start is not None)
+    classifier = Classifier(network, config.image_size, recipe.mean, recipe.std)
+    classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    bf16 = recipe.bf16 and has_bf16_units(device)
+    model = Model(classifier.eval(), classifier.normalise, network, weights, bf16)
+    return _frozen(model, row.head) if config.freeze else model
+
+
+def _frozen(model: Model, head: str) -> Model:
+    """The same network, of which the last layer alone learns."""
+    body, last = split_head(model.classifier.network, head)
+
+    def features(pictures: Tensor) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = body(model.classifier.normalise(pictures))
+        return found
+
+    return replace(model, prepare=features, learns=last)
+
+
+def on_features(model: Model) -> Model:
+    """`model`, whose batches are what `with_features` has made of pictures."""
+    return replace(model, prepare=lambda features: features)
+
+
+def with_features(model: Model, pictures: Pictures) -> FeaturePictures:
+    """What a frozen body makes of pictures, computed once: without augmentation it is the same in every epoch."""
+    chunks = torch.split(torch.arange(len(pictures.labels)), EVALUATION_BATCH)
+    parts = []
+    with torch.inference_mode(), progress_bar("computing features", len(chunks)) as advance:
+        for _, batch in pictures.stream(iter(chunks)):
+            with torch.autocast(batch.device.type, torch.bfloat16, enabled=model.bf16):
+                parts.append(model.prepare(batch).float())
+            advance(1)
+    return FeaturePictures(pictures, torch.cat(parts).clone())  # cloned: an inference tensor can't be trained on

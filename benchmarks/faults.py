@@ -303,7 +303,7 @@ class Bench:
     def _verify(self, fault: Fault) -> bool:
         result = verify(self.checkpoint, self._models(self.planted), self.pictures, self.tolerance)
         problems = result.reports[0].problems
-        return bool(problems) and all(problem.startswith(f"{fault.half}: ") for problem in problems)
+        return bool(problems) and all(problem.half == fault.half for problem in problems)
 
     @staticmethod
     def _models(path: Path) -> list[tuple[str, object]]:

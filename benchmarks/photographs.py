@@ -231,7 +231,7 @@ def compare(checkpoint: Checkpoint, models: Sequence[Path], root: Path) -> tuple
     answers = []
     for (file, runtime), report in zip(runtimes, result.reports, strict=True):
         if report.outputs is None:
-            raise SystemExit(f"error: {file}: {'; '.join(report.problems)}")
+            raise SystemExit(f"error: {file}: {'; '.join(map(str, report.problems))}")
         precision = runtime.manifest.precision
         answers.append(Answers(f"{Path(file).name} {report.name}", report.outputs.probabilities, precision, report.tolerance))  # noqa: E501  # fmt: skip
         if file.endswith(".onnx"):

@@ -83,11 +83,22 @@ class Differences:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """What fails, and in which half of the contract (imgcls_infer.selfcheck.HALVES)."""
+
+    half: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.half}: {self.text}"
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """One exported file against PyTorch. bool(report) is whether it passes.
 
     accuracies: 0..1. tolerance: the largest |dp| that passes. changed: pictures whose answer differs. probes: other
-    ways to run it, and pictures made to trip it. problems: what fails, each with the half of the contract it is in.
+    ways to run it, and pictures made to trip it. problems: what fails.
     outputs: the candidate's, in the reference's class order; None where they can't be compared.
     """
 
@@ -100,7 +111,7 @@ class ParityReport:
     tolerance: float
     changed: tuple[ChangedAnswer, ...] = ()
     probes: tuple[Probe, ...] = ()
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
     outputs: Outputs | None = field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
@@ -116,7 +127,7 @@ class ParityReport:
 
     def broken(self) -> tuple[str, ...]:
         """The halves of the contract that do not hold."""
-        return tuple(half for half in HALVES if any(problem.startswith(f"{half}: ") for problem in self.problems))
+        return tuple(half for half in HALVES if any(problem.half == half for problem in self.problems))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: every figure, without the outputs."""
@@ -132,7 +143,7 @@ class ParityReport:
             "accuracy_difference": self.accuracy - self.reference_accuracy,
             "probes": [vars(probe) for probe in self.probes],
             "changed": [vars(answer) for answer in self.changed],
-            "problems": list(self.problems),
+            "problems": list(map(str, self.problems)),
         }
 
 
@@ -240,11 +251,11 @@ def compare(
     differences = measure(expected, actual)
     changed = _changed(expected.probabilities, actual.probabilities, reference.classes, paths)
     half = FILE_TO_PIXELS if reference.resize != candidate.resize else PIXELS_TO_PROBABILITIES
-    problems += tuple(f"{half}: {problem}" for problem in _over(differences, changed, tolerance, count))
+    problems += tuple(Problem(half, text) for text in _over(differences, changed, tolerance, count))
     problems += tuple(
-        f"{PIXELS_TO_PROBABILITIES}: {problem}"
+        Problem(PIXELS_TO_PROBABILITIES, text)
         for probe in probes
-        if (problem := _probe_problem(probe, candidate.precision, tolerance))
+        if (text := _probe_problem(probe, candidate.precision, tolerance))
     )
     accuracy = _accuracy(actual.probabilities, labels)
     return ParityReport(name, path, count, differences, known, accuracy, tolerance, changed, probes, problems, actual)
@@ -271,13 +282,15 @@ def measure(expected: Outputs, actual: Outputs) -> Differences:
     )
 
 
-def manifest_problems(reference: Manifest, candidate: Manifest) -> tuple[str, ...]:
+def manifest_problems(reference: Manifest, candidate: Manifest) -> tuple[Problem, ...]:
     """Where a model's manifest contradicts the checkpoint's: what the model says of itself must be true as well."""
     fields = ("resize", "classes", "mean", "std", "weights_sha256", "arch")
     differing = [name for name in fields if getattr(reference, name) != getattr(candidate, name)]
     return tuple(
-        f"{FILE_TO_PIXELS if name == 'resize' else PIXELS_TO_PROBABILITIES}: "
-        f"the manifest's {name} is not the checkpoint's"
+        Problem(
+            FILE_TO_PIXELS if name == "resize" else PIXELS_TO_PROBABILITIES,
+            f"the manifest's {name} is not the checkpoint's",
+        )
         for name in differing
     )
 

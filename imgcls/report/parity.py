@@ -98,7 +98,7 @@ def _parity_table(reports: Sequence[ParityReport]) -> str:
 def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
     """One runtime: what fails, its probes, its plots, and the pictures whose answer changed."""
     parts = [f"<h2>{_text(report.path)}, {_text(report.name)} {_badge(bool(report))}</h2>"]
-    parts += [f'<p class="problem">{_text(problem)}</p>' for problem in report.problems]
+    parts += [f'<p class="problem">{_text(str(problem))}</p>' for problem in report.problems]
     words = {
         "batches": "in batches of other sizes, against its own answers alone",
         "threads": "with other numbers of threads, against its own answers on one",

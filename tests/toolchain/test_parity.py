@@ -107,7 +107,7 @@ def test_a_model_damaged_on_purpose_fails(trained, model_file, sample, tmp_path,
     onnx.save(model, tmp_path / "damaged.onnx")
     report = check(trained[1], tmp_path / "damaged.onnx", sample)
     assert not report
-    assert any(word in problem for problem in report.problems), report.problems
+    assert any(word in str(problem) for problem in report.problems), report.problems
 
 
 def test_swapped_class_names_are_wrong_answers_by_name(trained, model_file, sample, tmp_path):
@@ -124,7 +124,7 @@ def test_another_checkpoint_than_the_models_own_fails(trained, model_file, sampl
     state["fc2_layer.bias"][0] += 1
     other = replace(trained[1], state_dict=state, manifest=replace(trained[1].manifest, weights_sha256="0" * 64))
     report = check(other, model_file, sample)
-    assert any("weights_sha256" in problem for problem in report.problems)
+    assert any("weights_sha256" in problem.text for problem in report.problems)
 
 
 def test_unreadable_pictures_are_counted_and_left_out(trained, model_file, pictures, tmp_path):
@@ -239,7 +239,7 @@ def test_int8_is_clipped_on_tricky_pictures_and_fails_where_a_decided_answer_is_
         outputs, outputs, MANIFEST, manifest, labels, paths, name="n", path="p", tolerance=0.25, probes=probes
     )
     assert bool(report) is passes
-    assert all("checkerboard of 2, phase 1" in problem for problem in report.problems)
+    assert all("checkerboard of 2, phase 1" in problem.text for problem in report.problems)
 
 
 def test_a_probe_says_how_decided_the_answers_were_that_a_model_overturns():
@@ -259,7 +259,9 @@ def test_a_model_that_answers_otherwise_in_a_batch_fails(trained, model_file, sa
         return logits, probabilities + (1e-3 if len(pixels) == 7 else 0)
 
     result = verify(trained[1], [("m", replace(runtime, run=biased))], sample)
-    assert [problem.split(": ")[:2] for problem in result.reports[0].problems] == [[PIXELS_TO_PROBABILITIES, "batches"]]
+    assert [str(problem).split(": ")[:2] for problem in result.reports[0].problems] == [
+        [PIXELS_TO_PROBABILITIES, "batches"]
+    ]
 
 
 def test_border_pictures_lie_where_the_answer_changes(trained):

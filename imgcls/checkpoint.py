@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,20 @@ class Checkpoint:
     """Weights and what they mean.
 
     state_dict: float tensors on the CPU. manifest: see imgcls_infer.manifest. samples: a few real pictures after
-    stage 1, as PNG bytes: they become the exported file's golden samples.
+    stage 1, as PNG bytes: they become the exported file's golden samples. build: (classes, image size) -> the network
+    that the weights are of; None builds the one that is registered under the manifest's arch.
     """
 
     state_dict: StateDict
     manifest: Manifest
     samples: tuple[bytes, ...] = ()
+    build: Callable[[int, int], nn.Module] | None = None
 
     def network(self) -> nn.Module:
         """The network with these weights, in eval mode, on the CPU. Raises CheckpointError."""
         manifest = self.manifest
-        network = build_network(manifest.arch, len(manifest.classes), manifest.resize.image_size)
+        classes, image_size = len(manifest.classes), manifest.resize.image_size
+        network = self.build(classes, image_size) if self.build else build_network(manifest.arch, classes, image_size)
         try:
             network.load_state_dict(self.state_dict)
         except RuntimeError as error:
@@ -75,8 +78,11 @@ def save_checkpoint(
     return Checkpoint(state, manifest, samples)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint of imgcls. Raises CheckpointError; a bare state dict is one, see `load_article_checkpoint`."""
+def load_checkpoint(path: Path, build: Callable[[int, int], nn.Module] | None = None) -> Checkpoint:
+    """Read a checkpoint of imgcls. build: as in Checkpoint.
+
+    Raises CheckpointError, also for a bare state dict: see `load_article_checkpoint`.
+    """
     content = read_mapping(path)
     if content.get("format") != FORMAT:
         raise CheckpointError(
@@ -89,7 +95,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     state = _tensors(content.get("state_dict"), path)
     if weights_sha256(state) != manifest.weights_sha256:
         raise CheckpointError(f"{path}: the weights do not match their SHA-256 in the manifest; the file is damaged")
-    return Checkpoint(state, manifest, _samples(content.get("samples", []), path))
+    return Checkpoint(state, manifest, _samples(content.get("samples", []), path), build)
 
 
 def is_bare(path: Path) -> bool:

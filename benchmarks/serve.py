@@ -235,8 +235,8 @@ def _request(pictures: Sequence[bytes]) -> bytes:
         head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="p"; filename="p"\r\n\r\n'.encode()
         body = b"".join(head + picture + b"\r\n" for picture in pictures) + f"--{_BOUNDARY}--\r\n".encode()
         kind = f"multipart/form-data; boundary={_BOUNDARY}"
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    return head + body
+    lines = ("POST /predict HTTP/1.1", "Host: localhost", f"Content-Type: {kind}", f"Content-Length: {len(body)}")
+    return "\r\n".join((*lines, "\r\n")).encode() + body
 
 
 def _metrics(port: int) -> dict[str, float]:

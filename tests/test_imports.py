@@ -243,6 +243,7 @@ SERVE_LAYERS = {
     "imgcls_serve.limits": 1,
     "imgcls_serve.open_inference": 1,
     "imgcls_serve.server": 1,
+    "imgcls_serve.decoders": 1,
     "imgcls_serve.batching": 2,
     "imgcls_serve.app": 3,
     "imgcls_serve.cli": 4,

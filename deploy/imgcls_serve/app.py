@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from imgcls_serve import open_inference
 from imgcls_serve.batching import Batcher, Batching, Outputs
-from imgcls_serve.limits import Gate, Limits, before, read_body
+from imgcls_serve.limits import Gate, Limits, before, read_body, unless_gone
 from imgcls_serve.metrics import Measured, Metrics
 from imgcls_serve.open_inference import ProtocolError
 
@@ -106,19 +106,21 @@ class _Service:
             known = {"model": self._name, "provider": self._predictor.provider}
             if kind == "multipart/form-data":
                 files = await _form_files(request, body)
-                rows = await self._classify([data for _, data in files], top_k, deadline)
+                rows = await self._classify(request, [data for _, data in files], top_k, deadline)
                 results = [{"image": printable(file), **row} for (file, _), row in zip(files, rows, strict=True)]
                 status = 422 if all("error" in row for row in rows) else 200
                 return JSONResponse({**known, "results": results}, status)
             if not body:
                 raise HTTPException(400, "an empty body; send a picture's bytes")
-            (row,) = await self._classify([body], top_k, deadline)
+            (row,) = await self._classify(request, [body], top_k, deadline)
             return JSONResponse(row, 422) if "error" in row else JSONResponse({**known, **row})
 
-    async def _classify(self, pictures: list[bytes], top_k: int, deadline: float) -> list[dict[str, Any]]:
+    async def _classify(
+        self, request: Request, pictures: list[bytes], top_k: int, deadline: float
+    ) -> list[dict[str, Any]]:
         """A row for each picture: its answer, or its error."""
         with self._answer_before(deadline):
-            found = await asyncio.gather(*map(self._batcher.classify, pictures), return_exceptions=True)
+            found = await unless_gone(request, self._batcher.classify(pictures))
         return [self._row(outputs, top_k) for outputs in found]
 
     def _row(self, outputs: Outputs | BaseException, top_k: int) -> dict[str, Any]:
@@ -184,7 +186,7 @@ class _Service:
             body = await read_body(request, self._limits, deadline)
             with self._answer_before(deadline):
                 inference = await self._parsed(request, body)
-                found = await asyncio.gather(*map(self._batcher.submit, inference.pixels))
+                found = await unless_gone(request, asyncio.gather(*map(self._batcher.submit, inference.pixels)))
             logits, probabilities = (np.stack(rows) for rows in zip(*found, strict=True))
             content, headers = open_inference.render_inference(self._name, inference, logits, probabilities)
             return Response(content, headers=headers)

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 @click.option("--provider", default="auto", show_default=True, help="Execution provider, as for imgcls-infer.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the model. Default: the CPUs it may use.")
 @click.option(
-    "--decode-threads", type=click.IntRange(min=1), help="Threads that decode. Default: the CPUs they may use."
+    "--decode-threads",
+    type=click.IntRange(min=1),
+    help="Threads that decode; one request never holds the last of several. Default: the CPUs they may use, and one.",
 )
 @click.option("--max-batch", default=32, show_default=True, type=click.IntRange(1, 1024), help="Pictures a run.")
 @click.option(
@@ -104,7 +106,7 @@ def command(
             f"can't listen on {printable(host)}:{port} ({reason}); choose another --host or --port"
         ) from None
     known_as = name or _model_name(chosen)
-    batching = Batching(max_batch, max_delay / 1000, decode_threads or available_cpus())
+    batching = Batching(max_batch, max_delay / 1000, decode_threads or available_cpus() + 1)
     app = create_app(predictor, known_as, batching, Limits(max_bytes, timeout, queue))
     click.echo(f"imgcls-serve: {known_as} ({_summary(predictor)}) at {_address(*listener.getsockname()[:2])}", err=True)
     _log(access_log)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import anyio
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+
+Answer = TypeVar("Answer")
+
+UNWATCHED = 0.1
+"""Seconds that an answer may take before the server looks whether its client is still there."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,30 @@ def before(deadline: float, status: int, detail: str) -> Iterator[None]:
         yield
     if scope.cancelled_caught:
         raise HTTPException(status, detail, {"Connection": "close"})
+
+
+async def unless_gone(request: Request, answer: asyncio.Future[Answer]) -> Answer:
+    """The answer, once it is there. It is cancelled where nobody waits for it any more; raises ClientDisconnect where
+    that is because the client has left. The body must have been read."""
+    try:
+        done, _ = await asyncio.wait([answer], timeout=UNWATCHED)
+        if not done:
+            gone = asyncio.ensure_future(_left(request))
+            first: list[asyncio.Future[Any]] = [answer, gone]
+            try:
+                await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                gone.cancel()
+            if not answer.done():
+                raise ClientDisconnect
+        return answer.result()
+    finally:
+        answer.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def read_body(request: Request, limits: Limits, deadline: float) -> bytes:

@@ -22,14 +22,15 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from imgcls_serve import open_inference
 from imgcls_serve.batching import Batcher, Batching, Outputs
-from imgcls_serve.limits import Gate, Limits, before, read_body, unless_gone
+from imgcls_serve.limits import Gate, Limits, before, read_body, unless_gone, whole_number
 from imgcls_serve.metrics import Measured, Metrics
 from imgcls_serve.open_inference import ProtocolError
+from imgcls_serve.strict_json import StrictJSONResponse
 
 _LOG = logging.getLogger(__name__)
 _TOP_K = 5
@@ -109,11 +110,11 @@ class _Service:
                 rows = await self._classify(request, [data for _, data in files], top_k, deadline)
                 results = [{"image": printable(file), **row} for (file, _), row in zip(files, rows, strict=True)]
                 status = 422 if all("error" in row for row in rows) else 200
-                return JSONResponse({**known, "results": results}, status)
+                return StrictJSONResponse({**known, "results": results}, status)
             if not body:
                 raise HTTPException(400, "an empty body; send a picture's bytes")
             (row,) = await self._classify(request, [body], top_k, deadline)
-            return JSONResponse(row, 422) if "error" in row else JSONResponse({**known, **row})
+            return StrictJSONResponse(row, 422) if "error" in row else StrictJSONResponse({**known, **row})
 
     async def _classify(
         self, request: Request, pictures: list[bytes], top_k: int, deadline: float
@@ -153,16 +154,16 @@ class _Service:
 
     async def model(self, _: Request) -> Response:
         known = {"model": self._name, "provider": self._predictor.provider}
-        return JSONResponse({**known, "manifest": self._predictor.manifest.to_dict()})
+        return StrictJSONResponse({**known, "manifest": self._predictor.manifest.to_dict()})
 
     async def healthz(self, _: Request) -> Response:
         """Live: the event loop answers, and batches run. A service that is not wants to be started again."""
-        return JSONResponse({"live": self._batcher.running}, 200 if self._batcher.running else 503)
+        return StrictJSONResponse({"live": self._batcher.running}, 200 if self._batcher.running else 503)
 
     async def readyz(self, _: Request) -> Response:
         """Ready: a request that came now would be let in."""
         ready = self._batcher.running and not self._gate.full
-        return JSONResponse({"ready": ready}, 200 if ready else 503)
+        return StrictJSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def metrics(self, _: Request) -> Response:
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -170,15 +171,17 @@ class _Service:
     # --- Open Inference Protocol ---
 
     async def v2_server(self, _: Request) -> Response:
-        return JSONResponse({"name": "imgcls-serve", "version": __version__, "extensions": ["binary_tensor_data"]})
+        return StrictJSONResponse(
+            {"name": "imgcls-serve", "version": __version__, "extensions": ["binary_tensor_data"]}
+        )
 
     async def v2_model(self, request: Request) -> Response:
         self._require_model(request)
-        return JSONResponse(open_inference.model_metadata(self._name, self._predictor.manifest))
+        return StrictJSONResponse(open_inference.model_metadata(self._name, self._predictor.manifest))
 
     async def v2_model_ready(self, request: Request) -> Response:
         self._require_model(request)
-        return JSONResponse({"name": self._name, "ready": True})
+        return StrictJSONResponse({"name": self._name, "ready": True})
 
     async def v2_infer(self, request: Request) -> Response:
         self._require_model(request)
@@ -207,10 +210,10 @@ class _Service:
 
 
 def _top_k(request: Request) -> int:
-    text = request.query_params.get("top_k", str(_TOP_K))
-    if not text.isascii() or not text.isdecimal() or len(text) > 9 or int(text) < 1:
+    top_k = whole_number(request.query_params.get("top_k", str(_TOP_K)))
+    if not top_k:
         raise HTTPException(400, "top_k is not a whole number from 1")
-    return int(text)
+    return top_k
 
 
 def _content_type(request: Request) -> str:
@@ -247,17 +250,17 @@ async def _form_files(request: Request, body: bytes) -> list[tuple[str, bytes]]:
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    return StrictJSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
 async def _model_failed(_: Request, error: Exception) -> Response:
     _LOG.error("error: %s", error)
-    return JSONResponse({"error": str(error)}, 500)
+    return StrictJSONResponse({"error": str(error)}, 500)
 
 
 async def _bug(_: Request, __: Exception) -> Response:
     """The log has the traceback; the client learns nothing."""
-    return JSONResponse({"error": "internal error"}, 500)
+    return StrictJSONResponse({"error": "internal error"}, 500)
 
 
 async def _gone(_: Request, error: Exception) -> Response:

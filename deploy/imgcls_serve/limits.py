@@ -102,8 +102,8 @@ async def read_body(request: Request, limits: Limits, deadline: float) -> bytes:
     if request.headers.get("content-encoding", "identity") != "identity":
         raise HTTPException(415, "compressed requests are not supported; send the body as it is")
     too_large = HTTPException(413, f"more than {limits.max_bytes:,} bytes; shrink the picture")
-    length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > limits.max_bytes:
+    length = whole_number(request.headers.get("content-length", "0"))
+    if length is None or length > limits.max_bytes:
         raise too_large
     body = bytearray()
     with before(deadline, 408, f"the request did not arrive within {limits.timeout:g} s"):
@@ -112,3 +112,8 @@ async def read_body(request: Request, limits: Limits, deadline: float) -> bytes:
                 raise too_large
             body += chunk
     return bytes(body)
+
+
+def whole_number(text: str) -> int | None:
+    """The number that ASCII digits stand for; None for anything else, and for more digits than any length has."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None

@@ -170,6 +170,22 @@ def test_a_model_that_fails_is_500_and_says_so(tiny_path):
         assert client.get("/healthz").status_code == 200  # one batch failed, the next may not
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_answer_that_json_cannot_hold_is_500_with_one_line(tiny_path, caplog, value):
+    from imgcls_infer import Predictor
+
+    class Broken(Predictor):
+        def run(self, pixels):
+            return tuple(np.full((len(pixels), len(CLASSES)), value, np.float32) for _ in range(2))
+
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": [7] * 192}
+    with serving(Broken(tiny_path)) as client:
+        for response in (post(client, PICTURE), client.post("/v2/models/tiny/infer", json={"inputs": [tensor]})):
+            assert response.status_code == 500
+            assert response.json() == {"error": "the model's answer has numbers that are not finite; export it again"}
+    assert [record.exc_info for record in caplog.records] == [None, None]
+
+
 # --- about the service ---
 
 

@@ -76,7 +76,7 @@ def test_an_access_log_has_a_line_for_each_request(tiny_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_what_was_accepted_refuses_what_is_new_and_exits_with_0(tiny_path, number):
     with started("--model", tiny_path) as (process, client, _), connect(client) as upload:
-        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(PICTURE)}\r\n\r\n"
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(PICTURE)}\r\n\r\n"
         upload.sendall(head.encode() + PICTURE[:50])
         wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 1)
         process.send_signal(number)
@@ -85,6 +85,7 @@ def test_a_signal_finishes_what_was_accepted_refuses_what_is_new_and_exits_with_
         upload.sendall(PICTURE[50:])
         answer = upload.recv(65536)
         assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert b"\r\nconnection: close\r\n" in answer.lower()
         assert process.wait(PATIENCE) == 0
         assert process.stderr.read() == ""
 
@@ -99,7 +100,7 @@ def refuses(client: httpx.Client) -> bool:
 
 def test_an_upload_that_never_ends_does_not_keep_a_stopping_server(tiny_path):
     with started("--model", tiny_path, "--timeout", 0.5) as (process, client, _), connect(client) as upload:
-        upload.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
+        upload.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
         wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 1)
         process.terminate()
         assert process.wait(PATIENCE) == 0

@@ -235,7 +235,7 @@ def test_an_answer_does_not_wait_until_the_client_has_acknowledged_its_head(clie
     with connect(client) as connection:
         for _ in range(40):
             started = time.perf_counter()
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             answer = b""
             while not answer.endswith(b"}"):
                 answer += connection.recv(65536)

@@ -242,6 +242,7 @@ SERVE_LAYERS = {
     "imgcls_serve.metrics": 1,
     "imgcls_serve.limits": 1,
     "imgcls_serve.strict_json": 1,
+    "imgcls_serve.hosts": 2,
     "imgcls_serve.open_inference": 2,
     "imgcls_serve.server": 1,
     "imgcls_serve.decoders": 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from starlette.routing import Route
 
 from imgcls_serve import open_inference
 from imgcls_serve.batching import Batcher, Batching, Outputs
+from imgcls_serve.hosts import KnownHosts
 from imgcls_serve.limits import Gate, Limits, before, read_body, unless_gone, whole_number
 from imgcls_serve.metrics import Measured, Metrics
 from imgcls_serve.open_inference import ProtocolError
@@ -41,9 +42,14 @@ _PAGE_POLICY = (
 )
 
 
-def create_app(predictor: Predictor, name: str, batching: Batching, limits: Limits) -> Starlette:
-    """name: what the model is called in answers and in the Open Inference Protocol's paths."""
-    return _Service(predictor, name, batching, limits).app()
+def create_app(
+    predictor: Predictor, name: str, batching: Batching, limits: Limits, hosts: Iterable[str] = ()
+) -> Starlette:
+    """name: what the model is called in answers and in the Open Inference Protocol's paths.
+
+    hosts: names that requests may call the server by, beside this machine's own (hosts.py).
+    """
+    return _Service(predictor, name, batching, limits).app(hosts)
 
 
 class _Service:
@@ -56,7 +62,7 @@ class _Service:
         self._metrics.queue.set_function(lambda: self._gate.inside)
         self._batcher = Batcher(predictor, batching, self._metrics)
 
-    def app(self) -> Starlette:
+    def app(self, hosts: Iterable[str]) -> Starlette:
         model = "/v2/models/{name}"
         version = model + "/versions/{version}"
         routes = [
@@ -82,7 +88,7 @@ class _Service:
         return Starlette(
             routes=routes,
             lifespan=self._lifespan,
-            middleware=[Middleware(Measured, metrics=self._metrics)],
+            middleware=[Middleware(Measured, metrics=self._metrics), Middleware(KnownHosts, names=hosts)],
             exception_handlers={
                 HTTPException: _refused,
                 ModelError: _model_failed,

@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 )
 @click.option("--name", help="What the model is called in answers and paths. Default: its file's name.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is everywhere.")
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Name that requests may call this server by, beside this machine's own and any address; * is every name. "
+    "May be given several times.",
+)
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--provider", default="auto", show_default=True, help="Execution provider, as for imgcls-infer.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the model. Default: the CPUs it may use.")
@@ -68,6 +76,7 @@ def command(
     model: str | None,
     name: str | None,
     host: str,
+    allowed_hosts: tuple[str, ...],
     port: int,
     provider: str,
     threads: int | None,
@@ -87,12 +96,17 @@ def command(
     try:
         from imgcls_serve.app import create_app
         from imgcls_serve.batching import Batching
+        from imgcls_serve.hosts import ANY, name_of
         from imgcls_serve.limits import Limits
         from imgcls_serve.server import create_server, listen, serve
     except ModuleNotFoundError as error:
         raise _failure(f"no module {error.name}; the server needs pip install 'imgcls-infer[serve]'") from None
     from imgcls_infer.session import available_cpus
 
+    names = {allowed: ANY if allowed == ANY else name_of(allowed) for allowed in (*allowed_hosts, host)}
+    for allowed in allowed_hosts:
+        if names[allowed] is None:
+            raise click.UsageError(f"--allowed-host {printable(allowed)}: not a host's name.")
     chosen = model or os.environ.get("IMGCLS_MODEL") or None
     try:
         predictor = _open(chosen, provider, threads)
@@ -107,7 +121,7 @@ def command(
         ) from None
     known_as = name or _model_name(chosen)
     batching = Batching(max_batch, max_delay / 1000, decode_threads or available_cpus() + 1)
-    app = create_app(predictor, known_as, batching, Limits(max_bytes, timeout, queue))
+    app = create_app(predictor, known_as, batching, Limits(max_bytes, timeout, queue), filter(None, names.values()))
     click.echo(f"imgcls-serve: {known_as} ({_summary(predictor)}) at {_address(*listener.getsockname()[:2])}", err=True)
     _log(access_log)
     serve(create_server(app, timeout, access_log), listener)

@@ -136,5 +136,18 @@ def test_without_the_extra_it_says_how_to_get_it(package):
     assert "pip install 'imgcls-infer[serve]'" in done.stderr
 
 
+def test_an_allowed_host_is_answered_beside_the_machines_own_and_another_is_not(tiny_path):
+    with started("--model", tiny_path, "--allowed-host", "cats.example.org") as (_, client, _):
+        found = {
+            host: client.get("/healthz", headers={"Host": host}).status_code for host in ("cats.example.org", "x.org")
+        }
+        assert (found, client.get("/healthz").status_code) == ({"cats.example.org": 200, "x.org": 403}, 200)
+
+
+def test_an_allowed_host_that_is_none_is_a_usage_error():
+    status, text = failed("--allowed-host", "http://cats.example.org/")
+    assert (status, "--allowed-host http://cats.example.org/: not a host's name" in text) == (2, True)
+
+
 def test_help_has_an_example():
     assert "Example: imgcls-serve --model" in run(*COMMAND, "--help").stdout

@@ -1,8 +1,8 @@
 """The names that requests may call this server by: a guard against DNS rebinding.
 
-A web page may read answers of its own site alone. A site can have its name lead to this machine for a while, though, and
-its page's requests then arrive here, with the site's name in the Host header. So the server, which asks for no login,
-answers to names that it knows. An address needs no such check: nobody can have it lead to another machine.
+A web page may read answers of its own site alone. A site can have its name lead to this machine for a while, though,
+and its page's requests then arrive here, with the site's name in the Host header. So the server, which asks for no
+login, answers to names that it knows. An address needs no such check: nobody can have it lead to another machine.
 """
 
 from __future__ import annotations
@@ -48,9 +48,7 @@ class KnownHosts:
             hosts = [value for name, value in scope["headers"] if name == b"host"]
             if hosts and not (len(hosts) == 1 and self._known(hosts[0])):
                 host = printable(hosts[0].decode("latin-1")[:100])
-                error = (
-                    f"this server does not answer to the host {host!r}; imgcls-serve --allowed-host NAME adds a name"
-                )
+                error = f"this server does not answer to the host {host!r}; --allowed-host adds a name"
                 await StrictJSONResponse({"error": error}, 403)(scope, receive, send)
                 return
         await self.app(scope, receive, send)

@@ -1,14 +1,17 @@
-"""No request holds all decoders, requests take turns, and what nobody waits for is not decoded."""
+"""No request holds all decoders, requests share their time, and what nobody waits for is not decoded."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from imgcls_serve import batching
+from imgcls_serve import decoders as decoders_module
 from imgcls_serve.batching import Batching
 from imgcls_serve.decoders import Decoders
 from imgcls_serve.limits import Limits
@@ -74,15 +77,47 @@ def test_a_request_holds_all_decoders_but_one(start, decode, count, held):
         decode.has_begun(*held, "b0")
 
 
-def test_requests_take_turns(start, decode):
+def test_requests_get_equal_shares_of_the_decoders_time(start, decode):
     decoders = start(1)
     decoders.add(["a0", "a1", "a2"])
     decode.has_begun("a0")
     decoders.add(["b0", "b1"])
+    decode.end("a0", "b0", "b1")  # a0 took long
+    decode.has_begun("a0", "b0", "b1", "a1")
+    decoders.add(["c0", "c1"])
+    decode.end("a1", "c0")
+    decode.has_begun("a0", "b0", "b1", "a1", "c0", "c1")
+    decode.end("a2", "c1")
+    decode.has_begun("a0", "b0", "b1", "a1", "c0", "c1", "a2")
+    assert decode.begun == ["a0", "b0", "b1", "a1", "c0", "c1", "a2"]
+
+
+def test_a_request_is_not_overtaken_for_ever_by_those_that_come_later(start, decode, monkeypatch):
+    monkeypatch.setattr(decoders_module, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    decoders = start(1)
+    decoders.add(["a0", "a1"])
+    decode.has_begun("a0")
+    decoders.add(["b"])
+    decoders.add(["c"])
+    for count, letter in enumerate("defghi", 2):
+        decode.end(decode.begun[-1])
+        wait_until(lambda count=count: len(decode.begun) == count)
+        decoders.add([letter])
+    assert "a1" in decode.begun
+
+
+def test_requests_that_have_used_much_leave_one_decoder_to_others(start, decode, monkeypatch):
+    monkeypatch.setattr(decoders_module, "_LITTLE", 0.02)
+    decoders = start(2)
+    decoders.add(["a0", "a1", "a2"])
+    decode.has_begun("a0")
+    decoders.add(["b0", "b1", "b2"])
+    decode.has_begun("a0", "b0")
+    decode.end("a0", "b0")
+    wait_until(lambda: len(decode.begun) > 2)
+    decode.has_begun("a0", "b0", decode.begun[2])
     decoders.add(["c0"])
-    decode.end("a0", "a1", "a2", "b0", "b1", "c0")
-    wait_until(lambda: len(decode.begun) == 6)
-    assert decode.begun in (["a0", "a1", "b0", "c0", "a2", "b1"], ["a0", "b0", "c0", "a1", "b1", "a2"])
+    decode.has_begun("a0", "b0", decode.begun[2], "c0")
 
 
 def test_an_idle_decoder_takes_up_a_request_that_holds_none_any_more(start, decode):

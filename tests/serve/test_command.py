@@ -149,5 +149,42 @@ def test_an_allowed_host_that_is_none_is_a_usage_error():
     assert (status, "--allowed-host http://cats.example.org/: not a host's name" in text) == (2, True)
 
 
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_it_serves_without_standard_streams_and_its_sockets_do_not_take_their_place(tiny_path, redirection):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = f'exec "$@" {redirection}'
+    command = ["sh", "-c", line, "sh", *COMMAND, "--port", str(port), "--model", str(tiny_path)]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client:
+            wait_until(lambda: not refuses(client))
+            assert post(client, PICTURE).status_code == 200
+            streams = {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)}
+            assert not [target for target in streams if target.startswith(("socket:", "anon_inode:"))]
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_it_serves_on_when_the_reader_of_its_messages_has_gone(tiny_path):
+    with started("--model", tiny_path, "--access-log") as (process, client, _):
+        process.stderr.close()
+        assert [post(client, PICTURE).status_code for _ in range(3)] == [200] * 3
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_standard_output_that_cannot_be_written_is_one_line(option):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, option], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "error: standard output can't be written (No space left on device)\n")
+
+
 def test_help_has_an_example():
     assert "Example: imgcls-serve --model" in run(*COMMAND, "--help").stdout

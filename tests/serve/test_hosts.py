@@ -56,12 +56,10 @@ def test_a_refused_post_is_not_read(client):
 
 
 def test_old_http_without_a_host_is_answered_and_two_hosts_are_not(client):
-    for lines, status in (
-        (b"GET /healthz HTTP/1.0", b"200"),
-        (b"GET / HTTP/1.0\r\nHost: a\r\nHost: localhost", b"400"),
-    ):
+    hosts = b"Host: evil.example\r\nHost: localhost\r\n"
+    for lines, statuses in ((b"", [b"200"]), (hosts, [b"400", b"403"])):  # by the parser, or by the server
         with connect(client) as connection:
-            connection.sendall(lines + b"\r\n\r\n")
+            connection.sendall(b"GET /healthz HTTP/1.0\r\n" + lines + b"\r\n")
             assert connection.recv(65536).split()[1] in statuses
 
 

@@ -136,7 +136,7 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # h11's or
             self.cycle.default_headers = [*self.cycle.default_headers, CLOSE_HEADER]
 
     def send_400_response(self, msg: str) -> None:
-        body = json.dumps({"error": msg.lower()}).encode("ascii")
+        body = json.dumps({"error": "not a valid HTTP request"}).encode("ascii")
         head = "HTTP/1.1 400 Bad Request", "Content-Type: application/json", "Connection: close"
         self.transport.write("\r\n".join((*head, f"Content-Length: {len(body)}", "\r\n")).encode("ascii") + body)
         self.transport.close()

@@ -226,7 +226,7 @@ def test_what_is_no_http_is_a_bad_request_in_json(tiny):
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert b"content-type: application/json" in head.lower()
     assert f"content-length: {len(body)}".encode() in head.lower()
-    assert json.loads(body) == {"error": "invalid http request received."}
+    assert json.loads(body) == {"error": "not a valid HTTP request"}
 
 
 # --- many at once ---

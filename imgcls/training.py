@@ -30,7 +30,7 @@ from imgcls.data.batches import Augmentation, EpochPlan, augment, batch_slices, 
 from imgcls.data.pictures import FeaturePictures, Pictures
 from imgcls.data.sets import Report, Sets, load_sets
 from imgcls.data.statistics import Triple, channel_statistics
-from imgcls.device import has_bf16_units, resolve_device
+from imgcls.device import float32, has_bf16_units, resolve_device
 from imgcls.distributed import Group, process_group
 from imgcls.errors import TrainingError
 from imgcls.evaluation import Scores, confusion_matrix
@@ -96,6 +96,7 @@ def train(config: TrainConfig, report: Report = lambda line: None, resume: Path 
         recipe = config.resolved_recipe()
         policy = ResizePolicy(config.image_size, recipe.resize)
         data = load_sets(config, policy, device, group, report)
+        group.start(device)
         if recipe.mean is None or recipe.std is None:
             mean, std = _normalisation(config, data.train)
             recipe = replace(recipe, mean=mean, std=std)
@@ -216,7 +217,7 @@ class _Trainer:
         """The training step; as a CUDA graph where the pictures lie on the GPU and one process trains."""
         graphed = self.device.type == "cuda" and self.config.cuda_graphs and self.group.size == 1
         if graphed and self.train_pictures.images is not None:
-            return GraphedStep(self._train_step, self.recipe.batch_size, self.report)
+            return GraphedStep(self._train_step, self.recipe.batch_size)
         return self._train_step
 
     def _train_step(self, rows: Tensor, pictures: Tensor | None, size: int) -> None:
@@ -312,13 +313,15 @@ class _Trainer:
     def _answers(self, pictures: Pictures, labels: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits and true labels of the rows, in batches on the device, in eval mode.
 
-        Without autocast: they are those of the float32 network that is saved and exported.
+        Without autocast and TF32: they are those of the float32 network that is saved and exported.
         """
         self._set_training(False)
         chunks = torch.split(rows, _EVALUATION_BATCH)
         for chunk, (kept, batch) in zip(chunks, pictures.stream(iter(chunks)), strict=True):
             targets = labels[chunk if kept is None else chunk[kept]].to(self.device)
-            yield self._logits(batch, autocast=False), targets
+            with float32():
+                logits = self._logits(batch, autocast=False)
+            yield logits, targets
 
     def _set_training(self, training: bool) -> None:
         """A frozen body stays in eval mode: dropout in it would only blur the features."""
@@ -342,7 +345,7 @@ class _Trainer:
         self.body.eval()
         chunks = torch.split(torch.arange(len(pictures.labels)), _EVALUATION_BATCH)
         parts = []
-        with torch.inference_mode(), progress_bar("computing features", len(chunks)) as advance:
+        with torch.inference_mode(), float32(), progress_bar("computing features", len(chunks)) as advance:
             for _, batch in pictures.stream(iter(chunks)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                     parts.append(self.body(self.classifier.normalise(batch)).float())
@@ -366,7 +369,7 @@ class _Trainer:
                 f"{self.config.train_dir}: its pictures have changed since this run was saved; train anew"
             )
         self.classifier.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        _restore_optimizer(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         _copy(state["average"], self.average)
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
@@ -492,7 +495,23 @@ def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, device: torch.dev
 def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=max(steps, 2))
+    # it would set momentum as Python numbers, and a CUDA graph keeps the number that it was captured with
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=max(steps, 2), cycle_momentum=False
+    )
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a saved state, from whichever device. What a group has because of its device stays its own: how the
+    optimiser is computed, and where the learning rate lies (a CUDA graph reads it at its address).
+    """
+    names = ("lr", "fused", "foreach", "capturable")
+    own = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        rate = float(group["lr"])
+        group.update(kept)
+        group["lr"] = kept["lr"].fill_(rate) if isinstance(kept["lr"], Tensor) else rate
 
 
 def _counts(labels: Tensor) -> tuple[Tensor, Tensor]:

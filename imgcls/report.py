@@ -18,7 +18,8 @@ import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -514,10 +515,18 @@ def _bar(text: str) -> str:
     return printable(text).replace("|", "\\|")
 
 
+def package_version(name: str) -> str:
+    """The version of an installed package; of onnxruntime also where it came as onnxruntime-gpu or another of them."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return str(import_module(name).__version__)
+
+
 def _versions() -> str:
     """What the figures of a verification depend on."""
-    packages = ("torch", "onnxruntime", "pillow")
-    return f"{', '.join(f'{name} {version(name)}' for name in packages)} on {platform.system()} {platform.machine()}"
+    packages = ", ".join(f"{name} {package_version(name)}" for name in ("torch", "onnxruntime", "pillow"))
+    return f"{packages} on {platform.system()} {platform.machine()}"
 
 
 def _badge(passed: bool) -> str:

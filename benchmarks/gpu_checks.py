@@ -80,10 +80,7 @@ class Bench:
 
     def exported(self, precision: str) -> Path:
         """The same as ONNX. Raises NotHereError where onnxruntime has no CUDA."""
-        import onnxruntime as ort
-
-        if CUDA not in ort.get_available_providers():
-            raise NotHereError(f"onnxruntime {ort.__version__} was built without CUDA")
+        require_cuda()
         checkpoint, path = self.trained(), self.work / f"{precision}.onnx"
         if not path.exists():
             export_model(ExportConfig(self.work / "seed0.pth", output=path, precision=precision), checkpoint)
@@ -91,6 +88,13 @@ class Bench:
 
     def test_folder(self) -> Folder:
         return scan_folder(self.data / "test")
+
+
+def require_cuda() -> None:
+    import onnxruntime as ort
+
+    if CUDA not in ort.get_available_providers():
+        raise NotHereError(f"onnxruntime {ort.__version__} was built without CUDA")
 
 
 def check_train(bench: Bench) -> Iterator[Check]:
@@ -364,6 +368,7 @@ runpy.run_module("imgcls_infer", run_name="__main__")
 
 def check_missing(bench: Bench) -> Iterator[Check]:
     """imgcls-infer where CUDA works, and where its libraries can't be loaded: standard output is JSON or nothing."""
+    require_cuda()
     picture = next(iter(bench.test_folder().paths))
     for libraries, start in {"there": ["-m", "imgcls_infer"], "missing": ["-c", _NO_LIBRARIES]}.items():
         for provider in ("cuda", "auto"):
@@ -371,17 +376,23 @@ def check_missing(bench: Bench) -> Iterator[Check]:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             said = (done.stderr.strip().splitlines() or ["nothing on standard error"])[-1]
             name = f"imgcls-infer --provider {provider} --json, CUDA's libraries {libraries}"
-            clean = is_json(done.stdout) if done.returncode == 0 else not done.stdout
-            measured = f"exit code {done.returncode}; {'clean' if clean else repr(done.stdout[:80])}; {said}"
-            yield Check(name, measured, "standard output clean, no traceback", clean and "Traceback" not in done.stderr)
+            used, wanted = provider_of(done.stdout), answer_of(libraries, provider)
+            met = used == wanted and "Traceback" not in done.stderr
+            yield Check(name, f"exit code {done.returncode}; {used}; {said}", f"{wanted}, no traceback", met)
 
 
-def is_json(text: str) -> bool:
+def answer_of(libraries: str, provider: str) -> str:
+    if libraries == "there":
+        return CUDA
+    return "CPUExecutionProvider" if provider == "auto" else "nothing on standard output"
+
+
+def provider_of(printed: str) -> str:
+    """The provider in the JSON that imgcls-infer printed."""
     try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
+        return str(json.loads(printed)["provider"]) if printed else "nothing on standard output"
+    except (ValueError, KeyError):
+        return f"no JSON: {printed[:80]!r}"
 
 
 def check_runtimes(bench: Bench) -> Iterator[Check]:

@@ -161,6 +161,13 @@ def test_every_part_has_its_check():
     assert tuple(gpu_checks.CHECKS) == gpu.PARTS
 
 
+def test_what_imgcls_infer_printed_is_json_with_its_provider_or_nothing():
+    assert gpu_checks.provider_of("") == "nothing on standard output"
+    assert gpu_checks.provider_of('{"provider": "CUDAExecutionProvider", "results": []}') == "CUDAExecutionProvider"
+    printed = 'Failed to load libcudnn.so.9: no such file\n{"provider": "CUDAExecutionProvider"}'
+    assert gpu_checks.provider_of(printed).startswith("no JSON: 'Failed to load libcudnn")
+
+
 def test_a_stream_of_counted_sessions_knows_its_batch_sizes(tmp_path):
     from imgcls_infer.predictor import Predictor
 

@@ -230,3 +230,15 @@ def test_a_file_that_can_not_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ImgclsError, match="can't be written"):
         plot_curves(HISTORY, tmp_path / "file" / "curves.png")
+
+
+def test_onnxruntime_has_a_version_whichever_of_its_packages_is_installed(monkeypatch):
+    def gpu_only(name):
+        if name == "onnxruntime":
+            raise report.PackageNotFoundError(name)  # it came as onnxruntime-gpu
+        return "1.2.3"
+
+    expected = report.package_version("onnxruntime")
+    monkeypatch.setattr(report, "version", gpu_only)
+    assert report.package_version("onnxruntime") == expected
+    assert report.package_version("pillow") == "1.2.3"

@@ -1,7 +1,9 @@
-"""imgcls-serve under load, on loopback: batching against one at a time, and what overload does.
+"""imgcls-serve under load, on loopback: batching against one at a time, what overload does, and what one client's bad
+pictures do to another client.
 
     python benchmarks/serve.py                                            # the built-in model, sample pictures
     python benchmarks/serve.py --model models/cnn.onnx --data data/test --seconds 10 --rounds 5
+    python benchmarks/serve.py --tables neighbours
 
 Each client is a process of its own with many connections (HTTP/1.1, keep-alive), each of which sends a picture, waits
 for its answer and sends the next. Servers are fresh processes; the configurations take turns within a round, so that a
@@ -16,19 +18,23 @@ import multiprocessing
 import os
 import platform
 import re
+import socket
 import statistics
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
+from imgcls_infer.errors import ImageError
 from imgcls_infer.predictor import Predictor
+from imgcls_infer.preprocess import decode_rgb
 from rich.console import Console
 from rich.table import Table
 
@@ -38,10 +44,14 @@ _WARM_UP = 0.5  # seconds of a client's time that are not counted
 
 @dataclass
 class Load:
-    """What a client saw. latencies: seconds, by status of the answer. pictures: answered a second."""
+    """What a client saw. latencies: seconds, by status of the answer. pictures: answered a second.
+
+    longest: the largest latency of all, also of what was answered after the time.
+    """
 
     latencies: dict[int, list[float]] = field(default_factory=dict)
     pictures: float = 0.0
+    longest: float = 0.0
 
     def percentile(self, percent: float) -> float:
         """Of the latencies of pictures that were answered."""
@@ -62,8 +72,8 @@ def main() -> None:
     console = Console()
     console.print(f"{platform.machine()}, {os.cpu_count()} CPUs, {len(pictures)} pictures from {options.data}")
     console.width = max(console.width, 110)
-    console.print(_throughput(options, pictures))
-    console.print(_overload(options, pictures))
+    for name in options.tables:
+        console.print(_TABLES[name](options, pictures))
 
 
 # --- what is measured ---
@@ -135,6 +145,60 @@ def _overload(options: argparse.Namespace, pictures: list[bytes]) -> Table:
             *(f"{1e3 * statistics.median(load.percentile(percent) for load in found):.1f}" for percent in (50, 99)),
         )
     return table
+
+
+def _neighbours(options: argparse.Namespace, pictures: list[bytes]) -> Table:
+    """One client sends ordinary pictures, one after the other, while others send forms of bad ones."""
+    worst, slow = _costly_jpeg(100), _costly_jpeg(5)
+    cost = {picture: f"{_decoding_seconds(picture):.1f} s each" for picture in (worst, slow)}
+    rows: list[tuple[str, list[bytes], list[object]]] = [
+        ("nobody else", [], []),
+        (f"a form of 200, {cost[worst]}", [worst], []),
+        (f"a form of 200, {cost[slow]}", [slow], []),
+        (f"a form of 200, {cost[slow]}, --decode-threads 1", [slow], ["--decode-threads", 1]),
+        (f"4 forms of 200, {cost[slow]}", [slow] * 4, []),
+    ]
+    table = Table("others send", "answered/s", "p50 ms", "longest ms", title="an ordinary client's pictures")
+    for name, forms, flags in rows:
+        with _server(options, *flags) as port, _senders(port, forms):
+            load = _in_process(_client, port, pictures, options.seconds, 1, 1)
+        rate, typical = f"{load.pictures:,.0f}", f"{1e3 * load.percentile(50):,.1f}"
+        table.add_row(name, rate, typical, f"{1e3 * load.longest:,.0f}")
+    return table
+
+
+def _costly_jpeg(scans: int) -> bytes:
+    """A few bytes that take long to decode: 50 megapixels, arithmetic coding, and each scan goes over all of them."""
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+
+    frame = struct.pack(">BHHB", 8, 7071, 7071, 3) + bytes([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])
+    bits = [(max(0, 14 - scan), max(0, 13 - scan)) for scan in range(scans)]  # successive approximation of the DC
+    spectral = [bytes([3, 1, 0, 2, 0, 3, 0, 0, 0, (before % 14) << 4 | after]) for before, after in bits]
+    parts = [segment(0xDB, bytes([0] + [1] * 64)), segment(0xCA, frame), *(segment(0xDA, scan) for scan in spectral)]
+    return b"\xff\xd8" + b"".join(parts) + b"\xff\xd9"
+
+
+def _decoding_seconds(picture: bytes) -> float:
+    started = time.perf_counter()
+    with suppress(ImageError):  # refused is quick, and a fine answer
+        decode_rgb(picture, "picture")
+    return time.perf_counter() - started
+
+
+@contextmanager
+def _senders(port: int, pictures: list[bytes]) -> Iterator[None]:
+    """Connections that have sent a form of 200 of each picture, and leave when the context ends."""
+    with ExitStack() as stack:
+        for picture in pictures:
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            connection.sendall(_request([picture] * 200))
+        time.sleep(0.3 if pictures else 0)
+        yield
+
+
+_TABLES = {"throughput": _throughput, "overload": _overload, "neighbours": _neighbours}
 
 
 # --- processes ---
@@ -221,6 +285,7 @@ async def _connection(
         await reader.readexactly(int(length[1]))
         ended = time.perf_counter()
         status = int(head[9:12])
+        load.longest = max(load.longest, ended - started)
         if counted_from <= ended <= until:
             load.latencies.setdefault(status, []).append(ended - started)
         if status == 503:
@@ -235,8 +300,8 @@ def _request(pictures: Sequence[bytes]) -> bytes:
         head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="p"; filename="p"\r\n\r\n'.encode()
         body = b"".join(head + picture + b"\r\n" for picture in pictures) + f"--{_BOUNDARY}--\r\n".encode()
         kind = f"multipart/form-data; boundary={_BOUNDARY}"
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    return head + body
+    lines = ("POST /predict HTTP/1.1", "Host: localhost", f"Content-Type: {kind}", f"Content-Length: {len(body)}")
+    return "\r\n".join((*lines, "\r\n")).encode() + body
 
 
 def _metrics(port: int) -> dict[str, float]:
@@ -252,6 +317,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", help="ONNX file; default: the built-in model")
     parser.add_argument("--threads", type=int, help="of the model; default: the CPUs")
     parser.add_argument("--data", type=Path, default=Path("data/sample/test"), help="folder of pictures")
+    parser.add_argument("--tables", nargs="+", choices=_TABLES, default=list(_TABLES), help="which of them to make")
     parser.add_argument("--pictures", type=int, default=256, help="how many of them")
     parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -400,12 +399,14 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 def _machine() -> dict[str, str]:
     """What the seconds depend on."""
+    from imgcls.report.tables import package_version
+
     return {
         "cpu": _cpu_name(),
         "cpus": str(os.cpu_count()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "onnxruntime", "pillow")},
+        **{name: package_version(name) for name in ("torch", "onnxruntime", "pillow")},
     }
 
 

@@ -93,7 +93,10 @@ class TrainConfig:
         return self.pretrained or self.weights is not None
 
     def changed(self, **options: Any) -> TrainConfig:
-        """The same run with other values of its own fields, or of its recipe's. Raises TypeError for other names."""
+        """The same run with other values of its own fields, or of its recipe's. Raises TypeError for other names, and
+        for `arch`: another network has another recipe."""
+        if "arch" in options:
+            raise TypeError("another network has another recipe; make a new configuration")
         own = {field.name for field in fields(self)}
         of_recipe = {name: value for name, value in options.items() if name not in own}
         others = {name: value for name, value in options.items() if name in own}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from imgcls.errors import DeviceError
@@ -34,6 +37,24 @@ def has_bf16_units(device: torch.device) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return False
+
+
+@contextmanager
+def float32() -> Iterator[None]:
+    """Float32 is float32 in this block: without TF32, which cuDNN uses by default and cuBLAS where it is told to.
+
+    It goes by torch's newer switches (fp32_precision): they answer whichever of the two kinds was used before, while
+    the older ones (allow_tf32) raise where both were.
+    """
+    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
 
 
 def _require_cuda(device: torch.device) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from imgcls.checkpoint import Checkpoint
 from imgcls.data.folder import Folder
 from imgcls.data.packed import decode_all
-from imgcls.device import resolve_device
+from imgcls.device import float32, resolve_device
 from imgcls.errors import CheckpointError, DataError
 from imgcls.networks.classifier import Classifier
 from imgcls.progress import progress_bar
@@ -145,7 +145,8 @@ def evaluate_folder(checkpoint: Checkpoint, folder: Folder, device: str = "auto"
 
 @torch.inference_mode()
 def predict_logits(classifier: Classifier, images: Tensor, batch_size: int | None = None) -> Tensor:
-    """Float32 logits [N, K] on the CPU for uint8 images [N, S, S, 3], in eval mode, on the classifier's device.
+    """Float32 logits [N, K] on the CPU for uint8 images [N, S, S, 3], in eval mode, on the classifier's device, without
+    TF32.
 
     batch_size: None takes 500 at most, and fewer of large pictures.
     """
@@ -153,7 +154,8 @@ def predict_logits(classifier: Classifier, images: Tensor, batch_size: int | Non
     classifier.eval()
     device = classifier.scale.device
     batches = torch.split(images, batch_size or _batch_size(images.shape[1]))
-    parts = [classifier(batch.to(device))[0].float().cpu() for batch in batches]
+    with float32():
+        parts = [classifier(batch.to(device))[0].float().cpu() for batch in batches]
     classifier.train(was_training)
     return torch.cat(parts)
 

@@ -13,6 +13,7 @@ from imgcls_infer.errors import ModelError, one_line
 from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
 
 from imgcls.checkpoint import Checkpoint
+from imgcls.device import float32
 from imgcls.networks.classifier import Classifier
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -45,10 +46,10 @@ def eager(checkpoint: Checkpoint, device: str = "cpu") -> Runtime:
 
 
 def run_module(module: torch.nn.Module | Module, device: str = "cpu") -> Run:
-    """A torch module of the contract's shape as a function of numpy arrays."""
+    """A torch module of the contract's shape as a function of numpy arrays; float32 without TF32."""
 
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        with torch.inference_mode():
+        with torch.inference_mode(), float32():
             logits, probabilities = module(torch.tensor(pixels, device=device))
         return logits.float().cpu().numpy(), probabilities.float().cpu().numpy()
 

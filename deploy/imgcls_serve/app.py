@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from imgcls_serve import open_inference
 from imgcls_serve.batching import Batcher, Batching, Outputs
-from imgcls_serve.limits import Gate, Limits, before, read_body
+from imgcls_serve.hosts import KnownHosts
+from imgcls_serve.limits import Gate, Limits, before, read_body, unless_gone, whole_number
 from imgcls_serve.metrics import Measured, Metrics
 from imgcls_serve.open_inference import ProtocolError
+from imgcls_serve.strict_json import StrictJSONResponse
 
 _LOG = logging.getLogger(__name__)
 _TOP_K = 5
@@ -40,9 +42,14 @@ _PAGE_POLICY = (
 )
 
 
-def create_app(predictor: Predictor, name: str, batching: Batching, limits: Limits) -> Starlette:
-    """name: what the model is called in answers and in the Open Inference Protocol's paths."""
-    return _Service(predictor, name, batching, limits).app()
+def create_app(
+    predictor: Predictor, name: str, batching: Batching, limits: Limits, hosts: Iterable[str] = ()
+) -> Starlette:
+    """name: what the model is called in answers and in the Open Inference Protocol's paths.
+
+    hosts: names that requests may call the server by, beside this machine's own (hosts.py).
+    """
+    return _Service(predictor, name, batching, limits).app(hosts)
 
 
 class _Service:
@@ -55,7 +62,7 @@ class _Service:
         self._metrics.queue.set_function(lambda: self._gate.inside)
         self._batcher = Batcher(predictor, batching, self._metrics)
 
-    def app(self) -> Starlette:
+    def app(self, hosts: Iterable[str]) -> Starlette:
         model = "/v2/models/{name}"
         version = model + "/versions/{version}"
         routes = [
@@ -81,7 +88,7 @@ class _Service:
         return Starlette(
             routes=routes,
             lifespan=self._lifespan,
-            middleware=[Middleware(Measured, metrics=self._metrics)],
+            middleware=[Middleware(Measured, metrics=self._metrics), Middleware(KnownHosts, names=hosts)],
             exception_handlers={
                 HTTPException: _refused,
                 ModelError: _model_failed,
@@ -106,19 +113,21 @@ class _Service:
             known = {"model": self._name, "provider": self._predictor.provider}
             if kind == "multipart/form-data":
                 files = await _form_files(request, body)
-                rows = await self._classify([data for _, data in files], top_k, deadline)
+                rows = await self._classify(request, [data for _, data in files], top_k, deadline)
                 results = [{"image": printable(file), **row} for (file, _), row in zip(files, rows, strict=True)]
                 status = 422 if all("error" in row for row in rows) else 200
-                return JSONResponse({**known, "results": results}, status)
+                return StrictJSONResponse({**known, "results": results}, status)
             if not body:
                 raise HTTPException(400, "an empty body; send a picture's bytes")
-            (row,) = await self._classify([body], top_k, deadline)
-            return JSONResponse(row, 422) if "error" in row else JSONResponse({**known, **row})
+            (row,) = await self._classify(request, [body], top_k, deadline)
+            return StrictJSONResponse(row, 422) if "error" in row else StrictJSONResponse({**known, **row})
 
-    async def _classify(self, pictures: list[bytes], top_k: int, deadline: float) -> list[dict[str, Any]]:
+    async def _classify(
+        self, request: Request, pictures: list[bytes], top_k: int, deadline: float
+    ) -> list[dict[str, Any]]:
         """A row for each picture: its answer, or its error."""
         with self._answer_before(deadline):
-            found = await asyncio.gather(*map(self._batcher.classify, pictures), return_exceptions=True)
+            found = await unless_gone(request, self._batcher.classify(pictures))
         return [self._row(outputs, top_k) for outputs in found]
 
     def _row(self, outputs: Outputs | BaseException, top_k: int) -> dict[str, Any]:
@@ -151,16 +160,16 @@ class _Service:
 
     async def model(self, _: Request) -> Response:
         known = {"model": self._name, "provider": self._predictor.provider}
-        return JSONResponse({**known, "manifest": self._predictor.manifest.to_dict()})
+        return StrictJSONResponse({**known, "manifest": self._predictor.manifest.to_dict()})
 
     async def healthz(self, _: Request) -> Response:
         """Live: the event loop answers, and batches run. A service that is not wants to be started again."""
-        return JSONResponse({"live": self._batcher.running}, 200 if self._batcher.running else 503)
+        return StrictJSONResponse({"live": self._batcher.running}, 200 if self._batcher.running else 503)
 
     async def readyz(self, _: Request) -> Response:
         """Ready: a request that came now would be let in."""
         ready = self._batcher.running and not self._gate.full
-        return JSONResponse({"ready": ready}, 200 if ready else 503)
+        return StrictJSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def metrics(self, _: Request) -> Response:
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -168,15 +177,17 @@ class _Service:
     # --- Open Inference Protocol ---
 
     async def v2_server(self, _: Request) -> Response:
-        return JSONResponse({"name": "imgcls-serve", "version": __version__, "extensions": ["binary_tensor_data"]})
+        return StrictJSONResponse(
+            {"name": "imgcls-serve", "version": __version__, "extensions": ["binary_tensor_data"]}
+        )
 
     async def v2_model(self, request: Request) -> Response:
         self._require_model(request)
-        return JSONResponse(open_inference.model_metadata(self._name, self._predictor.manifest))
+        return StrictJSONResponse(open_inference.model_metadata(self._name, self._predictor.manifest))
 
     async def v2_model_ready(self, request: Request) -> Response:
         self._require_model(request)
-        return JSONResponse({"name": self._name, "ready": True})
+        return StrictJSONResponse({"name": self._name, "ready": True})
 
     async def v2_infer(self, request: Request) -> Response:
         self._require_model(request)
@@ -184,7 +195,7 @@ class _Service:
             body = await read_body(request, self._limits, deadline)
             with self._answer_before(deadline):
                 inference = await self._parsed(request, body)
-                found = await asyncio.gather(*map(self._batcher.submit, inference.pixels))
+                found = await unless_gone(request, asyncio.gather(*map(self._batcher.submit, inference.pixels)))
             logits, probabilities = (np.stack(rows) for rows in zip(*found, strict=True))
             content, headers = open_inference.render_inference(self._name, inference, logits, probabilities)
             return Response(content, headers=headers)
@@ -205,10 +216,10 @@ class _Service:
 
 
 def _top_k(request: Request) -> int:
-    text = request.query_params.get("top_k", str(_TOP_K))
-    if not text.isascii() or not text.isdecimal() or len(text) > 9 or int(text) < 1:
+    top_k = whole_number(request.query_params.get("top_k", str(_TOP_K)))
+    if not top_k:
         raise HTTPException(400, "top_k is not a whole number from 1")
-    return int(text)
+    return top_k
 
 
 def _content_type(request: Request) -> str:
@@ -245,17 +256,17 @@ async def _form_files(request: Request, body: bytes) -> list[tuple[str, bytes]]:
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    return StrictJSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
 async def _model_failed(_: Request, error: Exception) -> Response:
     _LOG.error("error: %s", error)
-    return JSONResponse({"error": str(error)}, 500)
+    return StrictJSONResponse({"error": str(error)}, 500)
 
 
 async def _bug(_: Request, __: Exception) -> Response:
     """The log has the traceback; the client learns nothing."""
-    return JSONResponse({"error": "internal error"}, 500)
+    return StrictJSONResponse({"error": "internal error"}, 500)
 
 
 async def _gone(_: Request, error: Exception) -> Response:

@@ -1,8 +1,9 @@
 """Pictures from many requests, run through the model together.
 
-Each picture is decoded in a pool of threads (stage 1) and then waits for the one thread that runs the session. While
-that thread works, pictures gather, and the next batch takes them all: so a busy server batches without waiting. An
-idle one runs a picture as soon as no other is being decoded; only where some are, it waits for them, max_delay at most.
+Each picture is decoded in a thread (stage 1; decoders.py) and then waits for the one thread that runs the session.
+While that thread works, pictures gather, and the next batch takes them all: so a busy server batches without waiting.
+An idle one runs a picture as soon as no other is being decoded; only where some are, it waits for them, max_delay at
+most.
 
 None of this passes through the event loop, which hears of a picture once, when its answer is there: so a crowd of
 requests that are refused does not slow down those that were accepted.
@@ -16,7 +17,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Union
 
@@ -24,10 +24,13 @@ import numpy as np
 from imgcls_infer.predictor import Predictor
 from imgcls_infer.preprocess import preprocess
 
+from imgcls_serve.decoders import Decoders
 from imgcls_serve.metrics import Metrics
 
 Outputs = tuple[np.ndarray, np.ndarray]
 """A picture's logits and probabilities, float32 [K] each."""
+Encoded = tuple[bytes, "asyncio.Future[Outputs]"]
+"""A picture file, and the answer to come."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Batcher:
         self._predictor = predictor
         self._batching = batching
         self._metrics = metrics
-        self._decoders = ThreadPoolExecutor(batching.decode_threads, "decode")
+        self._decoders: Decoders[Encoded] = Decoders(self._decode, batching.decode_threads)
         self._runner = threading.Thread(target=self._work, name="session", daemon=True)
         self._changed = threading.Condition()  # guards what follows
         self._waiting: deque[_Waiting] = deque()
@@ -68,21 +71,24 @@ class Batcher:
     def started(self) -> Iterator[None]:
         """Runs batches as long as the context lasts."""
         self._runner.start()
+        self._decoders.start()
         try:
             yield
         finally:
-            self._decoders.shutdown(wait=False, cancel_futures=True)
+            self._decoders.stop()
             with self._changed:
                 self._stopping = True
                 self._changed.notify()
 
-    def classify(self, picture: bytes) -> asyncio.Future[Outputs]:
-        """The answer to come for a picture file; it may be cancelled. ImageError, ModelError are raised by it."""
-        answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+    def classify(self, pictures: Sequence[bytes]) -> asyncio.Future[list[Union[Outputs, BaseException]]]:
+        """The answers to come for a request's picture files, errors among them; it may be cancelled."""
+        answers: list[asyncio.Future[Outputs]] = [asyncio.get_running_loop().create_future() for _ in pictures]
         with self._changed:
-            self._decoding += 1
-        self._decoders.submit(self._decode, picture, answer)
-        return answer
+            self._decoding += len(pictures)
+        request = self._decoders.add(zip(pictures, answers, strict=True))
+        together = asyncio.gather(*answers, return_exceptions=True)
+        together.add_done_callback(lambda _: self._forget(len(self._decoders.drop(request))))
+        return together
 
     def submit(self, pixels: np.ndarray) -> asyncio.Future[Outputs]:
         """The answer to come for a preprocessed picture, uint8 [image_size, image_size, 3]; it may be cancelled."""
@@ -92,11 +98,18 @@ class Batcher:
             self._changed.notify()
         return answer
 
-    def _decode(self, picture: bytes, answer: asyncio.Future[Outputs]) -> None:
+    def _forget(self, pictures: int) -> None:
+        """Pictures that are not going to be decoded: nothing needs to wait for them."""
+        if pictures:
+            with self._changed:
+                self._decoding -= pictures
+                self._changed.notify()
+
+    def _decode(self, encoded: Encoded) -> None:
+        picture, answer = encoded
         waiting = []
         try:
-            if not answer.done():
-                waiting = [_Waiting(preprocess(picture, self._predictor.manifest.resize), answer)]
+            waiting = [_Waiting(preprocess(picture, self._predictor.manifest.resize), answer)]
         except Exception as error:
             _deliver([answer], [error])
         finally:
@@ -116,7 +129,7 @@ class Batcher:
     def _gather(self) -> list[_Waiting]:
         """The next batch: as many pictures as wait, max_batch at most, without those that nobody waits for any more.
 
-        Empty when there is to be none.
+        Empty only when the batcher stops. An answer may be cancelled at any moment, between two looks at it too.
         """
         with self._changed:
             while not self._stopping:
@@ -126,8 +139,10 @@ class Batcher:
                 left = self._waiting[0].since + self._batching.max_delay - time.monotonic() if count else None
                 if left is not None and (count == self._batching.max_batch or self._decoding == 0 or left <= 0):
                     taken = [self._waiting.popleft() for _ in range(count)]
-                    return [entry for entry in taken if not entry.answer.done()]
-                self._changed.wait(left)
+                    if batch := [entry for entry in taken if not entry.answer.done()]:
+                        return batch
+                else:
+                    self._changed.wait(left)
         return []
 
     def _run(self, batch: list[_Waiting]) -> tuple[np.ndarray, np.ndarray]:

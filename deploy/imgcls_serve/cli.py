@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 from imgcls_infer import __version__
@@ -25,11 +27,21 @@ if TYPE_CHECKING:
 )
 @click.option("--name", help="What the model is called in answers and paths. Default: its file's name.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is everywhere.")
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Name that requests may call this server by, beside this machine's own and any address; * is every name. "
+    "May be given several times.",
+)
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--provider", default="auto", show_default=True, help="Execution provider, as for imgcls-infer.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the model. Default: the CPUs it may use.")
 @click.option(
-    "--decode-threads", type=click.IntRange(min=1), help="Threads that decode. Default: the CPUs they may use."
+    "--decode-threads",
+    type=click.IntRange(min=1),
+    help="Threads that decode; one request never holds the last of several. Default: the CPUs they may use, and one.",
 )
 @click.option("--max-batch", default=32, show_default=True, type=click.IntRange(1, 1024), help="Pictures a run.")
 @click.option(
@@ -66,6 +78,7 @@ def command(
     model: str | None,
     name: str | None,
     host: str,
+    allowed_hosts: tuple[str, ...],
     port: int,
     provider: str,
     threads: int | None,
@@ -85,12 +98,17 @@ def command(
     try:
         from imgcls_serve.app import create_app
         from imgcls_serve.batching import Batching
+        from imgcls_serve.hosts import ANY, name_of
         from imgcls_serve.limits import Limits
         from imgcls_serve.server import create_server, listen, serve
     except ModuleNotFoundError as error:
         raise _failure(f"no module {error.name}; the server needs pip install 'imgcls-infer[serve]'") from None
     from imgcls_infer.session import available_cpus
 
+    names = {allowed: ANY if allowed == ANY else name_of(allowed) for allowed in (*allowed_hosts, host)}
+    for allowed in allowed_hosts:
+        if names[allowed] is None:
+            raise click.UsageError(f"--allowed-host {printable(allowed)}: not a host's name.")
     chosen = model or os.environ.get("IMGCLS_MODEL") or None
     try:
         predictor = _open(chosen, provider, threads)
@@ -104,9 +122,9 @@ def command(
             f"can't listen on {printable(host)}:{port} ({reason}); choose another --host or --port"
         ) from None
     known_as = name or _model_name(chosen)
-    batching = Batching(max_batch, max_delay / 1000, decode_threads or available_cpus())
-    app = create_app(predictor, known_as, batching, Limits(max_bytes, timeout, queue))
-    click.echo(f"imgcls-serve: {known_as} ({_summary(predictor)}) at {_address(*listener.getsockname()[:2])}", err=True)
+    batching = Batching(max_batch, max_delay / 1000, decode_threads or available_cpus() + 1)
+    app = create_app(predictor, known_as, batching, Limits(max_bytes, timeout, queue), filter(None, names.values()))
+    _say(f"imgcls-serve: {known_as} ({_summary(predictor)}) at {_address(*listener.getsockname()[:2])}")
     _log(access_log)
     serve(create_server(app, timeout, access_log), listener)
 
@@ -127,7 +145,7 @@ def _open(model: str | None, provider: str, threads: int | None) -> Predictor:
     side = predictor.manifest.resize.image_size
     predictor.run(np.zeros((1, side, side, 3), np.uint8))
     if predictor.note:
-        click.echo(f"note: {predictor.note}", err=True)
+        _say(f"note: {predictor.note}")
     return predictor
 
 
@@ -148,10 +166,37 @@ def _address(host: str, port: int) -> str:
 
 
 def _failure(message: str) -> SystemExit:
-    click.echo(f"error: {message}", err=True)
+    _say(f"error: {message}")
     return SystemExit(1)
+
+
+def _say(line: str) -> None:
+    """A line on standard error. Where that can't be written nobody reads it, which is no reason not to serve."""
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """What is written from now on goes nowhere, and so does what the interpreter still flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _fill_closed_streams() -> None:
+    """Standard streams that are closed become /dev/null. Else sockets get their numbers, and what a library prints."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def main() -> None:
     """The console script."""
-    command()
+    _fill_closed_streams()
+    try:
+        command()
+    except OSError as error:  # a full disk below standard output, which --help and --version write
+        if error.errno != errno.ENOSPC:
+            raise
+        _discard(sys.stdout)
+        raise _failure(f"standard output can't be written ({error.strerror})") from None

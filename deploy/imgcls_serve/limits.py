@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import anyio
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+
+Answer = TypeVar("Answer")
+
+UNWATCHED = 0.1
+"""Seconds that an answer may take before the server looks whether its client is still there."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +73,37 @@ def before(deadline: float, status: int, detail: str) -> Iterator[None]:
         raise HTTPException(status, detail, {"Connection": "close"})
 
 
+async def unless_gone(request: Request, answer: asyncio.Future[Answer]) -> Answer:
+    """The answer, once it is there. It is cancelled where nobody waits for it any more; raises ClientDisconnect where
+    that is because the client has left. The body must have been read."""
+    try:
+        done, _ = await asyncio.wait([answer], timeout=UNWATCHED)
+        if not done:
+            gone = asyncio.ensure_future(_left(request))
+            first: list[asyncio.Future[Any]] = [answer, gone]
+            try:
+                await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                gone.cancel()
+            if not answer.done():
+                raise ClientDisconnect
+        return answer.result()
+    finally:
+        answer.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def read_body(request: Request, limits: Limits, deadline: float) -> bytes:
     """The whole body. Raises HTTPException: 413 over max_bytes, 408 where it takes too long, 415 if compressed."""
     if request.headers.get("content-encoding", "identity") != "identity":
         raise HTTPException(415, "compressed requests are not supported; send the body as it is")
     too_large = HTTPException(413, f"more than {limits.max_bytes:,} bytes; shrink the picture")
-    length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > limits.max_bytes:
+    length = whole_number(request.headers.get("content-length", "0"))
+    if length is None or length > limits.max_bytes:
         raise too_large
     body = bytearray()
     with before(deadline, 408, f"the request did not arrive within {limits.timeout:g} s"):
@@ -81,3 +112,8 @@ async def read_body(request: Request, limits: Limits, deadline: float) -> bytes:
                 raise too_large
             body += chunk
     return bytes(body)
+
+
+def whole_number(text: str) -> int | None:
+    """The number that ASCII digits stand for; None for anything else, and for more digits than any length has."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None

@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 from imgcls_infer.manifest import Manifest
 
+from imgcls_serve.limits import whole_number
+from imgcls_serve.strict_json import strict_json
+
 VERSION = "1"
 BINARY_HEADER = "Inference-Header-Content-Length"
 _OUTPUTS = ("logits", "probabilities")
+_MAX_PICTURES = 2**31  # of a tensor: more digits than that only keep the server busy
 
 
 class ProtocolError(Exception):
@@ -48,9 +52,10 @@ def parse_inference(body: bytes, header_length: str | None, side: int) -> Infere
     """header_length: of the JSON in front of raw tensors, the value of BINARY_HEADER. Raises ProtocolError."""
     head, raw = body, b""
     if header_length is not None:
-        if not header_length.isdecimal() or int(header_length) > len(body):
-            raise ProtocolError(f"{BINARY_HEADER} {header_length} is not a length within the body")
-        head, raw = body[: int(header_length)], body[int(header_length) :]
+        length = whole_number(header_length)
+        if length is None or length > len(body):
+            raise ProtocolError(f"{BINARY_HEADER} {header_length[:20]!r} is not a length within the body")
+        head, raw = body[:length], body[length:]
     document = _json_object(head)
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
@@ -80,7 +85,7 @@ def render_inference(
     document: dict[str, Any] = {"model_name": name, "model_version": VERSION, "outputs": outputs}
     if inference.id is not None:
         document["id"] = inference.id
-    head = json.dumps(document).encode("ascii")
+    head = strict_json(document).encode("ascii")
     if not raw:
         return head, {"Content-Type": "application/json"}
     return head + raw, {"Content-Type": "application/octet-stream", BINARY_HEADER: str(len(head))}
@@ -110,7 +115,7 @@ def _pixels(entry: dict[str, Any], raw: bytes, side: int) -> np.ndarray:
         raise ProtocolError(f"image is UINT8, not {entry.get('datatype')!r}"[:200])
     shape = entry.get("shape")
     whole = isinstance(shape, list) and all(type(length) is int for length in shape)
-    if not isinstance(shape, list) or not whole or shape[1:] != [side, side, 3] or shape[0] < 1:
+    if not isinstance(shape, list) or not whole or shape[1:] != [side, side, 3] or not 1 <= shape[0] <= _MAX_PICTURES:
         raise ProtocolError(f"image has the shape [N, {side}, {side}, 3], not {shape!r}"[:200])
     size = _parameters(entry).get("binary_data_size")
     if size is not None:

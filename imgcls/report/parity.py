@@ -7,7 +7,6 @@ import html
 import io
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from imgcls.files import write_atomically
 from imgcls.progress import progress_bar
 from imgcls.report.contact_sheet import thumbnail
 from imgcls.report.style import BLUE, GREY, ORANGE, SKY, STYLE
-from imgcls.report.tables import difference, parity_cells
+from imgcls.report.tables import difference, package_version, parity_cells
 
 if TYPE_CHECKING:
     from imgcls.parity import ChangedAnswer, ParityReport, VerifyResult
@@ -180,8 +179,8 @@ def _changed_picture(answer: ChangedAnswer) -> str:
 
 def _versions() -> str:
     """What the figures of a verification depend on."""
-    packages = ("torch", "onnxruntime", "pillow")
-    return f"{', '.join(f'{name} {version(name)}' for name in packages)} on {platform.system()} {platform.machine()}"
+    packages = ", ".join(f"{name} {package_version(name)}" for name in ("torch", "onnxruntime", "pillow"))
+    return f"{packages} on {platform.system()} {platform.machine()}"
 
 
 def _badge(passed: bool) -> str:

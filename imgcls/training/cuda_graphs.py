@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from imgcls.errors import TrainingError
 
 Step = Callable[[Tensor, Tensor | None, int], None]
 
@@ -15,23 +18,21 @@ _WARMUP_STEPS = 3  # cuBLAS, cuDNN and the optimiser set up their state before t
 class GraphedStep:
     """Runs `step(rows, None, size)`: the first batches eagerly, then by replaying a graph of it.
 
-    Whatever `step` reads but `rows` must lie at fixed addresses on the device. A batch of another size than
-    `batch_size` (an epoch's last) runs eagerly. Where the capture fails, `report` is told and every batch runs so.
+    Whatever `step` reads but `rows` must lie at fixed addresses on the current device. A batch of another size than
+    `batch_size` (an epoch's last) runs eagerly. Raises TrainingError where the step can't be captured.
     Source: PyTorch's notes on CUDA graphs, whole-network capture.
     """
 
-    def __init__(self, step: Step, batch_size: int, report: Callable[[str], None]) -> None:
+    def __init__(self, step: Step, batch_size: int) -> None:
         self._step = step
         self._batch_size = batch_size
-        self._report = report
         self._seen = 0
         self._rows: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream = torch.cuda.Stream()
-        self._usable = True
 
     def __call__(self, rows: Tensor, pictures: Tensor | None, size: int) -> None:
-        if not self._usable or len(rows) != self._batch_size:
+        if len(rows) != self._batch_size:
             self._step(rows, pictures, size)
         elif self._seen < _WARMUP_STEPS:
             self._warm_up(rows, size)
@@ -47,23 +48,25 @@ class GraphedStep:
         torch.cuda.current_stream().wait_stream(self._stream)
 
     def _replay(self, rows: Tensor, size: int) -> None:
-        if self._graph is None and not self._capture(rows, size):
-            self._step(rows, None, size)
-            return
-        assert self._rows is not None
-        assert self._graph is not None
+        if self._graph is None or self._rows is None:
+            self._rows = rows.clone()
+            self._graph = self._captured(self._rows, size)
         self._rows.copy_(rows, non_blocking=True)
         self._graph.replay()
 
-    def _capture(self, rows: Tensor, size: int) -> bool:
-        self._rows = rows.clone()
+    def _captured(self, rows: Tensor, size: int) -> torch.cuda.CUDAGraph:
+        """Raises TrainingError. There is no going on after a failed capture: torch 2.11 leaves its stream current, its
+        random numbers marked as captured (the next dropout raises) and its memory pool open.
+        """
         graph = torch.cuda.CUDAGraph()
+        gc.collect()  # a graph of an earlier run in a reference cycle: it must not be destroyed during the capture
         try:
-            with torch.cuda.graph(graph):
-                self._step(self._rows, None, size)
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._step(rows, None, size)
         except RuntimeError as error:
-            self._report(f"note: no CUDA graph ({str(error).splitlines()[0]}); training step by step")
-            self._usable = False
-            return False
-        self._graph = graph
-        return True
+            first = error.__context__ or error  # ending the capture fails too, and says nothing of why
+            why = (str(first).splitlines() or [type(first).__name__])[0]
+            raise TrainingError(
+                f"the training step can't be captured as a CUDA graph ({why}); use --no-cuda-graphs"
+            ) from error
+        return graph

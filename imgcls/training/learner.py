@@ -79,7 +79,7 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.classifier.network.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        _restore_optimizer(self._optimizer, state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self.average.load(state["average"])
         self.meter.load_state_dict(state)
@@ -100,4 +100,20 @@ def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, device: torch.dev
 def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=max(steps, 2))
+    # it would set momentum as Python numbers, and a CUDA graph keeps the number that it was captured with
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=max(steps, 2), cycle_momentum=False
+    )
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a saved state, from whichever device. What a group has because of its device stays its own: how the
+    optimiser is computed, and where the learning rate lies (a CUDA graph reads it at its address).
+    """
+    names = ("lr", "fused", "foreach", "capturable")
+    own = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        rate = float(group["lr"])
+        group.update(kept)
+        group["lr"] = kept["lr"].fill_(rate) if isinstance(kept["lr"], Tensor) else rate

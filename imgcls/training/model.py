@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from imgcls.config import Recipe, TrainConfig
 from imgcls.data.pictures import FeaturePictures, Pictures
-from imgcls.device import has_bf16_units
+from imgcls.device import float32, has_bf16_units
 from imgcls.networks.classifier import Classifier, split_head
 from imgcls.networks.pooling import PoolFold
 from imgcls.networks.registry import build_network, find
@@ -69,14 +69,16 @@ class Model:
     def answers(self, pictures: Pictures, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits and true labels of the rows, in batches on the device, in eval mode.
 
-        Without autocast: they are those of the float32 network that is saved and exported.
+        Without autocast and TF32: they are those of the float32 network that is saved and exported.
         """
         self.train(False)
         device = self.classifier.scale.device
         chunks = torch.split(rows, EVALUATION_BATCH)
         for chunk, (kept, batch) in zip(chunks, pictures.stream(iter(chunks)), strict=True):
             targets = pictures.labels[chunk if kept is None else chunk[kept]].to(device)
-            yield self.logits(batch, bf16=False), targets
+            with float32():
+                logits = self.logits(batch, bf16=False)
+            yield logits, targets
 
 
 def build_model(config: TrainConfig, recipe: Recipe, classes: int, start: Start | None, device: torch.device) -> Model:
@@ -118,7 +120,7 @@ def with_features(model: Model, pictures: Pictures) -> FeaturePictures:
     """What a frozen body makes of pictures, computed once: without augmentation it is the same in every epoch."""
     chunks = torch.split(torch.arange(len(pictures.labels)), EVALUATION_BATCH)
     parts = []
-    with torch.inference_mode(), progress_bar("computing features", len(chunks)) as advance:
+    with torch.inference_mode(), float32(), progress_bar("computing features", len(chunks)) as advance:
         for _, batch in pictures.stream(iter(chunks)):
             with torch.autocast(batch.device.type, torch.bfloat16, enabled=model.bf16):
                 parts.append(model.prepare(batch).float())

@@ -126,6 +126,7 @@ class Run:
 def prepare(config: TrainConfig, device: torch.device, group: Group, report: Report, resume: Path | None) -> Run:
     """All that a run needs, ready for its first step, or for the one that the run in folder `resume` had come to."""
     data = load_sets(config, ResizePolicy(config.image_size, config.recipe.resize), device, group, report)
+    group.start(device)
     start = read_start(find(config.arch), config.weights) if config.starts_from_weights else None
     config = _normalised(config, data, start)
     recipe = config.recipe
@@ -143,7 +144,7 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
     weights = data.class_weights().to(device) if recipe.class_weights else None
     learner = Learner(model, feed, recipe, feed.steps * recipe.epochs, weights, device, group.size)
     if device.type == "cuda" and config.cuda_graphs and group.size == 1 and feed.resident:
-        learner.run = GraphedStep(learner.learn, recipe.batch_size, report)
+        learner.run = GraphedStep(learner.learn, recipe.batch_size)
     run = Run(config, data, model, feed, learner, train, test, data.train.fingerprint(), device, group, report)
     if group.leads:
         run.folder = RunFolder(resume) if resume else RunFolder.create(config)

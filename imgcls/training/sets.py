@@ -61,12 +61,11 @@ def load_sets(config: TrainConfig, policy: ResizePolicy, device: torch.device, g
     """
     folder = scan_folder(config.train_dir)
     test_folder = scan_folder(config.test_dir, folder.classes) if config.test_dir else None
-    if not group.leads:
-        group.wait()  # the leading process decodes, the others find the cache filled
-    train_set = _pictures(folder, policy, config, device, "reading training pictures", report)
-    test_set = _pictures(test_folder, policy, config, device, "reading test pictures", report) if test_folder else None
-    if group.leads:
-        group.wait()
+    test_set = None
+    with group.leader_first():  # it decodes, the others find the cache filled
+        train_set = _pictures(folder, policy, config, device, "reading training pictures", report)
+        if test_folder:
+            test_set = _pictures(test_folder, policy, config, device, "reading test pictures", report)
     _require_classes(folder, train_set.labels)
     train_rows, val_rows = split_rows(train_set.labels, config.val_fraction, config.seed)
     return Sets(folder.classes, train_set, test_set, train_rows, val_rows)

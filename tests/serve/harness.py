@@ -37,9 +37,16 @@ class HeldPredictor(Predictor):
 @contextmanager
 def serving(predictor: Predictor, batching=Batching(), limits=Limits()) -> Iterator[httpx.Client]:  # noqa: B008
     """A client of a server that runs as long as the context lasts."""
+    with running(create_app(predictor, NAME, batching, limits)) as client:
+        yield client
+
+
+@contextmanager
+def running(app) -> Iterator[httpx.Client]:
+    """The same with any ASGI application."""
     listener = listen("127.0.0.1", 0)
     address = "http://{}:{}".format(*listener.getsockname())
-    server = create_server(create_app(predictor, NAME, batching, limits), grace=PATIENCE)
+    server = create_server(app, grace=PATIENCE)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

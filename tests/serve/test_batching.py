@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from imgcls_serve import batching
-from imgcls_serve.batching import Batching
+from imgcls_serve.batching import Batcher, Batching
+from imgcls_serve.metrics import Metrics
 from infer.pictures import encode, noise
 
 from .harness import PATIENCE, metrics, post, serving, wait_until
@@ -88,3 +91,51 @@ def test_a_picture_that_waits_for_a_damaged_one_goes_on_without_it(held, slow_de
         slow_decoding.set()
         assert (bad.result().status_code, quick.result().status_code) == (422, 200)
     assert held.sizes == [1]
+
+
+class Leaving(asyncio.Future):
+    """A request that is cancelled once it has been found waiting."""
+
+    found = False
+
+    def done(self) -> bool:
+        found, self.found = self.found, True
+        return found
+
+
+def test_batches_go_on_after_one_whose_only_picture_was_cancelled_while_it_was_taken(tiny):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        batcher = Batcher(tiny, Batching(), Metrics())
+        with batcher.started(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "create_future", lambda: Leaving(loop=loop))
+            leaving = batcher.submit(pixels)
+            patch.undo()
+            while not leaving.found:
+                await asyncio.sleep(0.001)
+            assert len(await asyncio.wait_for(batcher.submit(pixels), PATIENCE)) == 2
+            assert batcher.running
+
+    asyncio.run(scenario())
+
+
+def test_pictures_cancelled_in_the_middle_of_the_queue_are_not_run(held):
+    def pixels():
+        return np.zeros((8, 8, 3), np.uint8)
+
+    async def scenario() -> None:
+        batcher = Batcher(held, Batching(), Metrics())
+        with batcher.started():
+            first = batcher.submit(pixels())
+            while not held.sizes:
+                await asyncio.sleep(0.001)
+            waiting = [batcher.submit(pixels()) for _ in range(5)]
+            waiting[1].cancel()
+            waiting[3].cancel()
+            held.go.set()
+            await asyncio.gather(first, *waiting, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert held.sizes == [1, 3]

@@ -76,7 +76,7 @@ def test_an_access_log_has_a_line_for_each_request(tiny_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_what_was_accepted_refuses_what_is_new_and_exits_with_0(tiny_path, number):
     with started("--model", tiny_path) as (process, client, _), connect(client) as upload:
-        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(PICTURE)}\r\n\r\n"
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(PICTURE)}\r\n\r\n"
         upload.sendall(head.encode() + PICTURE[:50])
         wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 1)
         process.send_signal(number)
@@ -85,6 +85,7 @@ def test_a_signal_finishes_what_was_accepted_refuses_what_is_new_and_exits_with_
         upload.sendall(PICTURE[50:])
         answer = upload.recv(65536)
         assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert b"\r\nconnection: close\r\n" in answer.lower()
         assert process.wait(PATIENCE) == 0
         assert process.stderr.read() == ""
 
@@ -99,7 +100,7 @@ def refuses(client: httpx.Client) -> bool:
 
 def test_an_upload_that_never_ends_does_not_keep_a_stopping_server(tiny_path):
     with started("--model", tiny_path, "--timeout", 0.5) as (process, client, _), connect(client) as upload:
-        upload.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
+        upload.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
         wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 1)
         process.terminate()
         assert process.wait(PATIENCE) == 0
@@ -133,6 +134,56 @@ def test_without_the_extra_it_says_how_to_get_it(package):
     done = run(sys.executable, "-c", f"{missing}; from imgcls_serve.cli import main; main()")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "pip install 'imgcls-infer[serve]'" in done.stderr
+
+
+def test_an_allowed_host_is_answered_beside_the_machines_own_and_another_is_not(tiny_path):
+    with started("--model", tiny_path, "--allowed-host", "cats.example.org") as (_, client, _):
+        found = {
+            host: client.get("/healthz", headers={"Host": host}).status_code for host in ("cats.example.org", "x.org")
+        }
+        assert (found, client.get("/healthz").status_code) == ({"cats.example.org": 200, "x.org": 403}, 200)
+
+
+def test_an_allowed_host_that_is_none_is_a_usage_error():
+    status, text = failed("--allowed-host", "http://cats.example.org/")
+    assert (status, "--allowed-host http://cats.example.org/: not a host's name" in text) == (2, True)
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_it_serves_without_standard_streams_and_its_sockets_do_not_take_their_place(tiny_path, redirection):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = f'exec "$@" {redirection}'
+    command = ["sh", "-c", line, "sh", *COMMAND, "--port", str(port), "--model", str(tiny_path)]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client:
+            wait_until(lambda: not refuses(client))
+            assert post(client, PICTURE).status_code == 200
+            streams = {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)}
+            assert not [target for target in streams if target.startswith(("socket:", "anon_inode:"))]
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_it_serves_on_when_the_reader_of_its_messages_has_gone(tiny_path):
+    with started("--model", tiny_path, "--access-log") as (process, client, _):
+        process.stderr.close()
+        assert [post(client, PICTURE).status_code for _ in range(3)] == [200] * 3
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_standard_output_that_cannot_be_written_is_one_line(option):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, option], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "error: standard output can't be written (No space left on device)\n")
 
 
 def test_help_has_an_example():

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from unittest.mock import Mock
 
 import pytest
 from imgcls_serve import server
 from imgcls_serve.limits import Limits
 from infer.pictures import encode, noise
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 
-from .harness import PATIENCE, HeldPredictor, connect, metrics, post, serving, wait_until
+from .harness import PATIENCE, HeldPredictor, connect, metrics, post, running, serving, wait_until
 
 PICTURE = encode(noise(8, 8), "PNG")
-UPLOAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+UPLOAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
 
 
 def received(connection: socket.socket) -> bytes:
@@ -28,13 +34,20 @@ def received(connection: socket.socket) -> bytes:
 # --- bytes ---
 
 
-def test_a_body_that_says_it_is_too_large_is_refused(tiny):
+@pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])
+@pytest.mark.parametrize("length", [b"1001", b"9" * 18])
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(tiny, expect, length):
+    with serving(tiny, limits=Limits(max_bytes=1000)) as client, connect(client) as connection:
+        connection.sendall(UPLOAD.replace(b"1000\r\n", length + b"\r\n" + expect))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_of_exactly_the_limit_is_accepted(tiny):
     with serving(tiny, limits=Limits(max_bytes=len(PICTURE))) as client:
         assert post(client, PICTURE).status_code == 200
         response = post(client, PICTURE + b"x")
         assert response.status_code == 413
         assert f"more than {len(PICTURE)} bytes" in response.json()["error"]
-        assert post(client, PICTURE).status_code == 200
 
 
 def test_a_body_that_does_not_say_its_length_is_cut_off(tiny):
@@ -166,6 +179,54 @@ def test_a_client_that_leaves_in_the_middle_leaves_its_place(tiny, caplog):
         wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 0)
         assert post(client, PICTURE).status_code == 200
     assert caplog.records == []
+
+
+# --- clients that do not read ---
+
+
+def test_a_client_that_sends_requests_and_reads_no_answer_is_closed(tiny, monkeypatch):
+    monkeypatch.setattr(server, "_UNREAD_SECONDS", 0.2)
+    with serving(tiny) as client, connect(client) as connection:
+        number = 20_000_000 // len(client.get("/").content)
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * number)
+        time.sleep(1)
+        with suppress(ConnectionResetError):
+            assert received(connection).count(b"HTTP/1.1 200 OK") < number
+        assert post(client, PICTURE).status_code == 200
+
+
+def test_a_client_that_reads_slowly_gets_the_whole_answer(monkeypatch):
+    monkeypatch.setattr(server, "_UNREAD_SECONDS", 0.1)
+    whole = Response(bytes(20_000_000))
+    with running(Starlette(routes=[Route("/", lambda _: whole)])) as client, connect(client) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        count = 0
+        while part := connection.recv(1_000_000):
+            count += len(part)
+            time.sleep(0.01)
+    assert count > 20_000_000
+
+
+@pytest.mark.parametrize(("waiting", "reads"), [(0, True), (16, True), (17, False)])
+def test_nothing_more_is_read_while_a_client_is_far_ahead_of_its_answers(waiting, reads):
+    """With httptools, which parses requests ahead of their turn."""
+    protocol = server._Protocol.__new__(server._Protocol)
+    protocol.pipeline = [None] * waiting
+    transport = Mock()
+    flow = server._Flow(transport, protocol._far_ahead)
+    flow.pause_reading()
+    flow.resume_reading()
+    assert transport.resume_reading.called == reads
+
+
+def test_what_is_no_http_is_a_bad_request_in_json(tiny):
+    with serving(tiny) as client, connect(client) as connection:
+        connection.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
+        head, _, body = received(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"content-type: application/json" in head.lower()
+    assert f"content-length: {len(body)}".encode() in head.lower()
+    assert json.loads(body) == {"error": "not a valid HTTP request"}
 
 
 # --- many at once ---

@@ -170,6 +170,22 @@ def test_a_model_that_fails_is_500_and_says_so(tiny_path):
         assert client.get("/healthz").status_code == 200  # one batch failed, the next may not
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_answer_that_json_cannot_hold_is_500_with_one_line(tiny_path, caplog, value):
+    from imgcls_infer import Predictor
+
+    class Broken(Predictor):
+        def run(self, pixels):
+            return tuple(np.full((len(pixels), len(CLASSES)), value, np.float32) for _ in range(2))
+
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": [7] * 192}
+    with serving(Broken(tiny_path)) as client:
+        for response in (post(client, PICTURE), client.post("/v2/models/tiny/infer", json={"inputs": [tensor]})):
+            assert response.status_code == 500
+            assert response.json() == {"error": "the model's answer has numbers that are not finite; export it again"}
+    assert [record.exc_info for record in caplog.records] == [None, None]
+
+
 # --- about the service ---
 
 
@@ -219,7 +235,7 @@ def test_an_answer_does_not_wait_until_the_client_has_acknowledged_its_head(clie
     with connect(client) as connection:
         for _ in range(40):
             started = time.perf_counter()
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             answer = b""
             while not answer.endswith(b"}"):
                 answer += connection.recv(65536)

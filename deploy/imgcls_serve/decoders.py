@@ -1,0 +1,118 @@
+"""Threads that decode, shared fairly between requests.
+
+Each request's pictures wait in a queue of their own. The next picture is one of the request that is furthest behind in
+the decoders' time: so requests get equal shares of that time, and a new one does not wait until others have had theirs.
+The last idle decoder is kept for requests that hold none and have used little: so one request, however many pictures it
+has, never holds all decoders where there are two or more, and several requests of slow pictures do not for long.
+
+A picture of a request that is gone is not decoded. A decode that is under way cannot be interrupted.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Work = TypeVar("Work")
+
+_LITTLE = 0.25  # seconds of decoding
+
+
+@dataclass(eq=False)
+class Request(Generic[Work]):
+    """waiting: what no decoder has begun. start: what the clock showed when it came.
+
+    used: seconds of the decoders' time. held: decoders that are at work for it.
+    """
+
+    waiting: deque[Work]
+    start: float = 0.0
+    used: float = 0.0
+    held: int = 0
+
+    @property
+    def turn(self) -> float:
+        return self.start + self.used
+
+
+class Decoders(Generic[Work]):
+    """`count` threads that call `decode`, which must not raise, with each piece of work of the requests."""
+
+    def __init__(self, decode: Callable[[Work], None], count: int) -> None:
+        self._decode = decode
+        self._threads = [threading.Thread(target=self._serve, name=f"decode-{i}", daemon=True) for i in range(count)]
+        self._changed = threading.Condition()  # guards what follows
+        self._requests: list[Request[Work]] = []  # those with waiting work, in the order in which they came
+        self._clock = 0.0  # a request's fair share of the time so far: where those that come now start
+        self._idle = count
+        self._stopping = False
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Begin nothing more. Does not wait for what is under way."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def add(self, work: Iterable[Work]) -> Request[Work]:
+        request = Request(deque(work))
+        with self._changed:
+            request.start = self._clock
+            if request.waiting:
+                self._requests.append(request)
+                self._changed.notify()
+        return request
+
+    def drop(self, request: Request[Work]) -> list[Work]:
+        """What no decoder has begun, which none will begin any more."""
+        with self._changed:
+            dropped = list(request.waiting)
+            if dropped:
+                self._requests.remove(request)
+                request.waiting.clear()
+        return dropped
+
+    def _serve(self) -> None:
+        while begun := self._begin():
+            request, work = begun
+            started = time.perf_counter()
+            self._decode(work)
+            seconds = time.perf_counter() - started
+            with self._changed:
+                request.used += seconds
+                self._clock += seconds / (len(self._requests) + 1)
+                request.held -= 1
+                self._idle += 1
+            del begun, work  # a picture file, and the thread may wait for long
+
+    def _begin(self) -> tuple[Request[Work], Work] | None:
+        """The next piece of work, once there is one; None when the decoders stop."""
+        with self._changed:
+            while not (request := self._next()):
+                if self._stopping:
+                    return None
+                self._changed.wait()
+            work = request.waiting.popleft()
+            if not request.waiting:
+                self._requests.remove(request)
+            request.held += 1
+            self._idle -= 1
+            if self._next():
+                self._changed.notify()
+            return request, work
+
+    def _next(self) -> Request[Work] | None:
+        """The request whose turn it is, if an idle decoder may begin anything."""
+        if not self._idle or self._stopping:
+            return None
+        eligible: Iterable[Request[Work]] = self._requests
+        if self._idle == 1 < len(self._threads):
+            eligible = (request for request in eligible if not request.held and request.used < _LITTLE)
+        return min(eligible, key=lambda request: request.turn, default=None)

@@ -1,0 +1,22 @@
+"""JSON as its specification has it: without NaN and Infinity, which most readers refuse."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from imgcls_infer.errors import ModelError
+from starlette.responses import JSONResponse
+
+
+def strict_json(document: Any, **layout: Any) -> str:
+    """layout: options of json.dumps. Raises ModelError: numbers that are not finite can only come from the model."""
+    try:
+        return json.dumps(document, allow_nan=False, **layout)
+    except ValueError as error:
+        raise ModelError("the model's answer has numbers that are not finite; export it again") from error
+
+
+class StrictJSONResponse(JSONResponse):
+    def render(self, content: Any) -> bytes:
+        return strict_json(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8")

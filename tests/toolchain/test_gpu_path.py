@@ -1,0 +1,323 @@
+"""What the CUDA branches leave behind, seen on the CPU: values, identities, devices and recorded calls."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from imgcls_infer.manifest import ResizePolicy
+
+from imgcls import evaluation
+from imgcls.device import float32
+from imgcls.errors import TrainingError
+from imgcls.networks.classifier import Classifier
+from imgcls.networks.registry import find
+from imgcls.runtimes import run_module
+from imgcls.training import cuda_graphs, learner, loop, model, outcome, run, sets, train, train_config
+from imgcls.training.cuda_graphs import GraphedStep
+from imgcls.training.distributed import Group, process_group
+from imgcls.training.runs import load_state
+from imgcls.training.sets import load_sets
+
+RECIPE = find("cnn").recipe("default")
+CPU = torch.device("cpu")
+
+
+# --- the optimiser: a CUDA graph keeps Python numbers, and reads tensors at their addresses
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_one_cycle_moves_the_learning_rate_and_leaves_momentum_alone(name):
+    recipe = replace(RECIPE, optimizer=name)
+    optimizer = learner._optimizer([torch.nn.Parameter(torch.ones(1))], recipe, CPU)
+    scheduler = learner._scheduler(optimizer, recipe, 20)
+    rates = set()
+    for _ in range(20):
+        group = optimizer.param_groups[0]
+        assert group.get("betas", (0.9, 0.999)) == (0.9, 0.999)
+        assert group.get("momentum", 0.9) == 0.9
+        rates.add(float(group["lr"]))
+        optimizer.step()
+        scheduler.step()
+    assert len(rates) == 20
+    assert max(rates) == pytest.approx(recipe.learning_rate, rel=0.02)
+
+
+def test_a_restored_learning_rate_is_the_same_tensor_on_its_own_device():
+    """As a run on CUDA has it: a state that was read from a file lies on the CPU."""
+    saved = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=torch.tensor(0.25), fused=True)
+    for device in ("cpu", "meta"):
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)
+        rate = optimizer.param_groups[0]["lr"] = torch.tensor(0.004, device=device)
+        learner._restore_optimizer(optimizer, saved.state_dict())
+        assert optimizer.param_groups[0]["lr"] is rate
+        assert rate.device.type == device
+        assert device == "meta" or float(rate) == 0.25
+
+
+def test_a_state_from_another_device_does_not_say_how_this_one_computes():
+    saved = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=torch.tensor(0.25), capturable=True)
+    optimizer = learner._optimizer([torch.nn.Parameter(torch.ones(1))], RECIPE, CPU)
+    learner._restore_optimizer(optimizer, saved.state_dict())
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["fused"], group["capturable"]) == (0.25, True, False)
+    assert type(group["lr"]) is float
+
+
+def test_a_resumed_run_steps_by_the_tensor_that_its_optimizer_was_made_with(tmp_path, pictures, monkeypatch):
+    config = train_config(pictures, tmp_path / "a.pth", epochs=3, batch_size=4, device="cpu", run_dir=tmp_path / "run")
+    plain, made = learner._optimizer, []
+
+    def with_a_tensor(parameters, recipe, device):
+        optimizer = plain(parameters, recipe, device)
+        optimizer.param_groups[0]["lr"] = torch.tensor(recipe.learning_rate)
+        made.append((optimizer, optimizer.param_groups[0]["lr"]))
+        return optimizer
+
+    monkeypatch.setattr(learner, "_optimizer", with_a_tensor)
+    whole = train(config.changed(output=tmp_path / "whole.pth", run_dir=tmp_path / "whole"))
+
+    def no_more(begun, interrupts):
+        begun.learner.begin(1)
+        begun.learner.step(next(begun.feed.shares(0)))
+        begun.progress.step = 1
+        begun.save()
+        raise TrainingError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "fit", no_more)
+        with pytest.raises(TrainingError, match="stopped"):
+            train(config)
+    resumed = train(config, resume=tmp_path / "run")
+    optimizer, rate = made[-1]
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == float(made[0][1])
+    assert resumed.checkpoint.manifest.weights_sha256 == whole.checkpoint.manifest.weights_sha256
+    assert load_state(tmp_path / "run")["step"] == 0
+
+
+# --- which GPU
+
+
+def test_a_gpu_that_was_named_is_the_current_one_and_no_other_is_touched(monkeypatch):
+    made_current = []
+    monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        with process_group(torch.device(name)) as (group, device):
+            assert (group.size, str(device)) == (1, name)
+    assert made_current == [torch.device("cuda:1")]
+
+
+# --- the graph
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """A torch.cuda that writes down what is asked of it, and captures nothing."""
+    found = []
+
+    class Stream:
+        def wait_stream(self, other):
+            found.append("wait")
+
+    class Graph:
+        def replay(self):
+            found.append("replay")
+
+    main = Stream()
+
+    @contextmanager
+    def graph(graph, stream):
+        found.append(("capture", stream))
+        try:
+            yield
+        except RuntimeError:
+            raise RuntimeError("operation failed due to a previous error during capture\nmore") from None
+        found.append("captured")
+
+    @contextmanager
+    def on(stream):
+        found.append(("on", stream))
+        yield
+
+    fakes = {"Stream": Stream, "CUDAGraph": Graph, "graph": graph, "stream": on, "current_stream": lambda: main}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(cuda_graphs, "gc", SimpleNamespace(collect=lambda: found.append("collect")))
+    return found
+
+
+def test_a_step_warms_up_and_is_captured_on_one_stream_after_old_graphs_are_gone(calls):
+    seen = []
+    step = GraphedStep(lambda rows, pictures, size: seen.append((rows, size)), 4)
+    for number in range(6):
+        step(torch.full((4,), number), None, 4)
+    step(torch.tensor([9]), None, 1)
+    stream = step._stream
+    warm = ["wait", ("on", stream), "wait"]
+    assert calls == [*warm * 3, "collect", ("capture", stream), "captured", *["replay"] * 3]
+    assert [rows.tolist() for rows, _ in seen[:3]] == [[0] * 4, [1] * 4, [2] * 4]
+    assert seen[3][0].tolist() == [5] * 4  # the captured step's rows: filled anew for each replay
+    assert seen[4][0].tolist() == [9]
+    assert len(seen) == 5
+
+
+def test_a_step_that_cannot_be_captured_ends_the_run_and_says_why_and_what_to_do(calls):
+    def step(rows, pictures, size):
+        if "collect" in calls:
+            raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
+
+    graphed = GraphedStep(step, 4)
+    rows = torch.arange(4)
+    for _ in range(3):
+        graphed(rows, None, 4)
+    with pytest.raises(TrainingError) as caught:
+        graphed(rows, None, 4)
+    message = str(caught.value)
+    assert "operation not permitted when stream is capturing" in message
+    assert "--no-cuda-graphs" in message
+    assert "previous error" not in message
+    assert "\n" not in message
+
+
+def test_an_earlier_runs_graph_is_destroyed_before_a_capture_begins(calls, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "gc", gc)
+    destroyed = []
+
+    class Old:
+        def __del__(self):
+            destroyed.append("captured" in calls)
+
+    old = Old()
+    old.itself = old
+    del old
+    graphed = GraphedStep(lambda rows, pictures, size: None, 1)
+    for _ in range(4):
+        graphed(torch.zeros(1, dtype=torch.int64), None, 1)
+    assert destroyed == [False]
+
+
+# --- float32 means float32
+
+
+def precisions():
+    return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+
+class Watched(torch.nn.Module):
+    """A network that writes down, at each call, how products of float32 are computed on CUDA, and whether it learns."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3 * 32 * 32, 3)
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append((self.training, *precisions()))
+        return self.layer(x.flatten(1))
+
+
+@pytest.fixture(params=["torch's default", "older switches", "newer switches"])
+def tf32(request):
+    """A process that uses TF32, in cuDNN alone or everywhere, told so in each of torch's two ways."""
+    before = precisions()
+    if request.param == "older switches":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    elif request.param == "newer switches":
+        torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield precisions()
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+    torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_float32_is_without_tf32_and_puts_the_switches_back(tf32):
+    assert "tf32" in tf32
+    with float32():
+        assert precisions() == ("ieee", "ieee")
+        torch.nn.functional.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3))
+    assert precisions() == tf32
+    with pytest.raises(KeyError), float32():
+        raise KeyError
+    assert precisions() == tf32
+    assert torch.backends.cudnn.allow_tf32  # the older switch still answers
+
+
+def test_evaluation_and_verification_are_without_tf32(tf32):
+    network = Watched()
+    classifier = Classifier(network, 32, (0.5,) * 3, (0.5,) * 3)
+    pixels = np.zeros((2, 32, 32, 3), np.uint8)
+    evaluation.predict_logits(classifier, torch.from_numpy(pixels))
+    run_module(classifier)(pixels)
+    assert [seen[1:] for seen in network.seen] == [("ieee", "ieee")] * 2
+    assert precisions() == tf32
+
+
+def test_a_trainings_figures_are_without_tf32_and_its_steps_are_as_the_process_has_it(
+    tmp_path, pictures, monkeypatch, tf32
+):
+    network = Watched()
+    monkeypatch.setattr(model, "build_network", lambda *_: network)
+    config = train_config(
+        pictures, tmp_path / "a.pth", pictures, epochs=1, batch_size=4, val_fraction=0.25, device="cpu"
+    )
+    monkeypatch.setattr(loop, "write_checkpoint", lambda *_: None)
+    monkeypatch.setattr(outcome, "write_checkpoint", lambda *_: None)
+    monkeypatch.setattr(outcome, "load_checkpoint", lambda _: SimpleNamespace(state_dict=network.state_dict()))
+    train(config)
+    steps = {seen[1:] for seen in network.seen if seen[0]}
+    figures = {seen[1:] for seen in network.seen if not seen[0]}
+    assert steps == {tf32}
+    assert figures == {("ieee", "ieee")}
+    assert precisions() == tf32
+
+
+# --- several processes
+
+
+def test_the_leading_process_decodes_alone_before_any_collective_starts(tmp_path, pictures, monkeypatch):
+    """However long it takes: what the others wait in is no collective, which gives up after minutes."""
+    events, store = [], dist.HashStore()
+    pack = sets.pack_folder
+
+    def slow(*arguments):
+        events.append(f"{threading.current_thread().name} begins")
+        if threading.current_thread().name == "0":
+            time.sleep(0.2)
+        packed = pack(*arguments)
+        events.append(f"{threading.current_thread().name} has its pictures")
+        return packed
+
+    monkeypatch.setattr(sets, "pack_folder", slow)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, rank, **__: events.append(f"collectives {rank}"))
+    monkeypatch.setattr(dist, "barrier", lambda: events.append("collective"))
+    config = train_config(pictures, tmp_path / "a.pth", cache_dir=tmp_path / "cache")
+
+    def process(rank):
+        group = Group(rank, 2, store)
+        load_sets(config, ResizePolicy(32), CPU, group, lambda line: None)
+        group.start(CPU)
+
+    threads = [threading.Thread(target=process, args=[rank], name=str(rank)) for rank in (1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert events[:4] == ["0 begins", "0 has its pictures", "1 begins", "1 has its pictures"]
+    assert sorted(events[4:]) == ["collectives 0", "collectives 1"]
+
+
+def test_training_starts_the_collectives_once_the_pictures_are_there(tmp_path, pictures, monkeypatch):
+    events = []
+    load, start = run.load_sets, Group.start
+    monkeypatch.setattr(run, "load_sets", lambda *given: [load(*given), events.append("pictures")][0])
+    monkeypatch.setattr(Group, "start", lambda *given: [start(*given), events.append("collectives")][0])
+    train(train_config(pictures, tmp_path / "a.pth", epochs=1, device="cpu"))
+    assert events == ["pictures", "collectives"]

@@ -51,6 +51,9 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_JPEG_SCANS = 100
 """A progressive JPEG has about ten. Each goes over all pixels in a few bytes: thousands of them would take minutes."""
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif")
+"""Lower-case suffixes by which a folder's pictures are found. A file that is named by itself may be called anything."""
+
 _STRIP_ROWS = 256
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {

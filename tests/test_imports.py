@@ -195,6 +195,7 @@ LAYERS = {
     "imgcls_infer.errors": 1,
     "imgcls_infer.manifest": 2,
     "imgcls_infer.external": 2,
+    "imgcls_infer.png_rows": 2,
     "imgcls_infer.preprocess": 3,
     "imgcls_infer.session": 3,
     "imgcls_infer.pipeline": 0,  # knows of nothing here

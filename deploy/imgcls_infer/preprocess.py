@@ -170,6 +170,8 @@ def _open_rgb(source: Any, name: str) -> Image.Image:
     del data
     with _translated(name), image_class(file) as image:
         _load(image, name)
+        if image.format == "PNG":
+            _require_all_rows(image, file, name)
         file.close()  # and frees it: a large file is not kept beside its pixels
         return _upright_rgb(image, name)
 
@@ -178,6 +180,21 @@ def _load(image: Image.Image, name: str) -> None:
     # Pillow has an animation's canvas, two frames and the file in memory at once to read a WebP, 16 bytes a pixel
     _check_size(image.size, name, MAX_PIXELS // 2 if image.format == "WEBP" else MAX_PIXELS)
     image.load()
+
+
+def _require_all_rows(image: Image.Image, file: io.BytesIO, name: str) -> None:
+    """Raises ImageError where a PNG's compressed data end early: Pillow leaves the rest black.
+
+    The data are inflated a second time only where that may be so: the last pixel is 0, or the picture is interlaced.
+    """
+    last = image.getpixel((image.width - 1, image.height - 1))
+    if "interlace" not in image.info and last not in (0, (0, 0), (0, 0, 0), (0, 0, 0, 0)):
+        return
+    from imgcls_infer.png_rows import has_all_rows
+
+    with file.getbuffer() as data:
+        if not has_all_rows(data):
+            raise ImageError(f"{name}: damaged picture (its compressed data end before the last row)")
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -55,6 +55,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif")
 """Lower-case suffixes by which a folder's pictures are found. A file that is named by itself may be called anything."""
 
 _STRIP_ROWS = 256
+_EXIF = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -158,7 +159,7 @@ def _open_rgb(source: Any, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         with _translated(name):
             _load(source, name)
-            return _upright_rgb(source, name)
+            return _upright_rgb(source, source.info.get("exif", b""), name)
     if isinstance(source, (str, os.PathLike)):
         data = read_file(source, name)
     elif isinstance(source, (bytes, bytearray, memoryview)):
@@ -173,7 +174,7 @@ def _open_rgb(source: Any, name: str) -> Image.Image:
         if image.format == "PNG":
             _require_all_rows(image, file, name)
         file.close()  # and frees it: a large file is not kept beside its pixels
-        return _upright_rgb(image, name)
+        return _upright_rgb(image, _exif_block(image), name)
 
 
 def _load(image: Image.Image, name: str) -> None:
@@ -197,9 +198,17 @@ def _require_all_rows(image: Image.Image, file: io.BytesIO, name: str) -> None:
             raise ImageError(f"{name}: damaged picture (its compressed data end before the last row)")
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    orientation = exif_orientation(image.info.get("exif", b""))
-    return _oriented(_to_rgb(image, name), orientation)
+def _exif_block(image: ImageFile) -> bytes:
+    """An opened file's EXIF block. A JPEG may have it in several segments, of which Pillow 10.1 gives the first."""
+    if image.format != "JPEG":
+        return bytes(image.info.get("exif", b""))
+    application: list[tuple[str, bytes]] = image.applist  # type: ignore[attr-defined]
+    segments = [data for kind, data in application if kind == "APP1" and data.startswith(_EXIF)]
+    return b"".join(segment[len(_EXIF) :] for segment in segments)
+
+
+def _upright_rgb(image: Image.Image, exif: bytes, name: str) -> Image.Image:
+    return _oriented(_to_rgb(image, name), exif_orientation(exif))
 
 
 @contextmanager
@@ -373,7 +382,7 @@ def exif_orientation(exif: bytes) -> int:
     Read here rather than by Pillow, whose answer depends on its version (XMP, raw profiles) and costs an import of its
     TIFF reader. Layout: EXIF 2.32, section 4.5: a TIFF header, then IFD0 of 12-byte entries.
     """
-    tiff = exif[6:] if exif[:6] == b"Exif\x00\x00" else exif
+    tiff = exif.removeprefix(_EXIF)
     order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
     if order is None:
         return 1

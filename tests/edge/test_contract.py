@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from imgcls_infer.errors import ImageError
 from imgcls_infer.manifest import INTERPOLATIONS, RESIZE_MODES, ResizePolicy
 from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
@@ -57,6 +59,12 @@ def test_python_decodes_as_specified(vector):
     assert pixels_sha256(preprocess(data, FILE_POLICY)) == vector["sha256"]
 
 
+@pytest.mark.parametrize("vector", VECTORS["refused"], ids=lambda vector: vector["name"])
+def test_python_refuses_as_specified(vector):
+    with pytest.raises(ImageError, match="damaged picture"):
+        decode_rgb(base64.b64decode(vector["data"]), vector["name"])
+
+
 @pytest.mark.parametrize("vector", VECTORS["one_hot"], ids=lambda vector: vector["interpolation"])
 def test_the_weights_are_as_specified(vector):
     size = vector["size"]
@@ -77,10 +85,35 @@ def test_javascript_resizes_as_specified(stage1):
 
 
 def test_javascript_decodes_png_files_as_specified(stage1):
-    vectors = [vector for vector in VECTORS["files"] if vector["name"].endswith(".png")]
+    vectors = named(VECTORS["files"], ".png")
     answers = stage1([{"file": vector["data"], "policy": in_javascript(FILE_POLICY)} for vector in vectors])
     keys = ("width", "height", "decoded_sha256", "sha256")
     assert answers == [{key: vector[key] for key in keys} for vector in vectors]
+
+
+def named(vectors, suffix):
+    return [vector for vector in vectors if vector["name"].endswith(suffix)]
+
+
+def test_javascript_refuses_png_files_as_specified(stage1):
+    vectors = named(VECTORS["refused"], ".png")
+    answers = stage1([{"file": vector["data"], "policy": in_javascript(FILE_POLICY)} for vector in vectors])
+    reasons = {vector["name"]: answer.get("error", "") for vector, answer in zip(vectors, answers, strict=True)}
+    assert {name for name, reason in reasons.items() if not reason.startswith("the PNG file")} == set(), reasons
+
+
+def test_javascript_turns_jpeg_files_as_specified_and_refuses_those_that_end_early(stage1):
+    """The rest of a JPEG file is the browser's work."""
+    vectors, refused = named(VECTORS["files"], ".jpg"), named(VECTORS["refused"], ".jpg")
+    answers = stage1([{"bare": vector["data"]} for vector in (*vectors, *refused)])
+    turned = [answer["orientation"] for answer in answers[: len(vectors)]]
+    assert turned == [exif_orientation_of(vector) for vector in vectors]
+    assert answers[len(vectors) :] == [{"error": "the JPEG file ends early"}] * len(refused)
+
+
+def exif_orientation_of(vector):
+    with Image.open(io.BytesIO(base64.b64decode(vector["data"]))) as image:
+        return image.getexif().get(0x0112, 1)
 
 
 def test_the_vectors_cover_every_policy():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 import threading
 import warnings
@@ -432,6 +433,26 @@ def test_a_picture_with_damaged_exif_is_decoded_upright(kind):
     pixels = noise(8, 12)
     data = encode(pixels, kind, exif=DAMAGED_EXIF["directory beyond the end"])
     np.testing.assert_array_equal(decode_rgb(data, "picture"), decode_rgb(encode(pixels, kind), "picture"))
+
+
+def jpeg_with_exif(*parts: bytes) -> bytes:
+    """A JPEG file with APP1 segments of these contents."""
+    data = encode(noise(8, 12), "JPEG")
+    return data[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", 2 + len(part)) + part for part in parts) + data[2:]
+
+
+def test_an_exif_block_in_several_segments_of_a_jpeg_is_put_together():
+    """As cameras cut blocks of more than 64 KiB. Pillow 10.1 takes the first segment alone."""
+    head = b"Exif\0\0"
+    for place in range(6, len(WHOLE_EXIF) + 1):
+        data = jpeg_with_exif(WHOLE_EXIF[:place], head + WHOLE_EXIF[place : place + 4], head + WHOLE_EXIF[place + 4 :])
+        assert decode_rgb(data, "picture").shape == (12, 8, 3), f"cut at {place}"
+
+
+@pytest.mark.parametrize("first", [b"Exif\0\1" + WHOLE_EXIF[6:], b"http://ns.adobe.com/xap/1.0/\0", b"Exif"])
+def test_an_application_segment_of_another_name_is_no_exif_block(first):
+    assert decode_rgb(jpeg_with_exif(first), "picture").shape == (8, 12, 3)
+    assert decode_rgb(jpeg_with_exif(first, WHOLE_EXIF), "picture").shape == (12, 8, 3)
 
 
 # --- Pillow's warnings ---

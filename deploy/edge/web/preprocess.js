@@ -12,6 +12,7 @@ const STRIP_ROWS = 512; // a canvas of a whole photograph is more than some phon
 const JPEG_APP1 = 0xe1;
 const JPEG_APP2 = 0xe2;
 const JPEG_SCAN = 0xda;
+const JPEG_END = 0xd9;
 const WEBP_VP8X_METADATA = 0x20 | 0x08 | 0x04; // ICC profile, EXIF, XMP
 
 /** bytes: Uint8Array of a file. policy: {imageSize, mode, interpolation}. {width, height, data} of imageSize squared. */
@@ -95,8 +96,9 @@ export function withoutMetadata(bytes) {
 
 function bareJpeg(bytes) {
   const copy = bytes.slice();
-  let exif = null;
-  for (let at = 2; at + 4 < bytes.length && bytes[at] === 0xff && bytes[at + 1] !== JPEG_SCAN; ) {
+  const exif = []; // the parts of one block, a segment each
+  let at = 2;
+  while (at + 4 < bytes.length && bytes[at] === 0xff && bytes[at + 1] !== JPEG_SCAN) {
     if (bytes[at + 1] === 0xff) {
       at += 1; // a fill byte
       continue;
@@ -104,12 +106,30 @@ function bareJpeg(bytes) {
     const [marker, length] = [bytes[at + 1], (bytes[at + 2] << 8) | bytes[at + 3]];
     if (marker === JPEG_APP1 || marker === JPEG_APP2) {
       const isExif = String.fromCharCode(...bytes.subarray(at + 4, at + 10)) === "Exif\0\0";
-      if (isExif && !exif) exif = bytes.subarray(at + 10, at + 2 + length);
+      if (isExif && marker === JPEG_APP1) exif.push(bytes.subarray(at + 10, at + 2 + length));
       copy.fill(0, at + 4, at + 10); // the segment's name: nobody knows it any more
     }
     at += 2 + length;
   }
-  return { bytes: copy, orientation: exif ? orientationOf(exif) : 1 };
+  if (!hasEndMarker(bytes, at)) throw new Error("the JPEG file ends early"); // which browsers show in part
+  return { bytes: copy, orientation: orientationOf(joined(exif)) };
+}
+
+function joined(parts) {
+  const whole = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
+}
+
+function hasEndMarker(bytes, from) {
+  for (let at = bytes.indexOf(0xff, from); at >= 0; at = bytes.indexOf(0xff, at + 1)) {
+    if (bytes[at + 1] === JPEG_END) return true;
+  }
+  return false;
 }
 
 function bareWebp(bytes) {

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 from imgcls_infer.errors import ImageError
 from imgcls_infer.manifest import INTERPOLATIONS, RESIZE_MODES, ResizePolicy
-from imgcls_infer.preprocess import decode_rgb, preprocess
+from imgcls_infer.preprocess import MAX_PIXELS, decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
-from infer.pictures import encode, exif, noise
+from infer.pictures import chunk, encode, exif, noise
 
 from .conftest import encoded
 from .pngs import PNGS, png_of
@@ -92,3 +94,47 @@ def test_damaged_files_are_refused_as_python_refuses_them(stage1):
         assert set(answer) == {"error"}, data[:20]
         with pytest.raises(ImageError):
             preprocess(data, ResizePolicy(9))
+
+
+# --- limits ---
+
+POLICY = policy_of(ResizePolicy(64))
+
+
+def png_that_claims(width, height):
+    """A small file: the limit holds before the pixels are read."""
+    small = encode(noise(1, 1), "PNG")
+    return small[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + small[33:]
+
+
+def reasons(stage1, requests):
+    return [answer.get("error", "") for answer in stage1([{**request, "policy": POLICY} for request in requests])]
+
+
+def test_a_png_over_the_pixel_limit_is_refused_from_its_header(stage1):
+    sizes = [(MAX_PIXELS, 1), (MAX_PIXELS + 1, 1), (30_000, 30_000), (2**31 - 1, 2**31 - 1)]
+    files = [encoded(png_that_claims(*size)) for size in sizes]
+    within, *over = reasons(stage1, [{"file": file} for file in files])
+    assert within == "the PNG file ends early"
+    assert over == [f"{w} x {h} pixels are more than {MAX_PIXELS}; shrink it" for w, h in sizes[1:]]
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("JPEG", MAX_PIXELS), ("GIF", MAX_PIXELS), ("WEBP", MAX_PIXELS // 2)])
+def test_what_the_browser_decodes_to_more_pixels_than_the_limit_is_refused(stage1, kind, limit):
+    file = encoded(encode(noise(4, 4), kind))
+    bitmaps = [{"width": limit, "height": 1}, {"width": limit // 2 + 1, "height": 2}]
+    within, over = reasons(stage1, [{"file": file, "bitmap": bitmap} for bitmap in bitmaps])
+    assert within == "OffscreenCanvas is not defined"  # which comes after the limit, and which Node lacks
+    assert over == f"{limit // 2 + 1} x 2 pixels are more than {limit}; shrink it"
+
+
+def test_a_picture_too_elongated_to_crop_is_refused_as_python_refuses_it(stage1):
+    def pixels(width):
+        return np.zeros((1, width, 3), np.uint8)
+
+    short, long = 900, MAX_PIXELS // 64**2 + 1
+    requests = [{"pixels": encoded(pixels(width)), "width": width, "height": 1} for width in (short, long)]
+    assert reasons(stage1, requests) == ["", f"{long} x 1 is too elongated to crop"]
+    preprocess(pixels(short), ResizePolicy(64))
+    with pytest.raises(ImageError, match="too elongated to crop"):
+        preprocess(pixels(long), ResizePolicy(64))

@@ -25,7 +25,7 @@ export async function decode(bytes) {
   if (bytes.length > MAX_FILE_BYTES) throw new Error(`a file of more than ${MAX_FILE_BYTES} bytes; shrink it`);
   if (isPng(bytes)) {
     const { width, height, exif } = pngHeader(bytes);
-    requireSize(width, height);
+    requireSize(width, height, MAX_PIXELS);
     return oriented(await decodePng(bytes), exif ? orientationOf(exif) : 1);
   }
   const file = withoutMetadata(bytes);
@@ -36,7 +36,7 @@ export async function decode(bytes) {
     throw new Error("a damaged picture, or one that this browser can't decode");
   });
   try {
-    requireSize(bitmap.width, bitmap.height);
+    requireSize(bitmap.width, bitmap.height, file.type === "image/webp" ? MAX_PIXELS / 2 : MAX_PIXELS);
     return oriented(readPixels(bitmap), file.orientation);
   } finally {
     bitmap.close();
@@ -77,8 +77,8 @@ function moved(image, left, top, side) {
   return result;
 }
 
-function requireSize(width, height) {
-  if (width * height > MAX_PIXELS) throw new Error(`${width} x ${height} pixels are more than ${MAX_PIXELS}; shrink it`);
+function requireSize(width, height, limit) {
+  if (width * height > limit) throw new Error(`${width} x ${height} pixels are more than ${limit}; shrink it`);
 }
 
 /**

@@ -318,9 +318,41 @@ def test_strips_give_what_one_composite_of_the_whole_gives(height):
     np.testing.assert_array_equal(decode_rgb(encode(rgba, "PNG"), "picture"), np.asarray(whole))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBX", "CMYK", "YCbCr", "HSV", "RGBA", "LA", "PA", "RGBa", "I"])
-def test_a_pil_image_of_any_mode_is_taken(mode):
-    assert preprocess(Image.new(mode, (9, 7)), ResizePolicy(8)).shape == (8, 8, 3)
+RGB, ALPHA = noise(8, 8), noise(8, 8, seed=1)[..., 0]
+GREY, HIGH = (channel[..., None].repeat(3, 2) for channel in (RGB[..., 0], RGB[..., 1]))
+PALETTE = Image.fromarray(RGB).quantize(64)  # a colour a pixel: nothing is lost
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    image.putalpha(Image.fromarray(ALPHA))
+    return image
+
+
+OF_EVERY_MODE = {  # image, the RGB that it stands for, how far its mode is from that
+    "1": (Image.fromarray(RGB[..., 0] > 127), np.where(GREY > 127, 255, 0), 0),
+    "L": (Image.fromarray(RGB[..., 0]), GREY, 0),
+    "P": (PALETTE, RGB, 0),
+    "RGBX": (Image.fromarray(np.dstack([RGB, ALPHA]), "RGBX"), RGB, 0),
+    "CMYK": (Image.fromarray(RGB).convert("CMYK"), RGB, 0),
+    "YCbCr": (Image.fromarray(RGB).convert("YCbCr"), RGB, 4),
+    "HSV": (Image.fromarray(RGB).convert("HSV"), RGB, 6),
+    "I": (Image.fromarray(HIGH[..., 0].astype(np.int32) * 256 + ALPHA), HIGH, 0),
+    "I;16": (Image.fromarray(HIGH[..., 0].astype(np.uint16) * 256 + ALPHA), HIGH, 0),
+    "RGBA": (with_alpha(Image.fromarray(RGB)), over_white(RGB, ALPHA), 1),
+    "RGBa": (with_alpha(Image.fromarray(RGB)).convert("RGBa"), over_white(RGB, ALPHA), 2),
+    "LA": (with_alpha(Image.fromarray(RGB[..., 0])), over_white(GREY, ALPHA), 1),
+    "PA": (with_alpha(PALETTE.convert("PA")), over_white(RGB, ALPHA), 1),
+}
+
+
+@pytest.mark.parametrize("mode", OF_EVERY_MODE)
+def test_a_pil_image_of_any_mode_gives_its_colours(mode):
+    """Transparency is laid over white, and 16 bits keep the high byte."""
+    image, expected, tolerance = OF_EVERY_MODE[mode]
+    assert image.mode == mode
+    found = preprocess(image, ResizePolicy(8))
+    assert found.shape == (8, 8, 3)
+    assert np.abs(found - expected.astype(np.float64)).max() <= tolerance
 
 
 # --- EXIF orientation ---

@@ -30,6 +30,7 @@ FILE_POLICY = ResizePolicy(8)
 ADOBE = b"\xff\xee"
 END_OF_IMAGE = b"\xff\xd9"
 IEND = chunk(b"IEND", b"")
+VP8X_FLAGS = 20
 VECTORS = ROOT / "docs" / "contract" / "vectors.json"
 
 RESIZES = [
@@ -81,6 +82,9 @@ def picture_files() -> dict[str, bytes]:
     made["half a scan.jpg"] = jpeg[: (scan_of(jpeg) + len(jpeg)) // 2] + END_OF_IMAGE
     made["lossless.webp"] = encode(picture, "WEBP", lossless=True)
     made["lossy.webp"] = encode(picture, "WEBP", quality=80)
+    turned = encode(picture, "WEBP", lossless=True, exif=exif(orientation=6))
+    made["two EXIF chunks.webp"] = in_riff(turned, riff_chunk(b"EXIF", exif(orientation=3)[6:]))
+    made["EXIF that the header denies.webp"] = turned[:VP8X_FLAGS] + b"\0" + turned[VP8X_FLAGS + 1 :]
     made["palette.gif"] = encode(picture.quantize(32), "GIF")
     made["plain.bmp"] = encode(picture, "BMP")
     whole = PNGS["colours 8"]
@@ -98,12 +102,25 @@ def refused_files() -> dict[str, bytes]:
     return {
         "without its end marker.jpg": jpeg[:-2],
         "cut.jpg": jpeg[:-40],
+        "cut.webp": encode(smooth(23, 17), "WEBP", quality=80)[:-2],
+        "cut.gif": encode(smooth(23, 17).quantize(32), "GIF")[:-40],
+        "cut.bmp": encode(smooth(23, 17), "BMP")[:-4],
         "cut.png": png[: -len(IEND) - 30],
         "cut after the pixels.png": png[: -len(IEND)] + text[:-8],
         "wrong checksum of IHDR.png": with_wrong_checksum(png, b"IHDR"),
         "IDAT in two places.png": before + chunk(b"IDAT", data[:20]) + text + chunk(b"IDAT", data[20:]) + IEND,
         "too few rows.png": before + chunk(b"IDAT", zlib.compress(zlib.decompress(data)[:-140])) + IEND,
     }
+
+
+def riff_chunk(kind: bytes, data: bytes) -> bytes:
+    return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
+
+
+def in_riff(webp: bytes, *chunks: bytes) -> bytes:
+    """A WebP file with more chunks at its end."""
+    body = webp[8:] + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def with_wrong_checksum(png: bytes, kind: bytes) -> bytes:

@@ -102,13 +102,14 @@ def test_javascript_refuses_png_files_as_specified(stage1):
     assert {name for name, reason in reasons.items() if not reason.startswith("the PNG file")} == set(), reasons
 
 
-def test_javascript_turns_jpeg_files_as_specified_and_refuses_those_that_end_early(stage1):
-    """The rest of a JPEG file is the browser's work."""
-    vectors, refused = named(VECTORS["files"], ".jpg"), named(VECTORS["refused"], ".jpg")
+@pytest.mark.parametrize(("suffix", "kind"), [(".jpg", "JPEG"), (".webp", "WebP")])
+def test_javascript_turns_files_as_specified_and_refuses_those_that_end_early(stage1, suffix, kind):
+    """The rest of such a file is the browser's work."""
+    vectors, refused = named(VECTORS["files"], suffix), named(VECTORS["refused"], suffix)
     answers = stage1([{"bare": vector["data"]} for vector in (*vectors, *refused)])
-    turned = [answer["orientation"] for answer in answers[: len(vectors)]]
-    assert turned == [exif_orientation_of(vector) for vector in vectors]
-    assert answers[len(vectors) :] == [{"error": "the JPEG file ends early"}] * len(refused)
+    found = {vector["name"]: answer.get("orientation") for vector, answer in zip(vectors, answers, strict=False)}
+    assert found == {vector["name"]: exif_orientation_of(vector) for vector in vectors}
+    assert answers[len(vectors) :] == [{"error": f"the {kind} file ends early"}] * len(refused)
 
 
 def exif_orientation_of(vector):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from imgcls_infer.errors import ImageError
 from imgcls_infer.manifest import INTERPOLATIONS, RESIZE_MODES, ResizePolicy
-from imgcls_infer.preprocess import MAX_PIXELS, decode_rgb, preprocess
+from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
 from infer.pictures import chunk, encode, exif, noise
 
@@ -98,6 +98,7 @@ def test_damaged_files_are_refused_as_python_refuses_them(stage1):
 
 # --- limits ---
 
+MAX_PIXELS = 50_000_000  # docs/contract.md
 POLICY = policy_of(ResizePolicy(64))
 
 

@@ -13,7 +13,8 @@ const JPEG_APP1 = 0xe1;
 const JPEG_APP2 = 0xe2;
 const JPEG_SCAN = 0xda;
 const JPEG_END = 0xd9;
-const WEBP_VP8X_METADATA = 0x20 | 0x08 | 0x04; // ICC profile, EXIF, XMP
+const WEBP_EXIF = 0x08;
+const WEBP_VP8X_METADATA = 0x20 | WEBP_EXIF | 0x04; // ICC profile, EXIF, XMP
 
 /** bytes: Uint8Array of a file. policy: {imageSize, mode, interpolation}. {width, height, data} of imageSize squared. */
 export async function preprocess(bytes, policy) {
@@ -135,16 +136,21 @@ function hasEndMarker(bytes, from) {
 function bareWebp(bytes) {
   const copy = bytes.slice();
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  let orientation = 1;
-  for (let at = 12; at + 8 <= bytes.length; ) {
+  const end = 8 + view.getUint32(4, true);
+  if (end > bytes.length) throw new Error("the WebP file ends early");
+  let [announced, exif] = [false, null];
+  for (let at = 12; at + 8 <= end; ) {
     const name = String.fromCharCode(...bytes.subarray(at, at + 4));
     const length = view.getUint32(at + 4, true);
-    if (name === "VP8X") copy[at + 8] &= ~WEBP_VP8X_METADATA;
-    if (name === "EXIF") orientation = orientationOf(withoutPrefix(bytes.subarray(at + 8, at + 8 + length)));
+    if (name === "VP8X") {
+      announced = (bytes[at + 8] & WEBP_EXIF) !== 0;
+      copy[at + 8] &= ~WEBP_VP8X_METADATA;
+    }
+    if (name === "EXIF") exif ??= withoutPrefix(bytes.subarray(at + 8, at + 8 + length));
     if (["EXIF", "ICCP", "XMP "].includes(name)) copy.fill(0x20, at, at + 4);
     at += 8 + length + (length & 1);
   }
-  return { bytes: copy, orientation };
+  return { bytes: copy, orientation: announced && exif ? orientationOf(exif) : 1 };
 }
 
 function withoutPrefix(exif) {

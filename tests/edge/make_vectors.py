@@ -76,6 +76,8 @@ def picture_files() -> dict[str, bytes]:
     made["grey.jpg"] = encode(picture.convert("L"), "JPEG")
     made["cmyk.jpg"] = encode(picture.convert("CMYK"), "JPEG", quality=90)
     made["cmyk without an Adobe marker.jpg"] = without_segment(made["cmyk.jpg"], ADOBE)
+    made["rgb.jpg"] = encode(picture, "JPEG", quality=90, keep_rgb=True)
+    made["rgb without an Adobe marker.jpg"] = without_segment(made["rgb.jpg"], ADOBE)
     jpeg = encode(picture, "JPEG", quality=90)
     made["EXIF in two segments.jpg"] = in_two_segments(jpeg, exif(orientation=6))
     made["damaged scan.jpg"] = jpeg[: scan_of(jpeg) + 50] + bytes(20) + jpeg[scan_of(jpeg) + 70 :]

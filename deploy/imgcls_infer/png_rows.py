@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_HEADER = 16  # where the data of IHDR, the first chunk, begin
 _PART = 2**16
 
 # first column and row, then the steps, of interlacing's seven passes
@@ -18,11 +19,9 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 def has_all_rows(data: memoryview) -> bool:
     """Whether the compressed data of a PNG file fill the picture that its header announces; Pillow has decoded it."""
-    missing, inflate = 1, zlib.decompressobj()
-    for kind, content in _chunks(data):
-        if kind == b"IHDR":
-            missing = _raw_size(content)
-        for start in range(0, len(content) if kind == b"IDAT" else 0, _PART):
+    missing, inflate = _raw_size(data), zlib.decompressobj()
+    for content in _compressed(data):
+        for start in range(0, len(content), _PART):
             part: memoryview | bytes = content[start : start + _PART]
             while part and missing > 0:
                 missing -= len(inflate.decompress(part, _PART))
@@ -30,17 +29,19 @@ def has_all_rows(data: memoryview) -> bool:
     return missing <= 0
 
 
-def _chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+def _compressed(data: memoryview) -> Iterator[memoryview]:
+    """What the IDAT chunks hold."""
     at = 8
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
-        yield kind, data[at + 8 : at + 8 + length]
+        if kind == b"IDAT":
+            yield data[at + 8 : at + 8 + length]
         at += 12 + length
 
 
-def _raw_size(header: memoryview) -> int:
+def _raw_size(data: memoryview) -> int:
     """Bytes of all rows, each with its filter's number before it."""
-    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", header)
+    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, _HEADER)
     size = 0
     for left, top, across, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
         columns, rows = (width - left + across - 1) // across, (height - top + down - 1) // down

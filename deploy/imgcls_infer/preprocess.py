@@ -172,7 +172,8 @@ def _open_rgb(source: Any, name: str) -> Image.Image:
     with _translated(name), image_class(file) as image:
         _load(image, name)
         if image.format == "PNG":
-            _require_all_rows(image, file, name)
+            with file.getbuffer() as content:
+                _check_png(image, content, name)
         file.close()  # and frees it: a large file is not kept beside its pixels
         return _upright_rgb(image, _exif_block(image), name)
 
@@ -183,17 +184,20 @@ def _load(image: Image.Image, name: str) -> None:
     image.load()
 
 
-def _require_all_rows(image: Image.Image, file: io.BytesIO, name: str) -> None:
-    """Raises ImageError where a PNG's compressed data end early: Pillow leaves the rest black.
+def _check_png(image: Image.Image, data: memoryview, name: str) -> None:
+    """Raises ImageError for what Pillow makes a picture of that the format does not allow and other decoders refuse.
 
-    The data are inflated a second time only where that may be so: the last pixel is 0, or the picture is interlaced.
+    Compressed data that end early are among it: Pillow leaves the rest black. They are inflated a second time only
+    where that may be so: the last pixel is 0, or the picture is interlaced.
     """
+    if bytes(data[12:16]) != b"IHDR":
+        raise ImageError(f"{name}: damaged picture (its first chunk is not IHDR)")
+    if image.mode == "P" and image.palette is None:
+        raise ImageError(f"{name}: damaged picture (it lacks its palette)")
     last = image.getpixel((image.width - 1, image.height - 1))
-    if "interlace" not in image.info and last not in (0, (0, 0), (0, 0, 0), (0, 0, 0, 0)):
-        return
-    from imgcls_infer.png_rows import has_all_rows
+    if "interlace" in image.info or last in (0, (0, 0), (0, 0, 0), (0, 0, 0, 0)):
+        from imgcls_infer.png_rows import has_all_rows
 
-    with file.getbuffer() as data:
         if not has_all_rows(data):
             raise ImageError(f"{name}: damaged picture (its compressed data end before the last row)")
 

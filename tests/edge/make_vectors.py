@@ -110,9 +110,16 @@ def refused_files() -> dict[str, bytes]:
         "cut.png": png[: -len(IEND) - 30],
         "cut after the pixels.png": png[: -len(IEND)] + text[:-8],
         "wrong checksum of IHDR.png": with_wrong_checksum(png, b"IHDR"),
+        "before IHDR.png": png[:8] + text + png[8:],
+        "without a palette.png": without_chunk(PNGS["palette 4"], b"PLTE"),
         "IDAT in two places.png": before + chunk(b"IDAT", data[:20]) + text + chunk(b"IDAT", data[20:]) + IEND,
         "too few rows.png": before + chunk(b"IDAT", zlib.compress(zlib.decompress(data)[:-140])) + IEND,
     }
+
+
+def without_chunk(png: bytes, kind: bytes) -> bytes:
+    at = png.index(kind) - 4
+    return png[:at] + png[at + 12 + int.from_bytes(png[at : at + 4], "big") :]
 
 
 def riff_chunk(kind: bytes, data: bytes) -> bytes:

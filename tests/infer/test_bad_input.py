@@ -48,6 +48,11 @@ def claiming(kind: str, side: int) -> bytes:
     return bytes(data)
 
 
+def without_chunk(data: bytes, kind: bytes) -> bytes:
+    at = data.index(kind) - 4
+    return data[:at] + data[at + 12 + int.from_bytes(data[at : at + 4], "big") :]
+
+
 FILES = {
     "empty file": (b"", "empty file"),
     "text": (b"just words\n" * 20, "not a PNG, JPEG, WebP, BMP or GIF picture"),
@@ -56,6 +61,11 @@ FILES = {
     "magic bytes alone": (b"\x89PNG\r\n\x1a\n", "damaged picture"),
     "truncated PNG": (whole("PNG")[:-60], "damaged picture (image file is truncated"),
     "truncated JPEG": (whole("JPEG")[:-60], "damaged picture (image file is truncated"),
+    "PNG without a palette": (without_chunk(encode(Image.new("P", (8, 8)), "PNG"), b"PLTE"), "it lacks its palette"),
+    "PNG that begins with another chunk": (
+        whole("PNG")[:8] + chunk(b"tEXt", b"a\0b") + whole("PNG")[8:],
+        "damaged picture (its first chunk is not IHDR)",
+    ),
     "half a WebP": (whole("WEBP")[: len(whole("WEBP")) // 2], "damaged picture"),
     "half a BMP": (whole("BMP")[: len(whole("BMP")) // 2], "damaged picture"),
     "no pixels": (png(np.empty((0, 0, 3), np.uint8), colour=2), "damaged picture"),

@@ -42,7 +42,7 @@ function parse(bytes) {
   let previous = "";
   for (const { name, data } of chunks(bytes)) {
     if (name === "IHDR") Object.assign(png, header(data));
-    else if (name === "PLTE") png.palette = data;
+    else if (name === "PLTE" && !parts.length) png.palette = data;
     else if (name === "tRNS") png.transparency = data;
     else if (name === "eXIf") png.exif = data;
     else if (name === "IDAT" && (!parts.length || previous === "IDAT")) parts.push(data); // the first run of them
@@ -61,6 +61,7 @@ function parse(bytes) {
  */
 function* chunks(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  if (String.fromCharCode(...bytes.subarray(12, 16)) !== "IHDR") throw new Error("the PNG file has no header");
   let pixels = false;
   for (let at = 8; at + 8 <= bytes.length; ) {
     const end = at + 8 + view.getUint32(at);

@@ -96,6 +96,60 @@ def test_damaged_files_are_refused_as_python_refuses_them(stage1):
             preprocess(data, ResizePolicy(9))
 
 
+def chunks_of(png):
+    """The chunks of a sound PNG file, as they stand in it."""
+    found, at = [], 8
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        found.append(png[at:end])
+        at = end
+    return found
+
+
+def mutated(rng, png):
+    """A PNG file with bits flipped, cut, or with a chunk more, less, or elsewhere."""
+    if (how := rng.integers(6)) == 0:
+        data = bytearray(png)
+        for place in rng.integers(8, len(png), rng.integers(1, 4)):
+            data[place] ^= 1 << int(rng.integers(8))
+        return bytes(data)
+    if how == 1:
+        return png[: -int(rng.integers(1, min(len(png) - 8, 60)))]
+    parts = chunks_of(png)
+    first, second = rng.integers(0, len(parts), 2)
+    if how == 2:
+        parts[first], parts[second] = parts[second], parts[first]
+    elif how == 3:
+        del parts[first]
+    elif how == 4:
+        parts.insert(first, chunk(b"eXIf", exif(orientation=6)[6:]))
+    else:
+        data = next(part for part in parts if part[4:8] == b"IDAT")[8:-4]
+        cut, text = int(rng.integers(len(data))), [chunk(b"tEXt", b"a\0b")] * int(rng.integers(2))
+        parts[-2:-1] = [chunk(b"IDAT", data[:cut]), *text, chunk(b"IDAT", data[cut:])]
+    return png[:8] + b"".join(parts)
+
+
+def test_a_damaged_png_is_refused_by_both_or_has_the_same_pixels(stage1):
+    """But for the end of the compressed data, which the specification leaves open: there the page refuses more."""
+    rng = np.random.default_rng(0)
+    whole = [*PNGS.values(), *(png_of(colour, 8, interlaced=True) for colour in (0, 2, 6))]
+    files = [mutated(rng, whole[rng.integers(len(whole))]) for _ in range(600)]
+    answers = stage1([{"file": encoded(data), "policy": policy_of(ResizePolicy(9))} for data in files])
+    taken, refused, differing = 0, 0, []
+    for data, answer in zip(files, answers, strict=True):
+        try:
+            expected = pixels_sha256(decode_rgb(data, "picture"))
+        except ImageError:
+            expected = None
+        found = answer.get("decoded_sha256")
+        taken, refused = taken + (found is not None), refused + (expected is None)
+        if found != expected and answer.get("error") != "the PNG file is damaged, or ends early":
+            differing.append((expected, answer, encoded(data)))
+    assert differing == []
+    assert min(taken, refused) > 100  # the mutations are neither too weak nor too strong
+
+
 # --- limits ---
 
 MAX_PIXELS = 50_000_000  # docs/contract.md

@@ -92,6 +92,7 @@ def picture_files() -> dict[str, bytes]:
     whole = PNGS["colours 8"]
     made["without IEND.png"] = whole[: -len(IEND)]
     made["wrong checksum of IDAT.png"] = with_wrong_checksum(whole, b"IDAT")
+    made["no chunk after the pixels.png"] = whole[: -len(IEND)] + bytes([0, 0, 0, 99, 0, 0, 0, 0])
     made["turned, after the pixels.png"] = whole[: -len(IEND)] + chunk(b"eXIf", exif(orientation=6)[6:]) + IEND
     return made
 
@@ -111,6 +112,7 @@ def refused_files() -> dict[str, bytes]:
         "cut after the pixels.png": png[: -len(IEND)] + text[:-8],
         "wrong checksum of IHDR.png": with_wrong_checksum(png, b"IHDR"),
         "before IHDR.png": png[:8] + text + png[8:],
+        "no name of a chunk.png": png[: 8 + 25] + chunk(b"a b\0", b"") + png[8 + 25 :],
         "without a palette.png": without_chunk(PNGS["palette 4"], b"PLTE"),
         "IDAT in two places.png": before + chunk(b"IDAT", data[:20]) + text + chunk(b"IDAT", data[20:]) + IEND,
         "too few rows.png": before + chunk(b"IDAT", zlib.compress(zlib.decompress(data)[:-140])) + IEND,

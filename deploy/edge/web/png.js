@@ -67,7 +67,9 @@ function* chunks(bytes) {
     const end = at + 8 + view.getUint32(at);
     const name = String.fromCharCode(...bytes.subarray(at + 4, at + 8));
     pixels ||= name === "IDAT";
-    if (name === "IEND" || (pixels && !/^\w{4}$/.test(name))) return;
+    const named = /^\w{4}$/.test(name);
+    if (name === "IEND" || (pixels && !named)) return;
+    if (!named) throw new Error("the PNG file is damaged: it has something between its chunks");
     if (name !== "IDAT" && end > bytes.length) throw new Error("the PNG file ends early");
     if (!pixels && (end + 4 > bytes.length || view.getUint32(end) !== crc32(bytes.subarray(at + 4, end)))) {
       throw new Error("the PNG file is damaged: a chunk before its pixels has the wrong checksum");

@@ -172,8 +172,7 @@ def _open_rgb(source: Any, name: str) -> Image.Image:
     with _translated(name), image_class(file) as image:
         _load(image, name)
         if image.format == "PNG":
-            with file.getbuffer() as content:
-                _check_png(image, content, name)
+            _check_png(image, file, name)
         file.close()  # and frees it: a large file is not kept beside its pixels
         return _upright_rgb(image, _exif_block(image), name)
 
@@ -184,21 +183,21 @@ def _load(image: Image.Image, name: str) -> None:
     image.load()
 
 
-def _check_png(image: Image.Image, data: memoryview, name: str) -> None:
+def _check_png(image: Image.Image, file: io.BytesIO, name: str) -> None:
     """Raises ImageError for what Pillow makes a picture of that the format does not allow and other decoders refuse.
 
     Compressed data that end early are among it: Pillow leaves the rest black. They are inflated a second time only
     where that may be so: the last pixel is 0, or the picture is interlaced.
     """
-    if bytes(data[12:16]) != b"IHDR":
-        raise ImageError(f"{name}: damaged picture (its first chunk is not IHDR)")
     if image.mode == "P" and image.palette is None:
         raise ImageError(f"{name}: damaged picture (it lacks its palette)")
     last = image.getpixel((image.width - 1, image.height - 1))
     if "interlace" in image.info or last in (0, (0, 0), (0, 0, 0), (0, 0, 0, 0)):
         from imgcls_infer.png_rows import has_all_rows
 
-        if not has_all_rows(data):
+        with file.getbuffer() as data:
+            whole = has_all_rows(data)
+        if not whole:
             raise ImageError(f"{name}: damaged picture (its compressed data end before the last row)")
 
 
@@ -312,6 +311,8 @@ def _image_class(data: bytes, name: str) -> type[ImageFile]:
     plugin = _plugin(data)
     if plugin is None:
         raise ImageError(f"{name}: not a PNG, JPEG, WebP, BMP or GIF picture")
+    if plugin == "Png" and data[12:16] != b"IHDR":
+        raise ImageError(f"{name}: damaged picture (its first chunk is not IHDR)")
     if plugin == "Jpeg" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:  # coded data never holds a marker's bytes
         raise ImageError(f"{name}: damaged picture (more than {MAX_JPEG_SCANS} scans)")
     return _plugin_class(plugin)

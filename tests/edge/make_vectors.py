@@ -7,6 +7,7 @@ change with Pillow's version; tests/edge/test_contract.py says so.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import struct
 import sys
@@ -175,9 +176,19 @@ def file_vector(name: str, data: bytes) -> dict[str, object]:
         "data": as_text(data),
         "width": decoded.shape[1],
         "height": decoded.shape[0],
+        "orientation": orientation_of(data),
         "decoded_sha256": pixels_sha256(decoded),
         "sha256": pixels_sha256(preprocess(data, FILE_POLICY)),
     }
+
+
+def orientation_of(data: bytes) -> int:
+    """As Pillow reads it, not imgcls_infer."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()  # a PNG file may have it after its pixels
+        found = Image.Exif()
+        found.load(image.info.get("exif", b""))
+        return int(found.get(0x0112, 1))
 
 
 def as_text(data: bytes) -> str:

@@ -40,7 +40,7 @@ def command(
         raise _failure(f"{folder}: no pictures below it")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(
-        address,
+        address or "local",  # without it Ray would join whatever cluster was last started on this machine
         logging_level=logging.ERROR,
         log_to_driver=False,
         include_dashboard=False,

@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -56,6 +56,9 @@ class Classifier:
             if "error" not in row:
                 row.update(_answer(next(predictions), self._top_k))
         return {"line": np.array([json.dumps(row) for row in rows])}
+
+
+_MakesClassifier = Callable[[Optional[bytes], int], Classifier]
 
 
 def classify(
@@ -110,13 +113,13 @@ def classify(
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(classifier: type[Classifier], model: Optional[bytes], top_k: int) -> Classifier:
+def _loaded(classifier: _MakesClassifier, model: Optional[bytes], top_k: int) -> Classifier:
     """The worker process's classifier: Ray gives a process one task after another, and the first of them loads it."""
     return classifier(model, top_k)
 
 
 def _classify_batch(
-    batch: dict[str, np.ndarray], classifier: type[Classifier], model: Optional[bytes], top_k: int
+    batch: dict[str, np.ndarray], classifier: _MakesClassifier, model: Optional[bytes], top_k: int
 ) -> dict[str, np.ndarray]:
     return _loaded(classifier, model, top_k)(batch)
 

@@ -245,6 +245,7 @@ SERVE_LAYERS = {
     "imgcls_serve.strict_json": 1,
     "imgcls_serve.hosts": 2,
     "imgcls_serve.open_inference": 2,
+    "imgcls_serve.notify": 1,
     "imgcls_serve.server": 1,
     "imgcls_serve.decoders": 1,
     "imgcls_serve.batching": 2,

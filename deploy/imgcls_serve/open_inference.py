@@ -55,7 +55,11 @@ def model_metadata(name: str, manifest: Manifest) -> dict[str, Any]:
 def parse_inference(body: bytes, header_length: str | None, side: int) -> Inference:
     """header_length: of the JSON in front of raw tensors, the value of BINARY_HEADER. Raises ProtocolError."""
     with _ONE_AT_A_TIME:
-        return _parsed(body, header_length, side)
+        try:
+            return _parsed(body, header_length, side)
+        except ProtocolError as error:
+            problem = str(error)
+    raise ProtocolError(problem)  # anew: the first one's traceback holds the document
 
 
 def _parsed(body: bytes, header_length: str | None, side: int) -> Inference:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -55,6 +56,19 @@ def test_one_document_is_parsed_at_a_time(monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: parse_inference(body, headers[BINARY_HEADER], SIDE), range(8)))
     assert most == [1] * 8
+
+
+def test_a_refused_document_is_not_kept_until_its_answer_is_sent(monkeypatch):
+    class Document(dict):
+        """A dict that can be watched."""
+
+    document = Document()
+    watched = weakref.ref(document)
+    monkeypatch.setattr(open_inference, "_json_object", lambda _, documents=[document]: documents.pop())
+    del document
+    with pytest.raises(ProtocolError, match="one input"):
+        parse_inference(b"{}", None, SIDE)
+    assert watched() is None
 
 
 # --- what there is ---

@@ -16,16 +16,13 @@ _PICTURES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class _Process(ProcessCollector):
-    """Finds the time of boot also where /proc shows processes alone, as with ProcSubset=pid in a systemd unit. The base
-    then reports nothing at all."""
+    """Its base reads the time of boot in /proc/stat, and reports nothing at all where /proc shows processes alone, as
+    with ProcSubset=pid in a systemd unit."""
 
     def _boot_time(self) -> float:
-        try:
-            return float(super()._boot_time())
-        except FileNotFoundError:
-            if sys.platform != "linux":
-                raise
-            return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        if sys.platform != "linux":  # has no /proc either
+            raise FileNotFoundError
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Metrics:

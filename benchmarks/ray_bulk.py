@@ -34,7 +34,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         output, marker = Path(folder) / "answers.jsonl", Path(folder) / "killed"
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        ray.init(num_cpus=options.workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            "local", num_cpus=options.workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
         started = time.perf_counter()
         after = max(1, len(images) // _BATCH // options.workers // 2)
         failed = classify(images, output, options.model, options.workers, 1, _BATCH, _mortal(str(marker), after))

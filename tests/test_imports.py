@@ -195,6 +195,7 @@ LAYERS = {
     "imgcls_infer.errors": 1,
     "imgcls_infer.manifest": 2,
     "imgcls_infer.external": 2,
+    "imgcls_infer.png_rows": 2,
     "imgcls_infer.preprocess": 3,
     "imgcls_infer.session": 3,
     "imgcls_infer.pipeline": 0,  # knows of nothing here
@@ -244,6 +245,7 @@ SERVE_LAYERS = {
     "imgcls_serve.strict_json": 1,
     "imgcls_serve.hosts": 2,
     "imgcls_serve.open_inference": 2,
+    "imgcls_serve.notify": 1,
     "imgcls_serve.server": 1,
     "imgcls_serve.decoders": 1,
     "imgcls_serve.batching": 2,

@@ -3,6 +3,7 @@
 # model, a command, and the self-check that proves both. From a bundle (bundle.py) it needs no network. Running it again
 # updates; --uninstall takes everything away.
 set -eu
+umask 022 # the service's user has to read what root puts there
 
 prefix=/opt/imgcls
 bin=/usr/local/bin
@@ -19,7 +20,8 @@ usage: install.sh [--model FILE] [--prefix DIR] [--bin DIR] [--serve] [--uninsta
   --model FILE   the model; default: the bundle's, or the one that is installed already, or the built-in one
   --prefix DIR   where it goes; default: $prefix
   --bin DIR      where the command goes; default: $bin
-  --serve        imgcls-serve as well, as a systemd service on port 8000 of this machine (root, prefix /opt/imgcls)
+  --serve        imgcls-serve as well, as a systemd service on port 8000 of this machine (root, prefix /opt/imgcls);
+                 an update keeps it and starts it again
   --uninstall    take all of it away
 END
 }
@@ -32,7 +34,7 @@ fail() {
 while [ $# -gt 0 ]; do
   case $1 in
     --model | --prefix | --bin)
-      [ $# -ge 2 ] && [ -n "$2" ] || fail "$1 needs a value; see --help" 2
+      if [ -z "${2:-}" ]; then fail "$1 needs a value; see --help" 2; fi
       case $1 in
         --model) model=$2 ;;
         --prefix) prefix=$2 ;;
@@ -50,21 +52,32 @@ done
 case $prefix in /*) ;; *) prefix=$PWD/$prefix ;; esac
 marker=$prefix/.imgcls-install
 command=$bin/imgcls-infer
+service=imgcls-serve.service
 
 # Nothing that this script did not make is removed or replaced.
 ours() {
   [ ! -e "$1" ] || grep -q 'installed by imgcls' "$1"
 }
 
-stop_service() {
+# Ends when requests are answered: the unit is of Type=notify.
+start_service() {
+  cp "$here/$service" "$unit"
+  systemctl daemon-reload
+  systemctl reset-failed $service 2>/dev/null || true # one that failed too often is not started otherwise
+  systemctl enable --quiet $service
+  systemctl restart $service || fail "the service does not start; journalctl -u $service says why"
+}
+
+remove_service() {
+  systemctl disable --quiet --now $service 2>/dev/null || true
   rm -f "$unit"
-  systemctl disable --now imgcls-serve.service 2>/dev/null || true
   systemctl daemon-reload 2>/dev/null || true
+  systemctl reset-failed $service 2>/dev/null || true
 }
 
 if [ -n "$uninstall" ]; then
   [ -e "$marker" ] || fail "$prefix holds no installation of imgcls"
-  [ ! -e "$prefix/.serve" ] || stop_service
+  [ ! -e "$prefix/.serve" ] || remove_service
   if [ -e "$command" ] && ours "$command"; then rm "$command"; fi
   rm -rf "$prefix/venv"
   rm -f "$prefix/model.onnx" "$prefix/.serve" "$marker"
@@ -93,13 +106,20 @@ ours "$command" || fail "$command is there already, and is not of this script; c
 if [ -e "$prefix" ] && [ ! -e "$marker" ] && [ -n "$(ls -A "$prefix")" ]; then
   fail "$prefix is there already, and is not of this script; choose another --prefix"
 fi
+if [ -n "$serve" ] && [ ! -e "$prefix/.serve" ] && [ -e "$here/BUNDLE" ] && ! grep -q '"serve": true' "$here/BUNDLE"; then
+  fail "this bundle is without the server; make one with bundle.py --serve"
+fi
+[ ! -e "$prefix/.serve" ] || serve=yes
 if [ -n "$serve" ]; then
   [ "$prefix" = /opt/imgcls ] || fail "--serve goes to /opt/imgcls, which the service's unit names" 2
-  [ "$(id -u)" = 0 ] || fail "--serve needs root: sudo $0 --serve"
+  [ "$(id -u)" = 0 ] || fail "the service needs root: sudo $0"
+  [ -d /run/systemd/system ] || fail "the service needs systemd, which does not run here"
 fi
 
-mkdir -p "$prefix" "$bin" 2>/dev/null && [ -w "$prefix" ] && [ -w "$bin" ] ||
+mkdir -p "$prefix" "$bin" 2>/dev/null || true
+if [ ! -w "$prefix" ] || [ ! -w "$bin" ]; then
   fail "can't write to $prefix or $bin: use sudo, or choose --prefix and --bin"
+fi
 : >"$marker"
 
 extras=${serve:+[serve]}
@@ -118,7 +138,8 @@ if [ -n "$model" ]; then
   chmod 644 "$prefix/.model.new"
   "$prefix/venv/bin/imgcls-infer" --model "$prefix/.model.new" --self-check || {
     rm -f "$prefix/.model.new"
-    fail "the model does not answer here as it did where it was trained; nothing was changed"
+    [ ! -e "$prefix/.serve" ] || start_service
+    fail "the model does not answer here as it did where it was trained; it was not installed"
   }
   mv "$prefix/.model.new" "$prefix/model.onnx"
 fi
@@ -134,11 +155,8 @@ chmod 755 "$command"
 if [ -n "$serve" ]; then
   [ -e "$prefix/model.onnx" ] || fail "--serve needs a model: --model FILE"
   : >"$prefix/.serve"
-  cp "$here/imgcls-serve.service" "$unit"
-  systemctl daemon-reload
-  systemctl enable imgcls-serve.service
-  systemctl restart imgcls-serve.service
+  start_service
 fi
 
 "$command" --self-check
-echo "installed: $command"
+echo "installed: $command${serve:+, and the service at http://127.0.0.1:8000}"

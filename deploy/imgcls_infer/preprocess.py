@@ -51,7 +51,11 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_JPEG_SCANS = 100
 """A progressive JPEG has about ten. Each goes over all pixels in a few bytes: thousands of them would take minutes."""
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif")
+"""Lower-case suffixes by which a folder's pictures are found. A file that is named by itself may be called anything."""
+
 _STRIP_ROWS = 256
+_EXIF = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -155,7 +159,7 @@ def _open_rgb(source: Any, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         with _translated(name):
             _load(source, name)
-            return _upright_rgb(source, name)
+            return _upright_rgb(source, source.info.get("exif", b""), name)
     if isinstance(source, (str, os.PathLike)):
         data = read_file(source, name)
     elif isinstance(source, (bytes, bytearray, memoryview)):
@@ -167,8 +171,10 @@ def _open_rgb(source: Any, name: str) -> Image.Image:
     del data
     with _translated(name), image_class(file) as image:
         _load(image, name)
+        if image.format == "PNG":
+            _check_png(image, file, name)
         file.close()  # and frees it: a large file is not kept beside its pixels
-        return _upright_rgb(image, name)
+        return _upright_rgb(image, _exif_block(image), name)
 
 
 def _load(image: Image.Image, name: str) -> None:
@@ -177,9 +183,35 @@ def _load(image: Image.Image, name: str) -> None:
     image.load()
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    orientation = exif_orientation(image.info.get("exif", b""))
-    return _oriented(_to_rgb(image, name), orientation)
+def _check_png(image: Image.Image, file: io.BytesIO, name: str) -> None:
+    """Raises ImageError for what Pillow makes a picture of that the format does not allow and other decoders refuse.
+
+    Compressed data that end early are among it: Pillow leaves the rest black. They are inflated a second time only
+    where that may be so: the last pixel is 0, or the picture is interlaced.
+    """
+    if image.mode == "P" and image.palette is None:
+        raise ImageError(f"{name}: damaged picture (it lacks its palette)")
+    last = image.getpixel((image.width - 1, image.height - 1))
+    if "interlace" in image.info or last in (0, (0, 0), (0, 0, 0), (0, 0, 0, 0)):
+        from imgcls_infer.png_rows import has_all_rows
+
+        with file.getbuffer() as data:
+            whole = has_all_rows(data)
+        if not whole:
+            raise ImageError(f"{name}: damaged picture (its compressed data end before the last row)")
+
+
+def _exif_block(image: ImageFile) -> bytes:
+    """An opened file's EXIF block. A JPEG may have it in several segments, of which Pillow 10.1 gives the first."""
+    if image.format != "JPEG":
+        return bytes(image.info.get("exif", b""))
+    application: list[tuple[str, bytes]] = image.applist  # type: ignore[attr-defined]
+    segments = [data for kind, data in application if kind == "APP1" and data.startswith(_EXIF)]
+    return b"".join(segment[len(_EXIF) :] for segment in segments)
+
+
+def _upright_rgb(image: Image.Image, exif: bytes, name: str) -> Image.Image:
+    return _oriented(_to_rgb(image, name), exif_orientation(exif))
 
 
 @contextmanager
@@ -279,6 +311,8 @@ def _image_class(data: bytes, name: str) -> type[ImageFile]:
     plugin = _plugin(data)
     if plugin is None:
         raise ImageError(f"{name}: not a PNG, JPEG, WebP, BMP or GIF picture")
+    if plugin == "Png" and data[12:16] != b"IHDR":
+        raise ImageError(f"{name}: damaged picture (its first chunk is not IHDR)")
     if plugin == "Jpeg" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:  # coded data never holds a marker's bytes
         raise ImageError(f"{name}: damaged picture (more than {MAX_JPEG_SCANS} scans)")
     return _plugin_class(plugin)
@@ -353,7 +387,7 @@ def exif_orientation(exif: bytes) -> int:
     Read here rather than by Pillow, whose answer depends on its version (XMP, raw profiles) and costs an import of its
     TIFF reader. Layout: EXIF 2.32, section 4.5: a TIFF header, then IFD0 of 12-byte entries.
     """
-    tiff = exif[6:] if exif[:6] == b"Exif\x00\x00" else exif
+    tiff = exif.removeprefix(_EXIF)
     order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
     if order is None:
         return 1

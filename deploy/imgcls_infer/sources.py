@@ -11,10 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Union
 
 from imgcls_infer.errors import ImageError, one_line, printable
-from imgcls_infer.preprocess import MAX_FILE_BYTES, looks_like_a_picture
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-"""What a folder's pictures are told by. A file that is named by itself may be called anything."""
+from imgcls_infer.preprocess import MAX_FILE_BYTES, SUFFIXES, looks_like_a_picture
 
 STDIN = "-"
 _HEAD = 14  # enough to tell every format by

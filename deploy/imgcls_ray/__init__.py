@@ -2,17 +2,20 @@
 
     python -m imgcls_ray pictures --output answers.jsonl --workers 8
 
-Ray Data hands out the pictures' names, runs a batch again where its worker died, and gives each result to the driver
-once; the driver writes the lines and counts them. Importing this module imports no Ray.
+Ray Data hands out the pictures' names as tasks, runs a task again where its worker or its machine died, and gives each
+result to the driver once; the driver writes the lines and counts them. The workers are tasks and not actors: the model
+is an argument whose owner is the driver, so it is there for every task that runs again, on whichever machine is left
+(an actor's constructor arguments may be gone when the actor restarts). Importing this module imports no Ray.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -55,6 +58,9 @@ class Classifier:
         return {"line": np.array([json.dumps(row) for row in rows])}
 
 
+_MakesClassifier = Callable[[Optional[bytes], int], Classifier]
+
+
 def classify(
     images: Sequence[str],
     output: Path,
@@ -79,10 +85,10 @@ def classify(
     answers = (
         ray.data.from_items([{"image": name} for name in names], override_num_blocks=blocks)
         .map_batches(
-            classifier,
-            fn_constructor_args=(content, top_k),
+            _classify_batch,
+            fn_args=(classifier, content, top_k),
             batch_size=batch_size,
-            compute=ray.data.ActorPoolStrategy(size=workers),
+            compute=ray.data.TaskPoolStrategy(size=workers),
             num_cpus=1,
         )
         .iter_rows()
@@ -104,6 +110,18 @@ def classify(
     finally:
         unfinished.unlink(missing_ok=True)
     return failed
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(classifier: _MakesClassifier, model: Optional[bytes], top_k: int) -> Classifier:
+    """The worker process's classifier: Ray gives a process one task after another, and the first of them loads it."""
+    return classifier(model, top_k)
+
+
+def _classify_batch(
+    batch: dict[str, np.ndarray], classifier: _MakesClassifier, model: Optional[bytes], top_k: int
+) -> dict[str, np.ndarray]:
+    return _loaded(classifier, model, top_k)(batch)
 
 
 def _answer(prediction: Prediction, top_k: int) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from imgcls_infer.errors import InferError
 
 from imgcls_ray import classify
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-
 
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -35,12 +33,14 @@ def command(
         import ray.data
     except ModuleNotFoundError:
         raise _failure("no module ray; pip install 'imgcls-infer[ray]'") from None
-    images = sorted(str(path) for path in folder.resolve().rglob("*") if path.suffix.lower() in _SUFFIXES)
+    from imgcls_infer.preprocess import SUFFIXES
+
+    images = sorted(str(path) for path in folder.resolve().rglob("*") if path.suffix.lower() in SUFFIXES)
     if not images:
         raise _failure(f"{folder}: no pictures below it")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(
-        address,
+        address or "local",  # without it Ray would join whatever cluster was last started on this machine
         logging_level=logging.ERROR,
         log_to_driver=False,
         include_dashboard=False,

@@ -30,6 +30,7 @@ from imgcls_serve.batching import Batcher, Batching, Outputs
 from imgcls_serve.hosts import KnownHosts
 from imgcls_serve.limits import Gate, Limits, before, read_body, unless_gone, whole_number
 from imgcls_serve.metrics import Measured, Metrics
+from imgcls_serve.notify import notify_ready
 from imgcls_serve.open_inference import ProtocolError
 from imgcls_serve.strict_json import StrictJSONResponse
 
@@ -100,6 +101,7 @@ class _Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         with self._batcher.started():
+            notify_ready()
             yield
 
     # --- pictures ---

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Union
 
 import numpy as np
+from imgcls_infer.errors import ImageError
 from imgcls_infer.predictor import Predictor
 from imgcls_infer.preprocess import preprocess
 
@@ -110,6 +111,10 @@ class Batcher:
         waiting = []
         try:
             waiting = [_Waiting(preprocess(picture, self._predictor.manifest.resize), answer)]
+        except ImageError as error:
+            # it waits for the end of its request, and its traceback holds the picture's pixels
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+            _deliver([answer], [error])
         except Exception as error:
             _deliver([answer], [error])
         finally:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imgcls.errors import DataError
+from imgcls_infer.preprocess import SUFFIXES
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif"})
+from imgcls.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-// Runs in the browser: classifies every picture of /pictures/list.json, then uses the page as a person would, and posts
-// what it found to /report.
+// Runs in the browser: classifies every picture of /pictures/list.json, decodes the contract's vectors, then uses the
+// page as a person would, and posts what it found to /report.
 
 import * as ort from "/vendor/ort.wasm.min.mjs";
-import { Model, sha256 } from "/model.js";
+import { Model, fromBase64, sha256 } from "/model.js";
 import { decode, resize } from "/preprocess.js";
 
 ort.env.wasm.wasmPaths = "/vendor/";
@@ -16,6 +16,15 @@ async function classified(model, name) {
   const probabilities = Array.from(await model.run(pixels));
   const differing = { decoded: btoa(picture.data.reduce((text, byte) => text + String.fromCharCode(byte), "")) };
   return { name, probabilities, pixels: await sha256(pixels.data), ...differing };
+}
+
+/** A test vector of the contract: its pixels' hash, or why it is refused. */
+async function ofVector({ name, data }) {
+  try {
+    return { name, sha256: await sha256((await decode(fromBase64(data))).data) };
+  } catch (error) {
+    return { name, error: error.message };
+  }
 }
 
 /** Until `found()` gives something. */
@@ -54,7 +63,10 @@ async function everything() {
   const names = await (await fetch("/pictures/list.json")).json();
   const pictures = [];
   for (const name of names) pictures.push(await classified(model, name));
-  return { pictures, checks: await model.selfCheck(), page: await usePage(names[0]) };
+  const { files, refused } = await (await fetch("/vectors.json")).json();
+  const vectors = [];
+  for (const vector of [...files, ...refused]) vectors.push(await ofVector(vector));
+  return { pictures, vectors, checks: await model.selfCheck(), page: await usePage(names[0]) };
 }
 
 const report = await everything().catch((error) => ({ error: `${error.message}\n${error.stack}` }));

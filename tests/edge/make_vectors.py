@@ -7,8 +7,11 @@ change with Pillow's version; tests/edge/test_contract.py says so.
 from __future__ import annotations
 
 import base64
+import io
 import json
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +23,15 @@ sys.path[:0] = [str(ROOT / "deploy"), str(ROOT / "tests")]
 from imgcls_infer.manifest import INTERPOLATIONS, ResizePolicy  # noqa: E402
 from imgcls_infer.preprocess import decode_rgb, preprocess  # noqa: E402
 from imgcls_infer.selfcheck import pixels_sha256  # noqa: E402
-from infer.pictures import encode, exif  # noqa: E402
+from infer.pictures import chunk, encode, exif  # noqa: E402
 
 from edge.pngs import PNGS, png_of  # noqa: E402
 
 FILE_POLICY = ResizePolicy(8)
+ADOBE = b"\xff\xee"
+END_OF_IMAGE = b"\xff\xd9"
+IEND = chunk(b"IEND", b"")
+VP8X_FLAGS = 20
 VECTORS = ROOT / "docs" / "contract" / "vectors.json"
 
 RESIZES = [
@@ -69,11 +76,87 @@ def picture_files() -> dict[str, bytes]:
     made["4:2:0 progressive.jpg"] = encode(picture, "JPEG", quality=75, subsampling=2, progressive=True)
     made["grey.jpg"] = encode(picture.convert("L"), "JPEG")
     made["cmyk.jpg"] = encode(picture.convert("CMYK"), "JPEG", quality=90)
+    made["cmyk without an Adobe marker.jpg"] = without_segment(made["cmyk.jpg"], ADOBE)
+    made["rgb.jpg"] = encode(picture, "JPEG", quality=90, keep_rgb=True)
+    made["rgb without an Adobe marker.jpg"] = without_segment(made["rgb.jpg"], ADOBE)
+    jpeg = encode(picture, "JPEG", quality=90)
+    made["EXIF in two segments.jpg"] = in_two_segments(jpeg, exif(orientation=6))
+    made["damaged scan.jpg"] = jpeg[: scan_of(jpeg) + 50] + bytes(20) + jpeg[scan_of(jpeg) + 70 :]
+    made["half a scan.jpg"] = jpeg[: (scan_of(jpeg) + len(jpeg)) // 2] + END_OF_IMAGE
     made["lossless.webp"] = encode(picture, "WEBP", lossless=True)
     made["lossy.webp"] = encode(picture, "WEBP", quality=80)
+    turned = encode(picture, "WEBP", lossless=True, exif=exif(orientation=6))
+    made["two EXIF chunks.webp"] = in_riff(turned, riff_chunk(b"EXIF", exif(orientation=3)[6:]))
+    made["EXIF that the header denies.webp"] = turned[:VP8X_FLAGS] + b"\0" + turned[VP8X_FLAGS + 1 :]
     made["palette.gif"] = encode(picture.quantize(32), "GIF")
     made["plain.bmp"] = encode(picture, "BMP")
+    whole = PNGS["colours 8"]
+    made["without IEND.png"] = whole[: -len(IEND)]
+    made["wrong checksum of IDAT.png"] = with_wrong_checksum(whole, b"IDAT")
+    made["no chunk after the pixels.png"] = whole[: -len(IEND)] + bytes([0, 0, 0, 99, 0, 0, 0, 0])
+    made["turned, after the pixels.png"] = whole[: -len(IEND)] + chunk(b"eXIf", exif(orientation=6)[6:]) + IEND
     return made
+
+
+def refused_files() -> dict[str, bytes]:
+    jpeg = encode(smooth(23, 17), "JPEG", quality=90)
+    png = encode(smooth(23, 17), "PNG")
+    before, data = png[: png.index(b"IDAT") - 4], png[png.index(b"IDAT") + 4 : -4 - len(IEND)]
+    text = chunk(b"tEXt", b"Comment\0between")
+    return {
+        "without its end marker.jpg": jpeg[:-2],
+        "cut.jpg": jpeg[:-40],
+        "cut.webp": encode(smooth(23, 17), "WEBP", quality=80)[:-2],
+        "cut.gif": encode(smooth(23, 17).quantize(32), "GIF")[:-40],
+        "cut.bmp": encode(smooth(23, 17), "BMP")[:-4],
+        "cut.png": png[: -len(IEND) - 30],
+        "cut after the pixels.png": png[: -len(IEND)] + text[:-8],
+        "wrong checksum of IHDR.png": with_wrong_checksum(png, b"IHDR"),
+        "before IHDR.png": png[:8] + text + png[8:],
+        "no name of a chunk.png": png[: 8 + 25] + chunk(b"a b\0", b"") + png[8 + 25 :],
+        "without a palette.png": without_chunk(PNGS["palette 4"], b"PLTE"),
+        "IDAT in two places.png": before + chunk(b"IDAT", data[:20]) + text + chunk(b"IDAT", data[20:]) + IEND,
+        "too few rows.png": before + chunk(b"IDAT", zlib.compress(zlib.decompress(data)[:-140])) + IEND,
+    }
+
+
+def without_chunk(png: bytes, kind: bytes) -> bytes:
+    at = png.index(kind) - 4
+    return png[:at] + png[at + 12 + int.from_bytes(png[at : at + 4], "big") :]
+
+
+def riff_chunk(kind: bytes, data: bytes) -> bytes:
+    return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
+
+
+def in_riff(webp: bytes, *chunks: bytes) -> bytes:
+    """A WebP file with more chunks at its end."""
+    body = webp[8:] + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def with_wrong_checksum(png: bytes, kind: bytes) -> bytes:
+    at = png.index(kind)
+    end = at + 4 + int.from_bytes(png[at - 4 : at], "big")
+    return png[:end] + bytes([png[end] ^ 1]) + png[end + 1 :]
+
+
+def scan_of(jpeg: bytes) -> int:
+    """Where the coded data of its only scan begin."""
+    at = jpeg.index(b"\xff\xda") + 2
+    return at + int.from_bytes(jpeg[at : at + 2], "big")
+
+
+def without_segment(jpeg: bytes, marker: bytes) -> bytes:
+    at = jpeg.index(marker)
+    return jpeg[:at] + jpeg[at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big") :]
+
+
+def in_two_segments(jpeg: bytes, block: bytes) -> bytes:
+    """A JPEG file with its EXIF block cut in two within IFD0, as files with blocks of more than 64 KiB have it."""
+    parts = block[:20], block[:6] + block[20:]
+    segments = [b"\xff\xe1" + struct.pack(">H", 2 + len(part)) + part for part in parts]
+    return jpeg[:2] + b"".join(segments) + jpeg[2:]
 
 
 def resize_vector(width: int, height: int, policy: ResizePolicy) -> dict[str, object]:
@@ -90,12 +173,26 @@ def file_vector(name: str, data: bytes) -> dict[str, object]:
     decoded = decode_rgb(data, name)
     return {
         "name": name,
-        "data": base64.b64encode(data).decode("ascii"),
+        "data": as_text(data),
         "width": decoded.shape[1],
         "height": decoded.shape[0],
+        "orientation": orientation_of(data),
         "decoded_sha256": pixels_sha256(decoded),
         "sha256": pixels_sha256(preprocess(data, FILE_POLICY)),
     }
+
+
+def orientation_of(data: bytes) -> int:
+    """As Pillow reads it, not imgcls_infer."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()  # a PNG file may have it after its pixels
+        found = Image.Exif()
+        found.load(image.info.get("exif", b""))
+        return int(found.get(0x0112, 1))
+
+
+def as_text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
 
 
 def coefficient_vector(size: int, new_size: int, interpolation: str) -> dict[str, object]:
@@ -128,6 +225,7 @@ def main() -> None:
         "one_hot": [coefficient_vector(*case) for case in ((5, 3, "bilinear"), (3, 5, "bicubic"), (7, 3, "lanczos"))],
         "file_policy": {"image_size": 8, "mode": "crop", "interpolation": "bilinear"},
         "files": [file_vector(name, data) for name, data in picture_files().items()],
+        "refused": [{"name": name, "data": as_text(data)} for name, data in refused_files().items()],
     }
     VECTORS.write_text(one_vector_a_line(document))
     print(f"wrote {VECTORS.relative_to(ROOT)} ({VECTORS.stat().st_size:,} bytes)")

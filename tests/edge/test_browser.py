@@ -21,6 +21,7 @@ from infer.pictures import encode, exif
 from PIL import Image, ImageCms
 
 ROOT = Path(__file__).parents[2]
+VECTORS = ROOT / "docs" / "contract" / "vectors.json"
 SAMPLE = ROOT / "data" / "sample" / "test"
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -83,6 +84,8 @@ class Handler(SimpleHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/pictures/list.json":
             self.send_bytes(json.dumps(list(self.pictures)).encode())
+        elif self.path == "/vectors.json":
+            self.send_bytes(VECTORS.read_bytes())
         elif self.path.startswith("/pictures/"):
             self.send_bytes(self.pictures[self.path.removeprefix("/pictures/").replace("%20", " ")])
         else:
@@ -181,6 +184,14 @@ def test_png_files_give_the_same_pixels_bit_for_bit(report):
     for row in lossless:
         expected = preprocess(pictures[row["name"]], policy)
         assert row["pixels"] == hashlib.sha256(expected.tobytes()).hexdigest(), row["name"]
+
+
+def test_the_contracts_vectors_hold_in_the_browser(report):
+    vectors = json.loads(VECTORS.read_text())
+    found = {vector["name"]: vector for vector in report[1]["vectors"]}
+    expected = {vector["name"]: vector["decoded_sha256"] for vector in vectors["files"]}
+    assert {name: found[name] for name, pixels in expected.items() if found[name].get("sha256") != pixels} == {}
+    assert [vector["name"] for vector in vectors["refused"] if "error" not in found[vector["name"]]] == []
 
 
 def test_the_self_check_passes_in_the_browser(report):

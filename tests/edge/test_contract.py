@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from imgcls_infer.errors import ImageError
 from imgcls_infer.manifest import INTERPOLATIONS, RESIZE_MODES, ResizePolicy
 from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
@@ -57,6 +58,12 @@ def test_python_decodes_as_specified(vector):
     assert pixels_sha256(preprocess(data, FILE_POLICY)) == vector["sha256"]
 
 
+@pytest.mark.parametrize("vector", VECTORS["refused"], ids=lambda vector: vector["name"])
+def test_python_refuses_as_specified(vector):
+    with pytest.raises(ImageError, match="damaged picture"):
+        decode_rgb(base64.b64decode(vector["data"]), vector["name"])
+
+
 @pytest.mark.parametrize("vector", VECTORS["one_hot"], ids=lambda vector: vector["interpolation"])
 def test_the_weights_are_as_specified(vector):
     size = vector["size"]
@@ -77,10 +84,31 @@ def test_javascript_resizes_as_specified(stage1):
 
 
 def test_javascript_decodes_png_files_as_specified(stage1):
-    vectors = [vector for vector in VECTORS["files"] if vector["name"].endswith(".png")]
+    vectors = named(VECTORS["files"], ".png")
     answers = stage1([{"file": vector["data"], "policy": in_javascript(FILE_POLICY)} for vector in vectors])
     keys = ("width", "height", "decoded_sha256", "sha256")
     assert answers == [{key: vector[key] for key in keys} for vector in vectors]
+
+
+def named(vectors, suffix):
+    return [vector for vector in vectors if vector["name"].endswith(suffix)]
+
+
+def test_javascript_refuses_png_files_as_specified(stage1):
+    vectors = named(VECTORS["refused"], ".png")
+    answers = stage1([{"file": vector["data"], "policy": in_javascript(FILE_POLICY)} for vector in vectors])
+    reasons = {vector["name"]: answer.get("error", "") for vector, answer in zip(vectors, answers, strict=True)}
+    assert {name for name, reason in reasons.items() if not reason.startswith("the PNG file")} == set(), reasons
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".jpg", "JPEG"), (".webp", "WebP")])
+def test_javascript_turns_files_as_specified_and_refuses_those_that_end_early(stage1, suffix, kind):
+    """The rest of such a file is the browser's work."""
+    vectors, refused = named(VECTORS["files"], suffix), named(VECTORS["refused"], suffix)
+    answers = stage1([{"bare": vector["data"]} for vector in (*vectors, *refused)])
+    found = {vector["name"]: answer.get("orientation") for vector, answer in zip(vectors, answers, strict=False)}
+    assert found == {vector["name"]: vector["orientation"] for vector in vectors}
+    assert answers[len(vectors) :] == [{"error": f"the {kind} file ends early"}] * len(refused)
 
 
 def test_the_vectors_cover_every_policy():

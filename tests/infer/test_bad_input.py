@@ -13,7 +13,7 @@ from imgcls_infer import ImageError, ResizePolicy
 from imgcls_infer.preprocess import decode_rgb, describe, preprocess, printable
 from PIL import Image, ImageFile
 
-from .pictures import encode, noise, png
+from .pictures import chunk, encode, noise, png
 
 POLICY = ResizePolicy(8)
 FORMATS = {"PNG": {}, "JPEG": {"quality": 90}, "WEBP": {"quality": 80}, "GIF": {}, "BMP": {}}
@@ -48,6 +48,11 @@ def claiming(kind: str, side: int) -> bytes:
     return bytes(data)
 
 
+def without_chunk(data: bytes, kind: bytes) -> bytes:
+    at = data.index(kind) - 4
+    return data[:at] + data[at + 12 + int.from_bytes(data[at : at + 4], "big") :]
+
+
 FILES = {
     "empty file": (b"", "empty file"),
     "text": (b"just words\n" * 20, "not a PNG, JPEG, WebP, BMP or GIF picture"),
@@ -56,6 +61,11 @@ FILES = {
     "magic bytes alone": (b"\x89PNG\r\n\x1a\n", "damaged picture"),
     "truncated PNG": (whole("PNG")[:-60], "damaged picture (image file is truncated"),
     "truncated JPEG": (whole("JPEG")[:-60], "damaged picture (image file is truncated"),
+    "PNG without a palette": (without_chunk(encode(Image.new("P", (8, 8)), "PNG"), b"PLTE"), "it lacks its palette"),
+    "PNG that begins with another chunk": (
+        whole("PNG")[:8] + chunk(b"tEXt", b"a\0b") + whole("PNG")[8:],
+        "damaged picture (its first chunk is not IHDR)",
+    ),
     "half a WebP": (whole("WEBP")[: len(whole("WEBP")) // 2], "damaged picture"),
     "half a BMP": (whole("BMP")[: len(whole("BMP")) // 2], "damaged picture"),
     "no pixels": (png(np.empty((0, 0, 3), np.uint8), colour=2), "damaged picture"),
@@ -86,6 +96,34 @@ def test_no_bytes_are_no_picture():
 def test_a_truncated_picture_is_never_a_grey_area(kind, share):
     data = whole(kind)
     assert "damaged picture" in refusal(data[: int(share * len(data))])
+
+
+def png_with_lines(height: int, lines: int, mode: str = "RGB", interlaced: bool = False) -> bytes:
+    """A white PNG, 6 wide, whose header says `height`; its zlib stream ends, properly, after `lines` lines' bytes.
+
+    Interlaced, the lines are those of the seven passes one after the other: 1, 1, 1, 2, 2, 4 and 4 of a height of 8.
+    """
+    colour, channels = {"L": (0, 1), "RGB": (2, 3), "LA": (4, 2)}[mode]
+    widths = [1, 1, 2, 1, 1, 3, 3, 3, 3, 3, 3, 6, 6, 6, 6] if interlaced else [6] * height
+    raw = b"".join(b"\0" + b"\xff" * width * channels for width in widths[:lines])
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 6, height, 8, colour, 0, 0, interlaced))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA"])
+@pytest.mark.parametrize(("height", "lines", "interlaced"), [(8, 8, False), (8, 15, True)])
+def test_a_png_whose_compressed_lines_end_early_is_refused_and_not_filled_with_black(mode, height, lines, interlaced):
+    """A stream that ends early and says so: Pillow reports only one that breaks off."""
+    assert (decode_rgb(png_with_lines(height, lines, mode, interlaced), "whole") == 255).all()
+    for fewer in range(1, lines):
+        assert "its compressed data end before the last row" in refusal(png_with_lines(height, fewer, mode, interlaced))
+
+
+def test_a_png_that_ends_in_black_is_whole():
+    black = np.zeros((9, 8, 3), np.uint8)
+    for mode in ("1", "L", "P", "RGB", "RGBA", "I;16"):
+        image = Image.new(mode, (8, 8)) if mode == "I;16" else Image.fromarray(black[:8]).convert(mode)
+        assert preprocess(encode(image, "PNG"), POLICY).shape == (8, 8, 3)
 
 
 def test_a_missing_file_is_one_clear_error(tmp_path: Path):

@@ -77,15 +77,19 @@ def everything(process: Decoder | DecoderPreparer, pictures: list) -> list[np.nd
 
 def decoders() -> set[int]:
     """This process's, by their command line; other tests have children of their own."""
-    listed = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    found = {int(number) for path in listed for number in path.read_text().split()}
-    return {number for number in found if b"imgcls_infer.decoding" in _command_line(number)}
+    return {number for number in children(os.getpid()) if b"imgcls_infer.decoding" in _read(f"/proc/{number}/cmdline")}
 
 
-def _command_line(number: int) -> bytes:
+def children(parent: int) -> set[int]:
+    """The processes that a process has started, and that have not ended."""
+    threads = Path(f"/proc/{parent}/task").glob("*/children")
+    return {int(number) for path in threads for number in _read(path).split()}
+
+
+def _read(path: str | Path) -> bytes:
     try:
-        return Path(f"/proc/{number}/cmdline").read_bytes()
-    except OSError:  # it has gone since
+        return Path(path).read_bytes()
+    except OSError:  # the thread or process has gone since
         return b""
 
 
@@ -317,9 +321,8 @@ def test_decoders_end_with_the_process_that_started_them(tiny_path, tmp_path, ho
     picture = tmp_path / "a.png"
     picture.write_bytes(KINDS["png"])
     with subprocess.Popen([sys.executable, "-c", code, tiny_path, picture], stderr=subprocess.DEVNULL) as parent:
-        listed = Path(f"/proc/{parent.pid}/task")
-        started: set[str] = set()
-        _until(lambda: len(started.update(*(p.read_text().split() for p in listed.glob("*/children"))) or started) >= 2)
+        started: set[int] = set()
+        _until(lambda: len(started.update(children(parent.pid)) or started) >= 2)
         parent.send_signal(how)
     _until(lambda: not any(Path(f"/proc/{number}").exists() for number in started))
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 import threading
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +36,7 @@ STORED = {  # EXIF 2.32, table 6: how upright pixels lie in a file of each orien
     7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
     8: lambda upright: np.rot90(upright, -1),
 }
-ORIENTATIONS = pytest.mark.parametrize("orientation", sorted(STORED))
-ORDERS = pytest.mark.parametrize("order", ["<", ">"], ids=["little-endian", "big-endian"])
+ORDERS = ("<", ">")  # little-endian, big-endian
 
 
 def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
@@ -317,58 +319,99 @@ def test_strips_give_what_one_composite_of_the_whole_gives(height):
     np.testing.assert_array_equal(decode_rgb(encode(rgba, "PNG"), "picture"), np.asarray(whole))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBX", "CMYK", "YCbCr", "HSV", "RGBA", "LA", "PA", "RGBa", "I"])
-def test_a_pil_image_of_any_mode_is_taken(mode):
-    assert preprocess(Image.new(mode, (9, 7)), ResizePolicy(8)).shape == (8, 8, 3)
+RGB, ALPHA = noise(8, 8), noise(8, 8, seed=1)[..., 0]
+GREY, HIGH = (channel[..., None].repeat(3, 2) for channel in (RGB[..., 0], RGB[..., 1]))
+PALETTE = Image.fromarray(RGB).quantize(64)  # a colour a pixel: nothing is lost
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    image.putalpha(Image.fromarray(ALPHA))
+    return image
+
+
+OF_EVERY_MODE = {  # image, the RGB that it stands for, how far its mode is from that
+    "1": (Image.fromarray(RGB[..., 0] > 127), np.where(GREY > 127, 255, 0), 0),
+    "L": (Image.fromarray(RGB[..., 0]), GREY, 0),
+    "P": (PALETTE, RGB, 0),
+    "RGBX": (Image.fromarray(np.dstack([RGB, ALPHA]), "RGBX"), RGB, 0),
+    "CMYK": (Image.fromarray(RGB).convert("CMYK"), RGB, 0),
+    "YCbCr": (Image.fromarray(RGB).convert("YCbCr"), RGB, 4),
+    "HSV": (Image.fromarray(RGB).convert("HSV"), RGB, 6),
+    "I": (Image.fromarray(HIGH[..., 0].astype(np.int32) * 256 + ALPHA), HIGH, 0),
+    "I;16": (Image.fromarray(HIGH[..., 0].astype(np.uint16) * 256 + ALPHA), HIGH, 0),
+    "RGBA": (with_alpha(Image.fromarray(RGB)), over_white(RGB, ALPHA), 1),
+    "RGBa": (with_alpha(Image.fromarray(RGB)).convert("RGBa"), over_white(RGB, ALPHA), 2),
+    "LA": (with_alpha(Image.fromarray(RGB[..., 0])), over_white(GREY, ALPHA), 1),
+    "PA": (with_alpha(PALETTE.convert("PA")), over_white(RGB, ALPHA), 1),
+}
+
+
+@pytest.mark.parametrize("mode", OF_EVERY_MODE)
+def test_a_pil_image_of_any_mode_gives_its_colours(mode):
+    """Transparency is laid over white, and 16 bits keep the high byte."""
+    image, expected, tolerance = OF_EVERY_MODE[mode]
+    assert image.mode == mode
+    found = preprocess(image, ResizePolicy(8))
+    assert found.shape == (8, 8, 3)
+    assert np.abs(found - expected.astype(np.float64)).max() <= tolerance
 
 
 # --- EXIF orientation ---
 
 
-@ORIENTATIONS
-@ORDERS
-@pytest.mark.parametrize("place", ["before", "after"])
-def test_a_png_of_any_orientation_gives_the_upright_pixels(orientation, order, place):
+def differing(cases: Iterable[tuple[str, object, np.ndarray]]) -> list[str]:
+    """The names of the cases (name, source, upright pixels) whose pixels in their own size are others."""
+    return [name for name, source, upright in cases if not np.array_equal(decode_rgb(source, name), upright)]
+
+
+def test_a_png_of_any_orientation_gives_the_upright_pixels():
     upright = noise(6, 9)
-    block = chunk(b"eXIf", exif(order=order, orientation=orientation)[6:])
-    data = png(stored(upright, orientation), colour=2, **{place: [block]})
-    np.testing.assert_array_equal(decode_rgb(data, "picture"), upright)
+    cases = []
+    for orientation, order, place in product(STORED, ORDERS, ["before", "after"]):
+        block = chunk(b"eXIf", exif(order=order, orientation=orientation)[6:])
+        data = png(stored(upright, orientation), colour=2, **{place: [block]})
+        cases.append((f"orientation {orientation}, {order}, {place} the pixels", data, upright))
+    assert differing(cases) == []
 
 
-@ORIENTATIONS
-@ORDERS
-def test_a_webp_of_any_orientation_gives_the_upright_pixels(orientation, order):
+def test_a_webp_of_any_orientation_gives_the_upright_pixels():
     upright = noise(6, 9)
-    block = exif(order=order, orientation=orientation)
-    data = encode(stored(upright, orientation), "WEBP", lossless=True, exact=True, exif=block)
-    np.testing.assert_array_equal(decode_rgb(data, "picture"), upright)
+    cases = []
+    for orientation, order in product(STORED, ORDERS):
+        block = exif(order=order, orientation=orientation)
+        data = encode(stored(upright, orientation), "WEBP", lossless=True, exact=True, exif=block)
+        cases.append((f"orientation {orientation}, {order}", data, upright))
+    assert differing(cases) == []
 
 
-@ORIENTATIONS
-@ORDERS
-def test_a_jpeg_of_any_orientation_gives_what_pillow_transposes(orientation, order):
-    block = exif(order=order, orientation=orientation)
-    data = encode(stored(noise(24, 40), orientation), "JPEG", exif=block)
-    pixels = decode_rgb(data, "picture")
-    assert pixels.shape == (24, 40, 3)
-    np.testing.assert_array_equal(pixels, pillow_rgb(data))
+def test_a_jpeg_of_any_orientation_gives_what_pillow_transposes():
+    cases = []
+    for orientation, order in product(STORED, ORDERS):
+        block = exif(order=order, orientation=orientation)
+        data = encode(stored(noise(24, 40), orientation), "JPEG", exif=block)
+        cases.append((f"orientation {orientation}, {order}", data, pillow_rgb(data)))
+    assert {upright.shape for _, _, upright in cases} == {(24, 40, 3)}
+    assert differing(cases) == []
 
 
-@ORIENTATIONS
-def test_an_opened_pil_image_is_turned_as_its_file_is(orientation):
+def test_an_opened_pil_image_is_turned_as_its_file_is():
     upright = noise(6, 9)
-    block = chunk(b"eXIf", exif(orientation=orientation)[6:])
-    image = Image.open(io.BytesIO(png(stored(upright, orientation), colour=2, after=[block])))
-    np.testing.assert_array_equal(preprocess(image, ResizePolicy(6)), preprocess(upright, ResizePolicy(6)))
+    cases = []
+    for orientation in STORED:
+        block = chunk(b"eXIf", exif(orientation=orientation)[6:])
+        image = Image.open(io.BytesIO(png(stored(upright, orientation), colour=2, after=[block])))
+        cases.append((f"orientation {orientation}", image, upright))
+    assert differing(cases) == []
 
 
-@ORIENTATIONS
-def test_a_pil_image_that_was_turned_already_is_not_turned_again(orientation):
+def test_a_pil_image_that_was_turned_already_is_not_turned_again():
     upright = noise(6, 9)
-    block = exif(orientation=orientation)
-    image = Image.open(io.BytesIO(encode(stored(upright, orientation), "PNG", exif=block)))
-    turned = ImageOps.exif_transpose(image)
-    np.testing.assert_array_equal(preprocess(turned, ResizePolicy(6)), preprocess(upright, ResizePolicy(6)))
+    cases = []
+    for orientation in STORED:
+        data = encode(stored(upright, orientation), "PNG", exif=exif(orientation=orientation))
+        turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        cases.append((f"orientation {orientation}", turned, upright))
+    assert differing(cases) == []
 
 
 OTHER_ENTRIES = st.lists(
@@ -416,10 +459,10 @@ def test_damaged_exif_is_orientation_1(block):
     assert exif_orientation(block) == 1
 
 
-@pytest.mark.parametrize("length", range(len(WHOLE_EXIF) - 6))
-def test_exif_that_is_cut_before_the_orientation_ends_is_orientation_1(length):
+def test_exif_that_is_cut_before_the_orientation_ends_is_orientation_1():
     assert exif_orientation(WHOLE_EXIF) == 6
-    assert exif_orientation(WHOLE_EXIF[:length]) == 1
+    found = {length: exif_orientation(WHOLE_EXIF[:length]) for length in range(len(WHOLE_EXIF) - 6)}
+    assert {length: orientation for length, orientation in found.items() if orientation != 1} == {}
 
 
 @given(st.binary(max_size=80), st.sampled_from([b"", b"II*\0", b"MM\0*", b"Exif\0\0II*\0\x08\0\0\0"]))
@@ -432,6 +475,26 @@ def test_a_picture_with_damaged_exif_is_decoded_upright(kind):
     pixels = noise(8, 12)
     data = encode(pixels, kind, exif=DAMAGED_EXIF["directory beyond the end"])
     np.testing.assert_array_equal(decode_rgb(data, "picture"), decode_rgb(encode(pixels, kind), "picture"))
+
+
+def jpeg_with_exif(*parts: bytes) -> bytes:
+    """A JPEG file with APP1 segments of these contents."""
+    data = encode(noise(8, 12), "JPEG")
+    return data[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", 2 + len(part)) + part for part in parts) + data[2:]
+
+
+def test_an_exif_block_in_several_segments_of_a_jpeg_is_put_together():
+    """As cameras cut blocks of more than 64 KiB. Pillow 10.1 takes the first segment alone."""
+    head = b"Exif\0\0"
+    for place in range(6, len(WHOLE_EXIF) + 1):
+        data = jpeg_with_exif(WHOLE_EXIF[:place], head + WHOLE_EXIF[place : place + 4], head + WHOLE_EXIF[place + 4 :])
+        assert decode_rgb(data, "picture").shape == (12, 8, 3), f"cut at {place}"
+
+
+@pytest.mark.parametrize("first", [b"Exif\0\1" + WHOLE_EXIF[6:], b"http://ns.adobe.com/xap/1.0/\0", b"Exif"])
+def test_an_application_segment_of_another_name_is_no_exif_block(first):
+    assert decode_rgb(jpeg_with_exif(first), "picture").shape == (8, 12, 3)
+    assert decode_rgb(jpeg_with_exif(first, WHOLE_EXIF), "picture").shape == (12, 8, 3)
 
 
 # --- Pillow's warnings ---

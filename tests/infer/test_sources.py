@@ -43,6 +43,14 @@ def test_a_folder_is_its_pictures_without_what_is_hidden_or_deeper(tree):
     assert sorted(found(tree)) == [f"{tree}/a.JPG", f"{tree}/b.png"]
 
 
+def test_a_folders_pictures_are_told_by_every_suffix_that_the_formats_have(tmp_path):
+    suffixes = ["png", "PNG", "jpg", "jpeg", "jpe", "jfif", "Jfif", "webp", "bmp", "gif"]
+    names = {f"{index}.{suffix}" for index, suffix in enumerate(suffixes)}
+    for name in (*names, "notes.txt", "png", "jfif"):
+        (tmp_path / name).write_bytes(b"x")
+    assert {os.path.basename(path) for path in found(tmp_path)} == names
+
+
 def test_recursive_looks_into_its_folders(tree):
     names = ["a.JPG", "b.png", "in/c.webp", "in/deeper/d.gif"]
     assert sorted(found(tree, recursive=True)) == [f"{tree}/{name}" for name in names]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from imgcls_infer import ImageError
 from imgcls_serve import batching
 from imgcls_serve.batching import Batcher, Batching
 from imgcls_serve.metrics import Metrics
@@ -139,3 +141,20 @@ def test_pictures_cancelled_in_the_middle_of_the_queue_are_not_run(held):
 
     asyncio.run(scenario())
     assert held.sizes == [1, 3]
+
+
+def test_the_pixels_of_pictures_that_failed_are_not_kept_until_their_request_ends(tiny, monkeypatch):
+    """A form's answer waits for all of its pictures; an error's traceback would hold what was decoded so far."""
+    pixels, kept = [], []
+
+    def fail(picture, policy):
+        kept.append(sum(made() is not None for made in pixels))
+        decoded = np.zeros(1)
+        pixels.append(weakref.ref(decoded))
+        raise ImageError("damaged")
+
+    monkeypatch.setattr(batching, "preprocess", fail)
+    with serving(tiny, Batching(decode_threads=1)) as client:
+        rows = client.post("/predict", files={str(index): PICTURE for index in range(4)}).json()["results"]
+    assert [row["error"] for row in rows] == ["damaged"] * 4
+    assert kept == [0] * 4

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from imgcls_serve import open_inference
 from imgcls_serve.open_inference import BINARY_HEADER, Inference, ProtocolError, parse_inference
 from infer.tiny import SIDE
 
@@ -31,6 +35,40 @@ def arrays(document: dict) -> dict[str, np.ndarray]:
 def raw_request(**parameters) -> tuple[bytes, dict[str, str]]:
     head = json.dumps({"inputs": [{**TENSOR, "parameters": {"binary_data_size": PIXELS.size}}], **parameters}).encode()
     return head + PIXELS.tobytes(), {BINARY_HEADER: str(len(head)), "Content-Type": "application/octet-stream"}
+
+
+# --- what it may cost ---
+
+
+def test_one_document_is_parsed_at_a_time(monkeypatch):
+    """They take many times their length, and the server parses in threads."""
+    inside, most = [], []
+
+    def watched(text):
+        inside.append(text)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return json.loads(text)
+
+    monkeypatch.setattr(open_inference, "_json_object", watched)
+    body, headers = raw_request()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: parse_inference(body, headers[BINARY_HEADER], SIDE), range(8)))
+    assert most == [1] * 8
+
+
+def test_a_refused_document_is_not_kept_until_its_answer_is_sent(monkeypatch):
+    class Document(dict):
+        """A dict that can be watched."""
+
+    document = Document()
+    watched = weakref.ref(document)
+    monkeypatch.setattr(open_inference, "_json_object", lambda _, documents=[document]: documents.pop())
+    del document
+    with pytest.raises(ProtocolError, match="one input"):
+        parse_inference(b"{}", None, SIDE)
+    assert watched() is None
 
 
 # --- what there is ---

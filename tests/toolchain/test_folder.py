@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 from helpers import make_pictures
+from imgcls_infer.sources import expand
 from PIL import Image
 
 from imgcls.cli import command
@@ -52,6 +53,17 @@ def test_pictures_in_subfolders_of_a_class_count(pictures):
     (pictures / "ant" / "day 2").mkdir()
     Image.new("RGB", (8, 8)).save(pictures / "ant" / "day 2" / "X.JPG", "JPEG")
     assert len(scan_folder(pictures).paths) == 13
+
+
+def test_training_and_the_predictor_find_the_same_files(tmp_path):
+    names = ["a.png", "b.JPEG", "c.jpe", "d.jfif", "e.webp", "f.bmp", "g.gif", "deeper/h.jpg", "i.txt", "jpg", ".k.png"]
+    for name in names:
+        path = tmp_path / "class" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    found = sorted(expand([str(tmp_path)], recursive=True, read=lambda _: b""))
+    assert sorted(map(str, scan_folder(tmp_path).paths)) == found
+    assert len(found) == 8
 
 
 @pytest.mark.parametrize("make", ["missing", "file", "empty", "only_files", "no_pictures"])

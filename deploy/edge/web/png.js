@@ -14,6 +14,11 @@ const CHANNELS = { [GREY]: 1, [RGB]: 3, [PALETTE]: 1, [GREY_ALPHA]: 2, [RGB_ALPH
 const DEPTHS = { [GREY]: [1, 2, 4, 8, 16], [RGB]: [8, 16], [PALETTE]: [1, 2, 4, 8], [GREY_ALPHA]: [8, 16], [RGB_ALPHA]: [8, 16] };
 // first column and row, then the steps, of interlacing's seven passes
 const ADAM7 = [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
+const CRC_OF_BYTE = Uint32Array.from({ length: 256 }, (_, byte) => {
+  let crc = byte;
+  for (let bit = 0; bit < 8; bit++) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
+  return crc;
+});
 
 export const isPng = (bytes) => SIGNATURE.every((value, index) => bytes[index] === value);
 
@@ -32,28 +37,52 @@ export async function decodePng(bytes) {
 }
 
 function parse(bytes) {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const png = { palette: null, transparency: null, exif: null };
   const parts = [];
-  for (let at = 8, kind = ""; kind !== "IEND"; ) {
-    if (at + 12 > bytes.length) {
-      if (parts.length) break; // Pillow needs no IEND after whole pixels
-      throw new Error("the PNG file ends early");
-    }
-    const length = view.getUint32(at);
-    kind = String.fromCharCode(...bytes.subarray(at + 4, at + 8));
-    const data = bytes.subarray(at + 8, at + 8 + length);
-    if (kind === "IHDR") Object.assign(png, header(data));
-    else if (kind === "PLTE") png.palette = data;
-    else if (kind === "tRNS") png.transparency = data;
-    else if (kind === "eXIf") png.exif = data;
-    else if (kind === "IDAT") parts.push(data);
-    at += 12 + length;
+  let previous = "";
+  for (const { name, data } of chunks(bytes)) {
+    if (name === "IHDR") Object.assign(png, header(data));
+    else if (name === "PLTE" && !parts.length) png.palette = data;
+    else if (name === "tRNS") png.transparency = data;
+    else if (name === "eXIf") png.exif = data;
+    else if (name === "IDAT" && (!parts.length || previous === "IDAT")) parts.push(data); // the first run of them
+    previous = name;
   }
   if (!png.width || !parts.length) throw new Error("the PNG file has no pixels");
   if (png.colour === PALETTE && !png.palette) throw new Error("the PNG file lacks its palette");
   png.compressed = new Blob(parts);
   return png;
+}
+
+/**
+ * {name, data} of each chunk up to IEND, as strictly as Pillow reads them: before the pixels all must be whole with the
+ * right checksum; the pixels themselves are judged when they are inflated; after them nothing may be cut within its
+ * data, and what is no chunk ends the file.
+ */
+function* chunks(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  if (String.fromCharCode(...bytes.subarray(12, 16)) !== "IHDR") throw new Error("the PNG file has no header");
+  let pixels = false;
+  for (let at = 8; at + 8 <= bytes.length; ) {
+    const end = at + 8 + view.getUint32(at);
+    const name = String.fromCharCode(...bytes.subarray(at + 4, at + 8));
+    pixels ||= name === "IDAT";
+    const named = /^\w{4}$/.test(name);
+    if (name === "IEND" || (pixels && !named)) return;
+    if (!named) throw new Error("the PNG file is damaged: it has something between its chunks");
+    if (name !== "IDAT" && end > bytes.length) throw new Error("the PNG file ends early");
+    if (!pixels && (end + 4 > bytes.length || view.getUint32(end) !== crc32(bytes.subarray(at + 4, end)))) {
+      throw new Error("the PNG file is damaged: a chunk before its pixels has the wrong checksum");
+    }
+    yield { name, data: bytes.subarray(at + 8, end) };
+    at = end + 4;
+  }
+}
+
+function crc32(bytes) {
+  let crc = -1;
+  for (const byte of bytes) crc = CRC_OF_BYTE[(crc ^ byte) & 0xff] ^ (crc >>> 8);
+  return ~crc >>> 0;
 }
 
 function header(data) {
@@ -66,7 +95,11 @@ function header(data) {
 
 async function inflate(blob) {
   const stream = blob.stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+  try {
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  } catch {
+    throw new Error("the PNG file is damaged, or ends early");
+  }
 }
 
 /** Undoes the filters of `height` rows from `at`; rows: the packed samples without filter bytes; end: where they end. */

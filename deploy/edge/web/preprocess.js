@@ -12,7 +12,9 @@ const STRIP_ROWS = 512; // a canvas of a whole photograph is more than some phon
 const JPEG_APP1 = 0xe1;
 const JPEG_APP2 = 0xe2;
 const JPEG_SCAN = 0xda;
-const WEBP_VP8X_METADATA = 0x20 | 0x08 | 0x04; // ICC profile, EXIF, XMP
+const JPEG_END = 0xd9;
+const WEBP_EXIF = 0x08;
+const WEBP_VP8X_METADATA = 0x20 | WEBP_EXIF | 0x04; // ICC profile, EXIF, XMP
 
 /** bytes: Uint8Array of a file. policy: {imageSize, mode, interpolation}. {width, height, data} of imageSize squared. */
 export async function preprocess(bytes, policy) {
@@ -24,7 +26,7 @@ export async function decode(bytes) {
   if (bytes.length > MAX_FILE_BYTES) throw new Error(`a file of more than ${MAX_FILE_BYTES} bytes; shrink it`);
   if (isPng(bytes)) {
     const { width, height, exif } = pngHeader(bytes);
-    requireSize(width, height);
+    requireSize(width, height, MAX_PIXELS);
     return oriented(await decodePng(bytes), exif ? orientationOf(exif) : 1);
   }
   const file = withoutMetadata(bytes);
@@ -35,7 +37,7 @@ export async function decode(bytes) {
     throw new Error("a damaged picture, or one that this browser can't decode");
   });
   try {
-    requireSize(bitmap.width, bitmap.height);
+    requireSize(bitmap.width, bitmap.height, file.type === "image/webp" ? MAX_PIXELS / 2 : MAX_PIXELS);
     return oriented(readPixels(bitmap), file.orientation);
   } finally {
     bitmap.close();
@@ -76,8 +78,8 @@ function moved(image, left, top, side) {
   return result;
 }
 
-function requireSize(width, height) {
-  if (width * height > MAX_PIXELS) throw new Error(`${width} x ${height} pixels are more than ${MAX_PIXELS}; shrink it`);
+function requireSize(width, height, limit) {
+  if (width * height > limit) throw new Error(`${width} x ${height} pixels are more than ${limit}; shrink it`);
 }
 
 /**
@@ -95,8 +97,9 @@ export function withoutMetadata(bytes) {
 
 function bareJpeg(bytes) {
   const copy = bytes.slice();
-  let exif = null;
-  for (let at = 2; at + 4 < bytes.length && bytes[at] === 0xff && bytes[at + 1] !== JPEG_SCAN; ) {
+  const exif = []; // the parts of one block, a segment each
+  let at = 2;
+  while (at + 4 < bytes.length && bytes[at] === 0xff && bytes[at + 1] !== JPEG_SCAN) {
     if (bytes[at + 1] === 0xff) {
       at += 1; // a fill byte
       continue;
@@ -104,27 +107,50 @@ function bareJpeg(bytes) {
     const [marker, length] = [bytes[at + 1], (bytes[at + 2] << 8) | bytes[at + 3]];
     if (marker === JPEG_APP1 || marker === JPEG_APP2) {
       const isExif = String.fromCharCode(...bytes.subarray(at + 4, at + 10)) === "Exif\0\0";
-      if (isExif && !exif) exif = bytes.subarray(at + 10, at + 2 + length);
+      if (isExif && marker === JPEG_APP1) exif.push(bytes.subarray(at + 10, at + 2 + length));
       copy.fill(0, at + 4, at + 10); // the segment's name: nobody knows it any more
     }
     at += 2 + length;
   }
-  return { bytes: copy, orientation: exif ? orientationOf(exif) : 1 };
+  if (!hasEndMarker(bytes, at)) throw new Error("the JPEG file ends early"); // which browsers show in part
+  return { bytes: copy, orientation: orientationOf(joined(exif)) };
+}
+
+function joined(parts) {
+  const whole = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
+}
+
+function hasEndMarker(bytes, from) {
+  for (let at = bytes.indexOf(0xff, from); at >= 0; at = bytes.indexOf(0xff, at + 1)) {
+    if (bytes[at + 1] === JPEG_END) return true;
+  }
+  return false;
 }
 
 function bareWebp(bytes) {
   const copy = bytes.slice();
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  let orientation = 1;
-  for (let at = 12; at + 8 <= bytes.length; ) {
+  const end = 8 + view.getUint32(4, true);
+  if (end > bytes.length) throw new Error("the WebP file ends early");
+  let [announced, exif] = [false, null];
+  for (let at = 12; at + 8 <= end; ) {
     const name = String.fromCharCode(...bytes.subarray(at, at + 4));
     const length = view.getUint32(at + 4, true);
-    if (name === "VP8X") copy[at + 8] &= ~WEBP_VP8X_METADATA;
-    if (name === "EXIF") orientation = orientationOf(withoutPrefix(bytes.subarray(at + 8, at + 8 + length)));
+    if (name === "VP8X") {
+      announced = (bytes[at + 8] & WEBP_EXIF) !== 0;
+      copy[at + 8] &= ~WEBP_VP8X_METADATA;
+    }
+    if (name === "EXIF") exif ??= withoutPrefix(bytes.subarray(at + 8, at + 8 + length));
     if (["EXIF", "ICCP", "XMP "].includes(name)) copy.fill(0x20, at, at + 4);
     at += 8 + length + (length & 1);
   }
-  return { bytes: copy, orientation };
+  return { bytes: copy, orientation: announced && exif ? orientationOf(exif) : 1 };
 }
 
 function withoutPrefix(exif) {

@@ -1,0 +1,102 @@
+"""Golden files as the exporter makes them: each has a part of stage 1 that it alone shows to be broken."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from helpers import SAMPLE
+from imgcls_infer import preprocess
+from imgcls_infer.manifest import GoldenSample, Manifest, ResizePolicy
+from imgcls_infer.selfcheck import pixels_sha256
+from PIL import Image, ImageFilter
+
+from imgcls.export.golden_files import make_golden_files
+from imgcls.networks import Classifier, build_network
+
+SIDE = 32
+PLAIN, TRANSPARENT, JPEG, TURNED = "plain.png", "transparent.png", "plain.jpg", "turned.jpg"
+MANIFEST = Manifest("cnn", ("ant", "bee", "cow"), ResizePolicy(SIDE), (0.5,) * 3, (0.25,) * 3, "00")
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return Classifier(build_network("cnn", 3, SIDE), SIDE, MANIFEST.mean, MANIFEST.std).eval()
+
+
+@pytest.fixture(scope="module")
+def files(classifier):
+    samples = [GoldenSample(path.read_bytes(), ()) for path in sorted(SAMPLE.glob("test/*/*.png"))[::100]]
+    return {file.name: file for file in make_golden_files(classifier, samples, MANIFEST)}
+
+
+def opened(file):
+    return Image.open(io.BytesIO(file.data))
+
+
+def decoding_otherwise(files):
+    """The files that decode to other pixels than they record."""
+    found = {name: pixels_sha256(preprocess.decode_rgb(file.data, name)) for name, file in files.items()}
+    return {name for name, file in files.items() if found[name] != file.decoded_sha256}
+
+
+def shown_by(monkeypatch, files, function, broken):
+    monkeypatch.setattr(preprocess, function, broken)
+    return decoding_otherwise(files)
+
+
+def test_nothing_is_broken_here(files):
+    assert list(files) == [PLAIN, TRANSPARENT, JPEG, TURNED]
+    assert decoding_otherwise(files) == set()
+    for name, file in files.items():
+        pixels = preprocess.preprocess(file.data, MANIFEST.resize)
+        assert pixels_sha256(pixels) == file.pixels_sha256, name
+        assert file.label == MANIFEST.classes[int(np.argmax(file.probabilities))], name
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [lambda image: image.convert("RGB"), lambda image: Image.alpha_composite(Image.new("RGBA", image.size), image)],
+    ids=["dropped", "over black"],
+)
+def test_the_transparent_file_alone_shows_that_transparency_is_not_laid_over_white(monkeypatch, files, broken):
+    assert shown_by(monkeypatch, files, "_over_white", lambda image: broken(image).convert("RGB")) == {TRANSPARENT}
+
+
+def test_the_transparent_file_goes_from_opaque_to_transparent(files):
+    alpha = np.asarray(opened(files[TRANSPARENT]))[..., 3]
+    assert alpha.max() > 240
+    assert alpha.min() < 15
+    assert len(np.unique(alpha)) == SIDE // 2
+
+
+def test_the_turned_file_alone_shows_that_orientations_are_not_applied(monkeypatch, files):
+    assert shown_by(monkeypatch, files, "exif_orientation", lambda exif: 1) == {TURNED}
+
+
+def test_the_jpeg_files_alone_show_another_jpeg_decoder(monkeypatch, files):
+    honest = preprocess._to_rgb
+
+    def smoothed(image, name):
+        rgb = honest(image, name)
+        return rgb.filter(ImageFilter.BLUR) if image.format == "JPEG" else rgb
+
+    assert shown_by(monkeypatch, files, "_to_rgb", smoothed) == {JPEG, TURNED}
+    assert opened(files[TURNED]).info.get("progressive")
+    assert not opened(files[JPEG]).info.get("progressive")
+
+
+@pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
+def test_every_file_shows_another_resize(files, mode):
+    """They are oblong, upright and lying, and no side is the network's."""
+    for name, file in files.items():
+        others = {
+            pixels_sha256(preprocess.preprocess(file.data, ResizePolicy(SIDE, mode, interpolation)))
+            for interpolation in ("nearest", "bilinear", "bicubic", "lanczos")
+        }
+        assert len(others) == 4, name
+    sizes = {opened(file).size for file in files.values()}
+    assert len(sizes) == 4
+    assert all(width % 2 and height % 2 for width, height in sizes)
+    assert sorted(width > height for width, height in sizes) == [False, False, True, True]

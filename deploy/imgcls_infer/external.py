@@ -30,6 +30,8 @@ MESSAGES = {
 }
 _ENTRY = "StringStringEntryProto"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_TAG_BITS, _LENGTH_BITS, _NUMBER_BITS = 32, 31, 64
+_MEMORY = "*"  # onnxruntime's names for tensors in its own memory start so; the offset is then an address
 
 Buffer = Union[mmap.mmap, bytes]
 
@@ -70,14 +72,21 @@ def external_locations(content: Buffer) -> Iterator[str]:
 
 
 def _fields(content: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(number, start, end) of each length-delimited field of a message; the others are passed over."""
+    """(number, start, end) of each length-delimited field of a message; the others are passed over.
+
+    Strict: protobuf's parsers cut numbers that are too long, each in its own way, so a field that one of them sees
+    may hide from another. ONNX has no groups.
+    """
     while start < end:
-        tag, start = _varint(content, start)
+        tag, start = _varint(content, start, _TAG_BITS)
         number, kind = tag >> 3, tag & 7
+        if not number:
+            raise ValueError("a field without a number")
         length = {_FIXED64: 8, _FIXED32: 4}.get(kind, 0)
-        if kind in (_VARINT, _BYTES):
-            value, start = _varint(content, start)
-            length = value if kind == _BYTES else 0
+        if kind == _VARINT:
+            _, start = _varint(content, start, _NUMBER_BITS)
+        elif kind == _BYTES:
+            length, start = _varint(content, start, _LENGTH_BITS)
         elif not length:
             raise ValueError("a group, or no wire type at all")
         if start + length > end:
@@ -87,20 +96,22 @@ def _fields(content: Buffer, start: int, end: int) -> Iterator[tuple[int, int, i
         start += length
 
 
-def _varint(content: Buffer, start: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, lowest first, and where it ends."""
+def _varint(content: Buffer, start: int, bits: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, lowest first, and where it ends. Raises ValueError where it needs more than `bits`."""
     value = 0
-    for shift in range(0, 70, 7):
+    for shift in range(0, bits, 7):
         byte = content[start]
         start += 1
         value |= (byte & 0x7F) << shift
-        if byte < 0x80:
+        if byte < 0x80 and value < 1 << bits:
             return value, start
-    raise ValueError("a number of more than ten bytes")
+    raise ValueError(f"a number of more than {bits} bits")
 
 
 def _check_location(folder: Path, location: str, name: str) -> None:
     shown = printable(location)
+    if _MEMORY in Path(location).parts:
+        raise ModelError(f"{name}: refused: it takes weights from the memory of onnxruntime ({shown})")
     try:
         target = (folder / location).resolve()
         inside, there = target.is_relative_to(folder.resolve()), target.is_file()

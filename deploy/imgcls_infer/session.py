@@ -202,6 +202,7 @@ def _create(path: Path, provider: str, wishes: _Wishes) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     # spinning threads burn the CPU of whoever shares it, and gain nothing for one picture
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was checked, whatever its suffix
     if wishes.in_place:
         options.add_session_config_entry("session.disable_prepacking", "1")
     providers, own = [provider], [dict(_PROVIDER_OPTIONS.get(provider, {}))]

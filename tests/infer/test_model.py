@@ -73,6 +73,11 @@ def test_a_pytorch_file_gets_the_hint_to_export_it(write):
     assert "imgcls export --format onnx" in message
 
 
+def test_the_suffix_does_not_say_how_a_file_is_read(write):
+    """onnxruntime takes `.ort` for a format of its own, which nobody has looked at for where its weights are."""
+    assert open_model(write("model.ort", good_onnx())).manifest == tiny_manifest()
+
+
 @pytest.mark.parametrize("text", [b"imgcls.golden", b"logits"], ids=["metadata", "names"])
 def test_a_text_that_is_no_utf8_is_one_clear_error(write, text):
     data = good_onnx().replace(text, b"\xff" + text[1:])

@@ -28,6 +28,10 @@ _BATCH_PIXELS = 2**18
 _LARGEST_BATCH = 32  # pictures through the network at once: more only take memory
 _LARGEST_SHARE = 128  # and through a stream's worker: each costs a meeting of threads
 
+_SUM = 0.01  # from 1, a row of probabilities: a softmax in bfloat16 stays within half of it
+_SOFTMAX = 0.1  # sum of |p - softmax(logits)|, a row: logits that were rounded to bfloat16 stay within it
+_FEW = 64  # classes
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -97,6 +101,8 @@ class Predictor:
         self.why = opened.why
         self.note = opened.note
         self.threads = opened.threads
+        self._is_softmax = False  # nothing has been answered yet
+        self._one_row = (1, len(opened.manifest.classes))
 
     @overload
     def predict(self, source: Source) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is a sequence
@@ -110,7 +116,8 @@ class Predictor:
         if isinstance(source, (list, tuple)):
             pixels = [preprocess(item, self.manifest.resize) for item in source]
             return self.predict_pixels(np.stack(pixels)) if pixels else []
-        return self.predict_pixels(preprocess(source, self.manifest.resize)[None])[0]  # type: ignore[arg-type]
+        _, probabilities = self.run(preprocess(source, self.manifest.resize)[None])  # type: ignore[arg-type]
+        return Prediction(self.manifest.classes, probabilities[0])
 
     def stream(
         self, sources: Iterable[Streamed], workers: int | None = None, processes: bool = False
@@ -175,7 +182,7 @@ class Predictor:
         """Stage 2 alone: uint8 [N, image_size, image_size, 3] -> logits, probabilities, float32 [N, K] each.
 
         A model with a fixed batch gets that many at a time, the last ones with black pictures after them. Raises
-        ModelError where the model does not run or gives something that is no number.
+        ModelError where the model does not run or its answer breaks the contract.
         """
         size = self.batch
         if size is None or len(pixels) == size:
@@ -194,11 +201,40 @@ class Predictor:
             logits, probabilities = self._session.run(["logits", "probabilities"], {"image": pixels})
         except Exception as error:  # onnxruntime's exceptions have no common base class of their own
             raise ModelError(f"the model does not run ({one_line(error)})") from error
-        # softmax spreads a NaN over its row: the row's first number tells of all; item() costs a tenth of a reduction
-        finite = isfinite(probabilities.item(0)) if len(probabilities) == 1 else isfinite(probabilities[:, 0].sum())
-        if not finite:
-            raise ModelError("the model gives probabilities that are not numbers; its weights are damaged")
+        if not (self._is_softmax and _is_one_good_row(logits, probabilities, self._one_row)):
+            self._check(logits, probabilities, len(pixels))
         return logits, probabilities
+
+    def _check(self, logits: np.ndarray, probabilities: np.ndarray, pictures: int) -> None:
+        """The contract's section 6; raises ModelError. That the graph has a softmax at all, the first answer shows."""
+        shape = (pictures, len(self.manifest.classes))
+        if logits.shape != shape or probabilities.shape != shape:
+            raise ModelError(f"the model gives other shapes than {list(shape)}; export it with imgcls export")
+        if not (np.isfinite(logits).all() and np.isfinite(probabilities).all()):
+            raise ModelError("the model gives answers that are not finite numbers; its weights are damaged")
+        off = np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1).max(initial=0)
+        far = 0.0 if self._is_softmax else _far_from_softmax(logits, probabilities)
+        if probabilities.min(initial=0) < 0 or off > _SUM or far > _SOFTMAX:
+            raise ModelError("the model's probabilities are no softmax; export it with imgcls export")
+        self._is_softmax = True
+
+
+def _is_one_good_row(logits: np.ndarray, probabilities: np.ndarray, shape: tuple[int, int]) -> bool:
+    """Whether it is the answer for one picture and keeps the contract; of some tens of classes, else False.
+
+    Part of every call, where each of numpy's reductions costs several microseconds, and Python's a few tenths.
+    """
+    if logits.shape != shape or probabilities.shape != shape or shape[1] > _FEW:
+        return False
+    row = probabilities.tolist()[0]
+    return min(row) >= 0 and abs(sum(row) - 1) <= _SUM and isfinite(sum(logits.tolist()[0]))
+
+
+def _far_from_softmax(logits: np.ndarray, probabilities: np.ndarray) -> float:
+    """The largest row's sum of |p - softmax(logits)|."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    differences = np.abs(powers / powers.sum(axis=1, keepdims=True) - probabilities)
+    return float(differences.sum(axis=1).max(initial=0))
 
 
 def _filled(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -157,7 +157,7 @@ def test_a_model_that_breaks_the_contract_is_refused(write, changes, reason):
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
 def test_a_model_that_gives_no_numbers_is_an_error_and_no_answer(write, weight):
     predictor = Predictor(write("model.onnx", good_onnx(weight=weight)))
-    with pytest.raises(ModelError, match="probabilities that are not numbers"):
+    with pytest.raises(ModelError, match="answers that are not finite numbers"):
         predictor.predict(np.zeros((SIDE, SIDE, 3), np.uint8))
 
 

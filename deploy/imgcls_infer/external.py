@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Union
 
@@ -29,6 +30,7 @@ MESSAGES = {
     "TensorProto": {13: "StringStringEntryProto"},
 }
 _ENTRY = "StringStringEntryProto"
+_METADATA = 14  # ModelProto.metadata_props
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _TAG_BITS, _LENGTH_BITS, _NUMBER_BITS = 32, 31, 64
 _MEMORY = "*"  # onnxruntime's names for tensors in its own memory start so; the offset is then an address
@@ -42,7 +44,7 @@ def check_external_data(path: Path, name: str) -> bool:
     Raises ModelError where one of them is outside the model's folder (by `..`, an absolute path or a link) or missing,
     or where the file is not ONNX.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with _mapped(path) as content:
         try:
             locations = set(external_locations(content))
         except (ValueError, IndexError) as error:
@@ -50,6 +52,21 @@ def check_external_data(path: Path, name: str) -> bool:
     for location in sorted(locations):
         _check_location(path.parent, location, name)
     return bool(locations)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a model file says of itself, by key, without opening the model. Raises ValueError, IndexError, OSError."""
+    with _mapped(path) as content:
+        entries = [
+            _texts(content, *place) for number, *place in _fields(content, 0, len(content)) if number == _METADATA
+        ]
+    return {entry.get(1, b"").decode(): entry.get(2, b"").decode() for entry in entries}
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content
 
 
 def external_locations(content: Buffer) -> Iterator[str]:
@@ -61,7 +78,7 @@ def external_locations(content: Buffer) -> Iterator[str]:
     while pending:
         message, start, end = pending.pop()
         if message == _ENTRY:
-            texts = {number: content[first:last] for number, first, last in _fields(content, start, end)}
+            texts = _texts(content, start, end)
             if texts.get(1) == b"location":
                 yield texts.get(2, b"").decode("utf-8")
             continue
@@ -69,6 +86,11 @@ def external_locations(content: Buffer) -> Iterator[str]:
         pending += [
             (inner[number], first, last) for number, first, last in _fields(content, start, end) if number in inner
         ]
+
+
+def _texts(content: Buffer, start: int, end: int) -> dict[int, bytes]:
+    """The texts of a StringStringEntryProto: 1 is its key, 2 its value."""
+    return {number: content[first:last] for number, first, last in _fields(content, start, end)}
 
 
 def _fields(content: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, TypeVar, Union, overload
 
 import numpy as np
@@ -101,6 +102,7 @@ class Predictor:
         self.why = opened.why
         self.note = opened.note
         self.threads = opened.threads
+        self._one_at_a_time = Lock()
         self._is_softmax = False  # nothing has been answered yet
         self._one_row = (1, len(opened.manifest.classes))
 
@@ -164,8 +166,18 @@ class Predictor:
         pixels = [item for item in prepared if not isinstance(item, ImageError)]
         size = self._at_once(_LARGEST_BATCH)
         batches = [np.stack(pixels[start : start + size]) for start in range(0, len(pixels), size)]
-        predictions = iter([prediction for batch in batches for prediction in self.predict_pixels(batch)])
+        predictions = iter([prediction for batch in batches for prediction in self._predict_batch(batch, size)])
         return [item if isinstance(item, ImageError) else next(predictions) for item in prepared]
+
+    def _predict_batch(self, pixels: np.ndarray, size: int) -> list[Prediction]:
+        """A stream's batch of up to `size` pictures. Accelerators get all in one size, which they plan for just once.
+
+        And from one thread at a time: threads that share an accelerator do not make it faster.
+        """
+        if self.provider == CPU:
+            return self.predict_pixels(pixels)
+        with self._one_at_a_time:
+            return self.predict_pixels(pixels if self.batch else _filled(pixels, size))[: len(pixels)]
 
     def _at_once(self, most: int) -> int:
         """Pictures, by their size: enough to amortise what is done once for all, few enough for the memory."""

@@ -137,6 +137,37 @@ def test_why_cuda_was_passed_over_is_noted_on_standard_error(tiny_path, pictures
     assert result.stdout.startswith(pictures["red"])
 
 
+# --- threads ---
+
+
+@pytest.mark.parametrize(
+    ("names", "inside"),
+    [(["red"], 4), (["red", "green"], 2), (["red", "green", "blue"], 1), (["red"] * 5, 1), (["."], 1)],
+    ids=["one", "two", "three", "more than threads", "folder"],
+)
+def test_threads_are_shared_between_the_pictures_and_the_network(tiny_path, pictures, monkeypatch, names, inside):
+    """The network gets what the pictures leave, and a stream as many workers as there are threads."""
+    seen = {}
+    stream = Predictor.stream
+
+    def watch(self, sources, workers, processes):
+        seen["workers"] = workers
+        return stream(self, sources, workers, processes)
+
+    monkeypatch.setattr(Predictor, "stream", watch)
+    open_model = session.open_model
+
+    def opened(*arguments):
+        found = open_model(*arguments)
+        seen["inside"] = found.session.get_session_options().intra_op_num_threads
+        return found
+
+    monkeypatch.setattr("imgcls_infer.predictor.open_model", opened)
+    given = [pictures.get(name, str(Path(pictures["red"]).parent)) for name in names]
+    run("--model", tiny_path, "--threads", 4, *given)
+    assert seen == {"inside": inside, **({"workers": 4} if names != ["red"] else {})}
+
+
 # --- errors ---
 
 

@@ -1,4 +1,4 @@
-"""What makes every test the same on the oldest click that is supported and on the newest, and where Ctrl-C is ignored."""
+"""What makes every test the same on every click that is supported, and where Ctrl-C is ignored."""
 
 from __future__ import annotations
 

@@ -44,11 +44,13 @@ def check_external_data(path: Path, name: str) -> bool:
     Raises ModelError where one of them is outside the model's folder (by `..`, an absolute path or a link) or missing,
     or where the file is not ONNX.
     """
-    with _mapped(path) as content:
-        try:
+    try:
+        with _mapped(path) as content:
             locations = set(external_locations(content))
-        except (ValueError, IndexError) as error:
-            raise ModelError(f"{name}: not an ONNX model that onnxruntime can load ({one_line(error)})") from error
+    except (ValueError, IndexError) as error:
+        raise ModelError(f"{name}: not an ONNX model that onnxruntime can load ({one_line(error)})") from error
+    except OSError as error:
+        raise ModelError(f"{name}: the model file can't be read ({error.strerror})") from error
     for location in sorted(locations):
         _check_location(path.parent, location, name)
     return bool(locations)

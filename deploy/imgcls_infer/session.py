@@ -12,6 +12,7 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any, NamedTuple
 
 # onnxruntime 1.32 for Linux keeps a device id and a database of events in ~/.cache/Microsoft, to send them off. Whose
@@ -32,6 +33,8 @@ CUDA = "CUDAExecutionProvider"
 _PROVIDER_OPTIONS = {CUDA: {"use_tf32": "0"}, "OpenVINOExecutionProvider": {"precision": "ACCURACY"}}
 _HALF = ("fp16", "bf16")
 _RECORDS_NODES = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")  # 1.24+
+_LARGEST_BATCH = 4096  # that a graph may fix: imgcls export's limit; each picture alone is filled up to it
+_LARGEST_BATCH_PIXELS = 2**28
 _ERRORS_ONLY = 3  # onnxruntime's log severity
 _MEND_CUDA = (
     "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' on a machine with an NVIDIA driver; "
@@ -107,6 +110,9 @@ def available_cpus() -> int:
 
 def _check_file(path: Path, name: str) -> None:
     try:
+        found = path.stat()
+        if not (S_ISREG(found.st_mode) or S_ISDIR(found.st_mode)):  # which might never end, or never begin
+            raise ModelError(f"{name}: a pipe or a device, not a model file")
         with path.open("rb") as file:
             head = file.read(4)
     except FileNotFoundError as error:
@@ -114,7 +120,7 @@ def _check_file(path: Path, name: str) -> None:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or one_line(error)
         raise ModelError(f"{name}: the model file can't be read ({reason})") from error
-    if not head:
+    if not found.st_size:  # so are those in /proc, whatever they give to read
         raise ModelError(f"{name}: the model file is empty")
     if head == b"PK\x03\x04":
         raise ModelError(
@@ -320,7 +326,12 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -
     for output in ("logits", "probabilities"):
         if outputs.get(output) != ("tensor(float)", [batch, classes]):
             raise ModelError(f"{name}: its output {output} is not float32 [N, {classes}]; export it with imgcls export")
-    return batch if isinstance(batch, int) else None
+    if not isinstance(batch, int):
+        return None
+    pixels = batch * manifest.resize.image_size**2
+    if not (1 <= batch <= _LARGEST_BATCH and pixels <= _LARGEST_BATCH_PIXELS):
+        raise ModelError(f"{name}: it takes {batch:,} pictures at once, which no memory is for; export it with another")
+    return batch
 
 
 def _saturation_note(manifest: Manifest) -> str:

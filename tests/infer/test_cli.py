@@ -272,3 +272,54 @@ def test_a_name_that_standard_output_cannot_encode_stops_nobody(tiny_path, write
     first, second = done.stdout.splitlines()
     assert first.startswith(f"{odd.parent}/\\u732b.png: blue")
     assert second.startswith(f"{pictures['red']}: red")
+
+
+# --- standard streams ---
+
+
+def shell(line: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command with a shell's redirections; `$@` are its arguments."""
+    script = f'"{sys.executable}" -m imgcls_infer {line}'
+    return subprocess.run(
+        ["bash", "-c", script, "bash", *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("options", ['"$@"', '--json "$@"', "--info", "--self-check", "--help"])
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [(">&-", "Bad file descriptor"), ("> /dev/full", "No space left on device")],
+    ids=["closed", "full"],
+)
+def test_standard_output_that_cannot_be_written_is_one_line(tiny_path, pictures, options, where, why):
+    done = shell(f"{options} {where}", "--model", tiny_path, pictures["red"])
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert lines == [f"error: standard output can't be written ({why})"]
+
+
+@pytest.mark.parametrize("where", ["2>&-", "2> /dev/full"], ids=["closed", "full"])
+def test_standard_error_that_cannot_be_written_changes_no_answer(tiny_path, pictures, where):
+    done = shell(f'"$@" {where}', "--model", tiny_path, pictures["bad"], pictures["red"])
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith(f"{pictures['red']}: red")
+    assert done.stdout.count("\n") == 1
+    assert shell(f"--nonsense {where}").returncode == 2
+    assert shell(f"--model none.onnx a.png {where}").returncode == 1
+
+
+def test_with_everything_closed_only_the_exit_code_is_left(tiny_path, pictures):
+    assert shell('"$@" >&- 2>&- <&-', "--model", tiny_path, pictures["red"]).returncode == 1
+
+
+def test_closed_standard_input_is_empty(tiny_path):
+    """And not the model, which would have its number."""
+    done = shell('"$@" <&-', "--model", tiny_path, "-")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: -: standard input is empty")
+
+
+@pytest.mark.parametrize("form", ["", "--json", "--jsonl", "--csv"])
+def test_head_ends_a_long_run_without_a_word(tiny_path, pictures, form):
+    done = shell(f'{form} "$@" | head -1; exit ${{PIPESTATUS[0]}}', "--model", tiny_path, *[pictures["red"]] * 3000)
+    assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")

@@ -58,6 +58,19 @@ def test_an_empty_file_is_one_clear_error(write):
     assert refusal(write("empty.onnx", b"")) == "the model file is empty"
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/proc/self/status", "fifo"])
+def test_what_is_no_file_is_refused_at_once(tmp_path, path):
+    os.mkfifo(tmp_path / "fifo")
+    expected = "the model file is empty" if "proc" in path else "a pipe or a device, not a model file"
+    assert refusal(tmp_path / path if path == "fifo" else path) == expected
+
+
+def test_a_file_that_cannot_be_mapped_is_one_clear_error(tiny_path, monkeypatch):
+    """As on file systems that have no such thing."""
+    monkeypatch.setattr("imgcls_infer.external.mmap.mmap", lambda *_, **__: os.stat("/none"))
+    assert refusal(tiny_path) == "the model file can't be read (No such file or directory)"
+
+
 @pytest.mark.parametrize(
     "data",
     [b"just words", b"\0" * 64, good_onnx()[:400], b"\x80\x02}q\x00."],
@@ -153,6 +166,22 @@ def test_a_model_without_golden_samples_is_opened(write):
 )
 def test_a_model_that_breaks_the_contract_is_refused(write, changes, reason):
     assert refusal(write("model.onnx", good_onnx(**changes))).startswith(reason)
+
+
+@pytest.mark.parametrize("batch", [0, 4097, 10**9, 2**31, 2**62])
+def test_a_batch_that_no_memory_is_for_is_refused(write, batch):
+    path = write("model.onnx", good_onnx(image_shape=(batch, SIDE, SIDE, 3)))
+    assert refusal(path) == f"it takes {batch:,} pictures at once, which no memory is for; export it with another"
+
+
+def test_a_batch_of_large_pictures_is_counted_in_pixels(write):
+    manifest = tiny_manifest(resize=ResizePolicy(4096)).to_json()
+    path = write("model.onnx", good_onnx(image_shape=(17, 4096, 4096, 3), manifest=manifest, golden=None))
+    assert refusal(path).startswith("it takes 17 pictures at once")
+
+
+def test_the_largest_batch_that_imgcls_exports_is_taken(write):
+    assert open_model(write("model.onnx", good_onnx(image_shape=(4096, SIDE, SIDE, 3)))).batch == 4096
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,9 +77,11 @@ def open_model(path: Path, provider: str = "cpu", threads: int | None = None) ->
     name = f"onnxruntime ({predictor.provider.removesuffix('ExecutionProvider')})"
 
     def with_threads(count: int) -> Run:
-        return Predictor(path, provider=provider, threads=count).run
+        return partial(Predictor(path, provider=provider, threads=count).run, softmax=False)
 
-    return Runtime(name, predictor.run, predictor.manifest, tuple(predictor.golden), with_threads)
+    return Runtime(
+        name, partial(predictor.run, softmax=False), predictor.manifest, tuple(predictor.golden), with_threads
+    )
 
 
 def open_on_each(path: Path, providers: tuple[str, ...]) -> list[Runtime]:

@@ -190,16 +190,18 @@ class Predictor:
         _, probabilities = self.run(pixels)
         return [Prediction(self.manifest.classes, row) for row in probabilities]
 
-    def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, pixels: np.ndarray, softmax: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Stage 2 alone: uint8 [N, image_size, image_size, 3] -> logits, probabilities, float32 [N, K] each.
 
+        softmax: rows that are no softmax are an error; who compares them with PyTorch's wants to see them all the same.
         A model with a fixed batch gets that many at a time, the last ones with black pictures after them. Raises
         ModelError where the model does not run or its answer breaks the contract.
         """
         size = self.batch
         if size is None or len(pixels) == size:
-            return self._run(pixels)
-        results = [self._run(_filled(pixels[start : start + size], size)) for start in range(0, len(pixels), size)]
+            return self._run(pixels, softmax)
+        starts = range(0, len(pixels), size)
+        results = [self._run(_filled(pixels[start : start + size], size), softmax) for start in starts]
         logits, probabilities = (np.concatenate([result[output] for result in results]) for output in (0, 1))
         return logits[: len(pixels)], probabilities[: len(pixels)]
 
@@ -208,22 +210,24 @@ class Predictor:
         text = self._session.get_modelmeta().custom_metadata_map.get(GOLDEN_FILES_KEY, "[]")
         return golden_files_from_json(text, len(self.manifest.classes))
 
-    def _run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, pixels: np.ndarray, softmax: bool) -> tuple[np.ndarray, np.ndarray]:
         try:
             logits, probabilities = self._session.run(["logits", "probabilities"], {"image": pixels})
         except Exception as error:  # onnxruntime's exceptions have no common base class of their own
             raise ModelError(f"the model does not run ({one_line(error)})") from error
         if not (self._is_softmax and _is_one_good_row(logits, probabilities, self._one_row)):
-            self._check(logits, probabilities, len(pixels))
+            self._check(logits, probabilities, len(pixels), softmax)
         return logits, probabilities
 
-    def _check(self, logits: np.ndarray, probabilities: np.ndarray, pictures: int) -> None:
+    def _check(self, logits: np.ndarray, probabilities: np.ndarray, pictures: int, softmax: bool) -> None:
         """The contract's section 6; raises ModelError. That the graph has a softmax at all, the first answer shows."""
         shape = (pictures, len(self.manifest.classes))
         if logits.shape != shape or probabilities.shape != shape:
             raise ModelError(f"the model gives other shapes than {list(shape)}; export it with imgcls export")
         if not (np.isfinite(logits).all() and np.isfinite(probabilities).all()):
             raise ModelError("the model gives answers that are not finite numbers; its weights are damaged")
+        if not softmax:
+            return
         off = np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1).max(initial=0)
         far = 0.0 if self._is_softmax else _far_from_softmax(logits, probabilities)
         if probabilities.min(initial=0) < 0 or off > _SUM or far > _SOFTMAX:

@@ -128,6 +128,18 @@ def test_any_softmax_of_finite_logits_is_taken(tiny_path, logits, precision):
         assert opened.run(rows)[1].shape == (2, K)
 
 
+def test_a_comparison_may_see_rows_that_are_no_softmax(tiny_path):
+    """`imgcls verify` says what is wrong with them; of what is not finite it can say nothing."""
+    opened = Predictor(tiny_path, "cpu", 1)
+    logits, probabilities = good(2)
+    probabilities[1] = 5.0
+    opened._session = Session(logits, probabilities)
+    assert opened.run(BLACK[:2], softmax=False)[1][1, 0] == 5.0
+    probabilities[1] = np.inf
+    with pytest.raises(ModelError, match="not finite"):
+        opened.run(BLACK[:2], softmax=False)
+
+
 def test_no_pictures_have_no_answers(tiny):
     assert tiny.predict_pixels(BLACK[:0]) == []
 

@@ -52,6 +52,7 @@ class Checkpoint:
             network.load_state_dict(self.state_dict)
         except RuntimeError as error:
             raise CheckpointError(f"the weights do not fit {manifest.arch} ({_mismatch(error)})") from error
+        require_finite(network.state_dict())
         return network.eval()
 
     def classifier(self) -> Classifier:
@@ -69,6 +70,7 @@ def save_checkpoint(
     """
     weights = network.state_dict() if isinstance(network, nn.Module) else network
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    require_finite(state)
     manifest = replace(manifest, weights_sha256=weights_sha256(state))
     pictures = [base64.b64encode(picture).decode("ascii") for picture in samples]
     content = {"format": FORMAT, "manifest": json.loads(manifest.to_json()), "state_dict": state, "samples": pictures}
@@ -141,6 +143,13 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def require_finite(state: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError that names the first tensor with a value that is no finite number."""
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"the weights in {name} are not finite numbers; train anew with a smaller rate")
 
 
 def _save(content: dict[str, Any], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,12 +41,22 @@ class _Group(click.Group):
             ctx.exit(1)
 
 
+class _Number(click.FloatRange):
+    """The type of every number that is not whole: within its range, and finite (a comparison lets nan through)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 def _triple(text: str) -> tuple[float, float, float]:
     """Three comma-separated numbers, one a channel."""
-    try:
-        red, green, blue = (float(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not three numbers like 0.5,0.5,0.5") from None
+    parts = text.split(",")
+    if len(parts) != 3:
+        raise click.BadParameter(f"{text!r} is not three numbers like 0.5,0.5,0.5")
+    red, green, blue = (_Number().convert(part, None, None) for part in parts)
     return red, green, blue
 
 
@@ -60,8 +71,8 @@ def command() -> None:
 
 
 _RESIZE = click.Choice(["crop", "squash", "pad"])
-_POSITIVE = click.FloatRange(min=0, min_open=True)
-_SHARE = click.FloatRange(0, 1, max_open=True)
+_POSITIVE = _Number(min=0, min_open=True)
+_SHARE = _Number(0, 1, max_open=True)
 
 
 @command.command(epilog="Example: imgcls train --train data/train --test data/test --epochs 20 --output models/cnn.pth")
@@ -86,7 +97,7 @@ _SHARE = click.FloatRange(0, 1, max_open=True)
 @click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"]), help="Recipe: adamw; article: adam.")
 @click.option("--learning-rate", type=_POSITIVE, help="Recipe: cnn 0.004, vgg16 0.0005; article: 0.001.")
 @click.option("--schedule", type=click.Choice(["one-cycle", "constant"]), help="Recipe: one-cycle; article: constant.")
-@click.option("--weight-decay", type=click.FloatRange(min=0), help="Recipe: 0.05; article: 0.")
+@click.option("--weight-decay", type=_Number(min=0), help="Recipe: 0.05; article: 0.")
 @click.option("--label-smoothing", type=_SHARE, help="Recipe: 0.05; article: 0.")
 @click.option("--dropout", type=_SHARE, help="Recipe: cnn 0.1, vgg16 0.5; article: 0.25 and 0.5.")
 @click.option(
@@ -96,7 +107,7 @@ _SHARE = click.FloatRange(0, 1, max_open=True)
 @click.option("--colour", type=_SHARE, help="Random brightness, contrast and saturation. Recipe: 0.")
 @click.option("--cutout", type=_SHARE, help="Random square painted over, as a share of the side. Recipe: 0.")
 @click.option("--ema", type=_SHARE, help="Decay of averaged weights; 0: none. Recipe: 0.")
-@click.option("--clip-norm", type=click.FloatRange(min=0), help="Largest gradient norm; 0: any. Recipe: vgg16 1.")
+@click.option("--clip-norm", type=_Number(min=0), help="Largest gradient norm; 0: any. Recipe: vgg16 1.")
 @click.option("--class-weights/--no-class-weights", default=None, help="Let each class count the same. Recipe: no.")
 @click.option(
     "--bf16/--no-bf16", default=None, help="bf16 where the device has units for it. Recipe: yes; article: no."
@@ -124,13 +135,11 @@ _SHARE = click.FloatRange(0, 1, max_open=True)
 @click.option(
     "--freeze/--fine-tune", default=False, show_default=True, help="vgg16: train the last layer only, or all of them."
 )
-@click.option(
-    "--save-every", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds between saves."
-)
+@click.option("--save-every", type=_Number(min=0), default=30.0, show_default=True, help="Seconds between saves.")
 @click.option("--cache-dir", type=_FILE, help="Decoded pictures are kept here. Default: imgcls in the user's cache.")
 @click.option(
     "--cache-limit",
-    type=click.FloatRange(min=0),
+    type=_Number(min=0),
     default=20.0,
     show_default=True,
     metavar="GB",
@@ -324,9 +333,7 @@ def info(model: Path) -> None:
 @click.option(
     "--eager", "devices", multiple=True, metavar="cpu|cuda[:N]|mps", help="Compare PyTorch eager on this device too."
 )
-@click.option(
-    "--tolerance", type=click.FloatRange(min=0), help="Largest |dp| that passes. Default: by a model of rounding."
-)
+@click.option("--tolerance", type=_Number(min=0), help="Largest |dp| that passes. Default: by a model of rounding.")
 @click.option("--bisect", is_flag=True, help="Name the first node of each float32 ONNX file that leaves the tolerance.")
 @click.option("--report", type=_FILE, metavar="FILE.html", help="Write a page with plots and the changed pictures.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output instead of the table.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -148,6 +149,16 @@ class TrainConfig:
             raise ImgclsError("--patience needs --val-fraction: the test set never decides when to stop")
         if (self.mean is None) != (self.std is None):
             raise ImgclsError("--mean and --std go together")
+        self._require_finite()
+        if self.std is not None and min(self.std) <= 0:
+            raise ImgclsError(f"--std is {self.std}; a standard deviation is positive")
+
+    def _require_finite(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise ImgclsError(f"--{field.name.replace('_', '-')} is {value}; give a finite number")
 
     @property
     def starts_from_imagenet(self) -> bool:

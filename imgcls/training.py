@@ -263,14 +263,14 @@ class _Trainer:
     def _end_epoch(self) -> None:
         loss, correct, count, _ = self.group.sum(self.sums.clone()).tolist()
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is not a number at step {int(self.first_bad_step)} of epoch {self.epoch}; use a smaller "
-                f"--learning-rate (it is {self.recipe.learning_rate:g}) or --clip-norm 1"
-            )
+            raise self._diverged(f"the loss is not a number at step {int(self.first_bad_step)}")
+        self._require_finite()
         train_scores = Scores(loss / count, correct / count, int(count))
         with self._averaged_weights():
             val = self._scores(self.train_pictures, self.data.train.labels, self.data.val_rows)
             test = self._test_scores()
+            if any(scores is not None and not math.isfinite(scores.loss) for scores in (val, test)):
+                raise self._diverged(f"the loss on other pictures is not a number after step {self.step}")
             figures = EpochFigures(self.epoch, train_scores, val, test, self.seconds)
             if val is not None and val.accuracy > self.best_accuracy:
                 self.best_accuracy, self.best_epoch = val.accuracy, self.epoch
@@ -284,6 +284,15 @@ class _Trainer:
             self.folder.log_epoch(self.history[-1])
         if self._save_is_due() or self.epoch > self.recipe.epochs:
             self._save()
+
+    def _require_finite(self) -> None:
+        """A loss is that of the weights before its step: the weights are looked at themselves."""
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in [*self.parameters, *self.average]):
+            raise self._diverged(f"the weights are not finite after step {self.step}")
+
+    def _diverged(self, what: str) -> TrainingError:
+        rate = f"it is {self.recipe.learning_rate:g}"
+        return TrainingError(f"{what} of epoch {self.epoch}; use a smaller --learning-rate ({rate}) or --clip-norm 1")
 
     def _out_of_patience(self) -> bool:
         if not self.config.patience or self.epoch - 1 - self.best_epoch < self.config.patience:
@@ -386,6 +395,7 @@ class _Trainer:
     def _save(self) -> None:
         if self.folder is None:
             return
+        self._require_finite()  # what was saved before is worth more
         state = {
             "network": self.classifier.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -145,3 +145,14 @@ def test_a_failed_write_keeps_the_old_checkpoint(trained, tmp_path, monkeypatch)
         save_checkpoint(path, network, replace(checkpoint.manifest, classes=TEN))
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["keep.pth"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_never_written_and_never_used(trained, tmp_path, value):
+    _, checkpoint = trained
+    bad = {**checkpoint.state_dict, "fc2_layer.bias": torch.full((10,), value)}
+    with pytest.raises(CheckpointError, match=r"fc2_layer\.bias.*not finite"):
+        save_checkpoint(tmp_path / "bad.pth", bad, checkpoint.manifest)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match=r"fc2_layer\.bias.*not finite"):  # so: no export either
+        replace(checkpoint, state_dict=bad).classifier()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -142,3 +143,22 @@ def test_an_error_is_one_line_whatever_the_file_is_called(tmp_path, name):
     assert failed.output.count("\n") == 1
     assert "\a" not in failed.output
     assert repr(name)[1:-1].replace("\\a", "\\x07") in failed.output
+
+
+def float_options(command, path=()):
+    for name, below in getattr(command, "commands", {}).items():
+        yield from float_options(below, (*path, name))
+    for parameter in command.params:
+        if isinstance(parameter.type, click.types.FloatParamType) or parameter.metavar == "R,G,B":
+            yield pytest.param(path, parameter.opts[0], id=" ".join((*path, parameter.opts[0])))
+
+
+@pytest.mark.parametrize(("path", "option"), list(float_options(command)))
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_every_number_is_a_finite_one(path, option, value):
+    if option in ("--mean", "--std"):
+        value = f"0.5,{value},0.5"
+    result = run(*path, *(["x.pth", "x.onnx"] if path != ("train",) else []), option, value)
+    assert result.exit_code == 2, result.output
+    assert option in result.output
+    assert "not a finite number" in result.output or "not in the range" in result.output

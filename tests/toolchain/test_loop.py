@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import make_pictures
 from imgcls_infer.manifest import ResizePolicy
 
@@ -18,7 +17,9 @@ from imgcls.data.batches import Augmentation, plan_epoch
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import pack_folder
 from imgcls.device import has_bf16_units
+from imgcls.errors import ImgclsError, TrainingError
 from imgcls.networks import CNN, Classifier, build_network
+from imgcls.runs import load_state
 from imgcls.training import train
 
 COUNTS = {"ant": 7, "bee": 4, "cow": 2}  # 13 pictures in batches of 5: steps of 5, 5 and 3
@@ -299,3 +300,33 @@ def test_dropout_is_the_recipes_in_all_of_the_network(arch, size, layers):
     with torch.device("meta"):
         network = build_network(arch, 3, size, dropout=0.3)
     assert [module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)] == [0.3] * layers
+
+
+# --- numbers that are none ---
+
+
+@pytest.mark.parametrize(
+    "options", [{"std": (0.5, 0.0, 0.5)}, {"std": (-1.0, 1.0, 1.0)}, {"mean": (0.5, math.inf, 0.5)}, {"ema": math.nan}]
+)
+def test_a_config_holds_finite_numbers_and_positive_deviations(config, options):
+    with pytest.raises(ImgclsError, match=f"--{next(iter(options))}"):
+        replace(config, **options)
+
+
+@pytest.mark.parametrize(("rate", "what"), [(1e300, "weights are not finite"), (1e30, "loss on other pictures")])
+def test_a_last_step_into_the_void_is_an_error_and_writes_nothing(config, tmp_path, rate, what):
+    """The training loss is finite still: it was that of the weights before."""
+    run = tmp_path / "run"
+    with pytest.raises(TrainingError, match=rf"{what}.* after step 1 of epoch 1.*--learning-rate") as caught:
+        train(replace(config, epochs=1, batch_size=13, learning_rate=rate, run_dir=run, test_dir=config.train_dir))
+    assert "\n" not in str(caught.value)
+    assert not config.output.exists()
+    assert not (run / "last.pth").exists()
+
+
+def test_a_state_that_is_not_finite_does_not_replace_the_one_before(config, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(TrainingError, match="not finite"):
+        train(replace(config, epochs=3, learning_rate=1e12, run_dir=run, save_every=0))
+    state = load_state(run)
+    assert all(bool(tensor.isfinite().all()) for tensor in state["network"].values())

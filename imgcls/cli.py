@@ -81,7 +81,12 @@ _SHARE = _Number(0, 1, max_open=True)
 @click.option("--no-test", is_flag=True, help="Train without a test folder.")
 @click.option("--output", "-o", type=_FILE, default="models/cnn.pth", show_default=True, help="Checkpoint to write.")
 @click.option("--run-dir", type=_FILE, help="The run's folder. Default: runs/<output's name>, numbered.")
-@click.option("--resume", type=_FILE, metavar="RUN", help="Go on with the run in this folder, with its own options.")
+@click.option(
+    "--resume",
+    type=_FILE,
+    metavar="RUN",
+    help="Go on with the run in this folder, with its own options; --epochs: for that many in all.",
+)
 @click.option("--arch", type=click.Choice(["cnn", "vgg16"]), default="cnn", show_default=True, help="Network.")
 @click.option(
     "--recipe",
@@ -152,6 +157,8 @@ def train(no_test: bool, test_dir: Path, resume: Path | None, cache_limit: float
     A run can be stopped at any time (Ctrl-C) and goes on with --resume. On several GPUs:
     torchrun --nproc-per-node=4 -m imgcls train ...
     """
+    from dataclasses import replace
+
     from imgcls.config import TrainConfig
 
     if resume:
@@ -159,14 +166,13 @@ def train(no_test: bool, test_dir: Path, resume: Path | None, cache_limit: float
         from imgcls.runs import load_config
 
         config = load_config(resume)
+        config = replace(config, epochs=options["epochs"] or config.epochs)
     else:
         test = None if no_test else test_dir
         config = TrainConfig(test_dir=test, cache_limit=int(cache_limit * 1e9), **options)
     from imgcls.training import train as run
 
-    result = run(config, report=_report, resume=resume)
-    if result.run:  # the leading process speaks
-        click.echo(f"wrote {result.path} ({_megabytes(result.path.stat().st_size)})")
+    run(config, report=_report, resume=resume)
 
 
 def _report(line: str) -> None:
@@ -177,16 +183,16 @@ def _report(line: str) -> None:
 
 
 def _only_resume(context: click.Context) -> None:
-    """A run goes on as it was begun."""
+    """A run goes on as it was begun, for as many epochs as it may be given."""
     given = [
         parameter.opts[0]
         for parameter in context.command.params
         if parameter.name
-        and parameter.name != "resume"
+        and parameter.name not in ("resume", "epochs")
         and context.get_parameter_source(parameter.name) == click.core.ParameterSource.COMMANDLINE
     ]
     if given:
-        raise click.UsageError(f"--resume takes the run's own options; leave out {', '.join(given)}")
+        raise click.UsageError(f"--resume takes the run's own options but for --epochs; leave out {', '.join(given)}")
 
 
 def _decorated(function: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:

@@ -1,6 +1,7 @@
 """A run's folder: what was asked, every epoch's figures, curves, and the states that a run goes on from.
 
-runs/<name>/config.json  metrics.jsonl  metrics.csv  curves.png  confusion.png  last.pth  best.pth  tensorboard/
+runs/<name>/config.json  metrics.jsonl  metrics.csv  curves.png  confusion.png  last.pth  best.pth  result.json
+            tensorboard/
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from imgcls.files import write_atomically
 
 FORMAT = "imgcls.run"
 _LAST = "last.pth"
+_RESULT = "result.json"
 _PATHS = ("train_dir", "test_dir", "output", "weights", "run_dir", "cache_dir")
 
 Row = dict[str, Any]
@@ -42,13 +44,25 @@ class RunFolder:
             if config.run_dir is not None:
                 raise TrainingError(f"{path}: exists already; go on with --resume {path}, or name another folder")
             path, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1
-        text = json.dumps(asdict(config), default=str, indent=2)
-        write_atomically(path / "config.json", lambda temporary: temporary.write_text(text))
-        return cls(path)
+        folder = cls(path)
+        folder.write_config(config)
+        return folder
 
     @property
     def best(self) -> Path:
         return self.path / "best.pth"
+
+    def write_config(self, config: TrainConfig) -> None:
+        """What the run was asked for."""
+        self._write_json("config.json", asdict(config))
+
+    def write_result(self, weights_sha256: str, epochs: int) -> None:
+        """The run is finished: of how many epochs, and with which weights in its checkpoint."""
+        self._write_json(_RESULT, {"epochs": epochs, "weights_sha256": weights_sha256})
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        text = json.dumps(content, default=str, indent=2)
+        write_atomically(self.path / name, lambda temporary: temporary.write_text(text))
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the state that a run goes on from. Raises ImgclsError; the previous one still loads then."""
@@ -82,6 +96,17 @@ def load_state(path: Path) -> dict[str, Any] | None:
     if state.get("format") != FORMAT:
         raise TrainingError(f"{file}: not the state of a run; start anew with imgcls train")
     return state
+
+
+def load_result(path: Path) -> dict[str, Any] | None:
+    """What write_result wrote, and `history`, the rows of all epochs; None where the run is not finished, or its files
+    are not whole."""
+    try:
+        result = json.loads((path / _RESULT).read_text())
+        history = tuple(json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines())
+        return {"epochs": int(result["epochs"]), "weights_sha256": str(result["weights_sha256"]), "history": history}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def load_config(path: Path) -> TrainConfig:

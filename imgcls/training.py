@@ -46,7 +46,7 @@ from imgcls.networks import (
 )
 from imgcls.pooling import PoolFold
 from imgcls.progress import progress_bar
-from imgcls.runs import RunFolder, load_state, random_state, restore_random_state
+from imgcls.runs import RunFolder, load_result, load_state, random_state, restore_random_state
 
 _EVALUATION_BATCH = 500
 
@@ -85,7 +85,8 @@ class TrainResult:
 def train(config: TrainConfig, report: Report = lambda line: None, resume: Path | None = None) -> TrainResult:
     """Train a network on a folder and write a checkpoint.
 
-    report: takes lines for people (one an epoch, and what was skipped). resume: a run's folder, whose run goes on.
+    report: takes lines for people (one an epoch, and what was skipped). resume: a run's folder, whose run goes on; with
+    other epochs in its config, on a schedule that is planned anew for them. A finished run is left as it is.
     On the CPU the same seed, data, torch, thread count and processor kind give the same weights bit for bit, stopped
     and resumed or not. Under torchrun, each process takes its part of every batch. Raises ImgclsError.
     """
@@ -93,6 +94,8 @@ def train(config: TrainConfig, report: Report = lambda line: None, resume: Path 
     with process_group(resolve_device(config.device)) as (group, device):
         if not group.leads:
             report = _silent
+        if resume and (finished := _finished(config, resume, report)):
+            return finished
         recipe = config.resolved_recipe()
         policy = ResizePolicy(config.image_size, recipe.resize)
         data = load_sets(config, policy, device, group, report)
@@ -105,6 +108,8 @@ def train(config: TrainConfig, report: Report = lambda line: None, resume: Path 
             trainer.open_run(resume)
         if resume:
             trainer.restore(resume)
+        if trainer.folder:
+            trainer.folder.write_config(config)
         with Interrupts() as interrupts:
             trainer.run(interrupts)
         return trainer.finish()
@@ -379,7 +384,7 @@ class _Trainer:
             )
         self.classifier.network.load_state_dict(state["network"])
         _restore_optimizer(self.optimizer, state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        self._restore_schedule(resume, state)
         _copy(state["average"], self.average)
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.best_accuracy, self.best_epoch = state["best"]
@@ -388,6 +393,19 @@ class _Trainer:
         self.first_bad_step.fill_(state["first_bad_step"])
         restore_random_state(state["random"], self.device)
         self.report(f"going on in epoch {self.epoch} after {self.step} of {self.steps_an_epoch} steps")
+
+    def _restore_schedule(self, resume: Path, state: dict[str, Any]) -> None:
+        """The schedule as it was saved; for another number of epochs it is planned anew, and entered at this step."""
+        steps = self.steps_an_epoch * self.recipe.epochs
+        done = (state["epoch"] - 1) * self.steps_an_epoch + state["step"]
+        if done > steps:
+            raise TrainingError(f"{resume}: has trained for more than {self.recipe.epochs} epochs; use larger --epochs")
+        planned = state["scheduler"].get("total_steps")  # None: the same rate at any step
+        if planned in (None, max(steps, 2)):
+            self.scheduler.load_state_dict(state["scheduler"])
+        else:
+            self.scheduler = _scheduler(self.optimizer, self.recipe, steps, done)
+            self.report(f"schedule planned anew for {self.recipe.epochs} epochs")
 
     def _save_is_due(self) -> bool:
         return self.folder is not None and time.monotonic() - self.saved_at >= self.config.save_every
@@ -451,8 +469,12 @@ class _Trainer:
                 self._save_checkpoint(output, self.history[self.best_epoch - 1])
                 self._plot(self.folder)
         self.group.wait()
+        checkpoint = load_checkpoint(output)
+        if self.folder:
+            self.folder.write_result(checkpoint.manifest.weights_sha256, self.recipe.epochs)
+            self.report(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")
         run = self.folder.path if self.folder else None
-        return TrainResult(load_checkpoint(output), output, run, tuple(self.history))
+        return TrainResult(checkpoint, output, run, tuple(self.history))
 
     def _plot(self, folder: RunFolder) -> None:
         from imgcls.report import plot_confusion, plot_curves
@@ -473,6 +495,21 @@ class _Trainer:
 def tool_versions() -> dict[str, str]:
     """The versions that a file was made with."""
     return {"imgcls": imgcls.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _finished(config: TrainConfig, run: Path, report: Report) -> TrainResult | None:
+    """The result of a run that has nothing left to do, and whose checkpoint stands there; else None."""
+    result = load_result(run)
+    epochs = config.resolved_recipe().epochs
+    if result is None or result["epochs"] != epochs or not config.output.exists():
+        return None
+    checkpoint = load_checkpoint(config.output)
+    if checkpoint.manifest.weights_sha256 != result["weights_sha256"]:
+        raise TrainingError(
+            f"{run}: is finished, and {config.output} holds other weights now; move that file to have it written again"
+        )
+    report(f"{run}: is finished, its checkpoint is {config.output}; --epochs with more than {epochs} goes on")
+    return TrainResult(checkpoint, config.output, run, result["history"])
 
 
 def _normalisation(config: TrainConfig, pictures: Pictures) -> tuple[Triple, Triple]:
@@ -502,12 +539,15 @@ def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, device: torch.dev
     return optimizer
 
 
-def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+def _scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int, done: int = 0
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """done: the steps that were taken already. The learning rate is a function of it and of `steps` alone."""
     if recipe.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     # it would set momentum as Python numbers, and a CUDA graph keeps the number that it was captured with
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=max(steps, 2), cycle_momentum=False
+        optimizer, recipe.learning_rate, total_steps=max(steps, 2), cycle_momentum=False, last_epoch=done - 1
     )
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -159,10 +160,110 @@ def test_a_folder_that_is_no_run_is_one_clear_error(tmp_path, damage):
     assert result.output.count("\n") == 1
 
 
-def test_resume_takes_no_other_options(tmp_path):
-    result = CliRunner().invoke(command, ["train", "--resume", str(tmp_path), "--epochs", "3"])
+def test_resume_takes_no_other_options_but_epochs(tmp_path):
+    given = ["--epochs", "3", "--batch-size", "5", "--seed", "1"]
+    result = CliRunner().invoke(command, ["train", "--resume", str(tmp_path), *given])
     assert result.exit_code == 2
-    assert "leave out --epochs" in result.output
+    assert "leave out --batch-size, --seed" in result.output
+
+
+def contents(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("epochs", [[], ["--epochs", "3"]], ids=["", "as many epochs"])
+def test_resuming_a_finished_run_says_so_and_touches_nothing(config, tmp_path, pictures, epochs):
+    whole = train(config)
+    before = contents(tmp_path)
+    lines = []
+    again = train(config, lines.append, resume=tmp_path / "run")
+    assert again == replace(whole, checkpoint=again.checkpoint)
+    result = CliRunner().invoke(command, ["train", "--resume", str(tmp_path / "run"), *epochs])
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines() == lines
+    assert re.search(rf"run: is finished, its checkpoint is {config.output}; --epochs with more than 3", result.output)
+    assert contents(tmp_path) == before
+
+
+def test_a_finished_run_writes_its_missing_checkpoint_again_but_never_over_another(config, tmp_path):
+    whole = train(config)
+    config.output.unlink()
+    again = train(load_config(tmp_path / "run"), resume=tmp_path / "run")
+    assert again.checkpoint.manifest.weights_sha256 == whole.checkpoint.manifest.weights_sha256
+    train(replace(config, seed=1, run_dir=tmp_path / "other"))
+    before = contents(tmp_path)
+    with pytest.raises(TrainingError, match=r"is finished, and .*a\.pth holds other weights"):
+        train(load_config(tmp_path / "run"), resume=tmp_path / "run")
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_was_killed_before_its_checkpoint_was_written_writes_it(config, tmp_path, monkeypatch):
+    whole = train(replace(config, output=tmp_path / "whole.pth", run_dir=tmp_path / "whole"))
+    train(replace(config, seed=1, run_dir=tmp_path / "older"))  # to the same name
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Trainer, "finish", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config)
+    resumed = train(load_config(tmp_path / "run"), resume=tmp_path / "run")
+    assert resumed.checkpoint.manifest.weights_sha256 == whole.checkpoint.manifest.weights_sha256
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9, "optimizer": "sgd"}, {"schedule": "constant"}])
+def test_more_epochs_go_on_on_the_schedule_of_all_of_them(config, tmp_path, options):
+    """The rate at a step is that of a run that was meant to be as long from the first."""
+    rates = {}
+
+    def run(name, config, resume=None):
+        rates[name] = []
+        original = training._Trainer._train_step
+
+        def step(self, *arguments):
+            rates[name].append(float(self.optimizer.param_groups[0]["lr"]))
+            original(self, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training._Trainer, "_train_step", step)
+            return train(config, resume=resume)
+
+    config = replace(config, **options)
+    run("short", config)
+    arguments = ["train", "--resume", str(tmp_path / "run"), "--epochs", "5"]
+    resumed = run("more", replace(load_config(tmp_path / "run"), epochs=5), resume=tmp_path / "run")
+    long = run("long", replace(config, epochs=5, output=tmp_path / "long.pth", run_dir=tmp_path / "long"))
+    assert rates["more"] == rates["long"][9:]
+    assert [row["epoch"] for row in resumed.history] == [1, 2, 3, 4, 5]
+    assert load_config(tmp_path / "run").epochs == 5
+    same = resumed.checkpoint.manifest.weights_sha256 == long.checkpoint.manifest.weights_sha256
+    assert same == (options == {"schedule": "constant"})
+    assert "is finished" in CliRunner().invoke(command, arguments).output
+
+
+def test_fewer_epochs_than_were_trained_are_refused_and_change_nothing(config, tmp_path):
+    train(config)
+    before = contents(tmp_path)
+    result = CliRunner().invoke(command, ["train", "--resume", str(tmp_path / "run"), "--epochs", "2"])
+    assert result.exit_code == 1
+    assert "has trained for more than 2 epochs" in result.output
+    assert contents(tmp_path) == before
+
+
+def test_an_interrupted_run_with_more_epochs_can_be_interrupted_and_resumed_again(config, tmp_path, monkeypatch):
+    def interrupted(config, steps, resume=None):
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(TrainingError, match="interrupted"):
+                train(config, resume=resume)
+
+    hashes = []
+    for name, second in (("one", False), ("two", True)):
+        run = tmp_path / name
+        interrupted(replace(config, run_dir=run), 4)
+        longer = replace(load_config(run), epochs=5)
+        if second:
+            interrupted(longer, 3, resume=run)
+            longer = load_config(run)
+        hashes.append(train(longer, resume=run).checkpoint.manifest.weights_sha256)
+    assert hashes[0] == hashes[1]
 
 
 def test_the_step_of_a_loss_that_is_no_number_is_named(config):

@@ -112,7 +112,7 @@ def load_article_checkpoint(
 
     What the file does not say (how it was trained) is the caller's to say. Raises CheckpointError.
     """
-    state = _canonical_names(read_state_dict(path))
+    state = read_state_dict(path)
     try:
         manifest = Manifest(arch, classes, resize, mean, std, weights_sha256(state))
     except ModelError as error:
@@ -126,13 +126,13 @@ def load_article_checkpoint(
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """The tensors of a .pth, whichever usual wrapper they are in. Raises CheckpointError."""
+    """The tensors of a .pth, whichever usual wrapper they are in, by our names. Raises CheckpointError."""
     content: Mapping[str, Any] = read_mapping(path)
     for key in _WRAPPERS:
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    return _tensors(content, path)
+    return _canonical_names(_tensors(content, path))
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:

@@ -135,7 +135,10 @@ _SHARE = _Number(0, 1, max_open=True)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to train.")
 @click.option("--pretrained", is_flag=True, help="vgg16: start from torchvision's ImageNet weights (fetched, 528 MB).")
 @click.option(
-    "--weights", type=_FILE, help="vgg16: start from a local copy of those weights, or from a checkpoint of ours."
+    "--weights",
+    type=_FILE,
+    help="Start from a checkpoint of ours, normalised as it is, or from a local copy of torchvision's weights; the "
+    "recipe's learning rate is a tenth then.",
 )
 @click.option(
     "--freeze/--fine-tune", default=False, show_default=True, help="vgg16: train the last layer only, or all of them."

@@ -92,8 +92,8 @@ class TrainConfig:
 
     train_dir, test_dir: folders of <class>/*; test_dir None trains without test figures. output: the .pth to write.
     run_dir: None takes runs/<output's stem>, numbered if it exists. save_every: seconds between saved states.
-    device: `auto`, `cpu`, `cuda[:N]` or `mps`. pretrained, weights, freeze: vgg16 only (ImageNet weights, a local copy
-    of them, and whether only the last layer learns; a frozen body is in eval mode).
+    device: `auto`, `cpu`, `cuda[:N]` or `mps`. weights: a file to start from (imgcls.pretrained). pretrained, freeze:
+    vgg16 only (start from ImageNet weights; only the last layer learns, a frozen body is in eval mode).
     val_fraction: part of each training class that is held out and selects the best epoch; patience: epochs without a
     better one until the run stops, 0 never does. The test set selects nothing.
     cache_dir: None takes the user's cache folder; cache_limit: bytes, 0 decodes the pictures anew in every epoch.
@@ -141,9 +141,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.arch, self.recipe) not in RECIPES:
             raise ImgclsError(f"no recipe {self.recipe!r} for {self.arch!r}; known: {_known()}")
-        if self.arch != "vgg16" and (self.pretrained or self.weights or self.freeze):
-            raise ImgclsError("--pretrained, --weights and --freeze go with --arch vgg16")
-        if self.freeze and not self.starts_from_imagenet:
+        if self.arch != "vgg16" and (self.pretrained or self.freeze):
+            raise ImgclsError("--pretrained and --freeze go with --arch vgg16")
+        if self.freeze and not self.starts_from_weights:
             raise ImgclsError("--freeze without --pretrained or --weights would freeze random weights")
         if self.patience and not self.val_fraction:
             raise ImgclsError("--patience needs --val-fraction: the test set never decides when to stop")
@@ -161,19 +161,19 @@ class TrainConfig:
                 raise ImgclsError(f"--{field.name.replace('_', '-')} is {value}; give a finite number")
 
     @property
-    def starts_from_imagenet(self) -> bool:
+    def starts_from_weights(self) -> bool:
         return self.pretrained or self.weights is not None
 
     def resolved_recipe(self) -> Recipe:
         """The recipe with this config's own values in place of its defaults.
 
-        On ImageNet weights the peak learning rate is a tenth for fine-tuning, and a frozen body sees the same pictures
-        in every epoch, so that its features are computed once.
+        From weights that were trained before the peak learning rate is a tenth, and a frozen body sees the same
+        pictures in every epoch, so that its features are computed once.
         """
         recipe = RECIPES[self.arch, self.recipe]
         if self.freeze:
             recipe = replace(recipe, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0)
-        elif self.starts_from_imagenet and self.recipe == "default":
+        elif self.starts_from_weights and self.recipe == "default":
             recipe = replace(recipe, learning_rate=recipe.learning_rate / 10)
         names = [field.name for field in fields(Recipe)]
         return replace(recipe, **{name: getattr(self, name) for name in names if getattr(self, name) is not None})

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-from imgcls_infer.errors import one_line
 from torch import Tensor, nn
 
-from imgcls.errors import CheckpointError, ImgclsError
+from imgcls.errors import ImgclsError
 
 ARCHITECTURES = ("cnn", "vgg16")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+HEADS = {"cnn": ("fc1_layer", "fc2_layer"), "vgg16": ("classifier.6",)}
+"""Layers whose shapes follow the size of the pictures or the classes, in the order of computing."""
 
 _MINIMUM_SIZE = {"cnn": 8, "vgg16": 32}  # three and five halvings must leave at least one cell
 
@@ -70,34 +70,6 @@ def build_network(arch: str, classes: int, image_size: int, dropout: float | Non
     network: nn.Module = vgg16(weights=None, dropout=0.5 if dropout is None else dropout)
     _replace_head(network, classes)
     return network
-
-
-def load_pretrained_vgg16(network: nn.Module, weights: Path | None) -> None:
-    """Put ImageNet weights into a vgg16, all but its last layer.
-
-    weights: a local copy of torchvision's file, or a checkpoint of ours of any image size; None fetches torchvision's
-    (VGG16_Weights.IMAGENET1K_V1, 528 MB, hash checked). Raises CheckpointError.
-    """
-    from torchvision.models import VGG16_Weights
-
-    source = VGG16_Weights.IMAGENET1K_V1
-    if weights is None:
-        try:
-            state = source.get_state_dict(progress=True, check_hash=True)
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the ImageNet weights can't be fetched ({one_line(error)}); on a machine with a network get "
-                f"{source.url} and give the file with --weights"
-            ) from error
-    else:
-        from imgcls.checkpoint import read_state_dict
-
-        state = read_state_dict(weights)
-    body = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.6.")}
-    expected = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("classifier.6.")}
-    if {n: t.shape for n, t in body.items()} != {n: t.shape for n, t in expected.items()}:
-        raise CheckpointError(f"{weights}: not torchvision's VGG16 weights; get them from {source.url}")
-    network.load_state_dict(body, strict=False)
 
 
 def split_head(network: nn.Module) -> tuple[nn.Module, nn.Module]:

@@ -36,15 +36,9 @@ from imgcls.errors import TrainingError
 from imgcls.evaluation import Scores, confusion_matrix
 from imgcls.files import require_writable
 from imgcls.interrupts import Interrupts
-from imgcls.networks import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Classifier,
-    build_network,
-    load_pretrained_vgg16,
-    split_head,
-)
+from imgcls.networks import Classifier, build_network, split_head
 from imgcls.pooling import PoolFold
+from imgcls.pretrained import Pretrained, read_pretrained
 from imgcls.progress import progress_bar
 from imgcls.runs import RunFolder, load_result, load_state, random_state, restore_random_state
 
@@ -98,12 +92,13 @@ def train(config: TrainConfig, report: Report = lambda line: None, resume: Path 
             return finished
         recipe = config.resolved_recipe()
         policy = ResizePolicy(config.image_size, recipe.resize)
+        start = read_pretrained(config.arch, config.weights) if config.starts_from_weights else None
         data = load_sets(config, policy, device, group, report)
         group.start(device)
-        if recipe.mean is None or recipe.std is None:
-            mean, std = _normalisation(config, data.train)
-            recipe = replace(recipe, mean=mean, std=std)
-        trainer = _Trainer(config, recipe, data, device, group, report)
+        mean, std = _normalisation(config, recipe, start, data.train)
+        recipe = replace(recipe, mean=mean, std=std)
+        trainer = _Trainer(config, recipe, data, start, device, group, report)
+        del start  # the network has them now
         if group.leads:
             trainer.open_run(resume)
         if resume:
@@ -119,7 +114,14 @@ class _Trainer:
     """The state of a run, and the steps that change it."""
 
     def __init__(
-        self, config: TrainConfig, recipe: Recipe, data: Sets, device: torch.device, group: Group, report: Report
+        self,
+        config: TrainConfig,
+        recipe: Recipe,
+        data: Sets,
+        start: Pretrained | None,
+        device: torch.device,
+        group: Group,
+        report: Report,
     ) -> None:
         assert recipe.mean is not None
         assert recipe.std is not None
@@ -127,10 +129,13 @@ class _Trainer:
         self.device, self.group, self.report = device, group, report
         self.folder: RunFolder | None = None  # the leading process has one
         torch.manual_seed(config.seed)
-        network = _network(config, recipe, len(data.classes))
+        network = build_network(config.arch, len(data.classes), config.image_size, recipe.dropout)
+        if start is not None:
+            fresh = start.fill(network, config.arch, data.classes)
+            report(f"starting from {start.source}{'; new layers: ' if fresh else ''}{', '.join(fresh)}")
         self.pool_fold: PoolFold | None = None
         if not config.freeze and PoolFold.pays(config.arch, config.image_size):
-            self.pool_fold = PoolFold(network, config.image_size, keep_rest=config.starts_from_imagenet)
+            self.pool_fold = PoolFold(network, config.image_size, keep_rest=config.starts_from_weights)
         classifier = Classifier(network, config.image_size, recipe.mean, recipe.std)
         self.classifier = classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.body: nn.Module | None = None
@@ -512,19 +517,21 @@ def _finished(config: TrainConfig, run: Path, report: Report) -> TrainResult | N
     return TrainResult(checkpoint, config.output, run, result["history"])
 
 
-def _normalisation(config: TrainConfig, pictures: Pictures) -> tuple[Triple, Triple]:
-    return (
-        (IMAGENET_MEAN, IMAGENET_STD)
-        if config.starts_from_imagenet
-        else channel_statistics(pictures.statistics_sample())
-    )
-
-
-def _network(config: TrainConfig, recipe: Recipe, classes: int) -> nn.Module:
-    network = build_network(config.arch, classes, config.image_size, recipe.dropout)
-    if config.starts_from_imagenet:
-        load_pretrained_vgg16(network, config.weights)
-    return network
+def _normalisation(
+    config: TrainConfig, recipe: Recipe, start: Pretrained | None, pictures: Pictures
+) -> tuple[Triple, Triple]:
+    """What was asked for; else that of the weights, where they are ours; else the recipe's, that of other weights, or
+    the training pictures' own. Raises TrainingError where the weights' is not known."""
+    own = start.normalisation if start is not None and start.own else None
+    if own is not None and config.mean is None:
+        return own
+    if recipe.mean is not None and recipe.std is not None:
+        return recipe.mean, recipe.std
+    if start is None:
+        return channel_statistics(pictures.statistics_sample())
+    if start.normalisation is None:
+        raise TrainingError(f"{start.source}: does not say its normalisation; give --mean and --std with it")
+    return start.normalisation
 
 
 def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:

@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional as tv
 
-from imgcls.checkpoint import FORMAT
 from imgcls.config import TrainConfig
-from imgcls.errors import CheckpointError, ImgclsError
-from imgcls.networks import CNN, Classifier, build_network, load_pretrained_vgg16, split_head
+from imgcls.errors import ImgclsError
+from imgcls.networks import CNN, Classifier, build_network, split_head
 
 ARTICLE_SHAPES = {
     "conv1_layer.weight": (16, 3, 3, 3),
@@ -98,38 +97,10 @@ def test_body_and_head_are_the_whole_network(vgg16):
     assert head.weight is vgg16.classifier[6].weight
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["torchvision's", "a checkpoint"])
-def test_local_weights_fill_all_but_the_last_layer(vgg16, tmp_path, wrapped):
-    with torch.device("meta"):
-        original = torchvision.models.vgg16().state_dict()
-    made = {name: torch.full(tensor.shape, 0.25) for name, tensor in original.items()}
-    torch.save({"format": FORMAT, "state_dict": made} if wrapped else made, tmp_path / "vgg16.pth")
-    head = vgg16.classifier[6].weight.clone()
-    load_pretrained_vgg16(vgg16, tmp_path / "vgg16.pth")
-    assert bool((vgg16.features[28].weight == 0.25).all())
-    assert bool((vgg16.classifier[3].weight == 0.25).all())
-    torch.testing.assert_close(vgg16.classifier[6].weight, head, rtol=0, atol=0)
-
-
-def test_weights_of_another_network_are_refused_with_where_to_get_the_right_ones(vgg16, tmp_path):
-    torch.save(build_network("cnn", 10, 32).state_dict(), tmp_path / "cnn.pth")
-    with pytest.raises(CheckpointError, match=r"vgg16-397923af\.pth"):
-        load_pretrained_vgg16(vgg16, tmp_path / "cnn.pth")
-
-
-def test_no_network_is_an_error_that_says_which_file_to_get(vgg16, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
-    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
-    with pytest.raises(CheckpointError, match=r"download\.pytorch\.org/models/vgg16-397923af\.pth.*--weights"):
-        load_pretrained_vgg16(vgg16, None)
-
-
 def test_pretrained_options_belong_to_vgg16(tmp_path):
-    with pytest.raises(ImgclsError, match="vgg16"):
-        TrainConfig(tmp_path, tmp_path / "x.pth", pretrained=True)
+    for options in ({"pretrained": True}, {"freeze": True, "weights": tmp_path / "a.pth"}):
+        with pytest.raises(ImgclsError, match="vgg16"):
+            TrainConfig(tmp_path, tmp_path / "x.pth", **options)
     with pytest.raises(ImgclsError, match="random weights"):
         TrainConfig(tmp_path, tmp_path / "x.pth", arch="vgg16", freeze=True)
 

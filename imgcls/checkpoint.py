@@ -10,6 +10,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,14 +47,20 @@ class Checkpoint:
 
     def network(self) -> nn.Module:
         """The network with these weights, in eval mode, on the CPU. Raises CheckpointError."""
+        with torch.device("meta"):  # shapes first: a manifest may ask for a network of any size
+            self._load({name: tensor.to("meta") for name, tensor in self.state_dict.items()})
+        network = self._load(self.state_dict)
+        require_finite(network.state_dict())
+        return network.eval()
+
+    def _load(self, state: StateDict) -> nn.Module:
         manifest = self.manifest
         network = build_network(manifest.arch, len(manifest.classes), manifest.resize.image_size)
         try:
-            network.load_state_dict(self.state_dict)
+            network.load_state_dict(state)
         except RuntimeError as error:
             raise CheckpointError(f"the weights do not fit {manifest.arch} ({_mismatch(error)})") from error
-        require_finite(network.state_dict())
-        return network.eval()
+        return network
 
     def classifier(self) -> Classifier:
         """Stage 2 with these weights, in eval mode, on the CPU. Raises CheckpointError."""
@@ -140,7 +147,7 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}\n".encode())
+        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}\n".encode("utf-8", "surrogatepass"))
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -167,7 +174,8 @@ def write_mapping(path: Path, content: dict[str, Any]) -> None:
 def read_mapping(path: Path) -> dict[str, Any]:
     """torch.load of a mapping, of tensors and plain values only. Raises CheckpointError."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what is odd is refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint") from error
     except OSError as error:
@@ -188,7 +196,17 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def _tensors(raw: Any, path: Path) -> StateDict:
     if not isinstance(raw, Mapping) or not raw or not all(isinstance(value, Tensor) for value in raw.values()):
         raise CheckpointError(f"{path}: holds no state dict (names to tensors)")
+    for name, tensor in raw.items():
+        if not _is_plain(tensor):
+            raise CheckpointError(f"{path}: {name} is no dense tensor of real numbers; save model.state_dict() anew")
     return {str(name): tensor for name, tensor in raw.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the file has a value for each place: a view, an expanded or a meta tensor may claim any size."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested or tensor.is_quantized:
+        return False
+    return not tensor.is_complex() and not tensor.is_neg() and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _samples(raw: Any, path: Path) -> tuple[bytes, ...]:

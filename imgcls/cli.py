@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -743,5 +745,34 @@ def _megabytes(size: int) -> str:
 
 
 def main() -> None:
-    """The console script."""
-    command()
+    """The console script. (`imgcls ... | head` is click's business: it takes EPIPE for exit code 1.)"""
+    _open_closed_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal or pipe can't encode is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        command()
+    except OSError as error:
+        if error.filename is not None:  # files have their own errors: this one is a bug
+            raise
+        click.echo(f"error: standard output can't be written ({error.strerror})", err=True)
+        raise SystemExit(1) from None
+    finally:
+        _let_go_of_output()
+
+
+def _open_closed_streams() -> None:
+    """A stream that was closed (`>&-`) is /dev/null: its number would go to the next file that is opened."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _let_go_of_output() -> None:
+    """The interpreter flushes standard output once more at its end, and says so where that fails."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

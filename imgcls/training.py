@@ -85,7 +85,7 @@ def train(config: TrainConfig, report: Report = lambda line: None, resume: Path 
     and resumed or not. Under torchrun, each process takes its part of every batch. Raises ImgclsError.
     """
     require_writable(config.output)
-    with process_group(resolve_device(config.device)) as (group, device):
+    with _enough_memory(), process_group(resolve_device(config.device)) as (group, device):
         if not group.leads:
             report = _silent
         if resume and (finished := _finished(config, resume, report)):
@@ -182,10 +182,20 @@ class _Trainer:
                 for _ in self._train_epoch():
                     advance(1)
                     if interrupts.pending:
-                        self._save()
-                        how = f"; go on with: imgcls train --resume {self.folder.path}" if self.folder else ""
-                        raise TrainingError(f"interrupted in epoch {self.epoch}{how}")
+                        raise self._stopped(f"interrupted in epoch {self.epoch}")
                 self._end_epoch()
+
+    def _stopped(self, why: str) -> TrainingError:
+        """The state is saved, and what is returned says how to go on."""
+        self._save()
+        return TrainingError(f"{why}; go on with: imgcls train --resume {self.folder.path}" if self.folder else why)
+
+    def _say(self, line: str) -> None:
+        """Report a line; where that fails (its reader is gone, a disk is full), the work up to here is kept."""
+        try:
+            self.report(line)
+        except OSError as error:
+            raise self._stopped(f"standard output can't be written ({error.strerror})") from error
 
     def _train_epoch(self) -> Iterator[None]:
         """The steps that are left of this epoch; yields after each."""
@@ -287,13 +297,13 @@ class _Trainer:
                 if self.folder:
                     self._save_checkpoint(self.folder.best, figures.row())
         self.history.append(figures.row())
-        self.report(_epoch_line(figures, self.recipe.epochs))
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.sums.zero_()
         if self.folder:
             self.folder.log_epoch(self.history[-1])
         if self._save_is_due() or self.epoch > self.recipe.epochs:
             self._save()
+        self._say(_epoch_line(figures, self.recipe.epochs))
 
     def _require_finite(self) -> None:
         """A loss is that of the weights before its step: the weights are looked at themselves."""
@@ -307,7 +317,7 @@ class _Trainer:
     def _out_of_patience(self) -> bool:
         if not self.config.patience or self.epoch - 1 - self.best_epoch < self.config.patience:
             return False
-        self.report(f"stopped: no better epoch on the held-out part since epoch {self.best_epoch}")
+        self._say(f"stopped: no better epoch on the held-out part since epoch {self.best_epoch}")
         return True
 
     # --- figures
@@ -500,6 +510,21 @@ class _Trainer:
 def tool_versions() -> dict[str, str]:
     """The versions that a file was made with."""
     return {"imgcls": imgcls.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Where there is not, the host's or the device's, a TrainingError says what takes it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has a class of its own for CUDA alone; on the CPU it is a RuntimeError of its allocator
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise TrainingError(
+            "there is too little memory; reduce --batch-size or --image-size, or --cache-limit, so that pictures are "
+            "decoded as they are needed"
+        ) from error
 
 
 def _finished(config: TrainConfig, run: Path, report: Report) -> TrainResult | None:

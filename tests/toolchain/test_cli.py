@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 
@@ -7,7 +9,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import SAMPLE
+from helpers import SAMPLE, make_pictures
 
 from imgcls.cli import command
 from imgcls.networks import build_network
@@ -162,3 +164,36 @@ def test_every_number_is_a_finite_one(path, option, value):
     assert result.exit_code == 2, result.output
     assert option in result.output
     assert "not a finite number" in result.output or "not in the range" in result.output
+
+
+def shell(line, *arguments):
+    """A line of bash in which `imgcls` is this one."""
+    line = line.replace("imgcls", f"{shlex.quote(sys.executable)} -m imgcls")
+    done = subprocess.run(
+        ["bash", "-c", line, "bash", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("line", ['imgcls data check "$1" > /dev/full', "imgcls --help > /dev/full"])
+def test_a_full_disk_below_standard_output_is_one_line(pictures, line):
+    code, _, errors = shell(line, pictures)
+    assert (code, errors) == (1, "error: standard output can't be written (No space left on device)\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_as_good_as_dev_null(pictures, closed):
+    assert shell(f'imgcls data check "$1" {closed}', pictures)[0::2] == (0, "")
+    assert shell(f"imgcls data check nowhere {closed}")[0] == 1
+
+
+def test_what_is_left_to_train_survives_a_reader_that_goes_away(tmp_path):
+    make_pictures(tmp_path / "pictures", {"ant": 3, "bee": 3}, size=8)
+    train = 'imgcls train --train "$1/pictures" --no-test --image-size 8 --epochs 9999 --device cpu -o "$1/a.pth"'
+    code, _, errors = shell(f'set -o pipefail; {train} --cache-dir "$1/cache" --run-dir "$1/run" | head -1', tmp_path)
+    assert code == 1
+    assert errors == (
+        f"error: standard output can't be written (Broken pipe); go on with: imgcls train --resume {tmp_path}/run\n"
+    )
+    assert (tmp_path / "run" / "last.pth").exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -322,3 +323,46 @@ def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pict
     (matrix,) = plotted
     assert matrix.sum() == 12
     assert matrix.trace() / 12 == pytest.approx(result.checkpoint.manifest.dataset["test_accuracy"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 3.2 TiB for an array"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+        "DefaultCPUAllocator",
+    ],
+    ids=["numpy", "cuda", "torch"],
+)
+def test_too_little_memory_is_one_line_that_names_what_to_reduce(config, monkeypatch, error):
+    def step(self, *arguments):
+        if isinstance(error, str):
+            torch.empty(1 << 60)
+        raise error
+
+    monkeypatch.setattr(training._Trainer, "_train_step", step)
+    with pytest.raises(TrainingError, match=r"^there is too little memory; reduce --batch-size") as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_failure_of_torch_stays_what_it_is(config, monkeypatch):
+    monkeypatch.setattr(training._Trainer, "_train_step", lambda *arguments: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        train(config)
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+def test_an_epoch_that_can_not_be_reported_is_kept(config, tmp_path, number):
+    def report(line):
+        if line.startswith("epoch"):
+            raise OSError(number, os.strerror(number))
+
+    whole = train(replace(config, output=tmp_path / "whole.pth", run_dir=tmp_path / "whole"))
+    expected = rf"^standard output can't be written \({os.strerror(number)}\); go on with: imgcls train --resume"
+    with pytest.raises(TrainingError, match=expected):
+        train(replace(config, save_every=1e9), report)
+    state = load_state(tmp_path / "run")
+    assert (state["epoch"], state["step"], len(state["history"])) == (2, 0, 1)
+    resumed = train(load_config(tmp_path / "run"), resume=tmp_path / "run")
+    assert resumed.checkpoint.manifest.weights_sha256 == whole.checkpoint.manifest.weights_sha256

@@ -122,7 +122,9 @@ def _fill(layout: Folder, place: Callable[[Path], object], name: str, license: s
     model.parent.mkdir(exist_ok=True)
     place(model)
     for file, text in layout.describe(name, open_model(model).manifest, license).items():
-        (folder / file).write_text(text, encoding="utf-8")
+        (folder / file).write_text(
+            text, encoding="utf-8", errors="backslashreplace"
+        )  # a class may be named in no UTF-8
 
 
 def _result(path: Path, model: Path, weights: Weights | None) -> ExportResult:

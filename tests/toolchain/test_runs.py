@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from imgcls import training
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
 from imgcls.config import TrainConfig
+from imgcls.data.folder import scan_folder
+from imgcls.data.packed import pack_folder
 from imgcls.data.sets import split_rows
 from imgcls.errors import ImgclsError, TrainingError
 from imgcls.runs import RunFolder, load_config, load_state
@@ -312,6 +315,25 @@ def test_tensorboard_is_optional(tmp_path, monkeypatch):
     RunFolder(tmp_path).log_epoch({"epoch": 1, "train_loss": 1.0})
 
 
+def test_tensorboard_gets_every_figure_of_an_epoch(tmp_path, monkeypatch):
+    seen = []
+
+    class Board:
+        def __init__(self, folder):
+            seen.append(folder)
+
+        def add_scalar(self, name, value, epoch):
+            seen.append((name, value, epoch))
+
+        def flush(self):
+            seen.append("flushed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Board))
+    RunFolder(tmp_path).log_epoch({"epoch": 3, "train_loss": 1.0, "val_loss": None, "test_accuracy": 0.0})
+    expected = [("train_loss", 1.0, 3), ("test_accuracy", 0.0, 3), "flushed"]
+    assert seen == [str(tmp_path / "tensorboard"), *expected]
+
+
 @pytest.mark.parametrize("options", [{}, {"ema": 0.999}, {"ema": 0.999, "val_fraction": 0.25}])
 def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pictures, monkeypatch, options):
     from imgcls import report
@@ -321,7 +343,13 @@ def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pict
     # the average hardly leaves the first weights, while the network itself learns these pictures
     result = train(replace(config, test_dir=pictures, epochs=10, **options))
     (matrix,) = plotted
-    assert matrix.sum() == 12
+    packed = pack_folder(scan_folder(pictures), result.checkpoint.manifest.resize)
+    answers = result.checkpoint.classifier()(torch.from_numpy(packed.images))[0].argmax(1)
+    expected = torch.zeros(3, 3, dtype=torch.int64)
+    for label, answer in zip(packed.labels, answers.tolist(), strict=True):
+        expected[label, answer] += 1
+    assert matrix.tolist() == expected.tolist()
+    assert (matrix.trace() < 12) == ("ema" in options)
     assert matrix.trace() / 12 == pytest.approx(result.checkpoint.manifest.dataset["test_accuracy"])
 
 

@@ -43,8 +43,8 @@ def config(tmp_path, pictures):
     )
 
 
-def stop_after(monkeypatch, steps):
-    """Ctrl-C arrives during the step of that number."""
+def stop_after(monkeypatch, steps, *signals):
+    """Ctrl-C, or these signals, arrive during the step of that number."""
     original = training._Trainer._train_step
     seen = []
 
@@ -52,7 +52,8 @@ def stop_after(monkeypatch, steps):
         original(self, *arguments)
         seen.append(1)
         if len(seen) == steps:
-            os.kill(os.getpid(), signal.SIGINT)
+            for number in signals or (signal.SIGINT,):
+                os.kill(os.getpid(), number)
 
     monkeypatch.setattr(training._Trainer, "_train_step", step)
 
@@ -74,6 +75,46 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_figures(config, tmp_
         return [{name: value for name, value in row.items() if name != "seconds"} for row in result.history]
 
     assert figures(resumed) == figures(whole)
+
+
+class TerminatedError(Exception):
+    """What SIGTERM does in these tests where nobody else handles it."""
+
+
+@pytest.fixture
+def sigterm():
+    def handler(number, frame):
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, handler)
+    yield handler
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_saves_the_state_as_ctrl_c_does(config, tmp_path, monkeypatch, sigterm):
+    stop_after(monkeypatch, 2, signal.SIGTERM)
+    with pytest.raises(TrainingError, match="interrupted in epoch 1; go on with"):
+        train(replace(config, save_every=1e9))
+    assert load_state(tmp_path / "run")["step"] == 2
+    assert signal.getsignal(signal.SIGTERM) is sigterm
+
+
+@pytest.mark.parametrize(
+    ("second", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TerminatedError)], ids=["INT", "TERM"]
+)
+def test_the_second_signal_ends_the_run_at_once(config, tmp_path, monkeypatch, sigterm, second, error):
+    before = signal.getsignal(signal.SIGINT)
+    stop_after(monkeypatch, 2, signal.SIGINT, second)
+    with pytest.raises(error):
+        train(config)
+    assert load_state(tmp_path / "run")["step"] == 1  # what was saved before it still loads
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_that_ends_gives_the_signals_back(config, sigterm):
+    before = signal.getsignal(signal.SIGINT)
+    train(replace(config, epochs=1))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == (before, sigterm)
 
 
 def test_a_run_killed_with_sigkill_is_resumed_bit_for_bit(config, tmp_path):

@@ -161,7 +161,7 @@ def test_weights_that_are_not_finite_are_never_written_and_never_used(trained, t
 
 def odd_tensors():
     yield "expanded", torch.zeros(1).expand(1 << 50)
-    yield "overlapping", torch.zeros(4).as_strided((1 << 30, 4), (0, 1))
+    yield "overlapping", torch.zeros(4).as_strided((1 << 45, 4), (0, 1))
     yield "sparse", torch.zeros(3, 3).to_sparse()
     yield "meta", torch.zeros(1 << 50, device="meta")
     yield "complex", torch.zeros(3, dtype=torch.complex64)
@@ -182,18 +182,16 @@ def test_tensors_without_a_value_for_each_place_are_refused_before_they_take_mem
 @pytest.mark.parametrize("arch", ["cnn", "vgg16"])
 def test_a_manifest_of_another_size_makes_no_network_of_that_size(trained, monkeypatch, arch):
     _, checkpoint = trained
-    made = []
     linear = torch.nn.Linear.__init__
 
     def record(self, *arguments, **options):
+        assert torch.empty(0).device.type == "meta", "34 GB of random weights"
         linear(self, *arguments, **options)
-        made.append(self.weight.device.type)
 
     monkeypatch.setattr(torch.nn.Linear, "__init__", record)
     huge = replace(checkpoint, manifest=replace(checkpoint.manifest, arch=arch, resize=ResizePolicy(4096)))
     with pytest.raises(CheckpointError, match=f"do not fit {arch}"):
         huge.network()
-    assert set(made) == {"meta"}  # 34 GB otherwise
 
 
 def test_names_that_no_file_encodes_are_one_clear_error(trained, tmp_path):

@@ -97,8 +97,9 @@ def train(config: TrainConfig, report: Report = lambda line: None, resume: Path 
         group.start(device)
         mean, std = _normalisation(config, recipe, start, data.train)
         recipe = replace(recipe, mean=mean, std=std)
-        trainer = _Trainer(config, recipe, data, start, device, group, report)
+        network = _network(config, recipe, start, data.classes, _silent if resume else report)
         del start  # the network has them now
+        trainer = _Trainer(config, recipe, data, network, device, group, report)
         if group.leads:
             trainer.open_run(resume)
         if resume:
@@ -118,7 +119,7 @@ class _Trainer:
         config: TrainConfig,
         recipe: Recipe,
         data: Sets,
-        start: Pretrained | None,
+        network: nn.Module,
         device: torch.device,
         group: Group,
         report: Report,
@@ -128,11 +129,6 @@ class _Trainer:
         self.config, self.recipe, self.data = config, recipe, data
         self.device, self.group, self.report = device, group, report
         self.folder: RunFolder | None = None  # the leading process has one
-        torch.manual_seed(config.seed)
-        network = build_network(config.arch, len(data.classes), config.image_size, recipe.dropout)
-        if start is not None:
-            fresh = start.fill(network, config.arch, data.classes)
-            report(f"starting from {start.source}{'; new layers: ' if fresh else ''}{', '.join(fresh)}")
         self.pool_fold: PoolFold | None = None
         if not config.freeze and PoolFold.pays(config.arch, config.image_size):
             self.pool_fold = PoolFold(network, config.image_size, keep_rest=config.starts_from_weights)
@@ -557,6 +553,18 @@ def _normalisation(
     if start.normalisation is None:
         raise TrainingError(f"{start.source}: does not say its normalisation; give --mean and --std with it")
     return start.normalisation
+
+
+def _network(
+    config: TrainConfig, recipe: Recipe, start: Pretrained | None, classes: tuple[str, ...], report: Report
+) -> nn.Module:
+    """A network with random weights by the seed, or with those to start from."""
+    torch.manual_seed(config.seed)
+    network = build_network(config.arch, len(classes), config.image_size, recipe.dropout)
+    if start is not None:
+        fresh = start.fill(network, config.arch, classes)
+        report(f"starting from {start.source}{'; new layers: ' if fresh else ''}{', '.join(fresh)}")
+    return network
 
 
 def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:

@@ -178,7 +178,7 @@ class PlainOptimizer:
 
 
 def plain_loop(config):
-    """(weights, learning rate) after each step, and the averaged weights in the end."""
+    """(weights, learning rate, sum of losses, right answers) of each step, and the averaged weights in the end."""
     recipe = config.resolved_recipe()
     packed = pack_folder(scan_folder(config.train_dir), ResizePolicy(8, recipe.resize))
     labels = torch.from_numpy(packed.labels)
@@ -207,7 +207,8 @@ def plain_loop(config):
                 optimizer.step(parameters, gradients, rate)
                 for mean, parameter in zip(average, parameters, strict=True):
                     mean.copy_(recipe.ema * mean + (1 - recipe.ema) * parameter)
-            trace.append(([p.detach().clone() for p in parameters], rate))
+            right = int((logits.argmax(1) == labels[plan.order[rows]]).sum())
+            trace.append(([p.detach().clone() for p in parameters], rate, loss.item() * len(rows), right))
     return trace, average
 
 
@@ -251,21 +252,53 @@ def test_the_loop_is_a_plain_one_step_by_step(config, monkeypatch, options):
         found.append(([p.detach().clone() for p in self.parameters], rate))
 
     monkeypatch.setattr(training._Trainer, "_train_step", step)
-    checkpoint = train(config).checkpoint
+    result = train(config)
     trace, average = plain_loop(config)
     assert len(found) == len(trace) == 12
-    for (weights, rate), (expected, expected_rate) in zip(found, trace, strict=True):
+    for (weights, rate), (expected, expected_rate, *_) in zip(found, trace, strict=True):
         assert rate == pytest.approx(expected_rate, rel=1e-9)
         assert_close(weights, expected)
-    manifest = checkpoint.manifest
+    for epoch, row in enumerate(result.history):
+        steps = trace[3 * epoch : 3 * epoch + 3]
+        assert row["train_loss"] == pytest.approx(sum(loss for _, _, loss, _ in steps) / 13, rel=1e-5)
+        assert row["train_accuracy"] == sum(right for *_, right in steps) / 13
+    manifest = result.checkpoint.manifest
     assert (manifest.resize, manifest.mean, manifest.std) == (ResizePolicy(8, "squash"), MEAN, STD)
-    assert_close(checkpoint.state_dict.values(), average)
+    assert_close(result.checkpoint.state_dict.values(), average)
 
 
 def assert_close(found, expected):
     """Adam turns a gradient's rounding near 0 into a step: single weights may differ, on average none does."""
     for one, other in zip(found, expected, strict=True):
         assert (one - other).abs().mean() < 2e-7
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dropout": 0.5},
+        {"ema": 0.9},
+        {"bf16": True},
+        {"class_weights": True, "label_smoothing": 0.3},
+        {"crop": 0.25, "colour": 0.5, "cutout": 0.5},
+        {"val_fraction": 0.3, "ema": 0.9, "dropout": 0.5},
+        {"cache_limit": 0, "dropout": 0.5},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_an_epochs_figures_are_those_of_the_float32_network_that_is_saved(config, options):
+    """On other pictures than those of training: as they are, in eval mode, by the plain loss."""
+    result = train(replace(config, epochs=6, test_dir=config.train_dir, **options))
+    packed = pack_folder(scan_folder(config.train_dir), ResizePolicy(8, "squash"))
+    labels = torch.from_numpy(packed.labels)
+    with torch.inference_mode():
+        logits, probabilities = result.checkpoint.classifier()(torch.from_numpy(packed.images))
+    best = max(result.history, key=lambda row: row["val_accuracy"] or 0) if "val_fraction" in options else None
+    row = best or result.history[-1]
+    loss = -probabilities[torch.arange(13), labels].log().mean()
+    assert row["test_loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert row["test_accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+    assert result.checkpoint.manifest.dataset["test_accuracy"] == row["test_accuracy"]
 
 
 # --- what the plan draws, and the network's own randomness ---

@@ -98,6 +98,14 @@ def test_each_option_of_the_recipe_changes_the_weights(config, tmp_path, option)
     assert sha256(replace(config, **option)) != plain
 
 
+@pytest.mark.parametrize("option", [{"test_dir": True}, {"save_every": 0.0}], ids=["figures", "saving"])
+def test_what_happens_between_steps_leaves_the_weights_alone(config, option):
+    """Dropout is on again after an epoch's figures, and the average does not stay in the network's place."""
+    plain = replace(config, epochs=3, dropout=0.5, ema=0.9)
+    option = {name: config.train_dir if value is True else value for name, value in option.items()}
+    assert sha256(replace(plain, **option)) == sha256(plain)
+
+
 def test_adamw_takes_weight_decay_off_the_weights_and_adam_puts_it_into_the_gradient(config):
     decayed = replace(config, weight_decay=0.1)
     assert sha256(replace(decayed, optimizer="adamw")) != sha256(replace(decayed, optimizer="adam"))

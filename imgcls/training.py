@@ -23,7 +23,7 @@ from imgcls_infer.manifest import Manifest, ResizePolicy
 from torch import Tensor, nn
 
 import imgcls
-from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from imgcls.checkpoint import Checkpoint, is_finite, load_checkpoint, save_checkpoint
 from imgcls.config import Recipe, TrainConfig
 from imgcls.cuda_graphs import GraphedStep
 from imgcls.data.batches import Augmentation, EpochPlan, augment, batch_slices, plan_epoch
@@ -303,7 +303,7 @@ class _Trainer:
 
     def _require_finite(self) -> None:
         """A loss is that of the weights before its step: the weights are looked at themselves."""
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in [*self.parameters, *self.average]):
+        if not all(is_finite(tensor.detach()) for tensor in [*self.parameters, *self.average]):
             raise self._diverged(f"the weights are not finite after step {self.step}")
 
     def _diverged(self, what: str) -> TrainingError:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from dataclasses import replace
@@ -12,6 +13,7 @@ from imgcls_infer.manifest import ResizePolicy
 from imgcls.checkpoint import (
     FORMAT,
     is_bare,
+    is_finite,
     load_article_checkpoint,
     load_checkpoint,
     read_state_dict,
@@ -148,7 +150,18 @@ def test_a_failed_write_keeps_the_old_checkpoint(trained, tmp_path, monkeypatch)
     assert [entry.name for entry in tmp_path.iterdir()] == ["keep.pth"]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 7, -1])
+def test_one_value_that_is_not_finite_is_found(value, place):
+    tensor = torch.linspace(-1, 1, 1001)
+    assert is_finite(tensor)
+    tensor[place] = value
+    assert not is_finite(tensor)
+    assert is_finite(torch.zeros(0))
+    assert is_finite(torch.full((3,), 3e38))  # whose sum is not
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_not_finite_are_never_written_and_never_used(trained, tmp_path, value):
     _, checkpoint = trained
     bad = {**checkpoint.state_dict, "fc2_layer.bias": torch.full((10,), value)}

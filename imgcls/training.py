@@ -43,6 +43,7 @@ from imgcls.progress import progress_bar
 from imgcls.runs import RunFolder, load_result, load_state, random_state, restore_random_state
 
 _EVALUATION_BATCH = 500
+_NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")  # torch's RuntimeErrors: GPUs, CPUs
 
 
 @dataclass(frozen=True)
@@ -514,8 +515,7 @@ def _enough_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # torch has a class of its own for CUDA alone; on the CPU it is a RuntimeError of its allocator
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _NO_MEMORY):
             raise
         raise TrainingError(
             "there is too little memory; reduce --batch-size or --image-size, or --cache-limit, so that pictures are "

@@ -399,9 +399,11 @@ def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pict
     [
         MemoryError("Unable to allocate 3.2 TiB for an array"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:114] data. DefaultCPUAllocator: not enough memory: you tried to"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
         "DefaultCPUAllocator",
     ],
-    ids=["numpy", "cuda", "torch"],
+    ids=["numpy", "cuda", "an older torch", "mps", "torch"],
 )
 def test_too_little_memory_is_one_line_that_names_what_to_reduce(config, monkeypatch, error):
     def step(self, *arguments):

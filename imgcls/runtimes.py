@@ -13,6 +13,7 @@ import torch
 from imgcls_infer.errors import ModelError, one_line
 from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
 
+from imgcls.archive import require_data_alone
 from imgcls.checkpoint import Checkpoint
 from imgcls.device import float32
 from imgcls.networks import Classifier
@@ -114,6 +115,8 @@ def _open_torch(path: Path, kind: str, load: Callable[[Path, dict[str, str]], Mo
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch deprecates TorchScript; devices that have it still want it
             module = load(path, extra)
+    except ModelError:
+        raise
     except Exception as error:  # torch's own errors here are RuntimeError, and others for a damaged archive
         raise ModelError(f"{path}: not a {kind} file, or a damaged one ({one_line(error)})") from error
     if not extra[MANIFEST_KEY]:
@@ -130,7 +133,12 @@ def _load_torchscript(path: Path, extra: dict[str, str]) -> Module:
 
 
 def _load_torch_export(path: Path, extra: dict[str, str]) -> Module:
-    return torch.export.load(path, extra_files=extra).module()
+    require_data_alone(path)
+    from torch.export.pt2_archive._package import load_pt2  # torch.export.load falls back to an older, pickled layout
+
+    content = load_pt2(path)
+    extra.update(content.extra_files)
+    return content.exported_programs["model"].module()
 
 
 def _text(value: str | bytes) -> str:

@@ -28,7 +28,7 @@ from imgcls.export.to_onnx import to_onnx
 from imgcls.export.to_torch_export import to_torch_export
 from imgcls.export.to_torchscript import to_torchscript
 from imgcls.export.to_triton import TRITON
-from imgcls.files import require_replaceable, write_atomically, write_folder_atomically
+from imgcls.files import one_writer, require_replaceable, write_atomically, write_folder_atomically
 from imgcls.networks import Classifier
 from imgcls.probes import BATCH_SIZES
 from imgcls.rounding import probability_tolerance, typical_pictures
@@ -102,12 +102,14 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
         converted.save(temporary, replace(manifest, parity=parity), golden)
 
     place = functools.partial(_place, converted.weights, write)
-    if chosen.folder is None:
-        place(path)
-        remove_old_weights(path, keep=converted.weights.name if converted.weights else "")
-        return _result(path, path, converted.weights)
-    write_folder_atomically(path, functools.partial(_fill, chosen.folder, place, path.resolve().name, config.license))
-    return _result(path, path / chosen.folder.model, converted.weights)
+    with one_writer(path):
+        if chosen.folder is None:
+            place(path)
+            remove_old_weights(path, keep=converted.weights.name if converted.weights else "")
+            return _result(path, path, converted.weights)
+        fill = functools.partial(_fill, chosen.folder, place, path.resolve().name, config.license)
+        write_folder_atomically(path, fill)
+        return _result(path, path / chosen.folder.model, converted.weights)
 
 
 def _place(weights: Weights | None, write: Callable[[Path], object], model: Path) -> None:

@@ -22,7 +22,7 @@ from imgcls_infer.manifest import Manifest, ResizePolicy
 from torch import Tensor, nn
 
 from imgcls.errors import CheckpointError
-from imgcls.files import write_atomically
+from imgcls.files import AnyPath, write_atomically
 from imgcls.networks import Classifier, build_network
 
 FORMAT = "imgcls.checkpoint"
@@ -69,7 +69,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: Path, network: nn.Module | Mapping[str, Tensor], manifest: Manifest, samples: tuple[bytes, ...] = ()
+    path: AnyPath, network: nn.Module | Mapping[str, Tensor], manifest: Manifest, samples: tuple[bytes, ...] = ()
 ) -> Checkpoint:
     """Write network (or its state dict), manifest and samples to `path`; the manifest's weights_sha256 is filled in.
 
@@ -85,7 +85,7 @@ def save_checkpoint(
     return Checkpoint(state, manifest, samples)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: AnyPath) -> Checkpoint:
     """Read a checkpoint of imgcls. Raises CheckpointError; a bare state dict is one, see `load_article_checkpoint`."""
     content = read_mapping(path)
     if content.get("format") != FORMAT:
@@ -102,13 +102,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(state, manifest, _samples(content.get("samples", []), path))
 
 
-def is_bare(path: Path) -> bool:
+def is_bare(path: AnyPath) -> bool:
     """Whether a .pth is a bare state dict, without imgcls's manifest. Raises CheckpointError."""
     return read_mapping(path).get("format") != FORMAT
 
 
 def load_article_checkpoint(
-    path: Path,
+    path: AnyPath,
     arch: str,
     classes: tuple[str, ...],
     resize: ResizePolicy,
@@ -132,7 +132,7 @@ def load_article_checkpoint(
     return checkpoint
 
 
-def read_state_dict(path: Path) -> StateDict:
+def read_state_dict(path: AnyPath) -> StateDict:
     """The tensors of a .pth, whichever usual wrapper they are in, by our names. Raises CheckpointError."""
     content: Mapping[str, Any] = read_mapping(path)
     for key in _WRAPPERS:
@@ -171,12 +171,12 @@ def _save(content: dict[str, Any], path: Path) -> None:
         raise OSError(one_line(error)) from error
 
 
-def write_mapping(path: Path, content: dict[str, Any]) -> None:
+def write_mapping(path: AnyPath, content: dict[str, Any]) -> None:
     """torch.save, atomically. Raises ImgclsError."""
     write_atomically(path, lambda temporary: _save(content, temporary))
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: AnyPath) -> dict[str, Any]:
     """torch.load of a mapping, of tensors and plain values only. Raises CheckpointError."""
     try:
         with warnings.catch_warnings(action="ignore"):  # what is odd is refused below
@@ -198,7 +198,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _tensors(raw: Any, path: Path) -> StateDict:
+def _tensors(raw: Any, path: AnyPath) -> StateDict:
     if not isinstance(raw, Mapping) or not raw or not all(isinstance(value, Tensor) for value in raw.values()):
         raise CheckpointError(f"{path}: holds no state dict (names to tensors)")
     for name, tensor in raw.items():
@@ -214,7 +214,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return not tensor.is_complex() and not tensor.is_neg() and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
-def _samples(raw: Any, path: Path) -> tuple[bytes, ...]:
+def _samples(raw: Any, path: AnyPath) -> tuple[bytes, ...]:
     try:
         return tuple(base64.b64decode(picture, validate=True) for picture in raw)
     except (TypeError, ValueError) as error:

@@ -86,8 +86,19 @@ RECIPES = {
 """By architecture and name."""
 
 
+class _Paths:
+    """A config whose paths may be given as text."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]  # every config is a dataclass
+            value = getattr(self, field.name)
+            if "Path" in str(field.type) and value is not None:
+                paths = tuple(map(Path, value)) if "tuple" in str(field.type) else Path(value)
+                object.__setattr__(self, field.name, paths)
+
+
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Paths):
     """One training run. Whatever of the recipe's fields is None comes from the recipe.
 
     train_dir, test_dir: folders of <class>/*; test_dir None trains without test figures. output: the .pth to write.
@@ -139,6 +150,7 @@ class TrainConfig:
     cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.arch, self.recipe) not in RECIPES:
             raise ImgclsError(f"no recipe {self.recipe!r} for {self.arch!r}; known: {_known()}")
         if self.arch != "vgg16" and (self.pretrained or self.freeze):
@@ -184,11 +196,12 @@ def _known() -> str:
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(_Paths):
     """One export.
 
-    checkpoint: the .pth that it comes from. output: None puts the file beside it, with the format's suffix; a folder
-    (huggingface, triton) into <format>/<the checkpoint's stem>. license: for huggingface's card, like `mit`.
+    checkpoint: the .pth that it comes from. format: None follows output's suffix, or is `onnx`. output: None puts the
+    file beside the checkpoint, like cnn.onnx or cnn-int8.onnx; a folder (huggingface, triton) into <format>/<stem>.
+    license: for huggingface's card, like `mit`.
     golden: how many sample pictures travel in the file. fold: merge linear maps first (imgcls.export.fold).
     batch: pictures that the file takes at once; None is any number.
     external_data: the weights go into a file beside it (onnx alone; over 2 GB they always do).
@@ -198,7 +211,7 @@ class ExportConfig:
     """
 
     checkpoint: Path
-    format: str = "onnx"
+    format: str | None = None
     output: Path | None = None
     opset: int = 18
     golden: int = 8
@@ -213,12 +226,13 @@ class ExportConfig:
     license: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.precision == "int8" and self.calibration is None:
             raise ImgclsError("--precision int8 needs --calibration, the folder of training pictures")
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(_Paths):
     """One bench of exported files against their checkpoint.
 
     models: exported files. providers: onnxruntime's for the ONNX files among them, each in a row of its own.

@@ -16,6 +16,8 @@ from imgcls.errors import ImgclsError
 if sys.platform != "win32":
     import fcntl
 
+AnyPath = str | os.PathLike[str]
+
 _RANDOM = "[a-z0-9_]{8}"  # what tempfile puts into a name
 _OLD = "old"  # the folder that gives its name to a new one, meanwhile
 
@@ -84,12 +86,12 @@ def _remove_leftovers(path: Path) -> None:
             found.unlink(missing_ok=True)
 
 
-def real_file(path: Path) -> Path:
+def real_file(path: AnyPath) -> Path:
     """What is written for `path`: itself, or what it links to. Only a regular file is ever replaced.
 
     Raises ImgclsError where a folder, a device or a pipe is there.
     """
-    real = Path(os.path.realpath(path)) if path.is_symlink() else path
+    real = Path(os.path.realpath(path) if os.path.islink(path) else path)
     if real.is_dir():
         raise ImgclsError(f"{path}: is a folder; name a file")
     if real.exists() and not real.is_file():
@@ -97,7 +99,7 @@ def real_file(path: Path) -> Path:
     return real
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: AnyPath, write: Callable[[Path], object]) -> None:
     """Have `write` make a temporary file beside `path`, flush it to the disk, then give it its name.
 
     If anything fails, what stood at `path` before stands there still, and the temporary file is gone.
@@ -125,7 +127,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: AnyPath) -> None:
     """Before a long job: make sure that `path` can be written later. Raises ImgclsError."""
     path = real_file(path)
     try:

@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 
-from imgcls.files import write_atomically
+from imgcls.files import AnyPath, write_atomically
 from imgcls.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -87,12 +87,13 @@ figcaption { font-size: 13px; line-height: 1.4; overflow-wrap: anywhere } .to { 
 """
 
 
-def write_evaluation(evaluation: Evaluation, manifest: Manifest, folder: Path) -> None:
+def write_evaluation(evaluation: Evaluation, manifest: Manifest, folder: AnyPath) -> None:
     """Write scores.json, confusion.png, reliability.png and wrong.png into `folder`, which is made if it is missing.
 
     manifest: the checkpoint's. Raises ImgclsError where a file can't be written, ImageError where a picture that was
     evaluated is no longer readable.
     """
+    folder = Path(folder)
     scores = evaluation.scores
     text = evaluation_json(evaluation, manifest)
     write_atomically(folder / "scores.json", lambda temporary: temporary.write_text(text, encoding="ascii"))
@@ -125,7 +126,7 @@ def evaluation_json(evaluation: Evaluation, manifest: Manifest) -> str:
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
+def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: AnyPath) -> None:
     """A confusion matrix as PNG: int [K, K], rows are true classes, columns predicted ones; classes: K names.
 
     The colour is the share of the row, on a root scale so that rare confusions show; rows without a picture are grey.
@@ -157,7 +158,7 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> No
         _save(figure, path)
 
 
-def plot_reliability(calibration: Sequence[CalibrationBin], ece: float, path: Path) -> None:
+def plot_reliability(calibration: Sequence[CalibrationBin], ece: float, path: AnyPath) -> None:
     """A reliability diagram as PNG: accuracy against confidence in each bin, over the number of pictures in each.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, figures 1 and 4.
@@ -193,7 +194,7 @@ def plot_reliability(calibration: Sequence[CalibrationBin], ece: float, path: Pa
         _save(figure, path)
 
 
-def plot_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_curves(history: Sequence[Mapping[str, Any]], path: AnyPath) -> None:
     """A training run as PNG: loss and accuracy (0..1) over epochs, training and test.
 
     history: an entry an epoch, with epoch, train_loss, train_accuracy, and test_loss, test_accuracy where there were
@@ -217,7 +218,7 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         _save(figure, path)
 
 
-def write_contact_sheet(answers: Sequence[WrongAnswer], title: str, path: Path) -> None:
+def write_contact_sheet(answers: Sequence[WrongAnswer], title: str, path: AnyPath) -> None:
     """Pictures in rows as PNG, as their files hold them, each with its two classes, probability and file name.
 
     Raises ImgclsError where the file can't be written, ImageError where a picture can't be read.
@@ -247,7 +248,7 @@ def write_contact_sheet(answers: Sequence[WrongAnswer], title: str, path: Path) 
     write_atomically(path, lambda temporary: sheet.save(temporary, "PNG", optimize=True))
 
 
-def write_parity(result: VerifyResult, path: Path, findings: Sequence[str] = ()) -> None:
+def write_parity(result: VerifyResult, path: AnyPath, findings: Sequence[str] = ()) -> None:
     """Write a verification as one HTML page that needs nothing else: figures, plots, changed pictures.
 
     findings: what the bisection says of each file. Raises ImgclsError where the page can't be written, ImageError where
@@ -382,7 +383,7 @@ def bench_markdown(result: BenchResult) -> str:
     return "\n".join([*lines, "", bench_conditions(result)]) + "\n"
 
 
-def plot_bench(result: BenchResult, path: Path) -> None:
+def plot_bench(result: BenchResult, path: AnyPath) -> None:
     """A bench as PNG: a panel for each figure, a bar for each runtime. Raises ImgclsError where it can't be written."""
     batches = f"pictures/s in batches of {result.config.batch_size} (longer is better)"
     panels: list[tuple[str, str, Callable[[BenchRow], Any]]] = [
@@ -593,7 +594,7 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: AnyPath) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a class name: drawn as a box
         write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=_DPI, bbox_inches="tight"))

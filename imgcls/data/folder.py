@@ -56,7 +56,8 @@ def scan_folder(root: AnyPath, classes: tuple[str, ...] | None = None) -> Folder
     """List `root`/<class>/**, without opening a picture.
 
     classes: the training folder's, when `root` is a test folder: labels then follow them, and a class that they lack is
-    an error. Raises DataError where the folder is missing, has no class folder or no picture.
+    an error. Raises DataError where the folder is missing, has no class folder or no picture, or a class has no name
+    in UTF-8.
     """
     root = Path(root)
     subfolders, found = _class_folders(root)
@@ -98,9 +99,17 @@ def _class_folders(root: Path) -> tuple[list[Path], _Found]:
             folders.append(entry)
         else:
             found.stray.append(entry)
+    for folder in folders:
+        if not _is_utf8(folder.name):  # a class's name goes into JSON
+            raise DataError(f"{folder}: its name is no UTF-8; rename it")
     if not folders:
         raise DataError(f"{root}: has no class folders; put the pictures into {root}/<class>/")
     return folders, found
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a file's name is one; Python reads other bytes as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _scan_class(folder: Path, label: int, found: _Found) -> None:

@@ -175,6 +175,6 @@ def test_a_model_without_its_weights_says_which_file_is_missing(exported, tmp_pa
 
 @pytest.mark.parametrize("name", ["torchscript", "torch-export"])
 def test_only_onnx_has_external_data(trained, tmp_path, name):
+    output = tmp_path / f"a{export_module.FORMATS[name].suffix}"
     with pytest.raises(ExportError, match="--external-data goes with onnx"):
-        output = tmp_path / f"a{export_module.FORMATS[name].suffix}"
         export_model(ExportConfig(trained[0], name, output, external_data=True), trained[1])

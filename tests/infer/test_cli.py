@@ -270,8 +270,9 @@ def test_a_name_that_standard_output_cannot_encode_stops_nobody(tiny_path, write
     done = process("--model", tiny_path, odd, pictures["red"], env={"PYTHONIOENCODING": "latin-1"})
     assert (done.returncode, done.stderr) == (0, "")
     first, second = done.stdout.splitlines()
-    assert first.startswith(f"{odd.parent}/\\u732b.png: blue")
-    assert second.startswith(f"{pictures['red']}: red")
+    # columns are as wide as the longest name
+    assert first.split()[:2] == [f"{odd.parent}/\\u732b.png:", "blue"]
+    assert second.split()[:2] == [f"{pictures['red']}:", "red"]
 
 
 # --- standard streams ---

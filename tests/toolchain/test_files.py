@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,7 @@ def test_writers_of_one_name_take_turns(tmp_path):
         for _ in range(20):
             with one_writer(tmp_path / "a"):
                 inside.append(number)
+                time.sleep(0.001)
                 turns.append(len(inside))
                 inside.remove(number)
 

@@ -120,8 +120,8 @@ def destination(config: ExportConfig) -> tuple[str, Path]:
     name = config.format or (owners.get(suffix) if config.output else "onnx")
     if name is None:
         raise ExportError(
-            f"{config.output}: no format has {f'the suffix {suffix}' if suffix else 'no suffix'}; name the file "
-            f"{_usual_suffixes()}, or give --format for a folder"
+            f"{config.output}: {f'the suffix {suffix}' if suffix else 'a name without a suffix'} belongs to no format; "
+            f"name the file {_usual_suffixes()}, or give --format for a folder"
         )
     if name not in FORMATS:
         raise ExportError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")

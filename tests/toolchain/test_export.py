@@ -214,8 +214,8 @@ def test_the_format_follows_the_suffix_unless_it_is_named(format, output, expect
 @pytest.mark.parametrize(
     ("format", "output", "message"),
     [
-        (None, "a.tflite", r"no format has the suffix \.tflite; .*\.onnx, \.pt or \.pt2"),
-        (None, "a", "no format has no suffix"),
+        (None, "a.tflite", r"the suffix \.tflite belongs to no format; .*\.onnx, \.pt or \.pt2"),
+        (None, "a", "a name without a suffix belongs to no format"),
         ("onnx", "a.tflite", r"onnx .*is named \*\.onnx"),
         ("onnx", "a.pt", r"\.pt is torchscript's"),
         ("torchscript", "a", r"torchscript .*is named \*\.pt"),

@@ -196,6 +196,7 @@ LAYERS = {
     "imgcls_infer.manifest": 2,
     "imgcls_infer.external": 2,
     "imgcls_infer.png_rows": 2,
+    "imgcls_infer.container": 2,
     "imgcls_infer.preprocess": 3,
     "imgcls_infer.session": 3,
     "imgcls_infer.pipeline": 0,  # knows of nothing here

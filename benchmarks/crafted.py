@@ -46,6 +46,10 @@ def tables() -> bytes:
     return segment(0xDB, b"\0" + b"\1" * 64) + segment(0xC4, huffman)
 
 
+DENSE = segment(0xC4, bytes([0x10, 1]) + bytes(15) + b"\1")
+"""A Huffman table with one code, the bit 0, for an AC coefficient of one bit."""
+
+
 def scan(components: tuple[int, ...] = (1,), first: int = 0, last: int = 63, bits: int = 0, data: bytes = b"") -> bytes:
     """A start of scan and its data. bits: successive approximation, high and low."""
     chosen = b"".join(bytes([component, 0]) for component in components)
@@ -146,6 +150,19 @@ JPEGS: dict[str, Make] = {
     ),
     "jpeg, progressive, 100 colour scans": lambda: jpeg_scans(
         0xC2, (0x11,) * 3, *[scan((1, 2, 3), last=0, data=bytes(3 * blocks() // 8 + 1))] * 100
+    ),
+    "jpeg, progressive, 25 refinements": lambda: jpeg_scans(
+        0xC2, (0x11,), scan(last=0, bits=1), *[scan(first=1, bits=0x10, data=bytes(blocks() // 8))] * 24
+    ),
+    "jpeg, progressive, dense scans": lambda: jpeg_scans(
+        0xC2, (0x11,), DENSE, scan(last=0, data=bytes(blocks())), *[scan(first=1, data=bytes(16 * blocks() + 1))] * 5
+    ),
+    "jpeg, sequential, dense": lambda: jpeg_scans(
+        0xC0, (0x11,) * 3, DENSE, scan((1, 2, 3), data=bytes(3 * 16 * blocks() + 1))
+    ),
+    "jpeg, arithmetic, sequential": lambda: jpeg_scans(0xC9, (0x22, 0x11, 0x11), scan((1, 2, 3), data=coded_noise(98))),
+    "jpeg, arithmetic, progressive, 9 megapixels": lambda: jpeg_scans(
+        0xCA, (0x11,), scan(last=0), *[scan(first=1, data=coded_noise(98))] * 13, side=(3000, 3000)
     ),
     "jpeg, progressive, 4 components": lambda: jpeg_scans(0xC2, (0x11,) * 4, scan((1, 2, 3, 4), last=0)),
     "jpeg, sequential, a scan a component": lambda: jpeg_scans(
@@ -292,8 +309,8 @@ PNGS: dict[str, Make] = {
     "png, elongated, crop": lambda: png(2, size=(1_515_151, 33)),
     "png, elongated the other way, crop": lambda: png(2, size=(33, 1_515_151)),
     "png, elongated RGBA, turned, crop": lambda: png(6, size=(1_515_151, 33), before=TURN),
-    "png, elongated, crop to 762": lambda: png(2, size=(65_535, 762 + 1)),
-    "png, elongated RGBA, turned, crop to 762": lambda: png(6, size=(65_535, 762 + 1), before=TURN),
+    "png, elongated, crop to 762": lambda: png(2, size=(65_500, 763)),
+    "png, elongated RGBA, turned, crop to 762": lambda: png(6, size=(65_500, 763), before=TURN),
 }
 
 

@@ -46,11 +46,12 @@ MAX_COMMENT_BYTES = 2**20
 MAX_SCANS = 100
 """A progressive JPEG has about ten."""
 
-MAX_SCANNED_BLOCKS = 24_000_000
-"""Blocks of 8 x 8 samples that the scans of a JPEG go over, 40 ns each: 20 usual scans of 50 megapixels in 4:4:4."""
+MAX_SCANNED_BLOCKS = 20_000_000
+"""Blocks of 8 x 8 samples that the scans of a JPEG go over, up to 40 ns each and hardly a byte. The usual ten scans of 50
+megapixels in 4:2:0 have a third of them."""
 
-MAX_ARITHMETIC_COEFFICIENTS = 64_000_000
-"""Coefficients that the scans of a JPEG in arithmetic coding go over: any of them can take 25 ns and no bytes."""
+MAX_ARITHMETIC_COEFFICIENTS = 128_000_000
+"""Coefficients that the scans of a JPEG in arithmetic coding go over: each can take 12 ns and no bytes."""
 
 MAX_RUNS = 2**20
 """Runs of a BMP in RLE, 0.6 us each. The padding of lines, pixel by pixel, takes an eighth of that."""
@@ -190,22 +191,27 @@ def _decoding_bytes(frame: Frame, data: bytes, place: int) -> int:
 
 def _check_scans(frame: Frame, data: bytes, place: int) -> None:
     """Refuse what libjpeg goes over too often. place: of the first scan's header."""
-    work = 0
-    limit = MAX_ARITHMETIC_COEFFICIENTS if frame.arithmetic else MAX_SCANNED_BLOCKS
+    blocks = coefficients = 0
     for number, (components, band) in enumerate(_scans(data, place), 1):
         _limited(number, MAX_SCANS, "scans")
-        work += sum(frame.blocks.get(component, 0) for component in components) * (band if frame.arithmetic else 1)
-        _limited(work, limit, "coefficients in arithmetic coding" if frame.arithmetic else "blocks in all scans")
+        size = sum(frame.blocks.get(component, 0) for component in components)
+        blocks += size
+        coefficients += size * band
+        _limited(blocks, MAX_SCANNED_BLOCKS, "blocks in all scans")
+        if frame.arithmetic:
+            _limited(coefficients, MAX_ARITHMETIC_COEFFICIENTS, "coefficients in arithmetic coding")
 
 
 def _scans(data: bytes, place: int) -> Iterator[tuple[bytes, int]]:
     """The components and the number of coefficients of each scan. place: of the first scan's header."""
-    marker = _SCAN
+    marker, segments = _SCAN, 0
     while marker != _END and place + 12 < len(data):  # the header of a scan of four components takes 12 bytes
         if marker == _SCAN:
             count = min(data[place + 2], 4)
             first, last = data[place + 3 + 2 * count], data[place + 4 + 2 * count]
             yield data[place + 3 : place + 3 + 2 * count : 2], max(1, last - first + 1)
+        segments += 1
+        _limited(segments, MAX_BLOCKS, "JPEG segments")
         if marker not in _BARE and marker != 1:
             place += max(2, data[place] << 8 | data[place + 1])
         found = _END_OF_SCAN.search(data, place)

@@ -47,8 +47,8 @@ MAX_SCANS = 100
 """A progressive JPEG has about ten."""
 
 MAX_SCANNED_BLOCKS = 20_000_000
-"""Blocks of 8 x 8 samples that the scans of a JPEG go over, up to 40 ns each and hardly a byte. The usual ten scans of 50
-megapixels in 4:2:0 have a third of them."""
+"""Blocks of 8 x 8 samples that the scans of a JPEG go over, up to 40 ns each and hardly a byte. The usual ten scans of
+50 megapixels in 4:2:0 have a third of them."""
 
 MAX_ARITHMETIC_COEFFICIENTS = 128_000_000
 """Coefficients that the scans of a JPEG in arithmetic coding go over: each can take 12 ns and no bytes."""
@@ -160,7 +160,7 @@ def _jpeg(data: bytes) -> int:
 def _frame(marker: int, data: bytes, place: int) -> Frame:
     _, _, height, width, count = struct.unpack_from(">HBHHB", data, place)
     parts = [(data[at], data[at + 1] >> 4, data[at + 1] & 15) for at in range(place + 8, place + 8 + 3 * count, 3)]
-    widest, tallest = max(part[1] for part in parts) or 1, max(part[2] for part in parts) or 1
+    widest, tallest = (max([1, *factors]) for factors in ([part[1] for part in parts], [part[2] for part in parts]))
     columns, rows = (-(-width // (8 * widest)), -(-height // (8 * tallest)))
     return Frame(marker, (width, height), {number: columns * across * rows * down for number, across, down in parts})
 
@@ -205,11 +205,13 @@ def _check_scans(frame: Frame, data: bytes, place: int) -> None:
 def _scans(data: bytes, place: int) -> Iterator[tuple[bytes, int]]:
     """The components and the number of coefficients of each scan. place: of the first scan's header."""
     marker, segments = _SCAN, 0
-    while marker != _END and place + 12 < len(data):  # the header of a scan of four components takes 12 bytes
+    while marker != _END and place + 1 < len(data):
         if marker == _SCAN:
-            count = min(data[place + 2], 4)
-            first, last = data[place + 3 + 2 * count], data[place + 4 + 2 * count]
-            yield data[place + 3 : place + 3 + 2 * count : 2], max(1, last - first + 1)
+            header = data[place + 2 : place + 13]  # of four components at most
+            band = 1 + 2 * header[0] if header else 0
+            if len(header) < band + 3:
+                return
+            yield header[1:band:2], max(1, header[band + 1] - header[band] + 1)
         segments += 1
         _limited(segments, MAX_BLOCKS, "JPEG segments")
         if marker not in _BARE and marker != 1:

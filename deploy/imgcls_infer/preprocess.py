@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, Image.Image, "np.ndarray"]
 
-_TILE_PIXELS = 2**20
+_TILE_PIXELS = 2**16
 """Pixels that are converted, turned or resized at a time where a copy of the whole picture would be too much."""
 
 _PIXELS_AT_ONCE = 2 * MAX_PIXELS
@@ -164,7 +164,8 @@ def _resample_axis(
 
     old, lines = image.size[axis], image.size[1 - axis]
     result = Image.new("RGB", _by_axis(axis, kept[1] - kept[0], lines))
-    step = max(1, _TILE_PIXELS // max(old, length))
+    spare = (_PIXELS_AT_ONCE - old * lines - result.width * result.height) // 3  # for a strip before and after
+    step = max(1, max(_TILE_PIXELS, spare) // max(old, length))
     for start in range(0, lines, step):
         stop = min(start + step, lines)
         strip = image.crop((*_by_axis(axis, 0, start), *_by_axis(axis, old, stop)))

@@ -127,12 +127,17 @@ def _jpeg(data: bytes) -> int:
     exif: list[bytes] = []
     frame = None
     while True:
-        found = _NEXT_MARKER.match(data, place)
-        if found is None:
+        marker = data[place + 1]
+        if data[place] == 0xFF and marker != 0xFF:
+            place += 2
+            blocks += 1
+        elif found := _NEXT_MARKER.match(data, place):
+            blocks += found.end() - place - 1  # with each byte of fill or junk
+            place, marker = found.end(), found[1][0]
+        else:
             return 0
-        blocks += found.end() - place - 1  # with each byte of fill or junk
-        place, marker = found.end(), found[1][0]
-        _limited(blocks, MAX_BLOCKS, "JPEG segments")
+        if blocks > MAX_BLOCKS:
+            break
         if marker == 0 or marker in _BARE:
             continue
         if marker < 0xC0 or marker == _SCAN:
@@ -150,6 +155,7 @@ def _jpeg(data: bytes) -> int:
         elif marker == _APP13:
             blocks += data.count(b"8BIM", place, place + length)
         place += length
+    _limited(blocks, MAX_BLOCKS, "JPEG segments")
     if frame is None or marker != _SCAN:
         return 0
     if exif:

@@ -72,12 +72,7 @@ class Frame(NamedTuple):
     """A JPEG's start of frame. blocks: 8 x 8 samples of each component, by its identifier."""
 
     marker: int
-    size: tuple[int, int]
     blocks: dict[int, int]
-
-    @property
-    def progressive(self) -> bool:
-        return self.marker & 3 == 2
 
     @property
     def arithmetic(self) -> bool:
@@ -119,6 +114,7 @@ _NEXT_MARKER = re.compile(rb"[^\xff]*\xff+([^\xff])", re.DOTALL)
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xDE}
 _BARE = frozenset([0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)])
+_FRAME = struct.Struct(">HHB")
 _SCAN, _QUANTISERS, _APP1, _APP13, _END = 0xDA, 0xDB, 0xE1, 0xED, 0xD9
 
 
@@ -148,7 +144,7 @@ def _jpeg(data: bytes) -> int:
             blocks += length // 65
         elif marker in _FRAMES:
             blocks += length // 3
-            frame = _frame(marker, data, place)
+            frame = marker, place
         elif marker == _APP1 and data.startswith(b"Exif\0", place + 2):
             exif.append(data[place + 2 : place + length])
             _limited(len(exif), MAX_EXIF_SEGMENTS, "EXIF segments")
@@ -160,15 +156,15 @@ def _jpeg(data: bytes) -> int:
         return 0
     if exif:
         _check_exif(exif)
-    return len(data) + 4 * kept + _decoding_bytes(frame, data, place)
+    return len(data) + 4 * kept + _decoding_bytes(*frame, data, place)
 
 
 def _frame(marker: int, data: bytes, place: int) -> Frame:
-    _, _, height, width, count = struct.unpack_from(">HBHHB", data, place)
+    height, width, count = _FRAME.unpack_from(data, place + 3)
     parts = [(data[at], data[at + 1] >> 4, data[at + 1] & 15) for at in range(place + 8, place + 8 + 3 * count, 3)]
     widest, tallest = (max([1, *factors]) for factors in ([part[1] for part in parts], [part[2] for part in parts]))
     columns, rows = (-(-width // (8 * widest)), -(-height // (8 * tallest)))
-    return Frame(marker, (width, height), {number: columns * across * rows * down for number, across, down in parts})
+    return Frame(marker, {number: columns * across * rows * down for number, across, down in parts})
 
 
 def _check_exif(segments: list[bytes]) -> None:
@@ -185,12 +181,14 @@ def _check_exif(segments: list[bytes]) -> None:
         _limited(count * length, MAX_EXIF_BYTES, "bytes of EXIF fields")
 
 
-def _decoding_bytes(frame: Frame, data: bytes, place: int) -> int:
-    """Bytes that libjpeg and the picture take; its scans are gone over. place: of the first scan's header."""
-    width, height = frame.size
-    several = frame.progressive or data[place + 2] < len(frame.blocks)
-    if several or frame.arithmetic:
-        _check_scans(frame, data, place)
+def _decoding_bytes(marker: int, header: int, data: bytes, place: int) -> int:
+    """Bytes that libjpeg and the picture take. header, place: of the frame and of the first scan."""
+    height, width, components = _FRAME.unpack_from(data, header + 3)
+    several = marker & 3 == 2 or data[place + 2] < components
+    if not several and marker < 0xC9:
+        return _pixel_bytes(width, height)
+    frame = _frame(marker, data, header)
+    _check_scans(frame, data, place)
     coefficients = 2 * 64 * sum(frame.blocks.values()) if several else 0
     return max(_pixel_bytes(width, height), _pixel_bytes(width, height, 4) + coefficients)
 

@@ -280,7 +280,7 @@ def test_a_read_only_file_system_is_no_matter(tiny_path, folder):
 def test_damaged_pictures_and_models_are_answers_or_errors():
     """A small part of what benchmarks/fuzz.py does by hand."""
     done = subprocess.run(
-        [sys.executable, FUZZ, "--pictures", "300", "--models", "40"],
+        [sys.executable, FUZZ, "--pictures", "300", "--models", "40", "--large", "jpeg, empty COM"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -139,12 +139,6 @@ def progressive_with_a_video() -> bytes:
     return encode(noise(64, 64), "JPEG", progressive=True) + b"\xff\xda" * 1000
 
 
-def multi_picture() -> bytes:
-    return encode(
-        Image.fromarray(noise(64, 64)), "MPO", save_all=True, append_images=[Image.fromarray(noise(64, 64))] * 9
-    )
-
-
 ACCEPTED = {
     "a phone's JPEG": jpeg(
         segment(0xE1, exif(orientation=1) + bytes(65_000))
@@ -152,7 +146,7 @@ ACCEPTED = {
         + xmp(65_000) * 160
         + segment(0xE2, b"MPF\0" + bytes(80))
     ),
-    "a multi-picture JPEG": multi_picture(),
+    "a multi-picture JPEG": jpeg(segment(0xE2, b"MPF\0" + bytes(80))) + jpeg() * 150,
     "a JPEG from Photoshop": jpeg(segment(0xED, b"Photoshop 3.0\0" + (b"8BIM\4\4\0\0" + bytes(4)) * 50) * 3),
     "a JPEG whose EXIF is split": jpeg(segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 3),
     "a JPEG with fill bytes": jpeg(b"\xff" * 40),

@@ -80,7 +80,7 @@ class Frame(NamedTuple):
 
 
 def check(kind: str, data: bytes, name: str) -> None:
-    """Raise ImageError where Pillow would take too much time or memory to read the file.
+    """Raises ImageError where Pillow would take too much time or memory to read the file.
 
     kind: Pillow's name of the format. A damaged file passes as far as it goes: what is wrong with it, Pillow tells.
     """

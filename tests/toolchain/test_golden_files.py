@@ -76,13 +76,13 @@ def test_the_turned_file_alone_shows_that_orientations_are_not_applied(monkeypat
 
 
 def test_the_jpeg_files_alone_show_another_jpeg_decoder(monkeypatch, files):
-    honest = preprocess._to_rgb
+    honest = preprocess._upright_rgb
 
-    def smoothed(image, name):
-        rgb = honest(image, name)
+    def smoothed(image, exif, name):
+        rgb = honest(image, exif, name)
         return rgb.filter(ImageFilter.BLUR) if image.format == "JPEG" else rgb
 
-    assert shown_by(monkeypatch, files, "_to_rgb", smoothed) == {JPEG, TURNED}
+    assert shown_by(monkeypatch, files, "_upright_rgb", smoothed) == {JPEG, TURNED}
     assert opened(files[TURNED]).info.get("progressive")
     assert not opened(files[JPEG]).info.get("progressive")
 

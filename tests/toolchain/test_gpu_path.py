@@ -263,7 +263,7 @@ def test_a_trainings_figures_are_without_tf32_and_its_steps_are_as_the_process_h
     tmp_path, pictures, monkeypatch, tf32
 ):
     network = Watched()
-    monkeypatch.setattr(training, "_network", lambda config, recipe, classes: network)
+    monkeypatch.setattr(training, "_network", lambda *_: network)
     config = TrainConfig(
         pictures, tmp_path / "a.pth", pictures, epochs=1, batch_size=4, val_fraction=0.25, device="cpu"
     )

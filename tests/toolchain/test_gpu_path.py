@@ -268,8 +268,9 @@ def test_a_trainings_figures_are_without_tf32_and_its_steps_are_as_the_process_h
         pictures, tmp_path / "a.pth", pictures, epochs=1, batch_size=4, val_fraction=0.25, device="cpu"
     )
     trainer = training._Trainer
-    monkeypatch.setattr(trainer, "_save_checkpoint", lambda *_: None)
-    monkeypatch.setattr(training, "load_checkpoint", lambda _: SimpleNamespace(state_dict=network.state_dict()))
+    monkeypatch.setattr(trainer, "_save_checkpoint", lambda self, path, row: path.touch())
+    written = SimpleNamespace(state_dict=network.state_dict(), manifest=SimpleNamespace(weights_sha256=""))
+    monkeypatch.setattr(training, "load_checkpoint", lambda _: written)
     train(config)
     steps = {seen[1:] for seen in network.seen if seen[0]}
     figures = {seen[1:] for seen in network.seen if not seen[0]}

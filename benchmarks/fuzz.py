@@ -1,13 +1,17 @@
 """Damaged pictures and model files through the predictor: each must be an answer or one clear error.
 
-    python benchmarks/fuzz.py                               # 5,000 pictures and 1,000 model files
-    python benchmarks/fuzz.py --pictures 200 --models 30    # what the tests do
+    python benchmarks/fuzz.py                               # 5,000 pictures, 1,000 model files, all large files
+    python benchmarks/fuzz.py --pictures 200 --models 30 --large none       # what the tests do
     python benchmarks/fuzz.py --models 0 --seed 1           # other pictures; a case is its seed and number
+    python benchmarks/fuzz.py --pictures 0 --models 0 --large gif           # large files with "gif" in their name
 
 Bits are flipped, files cut short, spliced with others and doubled in part; half of the damaged PNGs get their checksums
 mended, so that the damage goes deeper. A child process tries one case after another and says how each ended; if it dies
 or hangs, that is the case's outcome, and a new child goes on behind it. Fails (exit code 1) if a case crashes, leaves
 another exception than the predictor's own, takes more than 5 s of CPU time, or more memory than 512 MiB.
+
+The large files are those of crafted.py, up to 64 MiB each. Each is read in a process of its own, so that its memory is
+known; the process is ended after 12 s of CPU time, and gets no more than 6 GiB of addresses.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import argparse
 import collections
 import io
 import json
+import resource
 import select
 import struct
 import subprocess
@@ -27,9 +32,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import crafted
 import numpy as np
 from imgcls_infer.errors import InferError
+from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.predictor import BUILT_IN, Predictor
+from imgcls_infer.preprocess import preprocess
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +45,9 @@ MAX_SECONDS = 5.0
 MAX_MIB = 512
 PATIENCE = 60.0
 """Seconds of the clock until a silent child counts as hung: a busy machine is slow, and CPU time is what is judged."""
+
+LARGE_CPU = 12
+"""Seconds of CPU time until the process that reads a large file is ended."""
 
 TURNED = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
 """An EXIF block with an orientation of 6."""
@@ -201,19 +212,72 @@ def run(kind: str, seed: int, count: int) -> bool:
     return not bad and largest <= MAX_MIB
 
 
+def large_child(path: Path) -> None:
+    """Read one large picture as the built-in model does; a line of JSON on standard output, as `child` has them."""
+    resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
+    resource.setrlimit(resource.RLIMIT_CPU, (LARGE_CPU, LARGE_CPU))
+    predictor = Predictor(threads=1)
+    predictor.predict(np.zeros((40, 40, 3), np.uint8))
+    data = path.read_bytes()
+    start = time.process_time()
+    try:
+        if "crop to 762" in path.name:
+            preprocess(data, ResizePolicy(762))
+        else:
+            predictor.predict(data)
+        outcome = "answer"
+    except InferError as error:
+        outcome = f"error: {str(error).partition(': ')[2]}"
+    except Exception as error:
+        outcome = f"{type(error).__name__}: {error}"
+    print(json.dumps([path.name, outcome, time.process_time() - start, peak_mib()]), flush=True)
+
+
+def run_large(match: str) -> bool:
+    """A line for each large file whose name has `match` in it. True where all kept the promise."""
+    names = [name for name in crafted.CASES if match in name]
+    broken = [name for name in names if not large_file_ends_well(name)]
+    print(f"{len(names):,} large files: {len(broken)} broke the promise of {MAX_SECONDS:.0f} s and {MAX_MIB} MiB")
+    return not broken
+
+
+def large_file_ends_well(name: str) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(crafted.CASES[name]())
+        size = path.stat().st_size
+        command = [sys.executable, __file__, "--large-child", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        outcome, seconds, peak = f"crash ({done.returncode})", 0.0, 0.0
+    else:
+        _, outcome, seconds, peak = json.loads(done.stdout)
+    fine = outcome.startswith(FINE) and seconds <= MAX_SECONDS and peak <= MAX_MIB
+    mark = " " if fine else "!"
+    print(f"{mark} {name:48} {size / 1e6:5.1f} MB {seconds:6.2f} s {peak:6,.0f} MiB  {outcome[:110]}", flush=True)
+    return fine
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=5000)
     parser.add_argument("--models", type=int, default=1000)
+    parser.add_argument("--large", default="", metavar="TEXT", help="large files with TEXT in their name; none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--child", choices=["pictures", "models"], help=argparse.SUPPRESS)
+    parser.add_argument("--large-child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--first", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options.child, options.seed, range(options.first, options.count))
         return
+    if options.large_child:
+        large_child(options.large_child)
+        return
     passed = [run("pictures", options.seed, options.pictures), run("models", options.seed, options.models)]
+    if options.large != "none":
+        passed.append(run_large(options.large))
     raise SystemExit(0 if all(passed) else 1)
 
 

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -224,18 +224,17 @@ def list_of_paths(model: Path, paths: Sequence[str]) -> Run:
 
 def torchscript(options: argparse.Namespace, folder: Path) -> Path:
     """The CNN as TorchScript; a fresh one where there is no checkpoint: the weights do not matter to its start."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    from imgcls.checkpoint import load_checkpoint
+    from imgcls.checkpoint import Checkpoint, load_checkpoint, weights_sha256
     from imgcls.config import ExportConfig
     from imgcls.export import export_model
+    from imgcls.networks.registry import build_network
 
-    classes = Predictor(options.model).manifest.classes
     if options.checkpoint.is_file():
         checkpoint = load_checkpoint(options.checkpoint)
     else:
-        from export import fresh  # the benchmark beside this one
-
-        checkpoint = fresh("cnn:32", classes)
+        manifest = Predictor(options.model).manifest
+        state = build_network("cnn", len(manifest.classes), manifest.resize.image_size).state_dict()
+        checkpoint = Checkpoint(state, replace(manifest, weights_sha256=weights_sha256(state)))
     config = ExportConfig(options.checkpoint, "torchscript", folder / "cnn.pt")
     return export_model(config, checkpoint).path
 

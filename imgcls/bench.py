@@ -28,8 +28,9 @@ from imgcls_infer.preprocess import preprocess
 
 from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from imgcls.config import BenchConfig
-from imgcls.data.folder import Folder
+from imgcls.data.folder import Folder, as_folder
 from imgcls.errors import DataError, ImgclsError
+from imgcls.files import AnyPath
 from imgcls.parity import ParityReport, compare, default_tolerance, run_in_batches
 from imgcls.progress import Advance, progress_bar
 from imgcls.runtimes import Run, Runtime, eager, is_torch_file, open_model
@@ -189,12 +190,13 @@ class _Candidate:
     command: tuple[str, ...]
 
 
-def bench(checkpoint: Checkpoint, config: BenchConfig, folder: Folder) -> BenchResult:
+def bench(checkpoint: Checkpoint, config: BenchConfig, folder: Folder | AnyPath) -> BenchResult:
     """Measure PyTorch eager and each of config.models on each of config.providers, on pictures of `folder`.
 
-    folder: scanned with the checkpoint's classes. Raises DataError where no picture can be read, InferError of a model,
-    ImgclsError where a model is no export of this checkpoint or a process of its own fails.
+    folder: its path, or scanned with the checkpoint's classes. Raises DataError where no picture can be read,
+    InferError of a model, ImgclsError where a model is no export of this checkpoint or a process of its own fails.
     """
+    folder = as_folder(folder, checkpoint.manifest.classes)
     paths, pixels, labels, stage_1 = _pictures(folder, checkpoint, config.pictures)
     with tempfile.TemporaryDirectory() as temporary, _torch_threads(config.threads):
         own = Path(temporary, "checkpoint.pth")  # a bare .pth does not say how it is opened

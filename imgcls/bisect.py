@@ -23,6 +23,7 @@ from torch import fx, nn
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.errors import ExportError
+from imgcls.files import AnyPath
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.fold import fold_classifier
 from imgcls.rounding import SPREAD, UNITS, deviations, node_values, typical_pictures
@@ -111,7 +112,7 @@ class _Reference:
         return cls(classifier, graph, _onnx_names(graph))
 
 
-def bisect(checkpoint: Checkpoint, path: Path, pixels: np.ndarray | None = None) -> Bisection:
+def bisect(checkpoint: Checkpoint, path: AnyPath, pixels: np.ndarray | None = None) -> Bisection:
     """Find the first node of a float32 ONNX file that differs from the checkpoint's network.
 
     pixels: real pictures after stage 1, uint8 [N, S, S, 3], beside the file's golden samples and noise: a fault in a
@@ -119,6 +120,7 @@ def bisect(checkpoint: Checkpoint, path: Path, pixels: np.ndarray | None = None)
     Raises ExportError where the file is of another precision, does not run, or nothing in it has a known name;
     InferError where it is no model of ours.
     """
+    path = Path(path)
     opened = open_model(path)
     if opened.manifest.precision != "fp32":
         raise ExportError(f"{path}: bisection needs a float32 model; this one is {opened.manifest.precision}")

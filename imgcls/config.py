@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -46,15 +48,26 @@ class Recipe:
     std: tuple[float, float, float] | None = None
 
 
+class _Configuration:
+    """Paths may be given as text."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]  # every config is a dataclass
+            value = getattr(self, field.name)
+            if "Path" in str(field.type) and value is not None:
+                paths = tuple(map(Path, value)) if "tuple" in str(field.type) else Path(value)
+                object.__setattr__(self, field.name, paths)
+
+
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Configuration):
     """One training run; training.train_config makes one from a network's recipe and what is given beside it.
 
     train_dir, test_dir: folders of <class>/*; test_dir None trains without test figures. output: the .pth to write.
     run_dir: None takes runs/<output's stem>, numbered if it exists. save_every: seconds between saved states.
     arch: the network's name. device: `auto`, `cpu`, `cuda[:N]` or `mps`.
-    pretrained, weights, freeze: start from the network's published weights, from a local copy of them or from a
-    checkpoint of ours; and whether only the last layer learns (a frozen body is in eval mode).
+    pretrained, weights: start from the network's published weights, or from a file (training.start). freeze: only the
+    last layer learns, and the body is in eval mode.
     val_fraction: part of each training class that is held out and selects the best epoch; patience: epochs without a
     better one until the run stops, 0 never does. The test set selects nothing.
     cache_dir: None takes the user's cache folder; cache_limit: bytes, 0 decodes the pictures anew in every epoch.
@@ -81,12 +94,17 @@ class TrainConfig:
     cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.freeze and not self.starts_from_weights:
             raise ImgclsError("`freeze` without `pretrained` or `weights` would freeze random weights")
         if self.patience and not self.val_fraction:
             raise ImgclsError("`patience` needs `val_fraction`: the test set never decides when to stop")
         if (self.recipe.mean is None) != (self.recipe.std is None):
             raise ImgclsError("`mean` and `std` go together")
+        for values in (vars(self), vars(self.recipe)):
+            _require_finite(values)
+        if self.recipe.std is not None and min(self.recipe.std) <= 0:
+            raise ImgclsError(f"`std` is {self.recipe.std}; a standard deviation is positive")
 
     @property
     def starts_from_weights(self) -> bool:
@@ -103,12 +121,20 @@ class TrainConfig:
         return replace(self, **{"recipe": replace(self.recipe, **of_recipe), **others})
 
 
+def _require_finite(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise ImgclsError(f"`{name}` is {value}; give a finite number")
+
+
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(_Configuration):
     """One export.
 
-    checkpoint: the .pth that it comes from. output: None puts the file beside it, with the format's suffix; a folder
-    (huggingface, triton) into <format>/<the checkpoint's stem>. license: for huggingface's card, like `mit`.
+    checkpoint: the .pth that it comes from. format: None follows output's suffix, or is `onnx`. output: None puts the
+    file beside the checkpoint, like cnn.onnx or cnn-int8.onnx; a folder (huggingface, triton) into <format>/<stem>.
+    license: for huggingface's card, like `mit`.
     golden: how many sample pictures travel in the file. fold: merge linear maps first (imgcls.networks.fold).
     batch: pictures that the file takes at once; None is any number.
     external_data: the weights go into a file beside it (onnx alone; over 2 GB they always do).
@@ -118,7 +144,7 @@ class ExportConfig:
     """
 
     checkpoint: Path
-    format: str = "onnx"
+    format: str | None = None
     output: Path | None = None
     opset: int = 18
     golden: int = 8
@@ -133,12 +159,13 @@ class ExportConfig:
     license: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.precision == "int8" and self.calibration is None:
             raise ImgclsError("`precision` int8 needs `calibration`, the folder of training pictures")
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(_Configuration):
     """One bench of exported files against their checkpoint.
 
     models: exported files. providers: onnxruntime's for the ONNX files among them, each in a row of its own.

@@ -14,10 +14,11 @@ from imgcls_infer.manifest import ResizePolicy
 from torch import Tensor
 
 from imgcls.checkpoint import Checkpoint
-from imgcls.data.folder import Folder
+from imgcls.data.folder import Folder, as_folder
 from imgcls.data.packed import decode_all
 from imgcls.device import float32, resolve_device
 from imgcls.errors import CheckpointError, DataError
+from imgcls.files import AnyPath
 from imgcls.networks.classifier import Classifier
 from imgcls.progress import progress_bar
 
@@ -120,13 +121,16 @@ class Evaluation:
         return self.scores.count - int(self.scores.confusion.trace())
 
 
-def evaluate_folder(checkpoint: Checkpoint, folder: Folder, device: str = "auto", wrong: int = 40) -> Evaluation:
+def evaluate_folder(
+    checkpoint: Checkpoint, folder: Folder | AnyPath, device: str = "auto", wrong: int = 40
+) -> Evaluation:
     """Every figure for a checkpoint on a folder of pictures, a batch in memory at a time.
 
-    folder: scanned with the checkpoint's classes. device: as resolve_device takes it. wrong: how many of the wrong
-    answers to keep. Raises DeviceError; DataError where no picture can be read; CheckpointError where the weights give
-    logits that are not finite.
+    folder: its path, or scanned with the checkpoint's classes. device: as resolve_device takes it. wrong: how many of
+    the wrong answers to keep. Raises DeviceError; DataError where no picture can be read; CheckpointError where the
+    weights give logits that are not finite.
     """
+    folder = as_folder(folder, checkpoint.manifest.classes)
     classifier = checkpoint.classifier().to(resolve_device(device))
     logits, kept, unreadable = _predict_folder(classifier, folder, checkpoint.manifest.resize)
     broken = int((~logits.isfinite()).any(1).sum())

@@ -7,6 +7,7 @@ the half of the contract that is broken, as the device's self-check does.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,13 +20,14 @@ from imgcls_infer.manifest import Manifest, ResizePolicy
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, HALVES, PIXELS_TO_PROBABILITIES
 
 from imgcls.checkpoint import Checkpoint
-from imgcls.data.folder import Folder
+from imgcls.data.folder import Folder, as_folder
 from imgcls.data.packed import decode_all
 from imgcls.errors import DataError
+from imgcls.files import AnyPath
 from imgcls.probes import Probe, adversarial, adversarial_pictures, batch_invariance, margins, thread_invariance
 from imgcls.progress import progress_bar
 from imgcls.rounding import probability_tolerance, typical_pictures
-from imgcls.runtimes import Run, Runtime, eager, golden_samples
+from imgcls.runtimes import Run, Runtime, eager, golden_samples, open_model
 
 RELATIVE_FLOOR = 1e-4
 """Relative differences count where the reference probability is at least this."""
@@ -179,16 +181,21 @@ class VerifyResult:
 
 
 def verify(
-    checkpoint: Checkpoint, models: Sequence[tuple[str, Runtime]], folder: Folder, tolerance: float | None = None
+    checkpoint: Checkpoint,
+    models: Sequence[AnyPath | tuple[str, Runtime]],
+    folder: Folder | AnyPath,
+    tolerance: float | None = None,
 ) -> VerifyResult:
     """Compare exported models with their checkpoint over a folder of pictures.
 
-    models: (file name, runtime) pairs. folder: scanned with the checkpoint's classes. tolerance: of |dp|; None takes
-    each precision's from the rounding model (imgcls.rounding). Raises DataError where no picture can be read,
-    InferError of a model.
+    models: files, or (file name, runtime) pairs. folder: its path, or scanned with the checkpoint's classes.
+    tolerance: of |dp|; None takes each precision's from the rounding model (imgcls.rounding). Raises DataError where no
+    picture can be read, InferError of a model.
     """
+    folder = as_folder(folder, checkpoint.manifest.classes)
+    opened = [model if isinstance(model, tuple) else (os.fspath(model), open_model(model)) for model in models]
     reference = eager(checkpoint)
-    runtimes = [reference, *(runtime for _, runtime in models)]
+    runtimes = [reference, *(runtime for _, runtime in opened)]
     outputs, pixels, kept = _run_all(runtimes, folder)
     labels = np.asarray(folder.labels)[kept]
     paths = tuple(str(folder.paths[index]) for index in kept)
@@ -212,7 +219,7 @@ def verify(
             tolerance=tolerances[runtime.manifest.precision],
             probes=_probe(runtime, checkpoint.manifest, reference.run, pixels, tricky),
         )
-        for (path, runtime), found in zip(models, outputs[1:], strict=True)
+        for (path, runtime), found in zip(opened, outputs[1:], strict=True)
     )
     return VerifyResult(reports, len(folder.paths) - len(kept), checkpoint.manifest, paths, outputs[0], pixels)
 

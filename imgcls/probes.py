@@ -120,9 +120,9 @@ def border_pictures(run: Run, pixels: np.ndarray, count: int = BORDER_PICTURES) 
 
 def _compare_ways(name: str, ways: tuple[int, ...], answers: Callable[[int], np.ndarray]) -> Probe:
     first = answers(ways[0]).astype(np.float64)
-    differences = {way: float(np.abs(answers(way) - first).max()) for way in ways[1:]}
-    worst = max(differences, key=lambda way: differences[way])
-    return Probe(name, len(ways), differences[worst], str(worst))
+    differences = [float(np.abs(answers(way) - first).max()) for way in ways[1:]]
+    worst = int(np.argmax(differences))  # a NaN's, where there is one
+    return Probe(name, len(ways), differences[worst], str(ways[1 + worst]))
 
 
 def _in_batches(run: Run, pixels: np.ndarray, size: int) -> np.ndarray:

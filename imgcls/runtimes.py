@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from imgcls_infer.errors import ModelError, one_line
 from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
 
+from imgcls.archive import require_data_alone
 from imgcls.checkpoint import Checkpoint
 from imgcls.device import float32
+from imgcls.files import AnyPath
 from imgcls.networks.classifier import Classifier
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -61,11 +64,12 @@ def is_torch_file(path: Path) -> bool:
     return path.suffix.lower() in (*TORCHSCRIPT_SUFFIXES, ".pt2")
 
 
-def open_model(path: Path, provider: str = "cpu", threads: int | None = None) -> Runtime:
+def open_model(path: AnyPath, provider: str = "cpu", threads: int | None = None) -> Runtime:
     """An exported file: TorchScript or torch.export by suffix, else ONNX, through the device's own predictor.
 
     threads: of onnxruntime on the CPU, by default all; torch's number is the process's. Raises InferError.
     """
+    path = Path(path)
     if path.suffix.lower() in TORCHSCRIPT_SUFFIXES:
         return _open_torch(path, "TorchScript", _load_torchscript)
     if path.suffix.lower() == ".pt2":
@@ -76,9 +80,11 @@ def open_model(path: Path, provider: str = "cpu", threads: int | None = None) ->
     name = f"onnxruntime ({predictor.provider.removesuffix('ExecutionProvider')})"
 
     def with_threads(count: int) -> Run:
-        return Predictor(path, provider=provider, threads=count).run
+        return partial(Predictor(path, provider=provider, threads=count).run, softmax=False)
 
-    return Runtime(name, predictor.run, predictor.manifest, tuple(predictor.golden), with_threads)
+    return Runtime(
+        name, partial(predictor.run, softmax=False), predictor.manifest, tuple(predictor.golden), with_threads
+    )
 
 
 def open_on_each(path: Path, providers: tuple[str, ...]) -> list[Runtime]:
@@ -111,6 +117,8 @@ def _open_torch(path: Path, kind: str, load: Callable[[Path, dict[str, str]], Mo
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch deprecates TorchScript; devices that have it still want it
             module = load(path, extra)
+    except ModelError:
+        raise
     except Exception as error:  # torch's own errors here are RuntimeError, and others for a damaged archive
         raise ModelError(f"{path}: not a {kind} file, or a damaged one ({one_line(error)})") from error
     if not extra[MANIFEST_KEY]:
@@ -127,7 +135,12 @@ def _load_torchscript(path: Path, extra: dict[str, str]) -> Module:
 
 
 def _load_torch_export(path: Path, extra: dict[str, str]) -> Module:
-    return torch.export.load(path, extra_files=extra).module()
+    require_data_alone(path)
+    from torch.export.pt2_archive._package import load_pt2  # torch.export.load falls back to an older, pickled layout
+
+    content = load_pt2(path)
+    extra.update(content.extra_files)
+    return content.exported_programs["model"].module()
 
 
 def _text(value: str | bytes) -> str:

@@ -1,11 +1,15 @@
-"""What makes every test the same on the oldest click that is supported and on the newest."""
+"""What makes every test the same on every click that is supported, and where Ctrl-C is ignored."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import signal
 
 from click.testing import CliRunner, Result
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # `nohup` and `&` in a script; the tests' processes inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "mix_stderr" in inspect.signature(CliRunner).parameters:  # before 8.2: standard error comes within standard output
     CliRunner.__init__ = functools.partialmethod(CliRunner.__init__, mix_stderr=False)

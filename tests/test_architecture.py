@@ -9,7 +9,7 @@ import pytest
 from test_imports import INFER_MODULES, TOOLCHAIN_MODULES, own_imports
 
 PAGE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
-LATE = {("networks", "checkpoint"), ("manifest", "preprocess")}  # imported inside a function, as the page says
+LATE = {("manifest", "preprocess")}  # imported inside a function, as the page says
 
 
 def rows(package: str) -> list[set[str]]:

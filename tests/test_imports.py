@@ -120,6 +120,7 @@ PUBLIC = {
         "load_checkpoint",
         "save_checkpoint",
         "train",
+        "train_config",
         "verify",
     ],
 }
@@ -196,6 +197,7 @@ LAYERS = {
     "imgcls_infer.manifest": 2,
     "imgcls_infer.external": 2,
     "imgcls_infer.png_rows": 2,
+    "imgcls_infer.container": 2,
     "imgcls_infer.preprocess": 3,
     "imgcls_infer.session": 3,
     "imgcls_infer.pipeline": 0,  # knows of nothing here

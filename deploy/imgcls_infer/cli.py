@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
@@ -14,9 +15,10 @@ from imgcls_infer import __version__
 from imgcls_infer.errors import ImageError, InferError, printable
 
 _FLUSH_EVERY = 0.05  # seconds
+_OF_WRITING = {errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}  # closed, full, too large, broken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from imgcls_infer.predictor import Prediction, Predictor
     from imgcls_infer.selfcheck import Check
@@ -268,14 +270,60 @@ def _fail(message: str) -> int:
 
 
 def main() -> None:
-    """The console script. (`imgcls-infer ... | head` is click's business: it takes EPIPE for exit code 1.)"""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal or pipe can't encode is no reason to stop
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """The console script."""
     gc.disable()  # while modules load there is nothing to collect, and looking for it takes a tenth of the start
     try:
-        command()
-    except OSError as error:  # a full disk below standard output; pictures and models have their own errors
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
-        raise SystemExit(_fail(f"standard output can't be written ({error.strerror})")) from None
+        run_command(command)
     finally:
         gc.freeze()  # and at the end everything goes at once
+
+
+def run_command(command: Callable[[], object]) -> None:
+    """Run a click command whatever its standard streams are: closed, full, or without the letters of some name.
+
+    Standard output that can't be written is one line and exit code 1. (`imgcls-infer ... | head` is click's business:
+    it takes EPIPE for exit code 1.) Standard error that can't be written is no reason to stop.
+    """
+    _open_closed_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        command()
+    except OSError as error:  # pictures, models and sockets have their own errors
+        if error.errno not in _OF_WRITING or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        raise SystemExit(_fail(f"standard output can't be written ({error.strerror})")) from None
+
+
+def _open_closed_streams() -> None:
+    """Put something where `>&-` left nothing: the next file that is opened would be taken for standard output.
+
+    Standard input is empty then, standard output an error, and standard error nowhere.
+    """
+    for number, mode in enumerate([os.O_RDONLY, os.O_RDONLY, os.O_WRONLY]):
+        if not _is_open(number):
+            os.open(os.devnull, mode)
+    if sys.stdout is None:
+        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+    errors = io.BufferedWriter(_Forgiving(2, "w", closefd=False))
+    encoding = None if sys.stderr is None else sys.stderr.encoding
+    sys.stderr = io.TextIOWrapper(errors, encoding, errors="backslashreplace", line_buffering=True)
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+class _Forgiving(io.FileIO):
+    """A file that takes what can't be written."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)

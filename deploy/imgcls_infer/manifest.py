@@ -136,6 +136,8 @@ class Manifest:
                 f"the manifest has schema version {_show(version)}, this program reads {SCHEMA_VERSION}; "
                 "update imgcls-infer, or export the model again"
             )
+        for name, value in raw.items():
+            _require(_is_finite(value), name, value)
         resize = raw.get("resize")
         if not isinstance(resize, dict):
             raise ModelError(f"bad resize in the manifest: {_show(resize)}")
@@ -269,6 +271,18 @@ def _show(value: object) -> str:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    """Whether no number in a decoded JSON value is NaN or infinite, which Python reads and JSON does not have."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            return False
+        if isinstance(item, (dict, list)):
+            pending += item.values() if isinstance(item, dict) else item
+    return True
 
 
 def _is_triple(value: object) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, TypeVar, Union, overload
 
 import numpy as np
@@ -27,6 +28,10 @@ BUILT_IN = "cifar10-cnn.onnx"
 _BATCH_PIXELS = 2**18
 _LARGEST_BATCH = 32  # pictures through the network at once: more only take memory
 _LARGEST_SHARE = 128  # and through a stream's worker: each costs a meeting of threads
+
+_SUM = 0.01  # from 1, a row of probabilities: a softmax in bfloat16 stays within half of it
+_SOFTMAX = 0.1  # sum of |p - softmax(logits)|, a row: logits that were rounded to bfloat16 stay within it
+_FEW = 64  # classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +102,9 @@ class Predictor:
         self.why = opened.why
         self.note = opened.note
         self.threads = opened.threads
+        self._one_at_a_time = Lock()
+        self._is_softmax = False  # nothing has been answered yet
+        self._one_row = (1, len(opened.manifest.classes))
 
     @overload
     def predict(self, source: Source) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is a sequence
@@ -110,7 +118,8 @@ class Predictor:
         if isinstance(source, (list, tuple)):
             pixels = [preprocess(item, self.manifest.resize) for item in source]
             return self.predict_pixels(np.stack(pixels)) if pixels else []
-        return self.predict_pixels(preprocess(source, self.manifest.resize)[None])[0]  # type: ignore[arg-type]
+        _, probabilities = self.run(preprocess(source, self.manifest.resize)[None])  # type: ignore[arg-type]
+        return Prediction(self.manifest.classes, probabilities[0])
 
     def stream(
         self, sources: Iterable[Streamed], workers: int | None = None, processes: bool = False
@@ -157,8 +166,18 @@ class Predictor:
         pixels = [item for item in prepared if not isinstance(item, ImageError)]
         size = self._at_once(_LARGEST_BATCH)
         batches = [np.stack(pixels[start : start + size]) for start in range(0, len(pixels), size)]
-        predictions = iter([prediction for batch in batches for prediction in self.predict_pixels(batch)])
+        predictions = iter([prediction for batch in batches for prediction in self._predict_batch(batch, size)])
         return [item if isinstance(item, ImageError) else next(predictions) for item in prepared]
+
+    def _predict_batch(self, pixels: np.ndarray, size: int) -> list[Prediction]:
+        """A stream's batch of up to `size` pictures. Accelerators get all in one size, which they plan for just once.
+
+        And from one thread at a time: threads that share an accelerator do not make it faster.
+        """
+        if self.provider == CPU:
+            return self.predict_pixels(pixels)
+        with self._one_at_a_time:
+            return self.predict_pixels(pixels if self.batch else _filled(pixels, size))[: len(pixels)]
 
     def _at_once(self, most: int) -> int:
         """Pictures, by their size: enough to amortise what is done once for all, few enough for the memory."""
@@ -171,16 +190,18 @@ class Predictor:
         _, probabilities = self.run(pixels)
         return [Prediction(self.manifest.classes, row) for row in probabilities]
 
-    def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, pixels: np.ndarray, softmax: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Stage 2 alone: uint8 [N, image_size, image_size, 3] -> logits, probabilities, float32 [N, K] each.
 
+        softmax: rows that are no softmax are an error; who compares them with PyTorch's wants to see them all the same.
         A model with a fixed batch gets that many at a time, the last ones with black pictures after them. Raises
-        ModelError where the model does not run or gives something that is no number.
+        ModelError where the model does not run or its answer breaks the contract.
         """
         size = self.batch
         if size is None or len(pixels) == size:
-            return self._run(pixels)
-        results = [self._run(_filled(pixels[start : start + size], size)) for start in range(0, len(pixels), size)]
+            return self._run(pixels, softmax)
+        starts = range(0, len(pixels), size)
+        results = [self._run(_filled(pixels[start : start + size], size), softmax) for start in starts]
         logits, probabilities = (np.concatenate([result[output] for result in results]) for output in (0, 1))
         return logits[: len(pixels)], probabilities[: len(pixels)]
 
@@ -189,16 +210,47 @@ class Predictor:
         text = self._session.get_modelmeta().custom_metadata_map.get(GOLDEN_FILES_KEY, "[]")
         return golden_files_from_json(text, len(self.manifest.classes))
 
-    def _run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, pixels: np.ndarray, softmax: bool) -> tuple[np.ndarray, np.ndarray]:
         try:
             logits, probabilities = self._session.run(["logits", "probabilities"], {"image": pixels})
         except Exception as error:  # onnxruntime's exceptions have no common base class of their own
             raise ModelError(f"the model does not run ({one_line(error)})") from error
-        # softmax spreads a NaN over its row: the row's first number tells of all; item() costs a tenth of a reduction
-        finite = isfinite(probabilities.item(0)) if len(probabilities) == 1 else isfinite(probabilities[:, 0].sum())
-        if not finite:
-            raise ModelError("the model gives probabilities that are not numbers; its weights are damaged")
+        if not (self._is_softmax and _is_one_good_row(logits, probabilities, self._one_row)):
+            self._check(logits, probabilities, len(pixels), softmax)
         return logits, probabilities
+
+    def _check(self, logits: np.ndarray, probabilities: np.ndarray, pictures: int, softmax: bool) -> None:
+        """The contract's section 6; raises ModelError. That the graph has a softmax at all, the first answer shows."""
+        shape = (pictures, len(self.manifest.classes))
+        if logits.shape != shape or probabilities.shape != shape:
+            raise ModelError(f"the model gives other shapes than {list(shape)}; export it with imgcls export")
+        if not (np.isfinite(logits).all() and np.isfinite(probabilities).all()):
+            raise ModelError("the model gives answers that are not finite numbers; its weights are damaged")
+        if not softmax:
+            return
+        off = np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1).max(initial=0)
+        far = 0.0 if self._is_softmax else _far_from_softmax(logits, probabilities)
+        if probabilities.min(initial=0) < 0 or off > _SUM or far > _SOFTMAX:
+            raise ModelError("the model's probabilities are no softmax; export it with imgcls export")
+        self._is_softmax = True
+
+
+def _is_one_good_row(logits: np.ndarray, probabilities: np.ndarray, shape: tuple[int, int]) -> bool:
+    """Whether it is the answer for one picture and keeps the contract; of some tens of classes, else False.
+
+    Part of every call, where each of numpy's reductions costs several microseconds, and Python's a few tenths.
+    """
+    if logits.shape != shape or probabilities.shape != shape or shape[1] > _FEW:
+        return False
+    row = probabilities.tolist()[0]
+    return min(row) >= 0 and abs(sum(row) - 1) <= _SUM and isfinite(sum(logits.tolist()[0]))
+
+
+def _far_from_softmax(logits: np.ndarray, probabilities: np.ndarray) -> float:
+    """The largest row's sum of |p - softmax(logits)|."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    differences = np.abs(powers / powers.sum(axis=1, keepdims=True) - probabilities)
+    return float(differences.sum(axis=1).max(initial=0))
 
 
 def _filled(pixels: np.ndarray, size: int) -> np.ndarray:

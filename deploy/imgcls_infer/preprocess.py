@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING, Any, Union
 
 from PIL import Image
 
+from imgcls_infer import container
+from imgcls_infer.container import MAX_FILE_BYTES, MAX_PIXELS
 from imgcls_infer.errors import ImageError, one_line
 from imgcls_infer.errors import printable as printable
 
@@ -42,19 +44,15 @@ if TYPE_CHECKING:
 
 Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, Image.Image, "np.ndarray"]
 
-MAX_PIXELS = 50_000_000
-"""Pictures with more pixels are refused from their header: decoding one needs up to 8 bytes a pixel. Of WebP, half."""
+_TILE_PIXELS = 2**16
+"""Pixels that are converted, turned or resized at a time where a copy of the whole picture would be too much."""
 
-MAX_FILE_BYTES = 64 * 2**20
-"""Larger files are refused unread. With MAX_PIXELS it keeps one picture, whatever it is, below 512 MiB."""
-
-MAX_JPEG_SCANS = 100
-"""A progressive JPEG has about ten. Each goes over all pixels in a few bytes: thousands of them would take minutes."""
+_PIXELS_AT_ONCE = 2 * MAX_PIXELS
+"""A picture before, between and after the two passes of its resizing; more of them are resized in strips."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif")
 """Lower-case suffixes by which a folder's pictures are found. A file that is named by itself may be called anything."""
 
-_STRIP_ROWS = 256
 _EXIF = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
@@ -66,6 +64,8 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_FLIPS = {2: (True, False), 3: (True, True), 4: (False, True), 6: (False, True), 7: (True, True), 8: (True, False)}
+"""Whether an orientation reverses the stored columns, and the stored rows; 5 and up then swap the two."""
 
 
 def preprocess(source: Source, policy: ResizePolicy) -> np.ndarray:
@@ -122,25 +122,62 @@ def resize(image: Image.Image, policy: ResizePolicy, name: str = "picture") -> I
     target = (side * width // shorter, side * height // shorter)
     if target[0] * target[1] > MAX_PIXELS:
         raise ImageError(f"{name}: {width} x {height} is too elongated to crop; use a model that was trained with pad")
-    scaled = _resample(image, target, policy)
     if target == (side, side):
-        return scaled
+        return _resample(image, target, policy)
     left, top = (round((length - side) / 2) for length in target)
-    return scaled.crop((left, top, left + side, top + side))
+    return _resample(image, target, policy, (left, top, left + side, top + side))
 
 
-def _resample(image: Image.Image, size: tuple[int, int], policy: ResizePolicy) -> Image.Image:
-    """Pillow's two passes, one axis each, asked for one by one: their order changes single levels, and Pillow's own
+def _resample(
+    image: Image.Image, size: tuple[int, int], policy: ResizePolicy, box: tuple[int, int, int, int] | None = None
+) -> Image.Image:
+    """An RGB image resized to `size`, then cut to `box`: (left, upper, right, lower).
+
+    Pillow's two passes, one axis each, asked for one by one: their order changes single levels, and Pillow's own
     depends on its version. Up to 12 the width always comes first; 13 takes the height first where it loses more than
     twice as many pixels as the width. This is 13's rule, for every Pillow.
     """
     if image.size == size:
-        return image
+        return image if box is None else image.crop(box)
     interpolation = Image.Resampling[policy.interpolation.upper()]
     (width, height), (new_width, new_height) = image.size, size
     height_first = height - new_height > max(0, 2 * (width - new_width))
     between = (width, new_height) if height_first else (new_width, height)
-    return image.resize(between, interpolation).resize(size, interpolation)
+    if width * height + between[0] * between[1] + new_width * new_height > _PIXELS_AT_ONCE:
+        left, upper, right, lower = box or (0, 0, *size)
+        passes = [(0, new_width, left, right), (1, new_height, upper, lower)]
+        for axis, length, start, stop in reversed(passes) if height_first else passes:
+            image = _resample_axis(image, axis, length, (start, stop), interpolation)
+        return image
+    scaled = image.resize(between, interpolation).resize(size, interpolation)
+    return scaled if box is None else scaled.crop(box)
+
+
+def _resample_axis(
+    image: Image.Image, axis: int, length: int, kept: tuple[int, int], interpolation: Image.Resampling
+) -> Image.Image:
+    """One pass of `_resample`, of which only the range `kept` is kept. axis: 0 the width, 1 the height.
+
+    It goes strip by strip along the axis. A pass makes each line from that line alone, so the strips have the pixels
+    that the whole picture would have.
+    """
+
+    old, lines = image.size[axis], image.size[1 - axis]
+    result = Image.new("RGB", _by_axis(axis, kept[1] - kept[0], lines))
+    spare = (_PIXELS_AT_ONCE - old * lines - result.width * result.height) // 3  # for a strip before and after
+    step = max(1, max(_TILE_PIXELS, spare) // max(old, length))
+    for start in range(0, lines, step):
+        stop = min(start + step, lines)
+        strip = image.crop((*_by_axis(axis, 0, start), *_by_axis(axis, old, stop)))
+        strip = strip.resize(_by_axis(axis, length, stop - start), interpolation)
+        strip = strip.crop((*_by_axis(axis, kept[0], 0), *_by_axis(axis, kept[1], stop - start)))
+        result.paste(strip, _by_axis(axis, 0, start))
+    return result
+
+
+def _by_axis(axis: int, along: int, across: int) -> tuple[int, int]:
+    """(x, y) of a place `along` an axis (0 the width, 1 the height) and `across` it."""
+    return (along, across) if axis == 0 else (across, along)
 
 
 def _from_array(array: np.ndarray, name: str) -> Image.Image:
@@ -211,7 +248,20 @@ def _exif_block(image: ImageFile) -> bytes:
 
 
 def _upright_rgb(image: Image.Image, exif: bytes, name: str) -> Image.Image:
-    return _oriented(_to_rgb(image, name), exif_orientation(exif))
+    """The image in RGB and turned as its EXIF block says: the peak is two copies of the picture, not three."""
+    orientation = exif_orientation(exif)
+    if orientation == 1:
+        return _to_rgb(image, name)
+    method = _ORIENTATIONS[orientation]
+    if _is_rgb(image):
+        return image.transpose(method)
+    width, height = image.size
+    mirrored, inverted = _FLIPS.get(orientation, (False, False))
+    result = Image.new("RGB", (height, width) if orientation >= 5 else (width, height))
+    for box in _tiles(image.size):
+        x, y = width - box[2] if mirrored else box[0], height - box[3] if inverted else box[1]
+        result.paste(_to_rgb(image.crop(box), name).transpose(method), (y, x) if orientation >= 5 else (x, y))
+    return result
 
 
 @contextmanager
@@ -313,8 +363,7 @@ def _image_class(data: bytes, name: str) -> type[ImageFile]:
         raise ImageError(f"{name}: not a PNG, JPEG, WebP, BMP or GIF picture")
     if plugin == "Png" and data[12:16] != b"IHDR":
         raise ImageError(f"{name}: damaged picture (its first chunk is not IHDR)")
-    if plugin == "Jpeg" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:  # coded data never holds a marker's bytes
-        raise ImageError(f"{name}: damaged picture (more than {MAX_JPEG_SCANS} scans)")
+    container.check(plugin, data, name)
     return _plugin_class(plugin)
 
 
@@ -332,8 +381,12 @@ def _check_size(size: tuple[int, int], name: str, limit: int) -> None:
         raise ImageError(f"{name}: a picture of {width} x {height} pixels")
 
 
+def _is_rgb(image: Image.Image) -> bool:
+    return image.mode == "RGB" and "transparency" not in image.info
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
+    if _is_rgb(image):
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
         return _high_bytes(image)
@@ -350,7 +403,7 @@ def _high_bytes(image: Image.Image) -> Image.Image:
 
     result = Image.new("L", image.size)
     clear = image.info.get("transparency")
-    for box in _strips(image.size):
+    for box in _tiles(image.size):
         samples = np.asarray(image.crop(box))
         grey = (samples >> 8).clip(0, 255).astype(np.uint8)
         if isinstance(clear, int):
@@ -359,26 +412,24 @@ def _high_bytes(image: Image.Image) -> Image.Image:
     return result.convert("RGB")
 
 
-def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes (left, upper, right, lower) that cover a picture of `size` from top to bottom."""
+def _tiles(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes (left, upper, right, lower) that cover a picture of `size`, of at most _TILE_PIXELS each."""
     width, height = size
-    for top in range(0, height, _STRIP_ROWS):
-        yield 0, top, width, min(top + _STRIP_ROWS, height)
+    columns = min(width, _TILE_PIXELS)
+    rows = _TILE_PIXELS // columns
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            yield left, top, min(left + columns, width), min(top + rows, height)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    """Transparency laid over white, strip by strip: the peak is two copies of the picture, not four."""
+    """Transparency laid over white, tile by tile: the peak is two copies of the picture, not four."""
     result = Image.new("RGB", image.size)
-    for box in _strips(image.size):
-        strip = image.crop(box).convert("RGBA")
-        white = Image.new("RGBA", strip.size, "white")
-        result.paste(Image.alpha_composite(white, strip).convert("RGB"), box)
+    for box in _tiles(image.size):
+        tile = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", tile.size, "white")
+        result.paste(Image.alpha_composite(white, tile).convert("RGB"), box)
     return result
-
-
-def _oriented(image: Image.Image, orientation: int) -> Image.Image:
-    method = _ORIENTATIONS.get(orientation)
-    return image if method is None else image.transpose(method)
 
 
 def exif_orientation(exif: bytes) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TextIO, Union
 
 from imgcls_infer.errors import printable
@@ -19,6 +20,7 @@ Row = dict[str, Any]
 
 _WIDEST = 60
 _BAR = 10
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four are the first four in full width
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -80,7 +82,10 @@ class JsonLines:
 
 
 class Csv:
-    """A header and a line a picture: image, label, probability, then label_2, probability_2 ..., and error."""
+    """A header and a line a picture: image, label, probability, then label_2, probability_2 ..., and error.
+
+    A text that a spreadsheet would take for a formula gets a single quote in front.
+    """
 
     def __init__(self, out: TextIO, provider: str, classes: Sequence[str], names: Sequence[str], top_k: int) -> None:
         import csv
@@ -89,7 +94,9 @@ class Csv:
         columns = ["image", "label", "probability"]
         for place in range(2, self._count + 1):
             columns += [f"label_{place}", f"probability_{place}"]
-        self._writer = csv.writer(out, lineterminator="\n")
+        # before Python 3.13 a text with \r in it is in quotes only where the lines end with one
+        lines = SimpleNamespace(write=lambda line: out.write(line.removesuffix("\r\n") + "\n"))
+        self._writer = csv.writer(lines, lineterminator="\r\n")
         self._writer.writerow([*columns, "error"])
 
     def row(self, row: Row) -> None:
@@ -97,7 +104,7 @@ class Csv:
         if "error" not in row:
             cells = [cell for entry in row["top"] for cell in (entry["label"], entry["probability"])]
             cells[0] = row["label"]
-        self._writer.writerow([row["image"], *cells, row.get("error", "")])
+        self._writer.writerow([_guarded(cell) for cell in (row["image"], *cells, row.get("error", ""))])
 
     def end(self) -> None:
         """Nothing comes after the last line."""
@@ -105,6 +112,11 @@ class Csv:
 
 Writer = Union[Table, Json, JsonLines, Csv]
 WRITERS: dict[str, type[Writer]] = {"table": Table, "json": Json, "jsonl": JsonLines, "csv": Csv}
+
+
+def _guarded(cell: Any) -> Any:
+    """A cell that is no formula, whatever a file or a class is called (OWASP, "CSV injection")."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def width(names: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any, NamedTuple
 
 # onnxruntime 1.32 for Linux keeps a device id and a database of events in ~/.cache/Microsoft, to send them off. Whose
@@ -20,17 +21,20 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
-from imgcls_infer.errors import ModelError, ProviderError, one_line, printable
-from imgcls_infer.external import check_external_data
+from imgcls_infer.errors import InferError, ModelError, ProviderError, one_line, printable
+from imgcls_infer.external import check_external_data, metadata
 from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 
 # The contract's probabilities are float32's. TF32, CUDA's default, rounds every product's factors to 10 bits; OpenVINO
-# computes in bfloat16 where the CPU can.
+# computes in bfloat16 where the CPU can. Without TF32 CUDA also computes 16-bit models without its tensor cores.
 _PROVIDER_OPTIONS = {CUDA: {"use_tf32": "0"}, "OpenVINOExecutionProvider": {"precision": "ACCURACY"}}
+_HALF = ("fp16", "bf16")
 _RECORDS_NODES = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")  # 1.24+
+_LARGEST_BATCH = 4096  # that a graph may fix: imgcls export's limit; each picture alone is filled up to it
+_LARGEST_BATCH_PIXELS = 2**28
 _ERRORS_ONLY = 3  # onnxruntime's log severity
 _MEND_CUDA = (
     "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' on a machine with an NVIDIA driver; "
@@ -83,6 +87,7 @@ def open_model(
         raise ModelError(f"{name}: a damaged model file (a text in it is not UTF-8)") from error
     used = session.get_providers()[0]
     notes = [note, _saturation_note(manifest) if used == CPU else _fallen_note(session, used, strict)]
+    notes.append(_tf32_note(session, manifest) if used == CUDA else "")
     return OpenModel(session, manifest, golden, used, why, wishes.threads, "; ".join(filter(None, notes)), batch)
 
 
@@ -105,6 +110,9 @@ def available_cpus() -> int:
 
 def _check_file(path: Path, name: str) -> None:
     try:
+        found = path.stat()
+        if not (S_ISREG(found.st_mode) or S_ISDIR(found.st_mode)):  # which might never end, or never begin
+            raise ModelError(f"{name}: a pipe or a device, not a model file")
         with path.open("rb") as file:
             head = file.read(4)
     except FileNotFoundError as error:
@@ -112,7 +120,7 @@ def _check_file(path: Path, name: str) -> None:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or one_line(error)
         raise ModelError(f"{name}: the model file can't be read ({reason})") from error
-    if not head:
+    if not found.st_size:  # so are those in /proc, whatever they give to read
         raise ModelError(f"{name}: the model file is empty")
     if head == b"PK\x03\x04":
         raise ModelError(
@@ -166,8 +174,8 @@ def _missing(name: str, here: dict[str, str]) -> str:
 
 def _open_on(path: Path, provider: str, wishes: _Wishes) -> ort.InferenceSession:
     """A session on an accelerator, the CPU behind it for nodes that it does not take. Raises _DidNotStartError."""
-    if provider == CUDA and hasattr(ort, "preload_dlls"):  # 1.21+: finds CUDA and cuDNN in nvidia-* wheels or by torch
-        ort.preload_dlls()
+    if provider == CUDA and hasattr(ort, "preload_dlls"):  # 1.21+
+        _preload_cuda()
     try:
         session = _create(path, provider, wishes)
     except ModelError as error:
@@ -176,6 +184,51 @@ def _open_on(path: Path, provider: str, wishes: _Wishes) -> ort.InferenceSession
     if session.get_providers()[0] != provider:
         raise _DidNotStartError("its libraries or the driver did not load")
     return session
+
+
+def _preload_cuda() -> None:
+    """Load CUDA's and cuDNN's libraries from the wheels that pip installed, wherever these are on the module path.
+
+    onnxruntime looks beside itself, and prints what it does not find to standard output, which is the answers'.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        ort.preload_dlls()
+        for folder in _library_folders():
+            ort.preload_dlls(directory=folder)
+
+
+def _library_folders() -> list[str]:
+    """Where else than beside onnxruntime there may be CUDA's libraries: in `nvidia-*` wheels, and in torch itself."""
+    beside = Path(ort.__file__).parents[1]
+    wheels = [Path(folder) for folder in _package_folders("nvidia")]
+    if any(wheel.parent == beside for wheel in wheels):  # a second copy of a library must not be loaded
+        wheels = []
+    kinds = ("*/lib", "*/bin", "*/bin/x86_64")  # the last two are Windows'
+    folders = [folder for wheel in wheels for kind in kinds for folder in sorted(wheel.glob(kind))]
+    folders += [Path(folder) / "lib" for folder in _package_folders("torch")]
+    return [str(folder) for folder in folders if folder.is_dir()]
+
+
+def _package_folders(name: str) -> list[str]:
+    """Where a package is installed, without importing it."""
+    from importlib.util import find_spec
+
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    return list(spec.submodule_search_locations or []) if spec else []
+
+
+def _tf32_note(session: ort.InferenceSession, manifest: Manifest) -> str:
+    """Whether CUDA computes a model with 10 bits that was verified with 24: by onnxruntime's option or NVIDIA's own."""
+    if manifest.precision in _HALF:
+        return ""
+    override = os.environ.get("NVIDIA_TF32_OVERRIDE", "0")  # 0 takes TF32 from all libraries, anything else may give it
+    if override != "0":
+        return f"NVIDIA_TF32_OVERRIDE={printable(override)} may have CUDA round float32 to 10 bits (TF32); set it to 0"
+    on = session.get_provider_options().get(CUDA, {}).get("use_tf32", "0") != "0"
+    return "this onnxruntime keeps TF32 on, which rounds float32 to 10 bits; set NVIDIA_TF32_OVERRIDE=0" if on else ""
 
 
 def _fallen_note(session: ort.InferenceSession, provider: str, strict: bool) -> str:
@@ -202,9 +255,10 @@ def _create(path: Path, provider: str, wishes: _Wishes) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     # spinning threads burn the CPU of whoever shares it, and gain nothing for one picture
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was checked, whatever its suffix
     if wishes.in_place:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    providers, own = [provider], [dict(_PROVIDER_OPTIONS.get(provider, {}))]
+    providers, own = [provider], [_provider_options(path, provider)]
     if wishes.device_id is not None:
         own[0]["device_id"] = str(wishes.device_id)
     if provider != CPU:
@@ -231,6 +285,15 @@ def _create(path: Path, provider: str, wishes: _Wishes) -> ort.InferenceSession:
         reason = one_line(failure) if failure else ""
         raise ModelError(f"{printable(str(path))}: not an ONNX model that onnxruntime can load ({reason})") from failure
     return session
+
+
+def _provider_options(path: Path, provider: str) -> dict[str, str]:
+    """What makes a provider keep to the model's own precision, which the file says before it is opened."""
+    if provider == CUDA:
+        with contextlib.suppress(InferError, ValueError, IndexError):  # the session says what is wrong with it
+            if Manifest.from_json(metadata(path).get(MANIFEST_KEY, "")).precision in _HALF:
+                return {}
+    return dict(_PROVIDER_OPTIONS.get(provider, {}))
 
 
 def _read_metadata(session: ort.InferenceSession, name: str) -> tuple[Manifest, list[GoldenSample]]:
@@ -263,7 +326,12 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -
     for output in ("logits", "probabilities"):
         if outputs.get(output) != ("tensor(float)", [batch, classes]):
             raise ModelError(f"{name}: its output {output} is not float32 [N, {classes}]; export it with imgcls export")
-    return batch if isinstance(batch, int) else None
+    if not isinstance(batch, int):
+        return None
+    pixels = batch * manifest.resize.image_size**2
+    if not (1 <= batch <= _LARGEST_BATCH and pixels <= _LARGEST_BATCH_PIXELS):
+        raise ModelError(f"{name}: it takes {batch:,} pictures at once, which no memory is for; export it with another")
+    return batch
 
 
 def _saturation_note(manifest: Manifest) -> str:

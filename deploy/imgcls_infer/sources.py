@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Union
 
+from imgcls_infer.container import MAX_FILE_BYTES
 from imgcls_infer.errors import ImageError, one_line, printable
-from imgcls_infer.preprocess import MAX_FILE_BYTES, SUFFIXES, looks_like_a_picture
+from imgcls_infer.preprocess import SUFFIXES, looks_like_a_picture
 
 STDIN = "-"
 _HEAD = 14  # enough to tell every format by

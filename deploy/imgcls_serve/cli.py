@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import click
 from imgcls_infer import __version__
+from imgcls_infer.cli import run_command
 from imgcls_infer.errors import InferError, printable
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ def command(
     known_as = name or _model_name(chosen)
     batching = Batching(max_batch, max_delay / 1000, decode_threads or available_cpus() + 1)
     app = create_app(predictor, known_as, batching, Limits(max_bytes, timeout, queue), filter(None, names.values()))
-    _say(f"imgcls-serve: {known_as} ({_summary(predictor)}) at {_address(*listener.getsockname()[:2])}")
+    click.echo(f"imgcls-serve: {known_as} ({_summary(predictor)}) at {_address(*listener.getsockname()[:2])}", err=True)
     _log(access_log)
     serve(create_server(app, timeout, access_log), listener)
 
@@ -145,7 +144,7 @@ def _open(model: str | None, provider: str, threads: int | None) -> Predictor:
     side = predictor.manifest.resize.image_size
     predictor.run(np.zeros((1, side, side, 3), np.uint8))
     if predictor.note:
-        _say(f"note: {predictor.note}")
+        click.echo(f"note: {predictor.note}", err=True)
     return predictor
 
 
@@ -166,37 +165,10 @@ def _address(host: str, port: int) -> str:
 
 
 def _failure(message: str) -> SystemExit:
-    _say(f"error: {message}")
+    click.echo(f"error: {message}", err=True)
     return SystemExit(1)
-
-
-def _say(line: str) -> None:
-    """A line on standard error. Where that can't be written nobody reads it, which is no reason not to serve."""
-    try:
-        click.echo(line, err=True)
-    except OSError:
-        _discard(sys.stderr)
-
-
-def _discard(stream: TextIO) -> None:
-    """What is written from now on goes nowhere, and so does what the interpreter still flushes at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _fill_closed_streams() -> None:
-    """Standard streams that are closed become /dev/null. Else sockets get their numbers, and what a library prints."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)
 
 
 def main() -> None:
     """The console script."""
-    _fill_closed_streams()
-    try:
-        command()
-    except OSError as error:  # a full disk below standard output, which --help and --version write
-        if error.errno != errno.ENOSPC:
-            raise
-        _discard(sys.stdout)
-        raise _failure(f"standard output can't be written ({error.strerror})") from None
+    run_command(command)

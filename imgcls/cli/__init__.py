@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import click
+from imgcls_infer.cli import run_command
 from imgcls_infer.errors import InferError, printable
 
 from imgcls import __version__
 from imgcls.cli import bench, data, evaluate, export, info, train, verify
+from imgcls.cli.output import with_options
 from imgcls.errors import ImgclsError
 
 
@@ -20,15 +21,8 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except (ImgclsError, InferError) as error:
-            click.echo(f"error: {printable(_with_options(str(error), ctx.command))}", err=True)
+            click.echo(f"error: {printable(with_options(str(error), self.commands.values()))}", err=True)
             ctx.exit(1)
-
-
-def _with_options(message: str, group: click.Command) -> str:
-    """The library names fields, `val_fraction`; people who type commands know them as options, --val-fraction."""
-    commands = group.commands.values() if isinstance(group, click.Group) else ()
-    options = {p.name: p.opts[0] for command in commands for p in command.params if isinstance(p, click.Option)}
-    return re.sub(r"`(\w+)`", lambda found: options.get(found[1], found[0]), message)
 
 
 @click.group(
@@ -47,4 +41,4 @@ for _module in (train, export, info, verify, bench, evaluate, data):
 
 def main() -> None:
     """The console script."""
-    command()
+    run_command(command)

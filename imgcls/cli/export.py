@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint
 
 
-@click.command("export", epilog="Example: imgcls export models/cnn.pth --format onnx --output models/cnn.onnx")
+@click.command("export", epilog="Example: imgcls export models/cnn.pth --output models/cnn.onnx")
 @checkpoint_options
 @click.option(
     "--format",
     type=click.Choice(["onnx", "torchscript", "torch-export", "huggingface", "triton"]),
-    default="onnx",
-    show_default=True,
-    help="A file; or a folder with the ONNX file and what the Hugging Face Hub or the Triton server want beside it.",
+    help="A file; or a folder with the ONNX file and what the Hugging Face Hub or the Triton server want beside it. "
+    "Default: by the suffix of --output, else onnx.",
 )
 @click.option(
     "--output",
     "-o",
     type=FILE,
-    help="File or folder to write. Default: beside the checkpoint, .onnx, .pt or .pt2; <format>/<name> for a folder.",
+    help="File (.onnx, .pt, .pt2) or folder to write. Default: beside the checkpoint, <name>.onnx or "
+    "<name>-<precision>.onnx; <format>/<name> for a folder.",
 )
 @click.option(
     "--precision",

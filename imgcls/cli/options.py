@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,20 +17,31 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+class Number(click.FloatRange):
+    """The type of every number that is not whole: within its range, and finite (a comparison lets nan through)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 FILE = click.Path(path_type=Path)
 ARCH = click.Choice(list(NETWORKS))
 RESIZE = click.Choice(["crop", "squash", "pad"])
-POSITIVE = click.FloatRange(min=0, min_open=True)
-SHARE = click.FloatRange(0, 1, max_open=True)
+POSITIVE = Number(min=0, min_open=True)
+SHARE = Number(0, 1, max_open=True)
 DESCRIPTION = ("arch", "classes", "image_size", "resize", "mean", "std")  # of a bare .pth: see checkpoint_options
 
 
 def triple(text: str) -> tuple[float, float, float]:
     """Three comma-separated numbers, one a channel."""
-    try:
-        red, green, blue = (float(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not three numbers like 0.5,0.5,0.5") from None
+    parts = text.split(",")
+    if len(parts) != 3:
+        raise click.BadParameter(f"{text!r} is not three numbers like 0.5,0.5,0.5")
+    red, green, blue = (Number().convert(part, None, None) for part in parts)
     return red, green, blue
 
 
@@ -61,8 +73,8 @@ def _value(value: Any) -> str:
 
 
 def published() -> str:
-    """Which networks have published weights, for help: `vgg16 528 MB`."""
-    return ", ".join(f"{name} {row.pretrained.size}" for name, row in NETWORKS.items() if row.pretrained)
+    """Which networks have weights that can be fetched, for help: `vgg16 528 MB`."""
+    return ", ".join(f"{name} {row.published.size}" for name, row in NETWORKS.items() if row.published)
 
 
 def _decorated(function: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +25,13 @@ def report_line(line: str) -> None:
     from imgcls.progress import hidden_bars
 
     with hidden_bars():
-        click.echo(line)
+        click.echo(with_options(line, [click.get_current_context().command]))
+
+
+def with_options(message: str, commands: Iterable[click.Command]) -> str:
+    """The library names fields, `val_fraction`; people who type commands know them as options, --val-fraction."""
+    options = {p.name: p.opts[0] for command in commands for p in command.params if isinstance(p, click.Option)}
+    return re.sub(r"`(\w+)`", lambda found: options.get(found[1], found[0]), message)
 
 
 def show_json(document: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from imgcls.cli.options import ARCH, FILE, POSITIVE, RESIZE, SHARE, Command, published, recipe_values, triple
-from imgcls.cli.output import megabytes, report_line
+from imgcls.cli.options import ARCH, FILE, POSITIVE, RESIZE, SHARE, Command, Number, published, recipe_values, triple
+from imgcls.cli.output import report_line
 
 
 def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command], Command]:
@@ -26,7 +26,12 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 @click.option("--no-test", is_flag=True, help="Train without a test folder.")
 @click.option("--output", "-o", type=FILE, default="models/cnn.pth", show_default=True, help="Checkpoint to write.")
 @click.option("--run-dir", type=FILE, help="The run's folder. Default: runs/<output's name>, numbered.")
-@click.option("--resume", type=FILE, metavar="RUN", help="Go on with the run in this folder, with its own options.")
+@click.option(
+    "--resume",
+    type=FILE,
+    metavar="RUN",
+    help="Go on with the run in this folder, with its own options; --epochs: for that many in all.",
+)
 @click.option(
     "--config", type=FILE, metavar="FILE", help="Take options from a JSON or TOML file, like a run's config.json."
 )
@@ -45,7 +50,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 @_recipe_option("--optimizer", "Method.", type=click.Choice(["adam", "adamw", "sgd"]))
 @_recipe_option("--learning-rate", "Of the schedule's peak.", type=POSITIVE)
 @_recipe_option("--schedule", "Of the learning rate.", type=click.Choice(["one-cycle", "constant"]))
-@_recipe_option("--weight-decay", "Decoupled for adamw.", type=click.FloatRange(min=0))
+@_recipe_option("--weight-decay", "Decoupled for adamw.", type=Number(min=0))
 @_recipe_option("--label-smoothing", "Share of the target spread over all classes.", type=SHARE)
 @_recipe_option("--dropout", "Share of activations set to zero; its own: as the network was published.", type=SHARE)
 @_recipe_option("--crop", "Random shift, as a share of the side.", type=SHARE)
@@ -53,7 +58,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 @_recipe_option("--colour", "Random brightness, contrast and saturation.", type=SHARE)
 @_recipe_option("--cutout", "Random square painted over, as a share of the side.", type=SHARE)
 @_recipe_option("--ema", "Decay of averaged weights; 0: none.", type=SHARE)
-@_recipe_option("--clip-norm", "Largest gradient norm; 0: any.", type=click.FloatRange(min=0))
+@_recipe_option("--clip-norm", "Largest gradient norm; 0: any.", type=Number(min=0))
 @_recipe_option("--class-weights/--no-class-weights", "Let each class count the same.", default=None)
 @_recipe_option("--bf16/--no-bf16", "bf16 where the device has units for it.", default=None)
 @_recipe_option("--mean", "Normalisation; its own: measured on the training pictures.", type=triple, metavar="R,G,B")
@@ -69,17 +74,20 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to train.")
 @click.option("--pretrained", is_flag=True, help=f"Start from published ImageNet weights, fetched: {published()}.")
-@click.option("--weights", type=FILE, help="Start from a local copy of those weights, or from a checkpoint of ours.")
+@click.option(
+    "--weights",
+    type=FILE,
+    help="Start from a checkpoint of ours, normalised as it is, or from a local copy of published weights; the "
+    "recipe's learning rate is a tenth then.",
+)
 @click.option(
     "--freeze/--fine-tune", default=False, show_default=True, help="Train the last layer only, or all of them."
 )
-@click.option(
-    "--save-every", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds between saves."
-)
+@click.option("--save-every", type=Number(min=0), default=30.0, show_default=True, help="Seconds between saves.")
 @click.option("--cache-dir", type=FILE, help="Decoded pictures are kept here. Default: imgcls in the user's cache.")
 @click.option(
     "--cache-limit",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=20.0,
     show_default=True,
     metavar="GB",
@@ -99,17 +107,20 @@ def command(resume: Path | None, config: Path | None, **options: Any) -> None:
     if resume:
         _only_resume(context)
         chosen = load_config(resume)
+        if options["epochs"]:
+            chosen = chosen.changed(epochs=options["epochs"])
+        if not options["cuda_graphs"]:
+            chosen = chosen.changed(cuda_graphs=False)
     else:
         chosen = train_config(**_merged(context, config, options))
-    result = train(chosen, report=report_line, resume=resume)
-    if result.run:  # the leading process speaks
-        click.echo(f"wrote {result.path} ({megabytes(result.path.stat().st_size)})")
+    train(chosen, report=report_line, resume=resume)
 
 
 def _only_resume(context: click.Context) -> None:
-    """A run goes on as it was begun."""
-    if given := [option for name, option in _given(context).items() if name != "resume"]:
-        raise click.UsageError(f"--resume takes the run's own options; leave out {', '.join(given)}")
+    """A run goes on as it was begun, but for what changes none of its steps so far."""
+    free = {"resume", "epochs", "cuda_graphs"}
+    if given := [option for name, option in _given(context).items() if name not in free]:
+        raise click.UsageError(f"--resume takes the run's own options but for --epochs; leave out {', '.join(given)}")
 
 
 def _merged(context: click.Context, config: Path | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgcls.cli.options import FILE, comparison_options, open_checkpoint
+from imgcls.cli.options import FILE, Number, comparison_options, open_checkpoint
 from imgcls.cli.output import console, show_json
 from imgcls.errors import ImgclsError
 
@@ -26,9 +26,7 @@ _NARROW = ("max |dp|", "allowed", "same class", "accuracy")
 @click.option(
     "--eager", "devices", multiple=True, metavar="cpu|cuda[:N]|mps", help="Compare PyTorch eager on this device too."
 )
-@click.option(
-    "--tolerance", type=click.FloatRange(min=0), help="Largest |dp| that passes. Default: by a model of rounding."
-)
+@click.option("--tolerance", type=Number(min=0), help="Largest |dp| that passes. Default: by a model of rounding.")
 @click.option("--bisect", is_flag=True, help="Name the first node of each float32 ONNX file that leaves the tolerance.")
 @click.option("--report", type=FILE, metavar="FILE.html", help="Write a page with plots and the changed pictures.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output instead of the table.")

@@ -12,6 +12,7 @@ from imgcls_infer.preprocess import printable
 
 from imgcls.data.folder import Folder, scan_folder
 from imgcls.data.packed import decode_all
+from imgcls.files import AnyPath
 from imgcls.progress import progress_bar
 
 
@@ -41,7 +42,7 @@ class FolderReport:
             yield f"empty class (left out): {printable(name)}"
 
 
-def check_folder(root: Path) -> FolderReport:
+def check_folder(root: AnyPath) -> FolderReport:
     """Scan a folder and decode every picture in it. Raises DataError where there is nothing to check."""
     folder = scan_folder(root)
     unreadable = []

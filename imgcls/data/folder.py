@@ -10,6 +10,7 @@ from pathlib import Path
 from imgcls_infer.preprocess import SUFFIXES
 
 from imgcls.errors import DataError
+from imgcls.files import AnyPath
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,19 @@ class _Found:
     empty: list[str] = field(default_factory=list)
 
 
-def scan_folder(root: Path, classes: tuple[str, ...] | None = None) -> Folder:
+def as_folder(folder: Folder | AnyPath, classes: tuple[str, ...]) -> Folder:
+    """A scanned folder as it is; a path scanned with these classes. Raises DataError, see scan_folder."""
+    return folder if isinstance(folder, Folder) else scan_folder(folder, classes)
+
+
+def scan_folder(root: AnyPath, classes: tuple[str, ...] | None = None) -> Folder:
     """List `root`/<class>/**, without opening a picture.
 
     classes: the training folder's, when `root` is a test folder: labels then follow them, and a class that they lack is
-    an error. Raises DataError where the folder is missing, has no class folder or no picture.
+    an error. Raises DataError where the folder is missing, has no class folder or no picture, or a class has no name
+    in UTF-8.
     """
+    root = Path(root)
     subfolders, found = _class_folders(root)
     names = [folder.name for folder in subfolders]
     unknown = sorted(set(names) - set(classes)) if classes is not None else []
@@ -91,9 +99,17 @@ def _class_folders(root: Path) -> tuple[list[Path], _Found]:
             folders.append(entry)
         else:
             found.stray.append(entry)
+    for folder in folders:
+        if not _is_utf8(folder.name):  # a class's name goes into JSON
+            raise DataError(f"{folder}: its name is no UTF-8; rename it")
     if not folders:
         raise DataError(f"{root}: has no class folders; put the pictures into {root}/<class>/")
     return folders, found
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a file's name is one; Python reads other bytes as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _scan_class(folder: Path, label: int, found: _Found) -> None:

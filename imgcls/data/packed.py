@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from imgcls_infer.errors import ImageError
 from imgcls_infer.manifest import ResizePolicy
-from imgcls_infer.preprocess import preprocess
+from imgcls_infer.preprocess import describe, preprocess, read_file
 from PIL import Image
 
 from imgcls.data.cache import Cache
@@ -64,7 +64,7 @@ def pack_folder(
         if cache:
             cache.store(key, *found)
     images, reasons = found
-    unreadable = tuple((folder.paths[index], reason) for index, reason in reasons.items())
+    unreadable = tuple((path := folder.paths[index], f"{_name(path)}{reason}") for index, reason in reasons.items())
     if len(unreadable) == len(folder.paths):
         raise DataError(
             f"{folder.root}: none of its {len(folder.paths)} pictures can be read; the first: {unreadable[0][1]}"
@@ -77,15 +77,28 @@ def pack_folder(
 
 
 def cache_key(folder: Folder, policy: ResizePolicy) -> str:
-    """SHA-256 hex over the policy, the decoder, and each file's path in the folder, size and time of change."""
+    """SHA-256 hex over the policy, the decoder, and each file's content, in the folder's order.
+
+    Names, sizes and times do not tell sets apart: archives that unpack reproducibly give every file the same time.
+    """
     from PIL import __version__ as pillow
 
     digest = hashlib.sha256(repr((policy, pillow)).encode())
-    for path in folder.paths:
-        status = path.stat()
-        relative = os.fsencode(path.relative_to(folder.root))
-        digest.update(b"%s\0%d\0%d\n" % (relative, status.st_size, status.st_mtime_ns))
+    for contents in run_ahead(_contents, _chunks(folder.paths)):
+        digest.update(contents)
     return digest.hexdigest()
+
+
+def _contents(paths: Sequence[Path]) -> bytes:
+    """32 bytes a file: SHA-256 of its content, or of why it can't be read."""
+    return b"".join(hashlib.sha256(_read(path)).digest() for path in paths)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(path, "")
+    except ImageError as error:
+        return str(error).encode()
 
 
 def pick_samples(packed: PackedImages, count: int = 8) -> tuple[bytes, ...]:
@@ -114,8 +127,11 @@ def decode_all(paths: Sequence[Path], policy: ResizePolicy) -> Iterator[np.ndarr
     def decode(chunk: Sequence[Path]) -> list[np.ndarray | ImageError]:
         return [_decode_one(path, policy) for path in chunk]
 
-    chunks = iter(paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK))
-    yield from (pixels for result in run_ahead(decode, chunks) for pixels in result)
+    yield from (pixels for result in run_ahead(decode, _chunks(paths)) for pixels in result)
+
+
+def _chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    return (paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK))
 
 
 def run_ahead(function: Callable[[Any], Result], items: Iterator[Any], workers: int | None = None) -> Iterator[Result]:
@@ -140,15 +156,23 @@ def _decode_one(path: Path, policy: ResizePolicy) -> np.ndarray | ImageError:
         return error
 
 
+def _name(path: Path) -> str:
+    """How an ImageError begins."""
+    return f"{describe(path)}: "
+
+
 def _decode(folder: Folder, policy: ResizePolicy, description: str) -> tuple[np.ndarray, dict[int, str]]:
-    """Pixels uint8 [readable, S, S, 3], and the reason for each picture that can't be read, by its index."""
+    """Pixels uint8 [readable, S, S, 3], and the reason for each picture that can't be read, by its index.
+
+    Reasons are without the picture's name: a copy of the set finds them in the cache under names of its own.
+    """
     count, side = len(folder.paths), policy.image_size
     images = np.empty((count, side, side, 3), np.uint8)
     reasons: dict[int, str] = {}
     with progress_bar(description, count) as advance:
         for index, pixels in enumerate(decode_all(folder.paths, policy)):
             if isinstance(pixels, ImageError):
-                reasons[index] = str(pixels)
+                reasons[index] = str(pixels).removeprefix(_name(folder.paths[index]))
             else:
                 images[index] = pixels
             if index % _CHUNK == _CHUNK - 1:

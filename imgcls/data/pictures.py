@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,7 @@ from imgcls_infer.preprocess import preprocess
 from torch import Tensor
 
 from imgcls.data.folder import Folder
-from imgcls.data.packed import PackedImages, cache_key, decode_all, encode_png, pick_samples, run_ahead
+from imgcls.data.packed import PackedImages, decode_all, encode_png, pick_samples, run_ahead
 from imgcls.errors import DataError
 
 _RESIDENT_SHARE = 0.4  # of the device's free memory; the rest is for the network
@@ -137,7 +138,13 @@ class StreamedPictures:
 
     def fingerprint(self) -> str:
         """Of file names, sizes and times: reading every picture only for this would cost as much as an epoch."""
-        return "files:" + hashlib.sha256(cache_key(self.folder, self.policy).encode()).hexdigest()
+        from PIL import __version__ as pillow
+
+        digest = hashlib.sha256(repr((self.policy, pillow)).encode())
+        for path in self.folder.paths:
+            relative = os.fsencode(path.relative_to(self.folder.root))
+            digest.update(b"%s\0%d\0%d\n" % (relative, *_size_and_time(path)))
+        return "files:" + hashlib.sha256(digest.hexdigest().encode()).hexdigest()
 
     def sample_pngs(self) -> tuple[bytes, ...]:
         chosen = [self.folder.labels.index(label) for label in sorted(set(self.folder.labels))][:8]
@@ -158,3 +165,12 @@ class StreamedPictures:
 
 def _free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes, and nanoseconds of the last change; zeros of a link that leads nowhere."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns

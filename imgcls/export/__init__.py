@@ -26,38 +26,38 @@ from imgcls.export.to_onnx import to_onnx
 from imgcls.export.to_torch_export import to_torch_export
 from imgcls.export.to_torchscript import to_torchscript
 from imgcls.export.to_triton import TRITON
-from imgcls.files import require_replaceable, write_atomically, write_folder_atomically
+from imgcls.files import one_writer, real_file, require_replaceable, write_atomically, write_folder_atomically
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.fold import fold_classifier
 from imgcls.networks.precision import NARROW, narrow
 from imgcls.probes import BATCH_SIZES
 from imgcls.rounding import probability_tolerance, typical_pictures
-from imgcls.runtimes import Runtime, golden_samples, open_model, run_module
+from imgcls.runtimes import TORCHSCRIPT_SUFFIXES, Runtime, golden_samples, open_model, run_module
 
 
 @dataclass(frozen=True)
 class Format:
-    """suffix: of the file. convert: its function. precisions: what it can hold.
+    """suffixes: of the file, the usual one first; empty for a folder. convert: its function.
 
-    folder: what stands around the file; suffix is then the name of the folder beside the checkpoint that takes it.
+    precisions: what it can hold. folder: what stands around the file.
     """
 
-    suffix: str
+    suffixes: tuple[str, ...]
     convert: Callable[[Job], Converted]
     precisions: tuple[str, ...] = ("fp32", "fp16", "bf16")
     folder: Folder | None = None
 
-    def default_output(self, checkpoint: Path) -> Path:
-        """Beside the checkpoint: cnn.onnx, or huggingface/cnn."""
-        return checkpoint.parent / self.suffix / checkpoint.stem if self.folder else checkpoint.with_suffix(self.suffix)
+    @property
+    def suffix(self) -> str:
+        return self.suffixes[0] if self.suffixes else ""
 
 
 FORMATS = {
-    "onnx": Format(".onnx", to_onnx, PRECISIONS),
-    "torchscript": Format(".pt", to_torchscript),
-    "torch-export": Format(".pt2", to_torch_export),
-    "huggingface": Format("huggingface", to_onnx, PRECISIONS, HUGGINGFACE),
-    "triton": Format("triton", to_onnx, PRECISIONS, TRITON),
+    "onnx": Format((".onnx",), to_onnx, PRECISIONS),
+    "torchscript": Format(TORCHSCRIPT_SUFFIXES, to_torchscript),
+    "torch-export": Format((".pt2",), to_torch_export),
+    "huggingface": Format((), to_onnx, PRECISIONS, HUGGINGFACE),
+    "triton": Format((), to_onnx, PRECISIONS, TRITON),
 }
 
 
@@ -77,19 +77,17 @@ class ExportResult:
 def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
     """Write the checkpoint's classifier in config.format, check the file against PyTorch, and give it its name.
 
-    Raises ExportError where the format or precision is unknown, or the file fails its check (nothing is left under its
-    name then); DataError where there are no calibration pictures.
+    Raises ExportError where the format or precision is unknown, a weight is no finite number, or the file fails its
+    check (nothing is left under its name then); DataError where there are no calibration pictures.
     """
+    name, path = destination(config)
+    config = replace(config, format=name)
     chosen = _format(config)
-    path = config.output or chosen.default_output(config.checkpoint)
-    if path.resolve() == config.checkpoint.resolve():
-        raise ExportError(f"{path}: would overwrite the checkpoint; give another name with --output")
-    if chosen.folder:
-        require_replaceable(path, {chosen.folder.model, *chosen.folder.names})
-    reference = checkpoint.classifier()
+    path = _free_path(path, config, chosen)
+    reference = _finite(checkpoint).classifier()
     golden = golden_samples(reference, list(checkpoint.samples[: config.golden]))
-    name = Path(chosen.folder.model).name if chosen.folder else path.name
-    converted = chosen.convert(_job(config, name, reference, checkpoint.manifest, golden))
+    file = Path(chosen.folder.model).name if chosen.folder else path.name
+    converted = chosen.convert(_job(config, file, chosen, reference, checkpoint.manifest, golden))
     manifest = replace(checkpoint.manifest, precision=config.precision, parity=converted.facts)
 
     def write(temporary: Path) -> None:
@@ -102,12 +100,70 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
         converted.save(temporary, replace(manifest, parity=parity), golden)
 
     place = functools.partial(_place, converted.weights, write)
-    if chosen.folder is None:
-        place(path)
-        remove_old_weights(path, keep=converted.weights.name if converted.weights else "")
-        return _result(path, path, converted.weights)
-    write_folder_atomically(path, functools.partial(_fill, chosen.folder, place, path.resolve().name, config.license))
-    return _result(path, path / chosen.folder.model, converted.weights)
+    with one_writer(path):
+        if chosen.folder is None:
+            place(path)
+            remove_old_weights(path, keep=converted.weights.name if converted.weights else "")
+            return _result(path, path, converted.weights)
+        fill = functools.partial(_fill, chosen.folder, place, path.resolve().name, config.license)
+        write_folder_atomically(path, fill)
+        return _result(path, path / chosen.folder.model, converted.weights)
+
+
+def destination(config: ExportConfig) -> tuple[str, Path]:
+    """The format and the path of an export: what is not given follows from the other, and from the checkpoint.
+
+    Raises ExportError where the format is unknown, or the path's suffix is that of another format or of none.
+    """
+    owners = {suffix: name for name, chosen in FORMATS.items() for suffix in chosen.suffixes}
+    suffix = config.output.suffix.lower() if config.output else ""
+    name = config.format or (owners.get(suffix) if config.output else "onnx")
+    if name is None:
+        raise ExportError(
+            f"{config.output}: {f'the suffix {suffix}' if suffix else 'a name without a suffix'} belongs to no format; "
+            f"name the file {_usual_suffixes()}, or give --format for a folder"
+        )
+    if name not in FORMATS:
+        raise ExportError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
+    chosen = FORMATS[name]
+    if config.output is None:
+        return name, _default_path(config, name)
+    if owners.get(suffix, name) != name:
+        raise ExportError(f"{config.output}: {suffix} is {owners[suffix]}'s suffix, and the format is {name}")
+    if chosen.suffixes and suffix not in chosen.suffixes:
+        raise ExportError(f"{config.output}: a file of the format {name} is named *{chosen.suffix}")
+    return name, config.output
+
+
+def _usual_suffixes() -> str:
+    *others, last = (chosen.suffix for chosen in FORMATS.values() if chosen.suffixes)
+    return f"{', '.join(others)} or {last}"
+
+
+def _default_path(config: ExportConfig, name: str) -> Path:
+    """Beside the checkpoint: cnn.onnx, cnn-int8.onnx, or huggingface/cnn."""
+    stem = config.checkpoint.stem + (f"-{config.precision}" if config.precision != "fp32" else "")
+    folder = config.checkpoint.parent
+    return folder / name / stem if FORMATS[name].folder else folder / f"{stem}{FORMATS[name].suffix}"
+
+
+def _free_path(path: Path, config: ExportConfig, chosen: Format) -> Path:
+    """Where the model is written: what `path` links to, if it is a link. Raises ImgclsError where that may not be."""
+    if path.resolve() == config.checkpoint.resolve():
+        raise ExportError(f"{path}: would overwrite the checkpoint; give another name with --output")
+    if not chosen.folder:
+        return real_file(path)
+    path = path.resolve() if path.is_symlink() else path
+    require_replaceable(path, {chosen.folder.model, *chosen.folder.names})
+    return path
+
+
+def _finite(checkpoint: Checkpoint) -> Checkpoint:
+    """The same. Raises ExportError where a weight is no finite number: every answer would be NaN."""
+    for name, tensor in checkpoint.state_dict.items():
+        if not tensor.isfinite().all():
+            raise ExportError(f"the checkpoint's {name} is not finite; train again with a smaller learning rate")
+    return checkpoint
 
 
 def _place(weights: Weights | None, write: Callable[[Path], object], model: Path) -> None:
@@ -122,7 +178,9 @@ def _fill(layout: Folder, place: Callable[[Path], object], name: str, license: s
     model.parent.mkdir(exist_ok=True)
     place(model)
     for file, text in layout.describe(name, open_model(model).manifest, license).items():
-        (folder / file).write_text(text, encoding="utf-8")
+        (folder / file).write_text(
+            text, encoding="utf-8", errors="backslashreplace"
+        )  # a class may be named in no UTF-8
 
 
 def _result(path: Path, model: Path, weights: Weights | None) -> ExportResult:
@@ -159,9 +217,7 @@ def check(
 
 
 def _format(config: ExportConfig) -> Format:
-    if config.format not in FORMATS:
-        raise ExportError(f"unknown format {config.format!r}; known: {', '.join(FORMATS)}")
-    chosen = FORMATS[config.format]
+    chosen = FORMATS[config.format or "onnx"]
     if config.precision not in chosen.precisions:
         raise ExportError(f"{config.format} has no {config.precision}; it has {', '.join(chosen.precisions)}")
     if config.batch and config.format != "onnx":
@@ -175,12 +231,19 @@ def _format(config: ExportConfig) -> Format:
     return chosen
 
 
-def _job(config: ExportConfig, name: str, reference: Classifier, manifest: Manifest, golden: list[GoldenSample]) -> Job:
+def _job(
+    config: ExportConfig,
+    name: str,
+    chosen: Format,
+    reference: Classifier,
+    manifest: Manifest,
+    golden: list[GoldenSample],
+) -> Job:
     classifier = fold_classifier(reference) if config.fold else reference
     if config.precision in NARROW:
         classifier = narrow(classifier, NARROW[config.precision])
     pictures = _calibration_pictures(config, manifest) if config.precision == "int8" else None
-    files = make_golden_files(reference, golden, manifest) if FORMATS[config.format].convert is to_onnx else ()
+    files = make_golden_files(reference, golden, manifest) if chosen.convert is to_onnx else ()
     embedded = manifest.resize if config.embed_resize else None
     return Job(
         classifier,

@@ -71,8 +71,12 @@ def take_weights_out(model: onnx.ModelProto, name: str) -> Weights:
 
 
 def remove_old_weights(model: Path, keep: str) -> None:
-    """Of earlier exports under the same name: files called as `take_weights_out` calls them, all but `keep`."""
-    ours = re.compile(re.escape(model.name) + r"\.[0-9a-f]{16}\.data")
+    """Of earlier exports under the same name: files called as `take_weights_out` calls them, all but `keep`.
+
+    And what such an export was writing when it was killed; no other export to that name is running (files.one_writer).
+    """
+    name = re.escape(model.name) + r"\.[0-9a-f]{16}\.data"
+    ours = re.compile(rf"{name}|\.{name}\.[a-z0-9_]{{8}}\.tmp\.data")
     for path in model.parent.iterdir():
         if ours.fullmatch(path.name) and path.name != keep:
             path.unlink()

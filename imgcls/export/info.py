@@ -11,6 +11,7 @@ import onnx
 from imgcls_infer.manifest import Manifest
 
 from imgcls.export.embed_resize import PIXELS
+from imgcls.files import AnyPath
 from imgcls.runtimes import open_model
 
 
@@ -44,8 +45,9 @@ class ModelInfo:
     layers: tuple[Layer, ...]
 
 
-def info(path: Path) -> ModelInfo:
+def info(path: AnyPath) -> ModelInfo:
     """Read an exported file. Raises InferError where it is none, or damaged."""
+    path = Path(path)
     opened = open_model(path)  # checks it as the device does
     operators, layers, weights = _read_graph(path) if opened.name.startswith("onnxruntime") else ({}, (), 0)
     return ModelInfo(path, path.stat().st_size + weights, opened.manifest, len(opened.golden), operators, layers)

@@ -27,6 +27,7 @@ def to_torch_export(job: Job) -> Converted:
 
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
+    program.example_inputs = None  # torch saves them as a pickle, which a file of data has no use for
 
     def save(path: Path, manifest: Manifest, golden: list[GoldenSample]) -> None:
         extra = {MANIFEST_KEY: manifest.to_json(), GOLDEN_KEY: golden_to_json(golden)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -61,16 +60,3 @@ def with_module(network: Module, path: str, module: nn.Module) -> Module:
     inner = with_module(network.get_submodule(name), rest, module) if rest else module
     other._modules = {**network._modules, name: inner}
     return other
-
-
-def load_body(network: nn.Module, state: Mapping[str, Tensor], head: str) -> bool:
-    """Put weights into all of a network but its last layer. False, and nothing done, where they are not its weights.
-
-    head: path of the last layer.
-    """
-    ours = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(f"{head}.")}
-    body = {name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}
-    if {name: tensor.shape for name, tensor in body.items()} != {name: tensor.shape for name, tensor in ours.items()}:
-        return False
-    network.load_state_dict(body, strict=False)
-    return True

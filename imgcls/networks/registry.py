@@ -20,15 +20,17 @@ Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """Published weights of a network. fetch: () -> their state dict; raises CheckpointError. url: of the file.
+class Published:
+    """Weights of a network that can be fetched. fetch: () -> their state dict; raises CheckpointError.
 
-    mean, std: the normalisation that they were trained with, per RGB channel of pixels scaled to 0..1.
+    url, size: of the file. classes: how many they tell apart. mean, std: the normalisation that they were trained with,
+    per RGB channel of pixels scaled to 0..1.
     """
 
-    fetch: Callable[[], Mapping[str, Tensor]]
+    fetch: Callable[[], dict[str, Tensor]]
     url: str
     size: str
+    classes: int
     mean: Triple
     std: Triple
 
@@ -55,20 +57,25 @@ class Pool:
 class NetworkRow:
     """One network. build: (classes, image_size, dropout or None for the network's own) -> the network, random weights.
 
-    smallest: pixels a side of the smallest picture that it takes. head: path of its last linear layer, the one that
-    depends on the classes. recipes: by name; `default` is what the command takes. pretrained: None where there are no
-    published weights. renamed: the name of a tensor in somebody's bare state dict -> the network's own.
-    pool: None where training has nothing to fold.
+    smallest: pixels a side of the smallest picture that it takes. heads: paths of the layers whose shapes follow the
+    size of the pictures or the classes, in the order of computing; the last one gives the logits. recipes: by name;
+    `default` is what the command takes. published: None where no weights can be fetched. renamed: the name of a tensor
+    in somebody's bare state dict -> the network's own. pool: None where training has nothing to fold.
     """
 
     name: str
     build: Callable[[int, int, float | None], nn.Module]
     smallest: int
-    head: str
+    heads: tuple[str, ...]
     recipes: Mapping[str, Recipe]
-    pretrained: Pretrained | None = None
+    published: Published | None = None
     renamed: Callable[[str], str] = field(default=lambda name: name)
     pool: Pool | None = None
+
+    @property
+    def head(self) -> str:
+        """Path of the last linear layer."""
+        return self.heads[-1]
 
     def recipe(self, name: str) -> Recipe:
         """Raises ImgclsError where the network has no recipe of that name."""
@@ -127,7 +134,7 @@ register(
         name="cnn",
         build=_late("imgcls.networks.cnn", "build"),
         smallest=8,  # three halvings must leave a cell
-        head="fc2_layer",
+        heads=("fc1_layer", "fc2_layer"),
         renamed=_late("imgcls.networks.cnn", "renamed"),
         recipes={
             "default": Recipe(
@@ -152,12 +159,13 @@ register(
         name="vgg16",
         build=_late("imgcls.networks.vgg16", "build"),
         smallest=32,  # five halvings must leave a cell
-        head="classifier.6",
+        heads=("classifier.6",),
         pool=Pool("avgpool", "classifier.0", stride=32, outputs=(7, 7)),
-        pretrained=Pretrained(
+        published=Published(
             fetch=_late("imgcls.networks.vgg16", "fetch"),
             url="https://download.pytorch.org/models/vgg16-397923af.pth",
             size="528 MB",
+            classes=1000,
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
         ),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from imgcls_infer.errors import one_line
 from torch import Tensor, nn
 
@@ -23,16 +21,16 @@ def build(classes: int, image_size: int, dropout: float | None) -> nn.Module:
     return network
 
 
-def fetch() -> Mapping[str, Tensor]:
+def fetch() -> dict[str, Tensor]:
     """torchvision's ImageNet weights (VGG16_Weights.IMAGENET1K_V1, hash checked). Raises CheckpointError."""
     from torchvision.models import VGG16_Weights
 
     source = VGG16_Weights.IMAGENET1K_V1
     try:
-        state: Mapping[str, Tensor] = source.get_state_dict(progress=True, check_hash=True)
+        state: dict[str, Tensor] = source.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"the ImageNet weights can't be fetched ({one_line(error)}); on a machine with a network get "
-            f"{source.url} and give the file with --weights"
+            f"{source.url} and give the file as `weights`"
         ) from error
     return state

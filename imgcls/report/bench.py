@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.style
@@ -13,6 +12,7 @@ from imgcls_infer.errors import printable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from imgcls.files import AnyPath
 from imgcls.report.style import BLUE, GREY, STYLE, save, shortened
 from imgcls.report.tables import bench_cells, bench_conditions, short_names
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from imgcls.bench import BenchResult, BenchRow
 
 
-def plot_bench(result: BenchResult, path: Path) -> None:
+def plot_bench(result: BenchResult, path: AnyPath) -> None:
     """A bench as PNG: a panel for each figure, a bar for each runtime. Raises ImgclsError where it can't be written."""
     batches = f"pictures/s in batches of {result.config.batch_size} (longer is better)"
     panels: list[tuple[str, str, Callable[[BenchRow], Any]]] = [

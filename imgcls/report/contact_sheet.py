@@ -12,7 +12,7 @@ from imgcls_infer.errors import printable
 from imgcls_infer.preprocess import decode_rgb
 from PIL import Image, ImageDraw, ImageFont
 
-from imgcls.files import write_atomically
+from imgcls.files import AnyPath, write_atomically
 from imgcls.progress import progress_bar
 from imgcls.report.style import GREY, ORANGE
 
@@ -26,7 +26,7 @@ _LINE = 18
 _FONT_SIZE = 13
 
 
-def write_contact_sheet(answers: Sequence[WrongAnswer], title: str, path: Path) -> None:
+def write_contact_sheet(answers: Sequence[WrongAnswer], title: str, path: AnyPath) -> None:
     """Pictures in rows as PNG, as their files hold them, each with its two classes, probability and file name.
 
     Raises ImgclsError where the file can't be written, ImageError where a picture can't be read.

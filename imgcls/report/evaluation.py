@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from imgcls_infer.manifest import Manifest
 
-from imgcls.files import write_atomically
+from imgcls.files import AnyPath, write_atomically
 from imgcls.report.contact_sheet import write_contact_sheet
 from imgcls.report.plots import plot_confusion, plot_reliability
 
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from imgcls.evaluation import Evaluation
 
 
-def write_evaluation(evaluation: Evaluation, manifest: Manifest, folder: Path) -> None:
+def write_evaluation(evaluation: Evaluation, manifest: Manifest, folder: AnyPath) -> None:
     """Write scores.json, confusion.png, reliability.png and wrong.png into `folder`, which is made if it is missing.
 
     manifest: the checkpoint's. Raises ImgclsError where a file can't be written, ImageError where a picture that was
     evaluated is no longer readable.
     """
+    folder = Path(folder)
     scores = evaluation.scores
     text = evaluation_json(evaluation, manifest)
     write_atomically(folder / "scores.json", lambda temporary: temporary.write_text(text, encoding="ascii"))

@@ -16,7 +16,7 @@ from imgcls_infer.errors import printable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from imgcls.files import write_atomically
+from imgcls.files import AnyPath, write_atomically
 from imgcls.progress import progress_bar
 from imgcls.report.contact_sheet import thumbnail
 from imgcls.report.style import BLUE, GREY, ORANGE, SKY, STYLE
@@ -48,7 +48,7 @@ figcaption { font-size: 13px; line-height: 1.4; overflow-wrap: anywhere } .to { 
 """
 
 
-def write_parity(result: VerifyResult, path: Path, findings: Sequence[str] = ()) -> None:
+def write_parity(result: VerifyResult, path: AnyPath, findings: Sequence[str] = ()) -> None:
     """Write a verification as one HTML page that needs nothing else: figures, plots, changed pictures.
 
     findings: what the bisection says of each file. Raises ImgclsError where the page can't be written, ImageError where

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -16,6 +15,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
+from imgcls.files import AnyPath
 from imgcls.report.style import BLUE, DPI, GREY, ORANGE, SKY, STYLE, families, save, shortened
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _COUNTED_CLASSES = 20  # up to here each cell of a confusion matrix has room for its count
 
 
-def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
+def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: AnyPath) -> None:
     """A confusion matrix as PNG: int [K, K], rows are true classes, columns predicted ones; classes: K names.
 
     The colour is the share of the row, on a root scale so that rare confusions show; rows without a picture are grey.
@@ -56,7 +56,7 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> No
         save(figure, path)
 
 
-def plot_reliability(calibration: Sequence[CalibrationBin], ece: float, path: Path) -> None:
+def plot_reliability(calibration: Sequence[CalibrationBin], ece: float, path: AnyPath) -> None:
     """A reliability diagram as PNG: accuracy against confidence in each bin, over the number of pictures in each.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, figures 1 and 4.
@@ -92,7 +92,7 @@ def plot_reliability(calibration: Sequence[CalibrationBin], ece: float, path: Pa
         save(figure, path)
 
 
-def plot_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_curves(history: Sequence[Mapping[str, Any]], path: AnyPath) -> None:
     """A training run as PNG: loss and accuracy (0..1) over epochs, training and test.
 
     history: an entry an epoch, with epoch, train_loss, train_accuracy, and test_loss, test_accuracy where there were

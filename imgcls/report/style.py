@@ -6,11 +6,10 @@ Colours are Okabe and Ito's (Color Universal Design, 2008) and matplotlib's Blue
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from imgcls.files import write_atomically
+from imgcls.files import AnyPath, write_atomically
 
 BLUE, SKY, ORANGE, GREY = "#0072B2", "#9CCFEF", "#D55E00", "#6E6E6E"
 
@@ -39,7 +38,7 @@ def shortened(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: AnyPath) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a class name: drawn as a box
         write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, bbox_inches="tight"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from imgcls.training.configure import train_config
-from imgcls.training.loop import TrainResult, train
+from imgcls.training.loop import train
+from imgcls.training.outcome import TrainResult
 
 __all__ = ["TrainResult", "train", "train_config"]

@@ -30,19 +30,21 @@ def train_config(
 ) -> TrainConfig:
     """The configuration of a run: the network's recipe, with `options` in place of its own values.
 
-    options: fields of TrainConfig or Recipe; None stands for the recipe's own. From weights that are trained already
-    the peak learning rate is a tenth, and a frozen body sees the same pictures in every epoch, so that its features are
-    computed once. Raises ImgclsError.
+    options: fields of TrainConfig or Recipe; None stands for the recipe's own. From weights that were trained before
+    the peak learning rate is a tenth, and their normalisation counts (training.run); a frozen body sees the same
+    pictures in every epoch, so that its features are computed once. Raises ImgclsError.
     """
     row = find(arch)
-    if (pretrained or weights or freeze) and row.pretrained is None:
-        known = ", ".join(name for name in NETWORKS if NETWORKS[name].pretrained)
-        raise ImgclsError(f"{arch} has no published weights; `pretrained`, `weights` and `freeze` go with {known}")
+    if (pretrained or freeze) and row.published is None:
+        known = ", ".join(name for name in NETWORKS if NETWORKS[name].published)
+        raise ImgclsError(f"{arch} has no published weights; `pretrained` and `freeze` go with {known}")
     chosen = row.recipe(recipe)
+    if pretrained or weights:
+        chosen = replace(chosen, mean=None, std=None)
+        if recipe == "default":
+            chosen = replace(chosen, learning_rate=chosen.learning_rate / 10)
     if freeze:
         chosen = replace(chosen, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0)
-    elif (pretrained or weights) and recipe == "default":
-        chosen = replace(chosen, learning_rate=chosen.learning_rate / 10)
     config = TrainConfig(
         train_dir, output, chosen, test_dir, arch, pretrained=pretrained, weights=weights, freeze=freeze
     )

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imgcls.checkpoint import is_finite
 from imgcls.config import Recipe
 from imgcls.training.cuda_graphs import Step
 from imgcls.training.ema import Average
@@ -36,10 +37,11 @@ class Learner:
         self.model, self.meter = model, Meter(device)
         self._feed, self._recipe, self._class_weights, self._parts = feed, recipe, class_weights, parts
         self._device = device
-        self._parameters = list(model.learns.parameters())
-        self._optimizer = _optimizer(self._parameters, recipe, device)
-        self._scheduler = _scheduler(self._optimizer, recipe, steps)
-        self.average = Average(self._parameters, recipe.ema)
+        self.parameters = list(model.learns.parameters())
+        self._steps = steps
+        self.optimizer = _optimizer(self.parameters, recipe, device)
+        self._scheduler = _scheduler(self.optimizer, recipe, steps)
+        self.average = Average(self.parameters, recipe.ema)
         self.run: Step = self.learn
 
     def begin(self, epoch: int) -> None:
@@ -60,29 +62,42 @@ class Learner:
         losses = F.cross_entropy(logits, labels, self._class_weights, reduction="none", label_smoothing=smoothing)
         # the mean over the whole batch, of which this may be a part: DistributedDataParallel averages the gradients
         loss = losses.sum() * (self._parts / size)
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self._recipe.clip_norm:
-            nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm)
-        self._optimizer.step()
+            nn.utils.clip_grad_norm_(self.parameters, self._recipe.clip_norm)
+        self.optimizer.step()
         self.average.update()
         self.meter.count(losses.detach(), logits.detach(), labels)
+
+    def is_finite(self) -> bool:
+        """Whether all weights are. A step's loss is that of the weights before it."""
+        return all(is_finite(tensor.detach()) for tensor in [*self.parameters, *self.average.tensors])
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": self.model.classifier.network.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
             "average": self.average.tensors,
             **self.meter.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], done: int) -> bool:
+        """Go on after `done` steps of the run. Returns whether the schedule is the one that the state was saved with.
+
+        For another number of epochs it is planned anew, and entered at this step.
+        """
         self.model.classifier.network.load_state_dict(state["network"])
-        _restore_optimizer(self._optimizer, state["optimizer"])
-        self._scheduler.load_state_dict(state["scheduler"])
+        _restore_optimizer(self.optimizer, state["optimizer"])
         self.average.load(state["average"])
         self.meter.load_state_dict(state)
+        as_planned = state["scheduler"].get("total_steps") in (None, max(self._steps, 2))  # None: a constant rate
+        if as_planned:
+            self._scheduler.load_state_dict(state["scheduler"])
+        else:
+            self._scheduler = _scheduler(self.optimizer, self._recipe, self._steps, done)
+        return as_planned
 
 
 def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
@@ -97,12 +112,15 @@ def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, device: torch.dev
     return optimizer
 
 
-def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+def _scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int, done: int = 0
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """done: the steps that were taken already. The learning rate is a function of it and of `steps` alone."""
     if recipe.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     # it would set momentum as Python numbers, and a CUDA graph keeps the number that it was captured with
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=max(steps, 2), cycle_momentum=False
+        optimizer, recipe.learning_rate, total_steps=max(steps, 2), cycle_momentum=False, last_epoch=done - 1
     )
 
 

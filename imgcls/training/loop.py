@@ -9,48 +9,39 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from imgcls.checkpoint import Checkpoint
 from imgcls.config import TrainConfig
 from imgcls.device import resolve_device
-from imgcls.errors import TrainingError
-from imgcls.files import require_writable
+from imgcls.files import AnyPath, require_writable
 from imgcls.progress import progress_bar
 from imgcls.training.distributed import process_group
 from imgcls.training.interrupts import Interrupts
-from imgcls.training.outcome import finish, write_checkpoint
+from imgcls.training.memory import enough_memory
+from imgcls.training.outcome import TrainResult, finish, finished, write_checkpoint
 from imgcls.training.progress import EpochFigures
 from imgcls.training.run import Run, prepare
 from imgcls.training.sets import Report
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """A finished run: the checkpoint that was written, where, the run's folder, and EpochFigures.row of each epoch."""
-
-    checkpoint: Checkpoint
-    path: Path
-    run: Path | None
-    history: tuple[dict[str, Any], ...]
-
-
-def train(config: TrainConfig, report: Report = lambda line: None, resume: Path | None = None) -> TrainResult:
+def train(config: TrainConfig, report: Report = lambda line: None, resume: AnyPath | None = None) -> TrainResult:
     """Train a network on a folder and write a checkpoint.
 
-    report: takes lines for people (one an epoch, and what was skipped). resume: a run's folder, whose run goes on.
+    report: takes lines for people (one an epoch, and what was skipped). resume: a run's folder, whose run goes on; with
+    other epochs in its config, on a schedule that is planned anew for them. A finished run is left as it is.
     On the CPU the same seed, data, torch, thread count and processor kind give the same weights bit for bit, stopped
     and resumed or not. Under torchrun, each process takes its part of every batch. Raises ImgclsError.
     """
     require_writable(config.output)
-    with process_group(resolve_device(config.device)) as (group, device):
-        run = prepare(config, device, group, report if group.leads else _silent, resume)
+    folder = Path(resume) if resume else None
+    with enough_memory(), process_group(resolve_device(config.device)) as (group, device):
+        report = report if group.leads else _silent
+        if folder and (result := finished(config, folder, report)):
+            return result
+        run = prepare(config, device, group, report, folder)
         with Interrupts() as interrupts:
             fit(run, interrupts)
-        checkpoint = finish(run)
-    return TrainResult(checkpoint, config.output, run.folder.path if run.folder else None, tuple(run.progress.history))
+        return finish(run)
 
 
 def fit(run: Run, interrupts: Interrupts) -> None:
@@ -72,8 +63,7 @@ def fit(run: Run, interrupts: Interrupts) -> None:
                         run.save()
                     started = time.perf_counter()
                 if interrupts.pending:
-                    run.save()
-                    raise TrainingError(f"interrupted in epoch {progress.epoch}{run.how_to_go_on()}")
+                    raise run.stopped(f"interrupted in epoch {progress.epoch}")
             _end_epoch(run)
 
 
@@ -82,17 +72,17 @@ def _end_epoch(run: Run) -> None:
     progress, learner, recipe = run.progress, run.learner, run.recipe
     scores = learner.meter.scores(run.group)
     if not math.isfinite(scores.loss):
-        raise TrainingError(
-            f"the loss is not a number at step {learner.meter.first_bad_step} of epoch {progress.epoch}; use a smaller "
-            f"`learning_rate` (it is {recipe.learning_rate:g}) or `clip_norm` 1"
-        )
+        raise run.diverged(f"the loss is not a number at step {learner.meter.first_bad_step}")
+    run.require_finite()
     with learner.average.in_place():
         val, test = run.held_out_scores(), run.test_scores()
+        if any(other is not None and not math.isfinite(other.loss) for other in (val, test)):
+            raise run.diverged(f"the loss on other pictures is not a number after step {progress.step}")
         figures = EpochFigures(progress.epoch, scores, val, test, progress.seconds)
         if progress.end_epoch(figures.row()) and run.folder:
             write_checkpoint(run, run.folder.best, figures.row())
     learner.meter.reset()
-    run.report(figures.line(recipe.epochs))
+    run.say(figures.line(recipe.epochs))
     if run.folder:
         run.folder.log_epoch(figures.row())
     if run.save_is_due() or progress.epoch > recipe.epochs:

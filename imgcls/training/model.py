@@ -9,14 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from imgcls.config import Recipe, TrainConfig
+from imgcls.config import TrainConfig
 from imgcls.data.pictures import FeaturePictures, Pictures
 from imgcls.device import float32, has_bf16_units
 from imgcls.networks.classifier import Classifier, split_head
 from imgcls.networks.pooling import PoolFold
 from imgcls.networks.registry import build_network, find
 from imgcls.progress import progress_bar
-from imgcls.training.start import Start, load_start
+from imgcls.training.sets import Report
+from imgcls.training.start import Start
 
 EVALUATION_BATCH = 500
 
@@ -81,14 +82,21 @@ class Model:
             yield logits, targets
 
 
-def build_model(config: TrainConfig, recipe: Recipe, classes: int, start: Start | None, device: torch.device) -> Model:
-    """The network of a run, on its device. recipe: with mean and std. start: the weights that it begins with."""
+def build_model(
+    config: TrainConfig, classes: tuple[str, ...], start: Start | None, device: torch.device, report: Report
+) -> Model:
+    """The network of a run, on its device: random weights by the seed, or those to start from, which `report` is told.
+
+    config.recipe: with mean and std.
+    """
+    recipe, row = config.recipe, find(config.arch)
     assert recipe.mean is not None
     assert recipe.std is not None
-    row = find(config.arch)
-    network = build_network(config.arch, classes, config.image_size, recipe.dropout)
+    torch.manual_seed(config.seed)
+    network = build_network(config.arch, len(classes), config.image_size, recipe.dropout)
     if start is not None:
-        load_start(network, row, start)
+        fresh = start.fill(network, row, classes)
+        report(f"starting from {start.source}{'; new layers: ' if fresh else ''}{', '.join(fresh)}")
     weights: Weights = PlainWeights(network)
     if not config.freeze and row.pool is not None and row.pool.pays(config.image_size):
         weights = PoolFold(network, row.pool, config.image_size, keep_rest=start is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,22 @@ from imgcls_infer.manifest import Manifest, ResizePolicy
 
 import imgcls
 from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from imgcls.config import TrainConfig
+from imgcls.errors import TrainingError
 from imgcls.evaluation import confusion_matrix
 from imgcls.training.run import Run
+from imgcls.training.runs import load_result
+from imgcls.training.sets import Report
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: the checkpoint that was written, where, the run's folder, and EpochFigures.row of each epoch."""
+
+    checkpoint: Checkpoint
+    path: Path
+    run: Path | None
+    history: tuple[dict[str, Any], ...]
 
 
 def write_checkpoint(run: Run, path: Path, row: dict[str, Any]) -> Checkpoint:
@@ -38,7 +52,7 @@ def write_checkpoint(run: Run, path: Path, row: dict[str, Any]) -> Checkpoint:
     return save_checkpoint(path, run.model.weights.plain_state(), manifest, samples)
 
 
-def finish(run: Run) -> Checkpoint:
+def finish(run: Run) -> TrainResult:
     """Write the checkpoint (of the best epoch where a held-out part selects, else of the last) and the plots."""
     output, best = run.config.output, run.progress.best_epoch
     if run.folder:
@@ -49,7 +63,28 @@ def finish(run: Run) -> Checkpoint:
             write_checkpoint(run, output, run.progress.history[best - 1])
             _plot(run, run.folder.path)
     run.group.wait()
-    return load_checkpoint(output)
+    checkpoint = load_checkpoint(output)
+    if run.folder:
+        run.folder.write_result(checkpoint.manifest.weights_sha256, run.recipe.epochs)
+        run.report(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")
+    return TrainResult(checkpoint, output, run.folder.path if run.folder else None, tuple(run.progress.history))
+
+
+def finished(config: TrainConfig, run: Path, report: Report) -> TrainResult | None:
+    """The result of the run in folder `run` that has nothing left to do, and whose checkpoint stands there; else None.
+
+    Raises TrainingError where another checkpoint stands there.
+    """
+    result, epochs = load_result(run), config.recipe.epochs
+    if result is None or result["epochs"] != epochs or not config.output.exists():
+        return None
+    checkpoint = load_checkpoint(config.output)
+    if checkpoint.manifest.weights_sha256 != result["weights_sha256"]:
+        raise TrainingError(
+            f"{run}: is finished, and {config.output} holds other weights now; move that file to have it written again"
+        )
+    report(f"{run}: is finished, its checkpoint is {config.output}; `epochs` with more than {epochs} goes on")
+    return TrainResult(checkpoint, config.output, run, result["history"])
 
 
 def _plot(run: Run, folder: Path) -> None:

@@ -80,8 +80,34 @@ class Run:
         """Whether the run stops here; says so."""
         stops = self.progress.out_of_patience(self.config.patience)
         if stops:
-            self.report(f"stopped: no better epoch on the held-out part since epoch {self.progress.best_epoch}")
+            self.say(f"stopped: no better epoch on the held-out part since epoch {self.progress.best_epoch}")
         return stops
+
+    def say(self, line: str) -> None:
+        """Report a line; where that fails (its reader is gone, a disk is full), the work up to here is kept."""
+        try:
+            self.report(line)
+        except OSError as error:
+            raise self.stopped(f"standard output can't be written ({error.strerror})") from error
+
+    # --- what ends a run before its time
+
+    def stopped(self, why: str) -> TrainingError:
+        """The state is saved, and what is returned says how to go on."""
+        self.save()
+        return TrainingError(f"{why}; go on with: imgcls train --resume {self.folder.path}" if self.folder else why)
+
+    def diverged(self, what: str) -> TrainingError:
+        """What is returned says what to change."""
+        rate = f"it is {self.recipe.learning_rate:g}"
+        return TrainingError(
+            f"{what} of epoch {self.progress.epoch}; use a smaller `learning_rate` ({rate}) or `clip_norm` 1"
+        )
+
+    def require_finite(self) -> None:
+        """Raises TrainingError where a weight is no finite number."""
+        if not self.learner.is_finite():
+            raise self.diverged(f"the weights are not finite after step {self.progress.step}")
 
     # --- state
 
@@ -89,15 +115,12 @@ class Run:
         return self.folder is not None and time.monotonic() - self.saved_at >= self.config.save_every
 
     def save(self) -> None:
-        """Write the state that a run goes on from, where this process writes."""
+        """Write the state that a run goes on from, if this process writes. Raises TrainingError if it is not finite."""
         if self.folder is not None:
+            self.require_finite()  # what was saved before is worth more
             self.folder.save_state(self.state_dict())
             self.folder.write_metrics(self.progress.history)
             self.saved_at = time.monotonic()
-
-    def how_to_go_on(self) -> str:
-        """For the end of a message."""
-        return f"; go on with: imgcls train --resume {self.folder.path}" if self.folder else ""
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -108,12 +131,17 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises TrainingError where the pictures are no longer those that the state was saved with."""
+        """Raises TrainingError where the pictures are not those that the state was saved with, or the run has come
+        further than it is to go."""
         if state["fingerprint"] != self.fingerprint:
             raise TrainingError(
                 f"{self.config.train_dir}: its pictures have changed since this run was saved; train anew"
             )
-        self.learner.load_state_dict(state)
+        epochs, done = self.recipe.epochs, (state["epoch"] - 1) * self.feed.steps + state["step"]
+        if done > self.feed.steps * epochs:
+            raise TrainingError(f"the run has trained for more than {epochs} epochs; use larger `epochs`")
+        if not self.learner.load_state_dict(state, done):
+            self.report(f"schedule planned anew for {epochs} epochs")
         self.progress.load_state_dict(state)
         restore_random_state(state["random"], self.device)
 
@@ -125,15 +153,14 @@ class Run:
 
 def prepare(config: TrainConfig, device: torch.device, group: Group, report: Report, resume: Path | None) -> Run:
     """All that a run needs, ready for its first step, or for the one that the run in folder `resume` had come to."""
+    start = read_start(find(config.arch), config.weights) if config.starts_from_weights else None
     data = load_sets(config, ResizePolicy(config.image_size, config.recipe.resize), device, group, report)
     group.start(device)
-    start = read_start(find(config.arch), config.weights) if config.starts_from_weights else None
     config = _normalised(config, data, start)
-    recipe = config.recipe
-    torch.manual_seed(config.seed)
-    model = build_model(config, recipe, len(data.classes), start, device)
+    model = build_model(config, data.classes, start, device, _silent if resume else report)
+    del start  # the network has them now
+    recipe, train, test = config.recipe, data.train, data.test
     augmentation = Augmentation(recipe.crop, recipe.flip, recipe.colour, recipe.cutout)
-    train, test = data.train, data.test
     if config.freeze and not augmentation:
         train, test = with_features(model, train), with_features(model, test) if test else None
         model = on_features(model)
@@ -146,18 +173,39 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
     if device.type == "cuda" and config.cuda_graphs and group.size == 1 and feed.resident:
         learner.run = GraphedStep(learner.learn, recipe.batch_size)
     run = Run(config, data, model, feed, learner, train, test, data.train.fingerprint(), device, group, report)
-    if group.leads:
-        run.folder = RunFolder(resume) if resume else RunFolder.create(config)
-        report(f"run folder {run.folder.path}")
-    if resume and (state := load_state(resume)):
-        run.load_state_dict(state)
-        report(f"going on in epoch {run.progress.epoch} after {run.progress.step} of {feed.steps} steps")
+    _open(run, resume)
     return run
 
 
+def _open(run: Run, resume: Path | None) -> None:
+    """The run's folder: a new one, or the one that goes on, with the state that was saved there last."""
+    if run.group.leads:
+        run.folder = RunFolder(resume) if resume else RunFolder.create(run.config)
+        run.report(f"run folder {run.folder.path}")
+    if resume and (state := load_state(resume)):
+        run.load_state_dict(state)
+        progress = run.progress
+        run.report(f"going on in epoch {progress.epoch} after {progress.step} of {run.feed.steps} steps")
+    if run.folder:
+        run.folder.write_config(run.config)
+
+
 def _normalised(config: TrainConfig, data: Sets, start: Start | None) -> TrainConfig:
-    """The normalisation that is left open: of the weights that the run starts from, else of the training pictures."""
+    """With the normalisation that was asked for; else that of a checkpoint of ours; else the recipe's, that of other
+    weights, or the training pictures' own. Raises TrainingError where the weights' is not known."""
     if config.recipe.mean is not None:
         return config
-    mean, std = (start.mean, start.std) if start else channel_statistics(data.train.statistics_sample())
+    named = find(config.arch).recipe(config.recipe.name)
+    if start is None:
+        mean, std = channel_statistics(data.train.statistics_sample())
+    elif start.classes is None and named.mean is not None and named.std is not None:
+        mean, std = named.mean, named.std
+    elif start.normalisation is not None:
+        mean, std = start.normalisation
+    else:
+        raise TrainingError(f"{start.source}: does not say its normalisation; give `mean` and `std` with it")
     return config.changed(mean=mean, std=std)
+
+
+def _silent(line: str) -> None:
+    """Of a run that goes on: what it began with was said before."""

@@ -1,6 +1,7 @@
 """A run's folder: what was asked, every epoch's figures, curves, and the states that a run goes on from.
 
-runs/<name>/config.json  metrics.jsonl  metrics.csv  curves.png  confusion.png  last.pth  best.pth  tensorboard/
+runs/<name>/config.json  metrics.jsonl  metrics.csv  curves.png  confusion.png  last.pth  best.pth  result.json
+            tensorboard/
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from imgcls.training.configure import config_text, read_config, train_config
 FORMAT = "imgcls.run"
 _LAST = "last.pth"
 _CONFIG = "config.json"
+_RESULT = "result.json"
 
 Row = dict[str, Any]
 
@@ -42,13 +44,24 @@ class RunFolder:
             if config.run_dir is not None:
                 raise TrainingError(f"{path}: exists already; go on with --resume {path}, or name another folder")
             path, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1
-        text = config_text(config)
-        write_atomically(path / _CONFIG, lambda temporary: temporary.write_text(text))
-        return cls(path)
+        folder = cls(path)
+        folder.write_config(config)
+        return folder
 
     @property
     def best(self) -> Path:
         return self.path / "best.pth"
+
+    def write_config(self, config: TrainConfig) -> None:
+        """What the run was asked for."""
+        self._write(_CONFIG, config_text(config))
+
+    def write_result(self, weights_sha256: str, epochs: int) -> None:
+        """The run is finished: of how many epochs, and with which weights in its checkpoint."""
+        self._write(_RESULT, json.dumps({"epochs": epochs, "weights_sha256": weights_sha256}, indent=2))
+
+    def _write(self, name: str, text: str) -> None:
+        write_atomically(self.path / name, lambda temporary: temporary.write_text(text))
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the state that a run goes on from. Raises ImgclsError; the previous one still loads then."""
@@ -61,8 +74,8 @@ class RunFolder:
         writer = csv.DictWriter(table, list(history[0]) if history else ["epoch"])
         writer.writeheader()
         writer.writerows(history)
-        write_atomically(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
-        write_atomically(self.path / "metrics.csv", lambda temporary: temporary.write_text(table.getvalue()))
+        self._write("metrics.jsonl", lines)
+        self._write("metrics.csv", table.getvalue())
 
     def log_epoch(self, row: Row) -> None:
         """One epoch's figures to TensorBoard, where it is installed."""
@@ -82,6 +95,17 @@ def load_state(path: Path) -> dict[str, Any] | None:
     if state.get("format") != FORMAT:
         raise TrainingError(f"{file}: not the state of a run; start anew with imgcls train")
     return state
+
+
+def load_result(path: Path) -> dict[str, Any] | None:
+    """What write_result wrote, and `history`, the rows of all epochs; None where the run is not finished, or its files
+    are not whole."""
+    try:
+        result = json.loads((path / _RESULT).read_text())
+        history = tuple(json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines())
+        return {"epochs": int(result["epochs"]), "weights_sha256": str(result["weights_sha256"]), "history": history}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -1,43 +1,76 @@
-"""Weights that a network starts from: published ones, a local copy of them, or a checkpoint of ours."""
+"""Weights that a network starts from: published ones, or those of a checkpoint that was trained before."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
-from imgcls.checkpoint import is_bare, load_checkpoint, read_state_dict
+from imgcls.checkpoint import StateDict, is_bare, load_checkpoint, read_state_dict
 from imgcls.errors import CheckpointError
-from imgcls.networks.classifier import load_body
 from imgcls.networks.registry import NetworkRow, Triple
 
 
 @dataclass(frozen=True)
 class Start:
-    """state: tensors by name. mean, std: the normalisation that they were trained with. source: for messages."""
+    """Weights, and what goes with them.
 
-    state: Mapping[str, Tensor]
-    mean: Triple
-    std: Triple
+    source: where they come from, for messages. normalisation: the mean and std of their training; None where nothing
+    says it. classes: in output order; None where nothing says them.
+    """
+
     source: str
+    state: StateDict
+    normalisation: tuple[Triple, Triple] | None
+    classes: tuple[str, ...] | None = None
+
+    def fill(self, network: nn.Module, row: NetworkRow, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """Put the weights into a network. Returns the layers of its head that stay as they were made.
+
+        The head's layers are taken up to the first one that does not fit, the last one for the same classes only.
+        Raises CheckpointError where the body does not fit.
+        """
+        expected = network.state_dict()
+        fresh = self._fresh(row.heads, expected, classes)
+        wanted = {name: tensor for name, tensor in expected.items() if _layer(name) not in fresh}
+        found = {name: tensor for name, tensor in self.state.items() if _layer(name) not in fresh}
+        if {name: tensor.shape for name, tensor in found.items()} != {n: t.shape for n, t in wanted.items()}:
+            where = f"; get {row.published.url}" if row.published else ""
+            raise CheckpointError(f"{self.source}: not the weights of a {row.name}{where}")
+        network.load_state_dict(found, strict=False)
+        return fresh
+
+    def _fresh(self, heads: tuple[str, ...], expected: StateDict, classes: tuple[str, ...]) -> tuple[str, ...]:
+        for number, layer in enumerate(heads):
+            found, wanted = ({n: s[n].shape for n in s if _layer(n) == layer} for s in (self.state, expected))
+            if found != wanted or (layer == heads[-1] and self.classes != classes):
+                return heads[number:]
+        return ()
 
 
 def read_start(row: NetworkRow, weights: Path | None) -> Start:
-    """The weights in a file; None fetches the network's published ones. Raises CheckpointError."""
-    if weights is not None and not is_bare(weights):
-        checkpoint = load_checkpoint(weights)
-        return Start(checkpoint.state_dict, checkpoint.manifest.mean, checkpoint.manifest.std, str(weights))
-    published = row.pretrained
-    if published is None:
-        raise CheckpointError(f"{weights}: a bare state dict does not say how its pictures were normalised")
-    state = read_state_dict(weights) if weights else published.fetch()
-    return Start(state, published.mean, published.std, str(weights or published.url))
+    """The weights to start from.
+
+    weights: a checkpoint of ours, a copy of the network's published weights, or another bare state dict; None fetches
+    the published ones. Raises CheckpointError.
+    """
+    published = row.published
+    if weights is None:
+        if published is None:
+            raise CheckpointError(f"{row.name} has no published weights")
+        return Start("the published weights", published.fetch(), (published.mean, published.std))
+    if is_bare(weights):
+        state = read_state_dict(weights, row.renamed)
+        head = state.get(f"{row.head}.weight")
+        known = published is not None and head is not None and len(head) == published.classes
+        return Start(str(weights), state, (published.mean, published.std) if published and known else None)
+    checkpoint = load_checkpoint(weights)
+    manifest = checkpoint.manifest
+    if manifest.arch != row.name:
+        raise CheckpointError(f"{weights}: is a {manifest.arch}; train it with `arch` {manifest.arch}")
+    return Start(str(weights), checkpoint.state_dict, (manifest.mean, manifest.std), manifest.classes)
 
 
-def load_start(network: nn.Module, row: NetworkRow, start: Start) -> None:
-    """Put the weights into all of `network` but its last layer. Raises CheckpointError where they are another's."""
-    if not load_body(network, start.state, row.head):
-        where = f"; get {row.pretrained.url}" if row.pretrained else ""
-        raise CheckpointError(f"{start.source}: not the weights of {row.name} at this image size{where}")
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -137,6 +137,37 @@ def test_why_cuda_was_passed_over_is_noted_on_standard_error(tiny_path, pictures
     assert result.stdout.startswith(pictures["red"])
 
 
+# --- threads ---
+
+
+@pytest.mark.parametrize(
+    ("names", "inside"),
+    [(["red"], 4), (["red", "green"], 2), (["red", "green", "blue"], 1), (["red"] * 5, 1), (["."], 1)],
+    ids=["one", "two", "three", "more than threads", "folder"],
+)
+def test_threads_are_shared_between_the_pictures_and_the_network(tiny_path, pictures, monkeypatch, names, inside):
+    """The network gets what the pictures leave, and a stream as many workers as there are threads."""
+    seen = {}
+    stream = Predictor.stream
+
+    def watch(self, sources, workers, processes):
+        seen["workers"] = workers
+        return stream(self, sources, workers, processes)
+
+    monkeypatch.setattr(Predictor, "stream", watch)
+    open_model = session.open_model
+
+    def opened(*arguments):
+        found = open_model(*arguments)
+        seen["inside"] = found.session.get_session_options().intra_op_num_threads
+        return found
+
+    monkeypatch.setattr("imgcls_infer.predictor.open_model", opened)
+    given = [pictures.get(name, str(Path(pictures["red"]).parent)) for name in names]
+    run("--model", tiny_path, "--threads", 4, *given)
+    assert seen == {"inside": inside, **({"workers": 4} if names != ["red"] else {})}
+
+
 # --- errors ---
 
 
@@ -239,5 +270,57 @@ def test_a_name_that_standard_output_cannot_encode_stops_nobody(tiny_path, write
     done = process("--model", tiny_path, odd, pictures["red"], env={"PYTHONIOENCODING": "latin-1"})
     assert (done.returncode, done.stderr) == (0, "")
     first, second = done.stdout.splitlines()
-    assert first.startswith(f"{odd.parent}/\\u732b.png: blue")
-    assert second.startswith(f"{pictures['red']}: red")
+    # columns are as wide as the longest name
+    assert first.split()[:2] == [f"{odd.parent}/\\u732b.png:", "blue"]
+    assert second.split()[:2] == [f"{pictures['red']}:", "red"]
+
+
+# --- standard streams ---
+
+
+def shell(line: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command with a shell's redirections; `$@` are its arguments."""
+    script = f'"{sys.executable}" -m imgcls_infer {line}'
+    return subprocess.run(
+        ["bash", "-c", script, "bash", *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("options", ['"$@"', '--json "$@"', "--info", "--self-check", "--help"])
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [(">&-", "Bad file descriptor"), ("> /dev/full", "No space left on device")],
+    ids=["closed", "full"],
+)
+def test_standard_output_that_cannot_be_written_is_one_line(tiny_path, pictures, options, where, why):
+    done = shell(f"{options} {where}", "--model", tiny_path, pictures["red"])
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert lines == [f"error: standard output can't be written ({why})"]
+
+
+@pytest.mark.parametrize("where", ["2>&-", "2> /dev/full"], ids=["closed", "full"])
+def test_standard_error_that_cannot_be_written_changes_no_answer(tiny_path, pictures, where):
+    done = shell(f'"$@" {where}', "--model", tiny_path, pictures["bad"], pictures["red"])
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith(f"{pictures['red']}: red")
+    assert done.stdout.count("\n") == 1
+    assert shell(f"--nonsense {where}").returncode == 2
+    assert shell(f"--model none.onnx a.png {where}").returncode == 1
+
+
+def test_with_everything_closed_only_the_exit_code_is_left(tiny_path, pictures):
+    assert shell('"$@" >&- 2>&- <&-', "--model", tiny_path, pictures["red"]).returncode == 1
+
+
+def test_closed_standard_input_is_empty(tiny_path):
+    """And not the model, which would have its number."""
+    done = shell('"$@" <&-', "--model", tiny_path, "-")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: -: standard input is empty")
+
+
+@pytest.mark.parametrize("form", ["", "--json", "--jsonl", "--csv"])
+def test_head_ends_a_long_run_without_a_word(tiny_path, pictures, form):
+    done = shell(f'{form} "$@" | head -1; exit ${{PIPESTATUS[0]}}', "--model", tiny_path, *[pictures["red"]] * 3000)
+    assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")

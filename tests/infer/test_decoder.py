@@ -75,9 +75,10 @@ def everything(process: Decoder | DecoderPreparer, pictures: list) -> list[np.nd
     return found
 
 
-def decoders() -> set[int]:
-    """This process's, by their command line; other tests have children of their own."""
-    return {number for number in children(os.getpid()) if b"imgcls_infer.decoding" in _read(f"/proc/{number}/cmdline")}
+def decoders(parent: int | None = None) -> set[int]:
+    """A process's, by default this one's, by their command line; other tests have children of their own."""
+    found = children(parent or os.getpid())
+    return {number for number in found if b"imgcls_infer.decoding" in _read(f"/proc/{number}/cmdline")}
 
 
 def children(parent: int) -> set[int]:
@@ -325,6 +326,29 @@ def test_decoders_end_with_the_process_that_started_them(tiny_path, tmp_path, ho
         _until(lambda: len(started.update(children(parent.pid)) or started) >= 2)
         parent.send_signal(how)
     _until(lambda: not any(Path(f"/proc/{number}").exists() for number in started))
+
+
+@needs_proc
+def test_ctrl_c_does_not_reach_decoders(tiny_path, tmp_path):
+    """A terminal sends it to the whole process group, and it means the parent: who may finish what it has."""
+    code = (
+        "import itertools, signal, sys; from imgcls_infer import Predictor, pipeline; pipeline.LATER = 0.0\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('caught', flush=True))\n"
+        "for _ in Predictor(sys.argv[1], threads=1).stream(itertools.repeat(sys.argv[2]), 2, processes=True): pass"
+    )
+    picture = tmp_path / "a.png"
+    picture.write_bytes(KINDS["png"])
+    command = [sys.executable, "-c", code, tiny_path, picture]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as parent:
+        try:
+            _until(lambda: len(decoders(parent.pid)) == 2)
+            before = decoders(parent.pid)
+            os.killpg(parent.pid, signal.SIGINT)
+            assert parent.stdout.readline() == b"caught\n"
+            time.sleep(0.1)
+            assert decoders(parent.pid) == before
+        finally:
+            parent.kill()
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,19 @@ def test_an_empty_file_is_one_clear_error(write):
     assert refusal(write("empty.onnx", b"")) == "the model file is empty"
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/proc/self/status", "fifo"])
+def test_what_is_no_file_is_refused_at_once(tmp_path, path):
+    os.mkfifo(tmp_path / "fifo")
+    expected = "the model file is empty" if "proc" in path else "a pipe or a device, not a model file"
+    assert refusal(tmp_path / path if path == "fifo" else path) == expected
+
+
+def test_a_file_that_cannot_be_mapped_is_one_clear_error(tiny_path, monkeypatch):
+    """As on file systems that have no such thing."""
+    monkeypatch.setattr("imgcls_infer.external.mmap.mmap", lambda *_, **__: os.stat("/none"))
+    assert refusal(tiny_path) == "the model file can't be read (No such file or directory)"
+
+
 @pytest.mark.parametrize(
     "data",
     [b"just words", b"\0" * 64, good_onnx()[:400], b"\x80\x02}q\x00."],
@@ -71,6 +85,11 @@ def test_a_pytorch_file_gets_the_hint_to_export_it(write):
     message = refusal(write("cnn.pth", zip_file()))
     assert message.startswith("a PyTorch file (checkpoint or TorchScript)")
     assert "imgcls export --format onnx" in message
+
+
+def test_the_suffix_does_not_say_how_a_file_is_read(write):
+    """onnxruntime takes `.ort` for a format of its own, which nobody has looked at for where its weights are."""
+    assert open_model(write("model.ort", good_onnx())).manifest == tiny_manifest()
 
 
 @pytest.mark.parametrize("text", [b"imgcls.golden", b"logits"], ids=["metadata", "names"])
@@ -149,10 +168,26 @@ def test_a_model_that_breaks_the_contract_is_refused(write, changes, reason):
     assert refusal(write("model.onnx", good_onnx(**changes))).startswith(reason)
 
 
+@pytest.mark.parametrize("batch", [0, 4097, 10**9, 2**31, 2**62])
+def test_a_batch_that_no_memory_is_for_is_refused(write, batch):
+    path = write("model.onnx", good_onnx(image_shape=(batch, SIDE, SIDE, 3)))
+    assert refusal(path) == f"it takes {batch:,} pictures at once, which no memory is for; export it with another"
+
+
+def test_a_batch_of_large_pictures_is_counted_in_pixels(write):
+    manifest = tiny_manifest(resize=ResizePolicy(4096)).to_json()
+    path = write("model.onnx", good_onnx(image_shape=(17, 4096, 4096, 3), manifest=manifest, golden=None))
+    assert refusal(path).startswith("it takes 17 pictures at once")
+
+
+def test_the_largest_batch_that_imgcls_exports_is_taken(write):
+    assert open_model(write("model.onnx", good_onnx(image_shape=(4096, SIDE, SIDE, 3)))).batch == 4096
+
+
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
 def test_a_model_that_gives_no_numbers_is_an_error_and_no_answer(write, weight):
     predictor = Predictor(write("model.onnx", good_onnx(weight=weight)))
-    with pytest.raises(ModelError, match="probabilities that are not numbers"):
+    with pytest.raises(ModelError, match="answers that are not finite numbers"):
         predictor.predict(np.zeros((SIDE, SIDE, 3), np.uint8))
 
 
@@ -188,7 +223,7 @@ def test_a_foreign_error_without_a_message_is_translated_too(tiny_path, monkeypa
 @pytest.fixture
 def built_with_cuda(monkeypatch):
     monkeypatch.setattr(session.ort, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(session.ort, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(session.ort, "preload_dlls", lambda **_: None, raising=False)
 
 
 @pytest.fixture
@@ -226,13 +261,14 @@ def works(built_with_cuda, monkeypatch):
     fallen = []
 
     def on_cuda(*args, providers, provider_options, **options):
-        own = {CUDA: {"use_tf32": "0", **asked}, CPU: {}}
+        own = {CUDA: asked, CPU: {}}
         assert dict(zip(providers, provider_options, strict=True)) == {name: own[name] for name in providers}
         opened = real(*args, providers=[CPU], **options)
         if CUDA in providers:
             if RECORDS_NODES:
                 assert len(opened.get_provider_graph_assignment_info()) > 0  # it was asked to record them
             opened.get_providers = lambda: providers
+            opened.get_provider_options = lambda: {CUDA: {**asked, **told}, CPU: {}}
             opened.get_provider_graph_assignment_info = parts
         return opened
 
@@ -243,10 +279,11 @@ def works(built_with_cuda, monkeypatch):
             for name, kinds in nodes.items()
         ]
 
-    asked = {}
+    asked, told = {"use_tf32": "0"}, {}
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     monkeypatch.setattr(session, "_RECORDS_NODES", True)  # before 1.24 too: the nodes are made up
     monkeypatch.setattr(session.ort, "InferenceSession", on_cuda)
-    return SimpleNamespace(fallen=fallen, asked=asked)
+    return SimpleNamespace(fallen=fallen, asked=asked, told=told)
 
 
 def cuda_refusal(path: Path) -> str:
@@ -317,6 +354,110 @@ def test_cuda_that_works_is_taken_without_a_note(tiny_path, provider):
     opened = open_model(tiny_path, provider)
     assert (opened.provider, opened.note) == (CUDA, "")
     assert opened.why == {"auto": "auto: CUDA works", "cuda": "asked for"}[provider]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_tf32_is_off_where_a_model_computes_in_float32(write, works, precision):
+    path = write("model.onnx", good_onnx(manifest=tiny_manifest(precision=precision).to_json()))
+    assert works.asked == {"use_tf32": "0"}
+    assert open_model(path, "cuda").provider == CUDA
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_16_bit_models_keep_their_tensor_cores(write, works, precision, monkeypatch):
+    """use_tf32=0 would take these away, too; and what else is said of TF32 is nothing to them."""
+    works.asked.clear()
+    works.told["use_tf32"] = "1"
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    path = write("model.onnx", good_onnx(manifest=tiny_manifest(precision=precision).to_json()))
+    opened = open_model(path, "cuda")
+    assert (opened.provider, opened.note) == (CUDA, "")
+
+
+def test_a_float32_model_that_gets_tf32_all_the_same_is_noted(tiny_path, works, monkeypatch):
+    works.told["use_tf32"] = "1"
+    assert open_model(tiny_path, "cuda").note.startswith("this onnxruntime keeps TF32 on")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert open_model(tiny_path, "cuda").note.startswith(
+        "NVIDIA_TF32_OVERRIDE=1 may have CUDA round float32 to 10 bits"
+    )
+    assert open_model(tiny_path, "cpu").note == ""
+    works.told.clear()
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert open_model(tiny_path, "cuda").note == ""
+
+
+@pytest.mark.usefixtures("works")
+@pytest.mark.parametrize("manifest", ["{", '{"precision": "fp16"}', None])
+def test_a_manifest_that_cannot_be_read_is_the_files_fault_on_cuda_too(write, manifest):
+    with pytest.raises(ModelError, match="manifest"):
+        open_model(write("model.onnx", good_onnx(manifest=manifest)), "cuda")
+
+
+def test_openvino_is_asked_for_the_models_own_precision(tiny_path, monkeypatch):
+    """By itself it computes in bfloat16 where the CPU can."""
+    provider = "OpenVINOExecutionProvider"
+    monkeypatch.setattr(session.ort, "get_available_providers", lambda: [provider, CPU])
+    real, seen = session.ort.InferenceSession, []
+
+    def on_cpu(*args, providers, provider_options, **options):
+        seen.append(dict(zip(providers, provider_options, strict=True)))
+        opened = real(*args, providers=[CPU], **options)
+        opened.get_providers = lambda: providers
+        return opened
+
+    monkeypatch.setattr(session.ort, "InferenceSession", on_cpu)
+    assert open_model(tiny_path, "openvino").provider == provider
+    assert seen == [{provider: {"precision": "ACCURACY"}, CPU: {}}]
+
+
+# --- CUDA's libraries ---
+
+
+@pytest.fixture
+def preloads(built_with_cuda, monkeypatch, tmp_path):
+    """Records the folders in which onnxruntime, installed in tmp_path/site, is told to look; it prints each time."""
+    folders = []
+
+    def preload_dlls(cuda=True, cudnn=True, msvc=True, directory=None):
+        folders.append(directory)
+        print("Failed to load libcublasLt.so.13: no such file")
+
+    monkeypatch.setattr(session.ort, "preload_dlls", preload_dlls, raising=False)
+    monkeypatch.setattr(session.ort, "__file__", str(tmp_path / "site" / "onnxruntime" / "__init__.py"))
+    monkeypatch.setattr(sys, "path", [])
+    for name in ("torch", "nvidia"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return folders
+
+
+@pytest.mark.usefixtures("falls_back")
+def test_what_onnxruntime_prints_of_missing_libraries_is_not_on_standard_output(tiny_path, preloads, capfd):
+    assert open_model(tiny_path, "auto").provider == CPU
+    assert len(preloads) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_cudas_libraries_are_found_in_wheels_elsewhere_on_the_module_path(preloads, tmp_path, monkeypatch):
+    """As where onnxruntime was carried to the machine, and torch is installed there; nothing imports torch for it."""
+    for folder in ["nvidia/cu13/lib", "nvidia/cudnn/lib", "nvidia/cudnn/include", "torch/lib"]:
+        (tmp_path / "there" / folder).mkdir(parents=True)
+    (tmp_path / "there" / "torch" / "__init__.py").write_text("raise SystemExit('imported')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "there")])
+    session._preload_cuda()
+    expected = [tmp_path / "there" / folder for folder in ("nvidia/cu13/lib", "nvidia/cudnn/lib", "torch/lib")]
+    assert preloads == [None, *map(str, expected)]
+
+
+def test_wheels_beside_onnxruntime_are_its_own_to_find(preloads, tmp_path, monkeypatch):
+    for folder in ["site/nvidia/cudnn/lib", "there/nvidia/cudnn/lib"]:
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "there"), str(tmp_path / "site")])
+    session._preload_cuda()
+    assert preloads == [None]
+
+
+# --- what falls to the CPU ---
 
 
 def test_nodes_that_fell_to_the_cpu_are_counted_and_named(tiny_path, works):

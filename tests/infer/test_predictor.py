@@ -147,6 +147,12 @@ def test_of_equals_the_first_class_wins():
 # --- threads ---
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_predictor_says_how_many_threads_its_session_has(tiny_path, threads):
+    predictor = Predictor(tiny_path, "cpu", threads)
+    assert predictor.threads == predictor._session.get_session_options().intra_op_num_threads == threads
+
+
 def test_eight_threads_get_the_answers_of_one(built_in):
     paths = sorted(SAMPLE.glob("*/*.png"))[::5]
     assert len(paths) == 100

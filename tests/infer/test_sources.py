@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from imgcls_infer.preprocess import MAX_FILE_BYTES
+from imgcls_infer.container import MAX_FILE_BYTES
 from imgcls_infer.sources import UnreadableError, expand
 
 from .pictures import encode, noise

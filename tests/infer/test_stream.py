@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from imgcls_infer import ImageError, ModelError, Prediction, Predictor
 from imgcls_infer.pipeline import PATIENCE, in_order
+from imgcls_infer.session import CPU, CUDA
 
 from .pictures import encode, noise
 from .tiny import SAMPLE, SIDE, good_onnx
@@ -75,6 +76,60 @@ def test_a_fixed_batch_streams_too(write):
     assert [answer.label for _, answer in predictor.stream(PICTURES)] == [
         prediction.label for prediction in predictor.predict(PICTURES)
     ]
+
+
+class Recorder:
+    """A session that keeps the batch sizes that it gets, and how many threads were in it at once."""
+
+    def __init__(self, real) -> None:
+        self._real = real
+        self.sizes: list[int] = []
+        self.inside = self.most = 0
+
+    def run(self, names, feed):
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        self.sizes.append(len(feed["image"]))
+        time.sleep(0.002)
+        self.inside -= 1
+        return self._real.run(names, feed)
+
+
+def recorded(predictor: Predictor, provider: str) -> tuple[Recorder, list[str]]:
+    """A stream of pictures of which some take longer, on what calls itself `provider`."""
+    predictor.provider = provider
+    recorder = predictor._session = Recorder(predictor._session)
+
+    def slowly():
+        for index in range(90):
+            time.sleep(0.003 * (index % 7 == 0))
+            yield PICTURES[index % 7]
+
+    answers = [answer.label for _, answer in predictor.stream(slowly(), workers=4)]
+    return recorder, answers
+
+
+def test_an_accelerator_gets_batches_of_one_size_from_one_thread_at_a_time(tiny_path, tiny):
+    """It would plan its convolutions anew for each other size."""
+    recorder, answers = recorded(Predictor(tiny_path, "cpu", 1), CUDA)
+    assert answers == [prediction.label for prediction in tiny.predict([PICTURES[i % 7] for i in range(90)])]
+    assert set(recorder.sizes) == {32}
+    assert recorder.most == 1
+
+
+def test_an_accelerator_gets_a_fixed_batch_as_it_is(write):
+    path = write("model.onnx", good_onnx(image_shape=(3, SIDE, SIDE, 3)))
+    recorder, answers = recorded(Predictor(path, "cpu", 1), CUDA)
+    assert len(answers) == 90
+    assert set(recorder.sizes) == {3}
+    assert len(recorder.sizes) < 90
+
+
+def test_the_cpu_gets_what_is_there_from_every_thread(tiny_path):
+    recorder, _ = recorded(Predictor(tiny_path, "cpu", 1), CPU)
+    assert len(set(recorder.sizes)) > 1
+    assert sum(recorder.sizes) == 90
+    assert recorder.most > 1
 
 
 # --- bounds ---

@@ -76,6 +76,14 @@ def test_a_fault_in_the_normalisation_is_named(trained, files, tmp_path, tensor,
     assert bisect(trained[1], planted(files["plain"], tmp_path, scaled(tensor))).divergence.node == node
 
 
+@pytest.mark.parametrize("layer", ["conv2_layer", "fc2_layer"])
+def test_a_layer_that_gives_no_numbers_is_named(trained, files, tmp_path, layer):
+    found = bisect(trained[1], planted(files["folded"], tmp_path, scaled(f"{layer}.bias", np.nan)), PIXELS)
+    assert not found
+    assert found.divergence.node == layer
+    assert np.isnan(found.divergence.max_abs)
+
+
 def test_a_fault_in_a_node_without_weights_is_named(trained, files, tmp_path):
     for name in ("relu", "relu_2", "relu_3", "maxpool_1", "softmax"):
 

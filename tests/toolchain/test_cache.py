@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from imgcls_infer.manifest import ResizePolicy
+from PIL import Image
 
 from imgcls.data import packed
 from imgcls.data.cache import Cache
@@ -45,18 +48,46 @@ def test_the_second_time_nothing_is_decoded_and_the_pixels_are_the_same(pictures
     assert isinstance(second.images, np.memmap)
 
 
-def test_another_policy_file_size_or_time_is_another_entry(pictures):
+def test_another_policy_content_order_or_decoder_is_another_entry(pictures, monkeypatch):
     folder = scan_folder(pictures)
     keys = {cache_key(folder, POLICY), cache_key(folder, ResizePolicy(16, "pad")), cache_key(folder, ResizePolicy(8))}
     path = folder.paths[0]
-    os.utime(path, ns=(1, 1))
-    keys.add(cache_key(folder, POLICY))
     path.write_bytes(path.read_bytes() + b"x")
-    os.utime(path, ns=(1, 1))
     keys.add(cache_key(folder, POLICY))
     path.rename(path.with_name("zz.png"))
     keys.add(cache_key(scan_folder(pictures), POLICY))
+    monkeypatch.setattr("PIL.__version__", "0.1")
+    keys.add(cache_key(scan_folder(pictures), POLICY))
     assert len(keys) == 6
+
+
+def test_two_sets_of_equal_names_sizes_and_times_do_not_share_an_entry(tmp_path, cache):
+    """As reproducible archives unpack: every file has the same time."""
+    sets = []
+    for name, colour in (("first", 0), ("second", 255)):
+        path = tmp_path / name / "ant" / "00.bmp"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (16, 16), (colour, colour, colour)).save(path)
+        os.utime(path, ns=(1, 1))
+        sets.append(pack_folder(scan_folder(tmp_path / name), POLICY, cache).images)
+    assert (sets[0].max(), sets[1].min()) == (0, 255)
+
+
+def test_a_copy_of_a_set_finds_the_entry_and_names_its_own_unreadable_pictures(pictures, tmp_path, cache, no_decoding):
+    (pictures / "ant" / "bad.png").write_bytes(b"no picture")
+    pack_folder(scan_folder(pictures), POLICY, cache)
+    copy = Path(shutil.copytree(pictures, tmp_path / "copy", copy_function=shutil.copyfile))
+    no_decoding()
+    ((path, reason),) = pack_folder(scan_folder(copy), POLICY, cache).unreadable
+    assert path == copy / "ant" / "bad.png"
+    assert reason.startswith(f"{path}: not a")
+
+
+def test_a_picture_that_can_not_be_opened_is_unreadable_and_read_again_once_it_can(pictures, tmp_path, cache):
+    (pictures / "ant" / "link.png").symlink_to(tmp_path / "later.png")
+    assert len(pack_folder(scan_folder(pictures), POLICY, cache).unreadable) == 1
+    shutil.copyfile(pictures / "bee" / "00.png", tmp_path / "later.png")
+    assert not pack_folder(scan_folder(pictures), POLICY, cache).unreadable
 
 
 @pytest.mark.parametrize("damage", ["a bit", "cut", "header", "meta", "gone"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from dataclasses import replace
@@ -12,8 +13,10 @@ from imgcls_infer.manifest import ResizePolicy
 from imgcls.checkpoint import (
     FORMAT,
     is_bare,
+    is_finite,
     load_article_checkpoint,
     load_checkpoint,
+    read_state_dict,
     save_checkpoint,
     weights_sha256,
 )
@@ -145,3 +148,69 @@ def test_a_failed_write_keeps_the_old_checkpoint(trained, tmp_path, monkeypatch)
         save_checkpoint(path, network, replace(checkpoint.manifest, classes=TEN))
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["keep.pth"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 7, -1])
+def test_one_value_that_is_not_finite_is_found(value, place):
+    tensor = torch.linspace(-1, 1, 1001)
+    assert is_finite(tensor)
+    tensor[place] = value
+    assert not is_finite(tensor)
+    assert is_finite(torch.zeros(0))
+    assert is_finite(torch.full((3,), 3e38))  # whose sum is not
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_never_written_and_never_used(trained, tmp_path, value):
+    _, checkpoint = trained
+    bad = {**checkpoint.state_dict, "fc2_layer.bias": torch.full((10,), value)}
+    with pytest.raises(CheckpointError, match=r"fc2_layer\.bias.*not finite"):
+        save_checkpoint(tmp_path / "bad.pth", bad, checkpoint.manifest)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match=r"fc2_layer\.bias.*not finite"):  # so: no export either
+        replace(checkpoint, state_dict=bad).classifier()
+
+
+def odd_tensors():
+    yield "expanded", torch.zeros(1).expand(1 << 50)
+    yield "overlapping", torch.zeros(4).as_strided((1 << 45, 4), (0, 1))
+    yield "sparse", torch.zeros(3, 3).to_sparse()
+    yield "meta", torch.zeros(1 << 50, device="meta")
+    yield "complex", torch.zeros(3, dtype=torch.complex64)
+    yield "negated lazily", torch.zeros(3, dtype=torch.complex64).conj().imag
+
+
+@pytest.mark.parametrize("read", [load_checkpoint, read_state_dict])
+@pytest.mark.parametrize("tensor", [pytest.param(tensor, id=name) for name, tensor in odd_tensors()])
+def test_tensors_without_a_value_for_each_place_are_refused_before_they_take_memory(trained, tmp_path, tensor, read):
+    content = torch.load(trained[0], weights_only=True)
+    content["state_dict"]["fc2_layer.bias"] = tensor
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"odd\.pth: fc2_layer\.bias") as caught:
+        read(tmp_path / "odd.pth")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arch", ["cnn", "vgg16"])
+def test_a_manifest_of_another_size_makes_no_network_of_that_size(trained, monkeypatch, arch):
+    _, checkpoint = trained
+    linear = torch.nn.Linear.__init__
+
+    def record(self, *arguments, **options):
+        assert torch.empty(0).device.type == "meta", "34 GB of random weights"
+        linear(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.nn.Linear, "__init__", record)
+    huge = replace(checkpoint, manifest=replace(checkpoint.manifest, arch=arch, resize=ResizePolicy(4096)))
+    with pytest.raises(CheckpointError, match=f"do not fit {arch}"):
+        huge.network()
+
+
+def test_names_that_no_file_encodes_are_one_clear_error(trained, tmp_path):
+    content = torch.load(trained[0], weights_only=True)
+    content["state_dict"]["\ud800"] = torch.zeros(1)
+    content["manifest"]["weights_sha256"] = weights_sha256(content["state_dict"])
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_checkpoint(tmp_path / "odd.pth").network()

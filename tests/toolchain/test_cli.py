@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import SAMPLE
+from helpers import SAMPLE, make_pictures
 
 from imgcls.cli import command
 from imgcls.networks.registry import build_network
@@ -142,3 +145,60 @@ def test_an_error_is_one_line_whatever_the_file_is_called(tmp_path, name):
     assert failed.output.count("\n") == 1
     assert "\a" not in failed.output
     assert repr(name)[1:-1].replace("\\a", "\\x07") in failed.output
+
+
+def float_options(command, path=()):
+    for name, below in getattr(command, "commands", {}).items():
+        yield from float_options(below, (*path, name))
+    for parameter in command.params:
+        if isinstance(parameter.type, click.types.FloatParamType) or parameter.metavar == "R,G,B":
+            yield pytest.param(path, parameter.opts[0], id=" ".join((*path, parameter.opts[0])))
+
+
+@pytest.mark.parametrize(("path", "option"), list(float_options(command)))
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_every_number_is_a_finite_one(path, option, value):
+    if option in ("--mean", "--std"):
+        value = f"0.5,{value},0.5"
+    result = run(*path, *(["x.pth", "x.onnx"] if path != ("train",) else []), option, value)
+    assert result.exit_code == 2, result.output
+    assert option in result.output
+    assert "not a finite number" in result.output or "not in the range" in result.output
+
+
+def shell(line, *arguments):
+    """A line of bash in which `imgcls` is this one."""
+    line = line.replace("imgcls", f"{shlex.quote(sys.executable)} -m imgcls")
+    done = subprocess.run(
+        ["bash", "-c", line, "bash", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("line", ['imgcls data check "$1" > /dev/full', "imgcls --help > /dev/full"])
+def test_a_full_disk_below_standard_output_is_one_line(pictures, line):
+    code, _, errors = shell(line, pictures)
+    assert (code, errors) == (1, "error: standard output can't be written (No space left on device)\n")
+
+
+def test_closed_standard_output_is_one_line(pictures):
+    code, _, errors = shell('imgcls data check "$1" >&-', pictures)
+    assert (code, errors) == (1, "error: standard output can't be written (Bad file descriptor)\n")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>&- <&-"])
+def test_closed_standard_error_and_input_change_nothing(pictures, closed):
+    assert shell(f'imgcls data check "$1" {closed}', pictures)[0::2] == (0, "")
+    assert shell(f"imgcls data check nowhere {closed}")[0] == 1
+
+
+def test_what_is_left_to_train_survives_a_reader_that_goes_away(tmp_path):
+    make_pictures(tmp_path / "pictures", {"ant": 3, "bee": 3}, size=8)
+    train = 'imgcls train --train "$1/pictures" --no-test --image-size 8 --epochs 9999 --device cpu -o "$1/a.pth"'
+    code, _, errors = shell(f'set -o pipefail; {train} --cache-dir "$1/cache" --run-dir "$1/run" | head -1', tmp_path)
+    assert code == 1
+    assert errors == (
+        f"error: standard output can't be written (Broken pipe); go on with: imgcls train --resume {tmp_path}/run\n"
+    )
+    assert (tmp_path / "run" / "last.pth").exists()

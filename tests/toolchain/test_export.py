@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -178,15 +180,79 @@ def test_a_network_left_in_training_mode_is_exported_for_inference(trained, tmp_
     assert not any(module.training for module in checkpoint.classifier().modules())
 
 
-def test_an_export_never_overwrites_its_checkpoint(trained):
-    path, checkpoint = trained
-    with pytest.raises(ExportError, match="overwrite"):
-        export_model(ExportConfig(path, "onnx", path), checkpoint)
+def test_an_export_never_overwrites_its_checkpoint(trained, tmp_path):
+    path = shutil.copy(trained[0], tmp_path / "cnn.pt")
+    for output in (None, path):
+        with pytest.raises(ExportError, match="overwrite"):
+            export_model(ExportConfig(path, "torchscript", output), trained[1])
 
 
 def test_an_unknown_format_is_an_error(trained):
     with pytest.raises(ExportError, match="tflite"):
         export_model(ExportConfig(trained[0], "tflite"), trained[1])
+
+
+@pytest.mark.parametrize(
+    ("format", "output", "expected"),
+    [
+        (None, None, ("onnx", "cnn.onnx")),
+        (None, "a.onnx", ("onnx", "a.onnx")),
+        (None, "a.PT", ("torchscript", "a.PT")),
+        (None, "a.ts", ("torchscript", "a.ts")),
+        (None, "a.pt2", ("torch-export", "a.pt2")),
+        ("torchscript", None, ("torchscript", "cnn.pt")),
+        ("huggingface", None, ("huggingface", "huggingface/cnn")),
+        ("huggingface", "v1.2", ("huggingface", "v1.2")),
+    ],
+)
+def test_the_format_follows_the_suffix_unless_it_is_named(format, output, expected):
+    config = ExportConfig("models/cnn.pth", format, Path("models", output) if output else None)
+    name, path = export_module.destination(config)
+    assert (name, path) == (expected[0], Path("models", expected[1]))
+
+
+@pytest.mark.parametrize(
+    ("format", "output", "message"),
+    [
+        (None, "a.tflite", r"the suffix \.tflite belongs to no format; .*\.onnx, \.pt or \.pt2"),
+        (None, "a", "a name without a suffix belongs to no format"),
+        ("onnx", "a.tflite", r"onnx .*is named \*\.onnx"),
+        ("onnx", "a.pt", r"\.pt is torchscript's"),
+        ("torchscript", "a", r"torchscript .*is named \*\.pt"),
+        ("huggingface", "a.onnx", r"\.onnx is onnx's"),
+    ],
+)
+def test_a_suffix_of_another_format_or_of_none_is_an_error(trained, tmp_path, format, output, message):
+    with pytest.raises(ExportError, match=message):
+        export_model(ExportConfig(trained[0], format, tmp_path / output), trained[1])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("format", "precision", "expected"),
+    [("onnx", "int8", "cnn-int8.onnx"), ("torchscript", "bf16", "cnn-bf16.pt"), ("triton", "fp16", "triton/cnn-fp16")],
+)
+def test_each_precision_has_a_default_name_of_its_own(format, precision, expected):
+    config = ExportConfig("models/cnn.pth", format, precision=precision, calibration="train")
+    assert export_module.destination(config) == (format, Path("models", expected))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_regular_file_is_never_replaced(trained, tmp_path, kind):
+    path = tmp_path / "a.onnx"
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    shown = CliRunner().invoke(command, ["export", str(trained[0]), "-o", str(path)])
+    assert (shown.exit_code, shown.output.count("\n")) == (1, 1)
+    assert f"{path}: is a" in shown.output
+    assert not path.is_file()
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_exported(trained, tmp_path):
+    path, checkpoint = trained
+    state = {**checkpoint.state_dict, "fc1_layer.bias": torch.full((500,), torch.nan)}
+    with pytest.raises(ExportError, match=r"fc1_layer\.bias .*not finite"):
+        export_model(ExportConfig(path, output=tmp_path / "a.onnx"), replace(checkpoint, state_dict=state))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_without_golden_samples_still_runs(trained, tmp_path):

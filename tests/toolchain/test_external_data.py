@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from imgcls.config import ExportConfig
 from imgcls.errors import ExportError
 from imgcls.export import export_model
 from imgcls.export.info import info
+from imgcls.export.job import Job
 from imgcls.runtimes import run_module
 
 export_module, to_onnx_module = sys.modules["imgcls.export"], sys.modules["imgcls.export.to_onnx"]
@@ -37,6 +39,10 @@ def exported(original, tmp_path):
     """A copy of the pair."""
     files = [shutil.copy(path, tmp_path / path.name) for path in (original.path, original.weights)]
     return replace(original, path=files[0], weights=files[1])
+
+
+def job_of(checkpoint, external_data):
+    return Job(checkpoint.classifier(), opset=18, external_data=external_data, name="cnn.onnx")
 
 
 def names(folder):
@@ -98,6 +104,30 @@ def test_a_failed_export_leaves_the_old_pair_as_it_was(trained, exported, tmp_pa
         assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
 
 
+def test_two_exports_to_one_name_leave_one_whole_model(trained, exported, tmp_path, monkeypatch):
+    """The plain one is about to remove old weights when the other one, with new weights beside it, comes between."""
+    path, checkpoint = trained
+    made = {outside: to_onnx_module.to_onnx(job_of(checkpoint, outside)) for outside in (False, True)}
+    onnx_format = replace(export_module.FORMATS["onnx"], convert=lambda job: made[job.external_data])
+    monkeypatch.setitem(export_module.FORMATS, "onnx", onnx_format)
+    other = threading.Thread(
+        target=export_model, args=(ExportConfig(path, output=exported.path, external_data=True), checkpoint)
+    )
+    remove = export_module.remove_old_weights
+
+    def late(*arguments, **options):
+        if not other.ident:
+            other.start()
+            other.join(1.0)
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(export_module, "remove_old_weights", late)
+    export_model(ExportConfig(path, output=exported.path), checkpoint)
+    other.join()
+    assert Predictor(exported.path).manifest.classes == checkpoint.manifest.classes
+    assert names(tmp_path) == ["cnn.onnx", made[True].weights.name]
+
+
 def test_weights_over_protobufs_limit_go_outside_unasked(trained, tmp_path, monkeypatch):
     path, checkpoint = trained
     monkeypatch.setattr(to_onnx_module, "LARGEST", 2_000_000)
@@ -145,5 +175,6 @@ def test_a_model_without_its_weights_says_which_file_is_missing(exported, tmp_pa
 
 @pytest.mark.parametrize("name", ["torchscript", "torch-export"])
 def test_only_onnx_has_external_data(trained, tmp_path, name):
+    output = tmp_path / f"a{export_module.FORMATS[name].suffix}"
     with pytest.raises(ExportError, match="--external-data goes with onnx"):
-        export_model(ExportConfig(trained[0], name, tmp_path / "a.pt", external_data=True), trained[1])
+        export_model(ExportConfig(trained[0], name, output, external_data=True), trained[1])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 from click.testing import CliRunner
 from helpers import make_pictures
@@ -80,6 +82,29 @@ def test_a_folder_without_pictures_is_one_clear_error(tmp_path, make):
     with pytest.raises(DataError, match="root") as caught:
         scan_folder(root)
     assert "\n" not in str(caught.value)
+
+
+def test_a_class_folder_whose_name_is_no_utf8_is_one_clear_error(pictures):
+    """The manifest holds class names as JSON, which is UTF-8 wherever it is read."""
+    os.rename(pictures / "bee", os.fsencode(pictures) + b"/caf\xe9")
+    for arguments in (
+        ["data", "check", str(pictures)],
+        ["train", "--no-test", "--train", str(pictures), "-o", "a.pth"],
+    ):
+        result = CliRunner().invoke(command, arguments)
+        assert (result.exit_code, result.output.count("\n")) == (1, 1), result.output
+        assert r"caf\udce9: its name is no UTF-8; rename it" in result.output
+
+
+@pytest.mark.parametrize("place", ["ant/link.png", "ant/folder", "class"])
+def test_a_link_that_leads_nowhere_is_named_and_stops_nobody(pictures, place):
+    (pictures / place).symlink_to("nowhere")
+    result = CliRunner().invoke(command, ["data", "check", str(pictures)])
+    assert ("no such file" if place == "ant/link.png" else "stray") in result.output
+    arguments = ["--no-test", "--epochs", "1", "--device", "cpu", "-o", str(pictures.parent / "a.pth")]
+    trained = CliRunner().invoke(command, ["train", "--train", str(pictures), *arguments, "--image-size", "8"])
+    assert trained.exit_code == 0, trained.output
+    assert ("skipped 1 unreadable pictures" in trained.output) == (place == "ant/link.png")
 
 
 def test_data_check_names_everything_in_one_report(pictures):

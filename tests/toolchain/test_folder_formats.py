@@ -54,6 +54,15 @@ def test_the_model_in_it_proves_itself_and_answers_as_pytorch_does(exported):
     np.testing.assert_allclose(predictor.run(pixels)[1], expected, atol=1e-5)
 
 
+def test_classes_named_in_no_utf8_are_escaped_in_the_texts(exported, tmp_path):
+    name, _, checkpoint = exported
+    classes = ("\ud800", "b\udcff", *checkpoint.manifest.classes[2:])
+    odd = replace(checkpoint, manifest=replace(checkpoint.manifest, classes=classes))
+    result = export_model(ExportConfig(tmp_path / "a.pth", name, tmp_path / "cnn"), odd)
+    assert result.manifest.classes == classes
+    assert any(r"\udcff" in (result.path / text).read_text(encoding="utf-8") for text in FOLDERS[name].names)
+
+
 @pytest.mark.parametrize(("name", "precision"), [("huggingface", "int8"), ("triton", "fp16")])
 def test_other_precisions_go_into_a_folder_too(trained, tmp_path, name, precision):
     path, checkpoint = trained

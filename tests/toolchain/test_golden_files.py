@@ -13,7 +13,8 @@ from imgcls_infer.selfcheck import pixels_sha256
 from PIL import Image, ImageFilter
 
 from imgcls.export.golden_files import make_golden_files
-from imgcls.networks import Classifier, build_network
+from imgcls.networks.classifier import Classifier
+from imgcls.networks.registry import build_network
 
 SIDE = 32
 PLAIN, TRANSPARENT, JPEG, TURNED = "plain.png", "transparent.png", "plain.jpg", "turned.jpg"
@@ -76,13 +77,13 @@ def test_the_turned_file_alone_shows_that_orientations_are_not_applied(monkeypat
 
 
 def test_the_jpeg_files_alone_show_another_jpeg_decoder(monkeypatch, files):
-    honest = preprocess._to_rgb
+    honest = preprocess._upright_rgb
 
-    def smoothed(image, name):
-        rgb = honest(image, name)
+    def smoothed(image, exif, name):
+        rgb = honest(image, exif, name)
         return rgb.filter(ImageFilter.BLUR) if image.format == "JPEG" else rgb
 
-    assert shown_by(monkeypatch, files, "_to_rgb", smoothed) == {JPEG, TURNED}
+    assert shown_by(monkeypatch, files, "_upright_rgb", smoothed) == {JPEG, TURNED}
     assert opened(files[TURNED]).info.get("progressive")
     assert not opened(files[JPEG]).info.get("progressive")
 

@@ -268,9 +268,10 @@ def test_a_trainings_figures_are_without_tf32_and_its_steps_are_as_the_process_h
     config = train_config(
         pictures, tmp_path / "a.pth", pictures, epochs=1, batch_size=4, val_fraction=0.25, device="cpu"
     )
-    monkeypatch.setattr(loop, "write_checkpoint", lambda *_: None)
-    monkeypatch.setattr(outcome, "write_checkpoint", lambda *_: None)
-    monkeypatch.setattr(outcome, "load_checkpoint", lambda _: SimpleNamespace(state_dict=network.state_dict()))
+    monkeypatch.setattr(loop, "write_checkpoint", lambda run, path, row: path.touch())
+    monkeypatch.setattr(outcome, "write_checkpoint", lambda run, path, row: path.touch())
+    written = SimpleNamespace(state_dict=network.state_dict(), manifest=SimpleNamespace(weights_sha256=""))
+    monkeypatch.setattr(outcome, "load_checkpoint", lambda _: written)
     train(config)
     steps = {seen[1:] for seen in network.seen if seen[0]}
     figures = {seen[1:] for seen in network.seen if not seen[0]}

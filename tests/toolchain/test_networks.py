@@ -5,16 +5,13 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from imgcls_infer.manifest import Manifest, ResizePolicy
 from torchvision.transforms import functional as tv
 
-from imgcls.checkpoint import save_checkpoint
-from imgcls.errors import CheckpointError, ImgclsError
+from imgcls.errors import ImgclsError
 from imgcls.networks.classifier import Classifier, split_head
 from imgcls.networks.cnn import CNN
 from imgcls.networks.registry import build_network, find
 from imgcls.training import train_config
-from imgcls.training.start import load_start, read_start
 
 ARTICLE_SHAPES = {
     "conv1_layer.weight": (16, 3, 3, 3),
@@ -102,56 +99,10 @@ def test_body_and_head_are_the_whole_network(vgg16):
     assert head.weight is vgg16.classifier[6].weight
 
 
-def made_weights(value):
-    """torchvision's VGG16, with its 1,000 classes, every number the same."""
-    with torch.device("meta"):
-        original = torchvision.models.vgg16().state_dict()
-    return {name: torch.full(tensor.shape, value) for name, tensor in original.items()}
-
-
-def checkpoint_of(path, state):
-    manifest = Manifest("vgg16", tuple(map(str, range(1000))), ResizePolicy(32), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "")
-    save_checkpoint(path, state, manifest)
-
-
-@pytest.mark.parametrize("save", [lambda path, state: torch.save(state, path), checkpoint_of], ids=["bare", "ours"])
-def test_local_weights_fill_all_but_the_last_layer(vgg16, tmp_path, save):
-    save(tmp_path / "vgg16.pth", made_weights(0.25))
-    head = vgg16.classifier[6].weight.clone()
-    load_start(vgg16, find("vgg16"), read_start(find("vgg16"), tmp_path / "vgg16.pth"))
-    assert bool((vgg16.features[28].weight == 0.25).all())
-    assert bool((vgg16.classifier[3].weight == 0.25).all())
-    torch.testing.assert_close(vgg16.classifier[6].weight, head, rtol=0, atol=0)
-
-
-def test_the_normalisation_travels_with_the_weights(tmp_path):
-    row = find("vgg16")
-    torch.save(made_weights(0.5), tmp_path / "bare.pth")
-    checkpoint_of(tmp_path / "ours.pth", made_weights(0.5))
-    published, own = (read_start(row, tmp_path / f"{name}.pth") for name in ("bare", "ours"))
-    assert (published.mean, published.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert (own.mean, own.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-
-
-def test_weights_of_another_network_are_refused_with_where_to_get_the_right_ones(vgg16, tmp_path):
-    torch.save(build_network("cnn", 10, 32).state_dict(), tmp_path / "cnn.pth")
-    with pytest.raises(CheckpointError, match=r"vgg16-397923af\.pth"):
-        load_start(vgg16, find("vgg16"), read_start(find("vgg16"), tmp_path / "cnn.pth"))
-
-
-def test_no_network_is_an_error_that_says_which_file_to_get(vgg16, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
-    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
-    with pytest.raises(CheckpointError, match=r"download\.pytorch\.org/models/vgg16-397923af\.pth.*--weights"):
-        read_start(find("vgg16"), None)
-
-
 def test_pretrained_options_belong_to_vgg16(tmp_path):
-    with pytest.raises(ImgclsError, match="vgg16"):
-        train_config(tmp_path, tmp_path / "x.pth", pretrained=True)
+    for options in ({"pretrained": True}, {"freeze": True, "weights": tmp_path / "a.pth"}):
+        with pytest.raises(ImgclsError, match="vgg16"):
+            train_config(tmp_path, tmp_path / "x.pth", **options)
     with pytest.raises(ImgclsError, match="random weights"):
         train_config(tmp_path, tmp_path / "x.pth", arch="vgg16", freeze=True)
 

@@ -4,7 +4,9 @@ import copy
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -17,9 +19,10 @@ from hypothesis import strategies as st
 from imgcls_infer import Predictor
 from imgcls_infer.manifest import MANIFEST_KEY, Manifest, ResizePolicy
 from imgcls_infer.preprocess import preprocess
-from imgcls_infer.selfcheck import PIXELS_TO_PROBABILITIES
+from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES
 from onnx import numpy_helper
 
+from imgcls import rounding
 from imgcls.cli import command
 from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
@@ -27,10 +30,20 @@ from imgcls.errors import DataError
 from imgcls.export import export_model
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.precision import narrow
-from imgcls.parity import Outputs, VerifyResult, compare, default_tolerance, measure, verify
-from imgcls.probes import Probe, adversarial, border_pictures
+from imgcls.parity import Outputs, VerifyResult, compare, default_tolerance, manifest_problems, measure, verify
+from imgcls.probes import (
+    BATCH_SIZES,
+    BORDER_PICTURES,
+    THREADS,
+    Probe,
+    adversarial,
+    adversarial_pictures,
+    batch_invariance,
+    border_pictures,
+    thread_invariance,
+)
 from imgcls.report.parity import write_parity
-from imgcls.rounding import SPREAD, deviations, typical_pictures
+from imgcls.rounding import SPREAD, UNITS, deviations, typical_pictures
 from imgcls.runtimes import Runtime, eager, open_model, run_module
 
 
@@ -117,6 +130,26 @@ def test_swapped_class_names_are_wrong_answers_by_name(trained, model_file, samp
     report = check(trained[1], tmp_path / "damaged.onnx", sample)
     assert report.changed
     assert {answer.reference for answer in report.changed} <= set(trained[1].manifest.classes[:2])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("arch", "vgg16"),
+        ("mean", (0.5, 0.5, 0.4)),
+        ("std", (0.5, 0.5, 0.4)),
+        ("weights_sha256", "0" * 64),
+        ("classes", ("b", "a", "c")),
+        ("resize", ResizePolicy(8, "pad")),
+    ],
+)
+def test_whatever_a_model_says_otherwise_of_itself_is_a_problem(field, value):
+    ((half, problem),) = (
+        str(text).split(": ") for text in manifest_problems(MANIFEST, replace(MANIFEST, **{field: value}))
+    )
+    assert problem == f"the manifest's {field} is not the checkpoint's"
+    assert half == (FILE_TO_PIXELS if field == "resize" else PIXELS_TO_PROBABILITIES)
+    assert manifest_problems(MANIFEST, replace(MANIFEST, precision="int8", parity={"tolerance": 1.0})) == ()
 
 
 def test_another_checkpoint_than_the_models_own_fails(trained, model_file, sample):
@@ -219,10 +252,99 @@ def test_zero_probabilities_give_a_finite_divergence():
 
 
 def test_every_runtime_answers_alike_in_every_batch_and_on_tricky_pictures(trained, model_file, sample):
-    report = check(trained[1], model_file, sample)
+    runtime = open_model(model_file)
+    batches, threads = [], []
+
+    def run(pixels):
+        batches.append(len(pixels))
+        return runtime.run(pixels)
+
+    def with_threads(count):
+        threads.append(count)
+        return runtime.with_threads(count)
+
+    watched = replace(runtime, run=run, with_threads=with_threads)
+    report = verify(trained[1], [("m", watched)], sample).reports[0]
     assert [probe.name for probe in report.probes] == ["batches", "threads", "adversarial"]
     assert all(probe.max_abs < 1e-6 for probe in report.probes)
-    assert report.probes[2].count > 20
+    assert threads == list(THREADS) == [1, 2, 3]
+    count = report.probes[2].count
+    assert batches[-count_of_batches() - 1 :] == [*[1] * 64, *[2] * 32, *[7] * 9, 1, 64, count]
+    assert count > 20
+
+
+def count_of_batches():
+    return sum(-(-64 // size) for size in BATCH_SIZES)
+
+
+def test_tricky_pictures_are_those_of_their_names_and_none_twice(trained, sample):
+    pixels = np.stack([preprocess(path, ResizePolicy(32)) for path in sample.paths[::8]])
+    pictures = adversarial_pictures(eager(trained[1]).run, pixels)
+    assert sum(name.startswith("border") for name in pictures) == BORDER_PICTURES
+    assert len({picture.tobytes() for picture in pictures.values()}) == len(pictures)
+    for value in (0, 1, 127, 128, 254, 255):
+        assert np.unique(pictures[f"all {value}"]).tolist() == [value]
+    board = pictures["checkerboard of 2, phase 0"][..., 0]
+    assert board[:4, :4].tolist() == [[0, 0, 255, 255]] * 2 + [[255, 255, 0, 0]] * 2
+    np.testing.assert_array_equal(pictures["checkerboard of 2, phase 1"][..., 0], 255 - board)
+    assert pictures["only green"][3, 5].tolist() == [0, 255, 0]
+    assert pictures["ramp"][7, [0, -1], 1].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("size", BATCH_SIZES[1:])
+def test_a_batch_that_gives_no_number_is_the_worst_of_all(size):
+    """Of several differences Python's max loses one that is not a number."""
+    pixels = np.zeros((64, 8, 8, 3), np.uint8)
+
+    def run(batch):
+        broken = np.nan if len(batch) == size else 0.0
+        return np.zeros((len(batch), 3), np.float32), np.full((len(batch), 3), broken, np.float32)
+
+    probe = batch_invariance(Runtime("n", run, MANIFEST), pixels)
+    assert np.isnan(probe.max_abs)
+    assert probe.worst == str(size)
+    probe = thread_invariance(Runtime("n", run, MANIFEST, with_threads=lambda count: run), pixels[:size])
+    assert np.isnan(probe.max_abs)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["batches", "threads", "adversarial"])
+def test_a_probe_that_is_no_number_fails(name, precision):
+    outputs, manifest = answers(0), replace(MANIFEST, precision=precision)
+    labels, paths = np.zeros(20, np.int64), [str(row) for row in range(20)]
+    probes = (Probe(name, 3, float("nan"), "64"),)
+    report = compare(
+        outputs, outputs, MANIFEST, manifest, labels, paths, name="n", path="p", tolerance=0.25, probes=probes
+    )
+    assert [str(problem).split(": ")[:2] for problem in report.problems] == [[PIXELS_TO_PROBABILITIES, name]]
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_an_adversarial_picture_that_gives_no_number_is_the_worst(row):
+    expected = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    actual = np.array([[0.1, 0.9], [0.8, 0.2]], np.float32)
+    actual[row, 1] = np.nan
+    pixels = {"first": np.zeros((8, 8, 3), np.uint8), "second": np.ones((8, 8, 3), np.uint8)}
+    probe = adversarial(Runtime("n", lambda _: (expected, actual), MANIFEST), expected, pixels)
+    assert np.isnan(probe.max_abs)
+    assert probe.worst == ("first", "second")[row]
+
+
+def test_torch_runs_with_as_many_threads_as_are_asked_for(trained):
+    runtime = eager(trained[1])
+    before = torch.get_num_threads()
+    seen = []
+
+    def forward(self, image):
+        seen.append(torch.get_num_threads())
+        return image, image
+
+    pixels = np.zeros((1, 32, 32, 3), np.uint8)
+    with patch.object(Classifier, "forward", forward):
+        for count in THREADS:
+            runtime.with_threads(count)(pixels)
+    assert seen == list(THREADS)
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize(
@@ -292,8 +414,9 @@ def test_the_tolerance_grows_with_the_unit_and_with_the_depth(trained):
     assert all(sigma > 0 for sigma in layers)
 
 
-def test_a_single_layers_deviation_is_the_formulas():
+def test_a_single_layers_deviation_is_the_formulas(monkeypatch):
     """One linear layer, noise on its output alone: sigma^2 = u^2 / 3 ((n/2 + 1) Q + (n/3 + 1) y^2)."""
+    monkeypatch.setattr(rounding, "_DRAWS", 400)
     layer = torch.nn.Linear(3 * 16, 5)
     network = torch.nn.Sequential(torch.nn.Flatten(1), layer)
     classifier = Classifier(network, 4, (0.0,) * 3, (1 / 255,) * 3).eval()  # pixels as they are
@@ -303,7 +426,35 @@ def test_a_single_layers_deviation_is_the_formulas():
     variance = 2.0**-48 / 3 * ((24 + 1) * (x**2 @ (w**2).T) + (16 + 1) * y**2)
     inputs = 2.0**-48 / 3 * 2 * (x**2 @ (w**2).T)  # the normalisation's product and sum
     expected = float((variance + inputs).max() ** 0.5)
-    assert deviations(classifier, pixels)["network_1"] == pytest.approx(expected, rel=0.6)
+    assert deviations(classifier, pixels)["network_1"] == pytest.approx(expected, rel=0.12)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_the_variance_of_a_layer_is_that_of_the_page(kind, precision):
+    """By the formulas in imgcls.rounding, term by term."""
+    generator = torch.Generator().manual_seed(0)
+    module = torch.nn.Linear(6, 4) if kind == "linear" else torch.nn.Conv2d(2, 4, 3, padding=1)
+    with torch.no_grad():
+        module.weight *= torch.tensor([0.5, 1.0, 2.0, 3.0]).view(-1, *[1] * (module.weight.dim() - 1))
+    x = torch.randn((3, 6) if kind == "linear" else (3, 2, 5, 5), generator=generator)
+    apply = torch.nn.functional.linear if kind == "linear" else partial(torch.nn.functional.conv2d, padding=1)
+    with torch.no_grad():
+        y, weight = module(x), module.weight
+        products = apply(x**2, weight**2)
+        n = weight[0].numel()
+        if precision == "int8":
+            w_step = weight.abs().flatten(1).amax(1).view(-1, *[1] * (weight.dim() - 1)) / 127
+            x_step = (x.max() - x.min()) / 255
+            # around a border a convolution has fewer weights: the model counts them all
+            rounded_inputs = (weight**2).flatten(1).sum(1).view(-1, *[1] * (weight.dim() - 2)) * x_step**2
+            expected = (apply(x**2, torch.ones_like(weight) * w_step**2) + rounded_inputs) / 12
+        elif precision == "fp32":
+            expected = UNITS["fp32"] ** 2 / 3 * ((n / 2 + 1) * products + n / 3 * y**2 + y**2)
+        else:
+            expected = UNITS[precision] ** 2 / 3 * (2 * products + y**2)
+        found = rounding._layer_variance(module, x, y, precision)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

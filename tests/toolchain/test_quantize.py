@@ -11,6 +11,7 @@ import pytest
 from helpers import SAMPLE
 from imgcls_infer import session
 from imgcls_infer.predictor import Predictor
+from imgcls_infer.preprocess import preprocess
 from onnx import numpy_helper
 
 from imgcls.config import ExportConfig
@@ -111,21 +112,94 @@ def test_a_fixed_batch_goes_with_int8(trained, tmp_path):
     assert result.manifest.parity["batch_sizes"] == [2]
 
 
-def test_the_mean_error_of_rounded_weights_is_taken_out_of_the_biases(trained, tmp_path):
-    path, checkpoint = trained
-    export_model(ExportConfig(path, "onnx", tmp_path / "float.onnx"), checkpoint)
-    model = onnx.load(tmp_path / "float.onnx")
-    pictures = np.stack([sample.pixels() for sample in open_model(tmp_path / "float.onnx").golden])
-    ranges = quantize._ranges(model, pictures, "min-max")
-    means = quantize._input_means(model, pictures)
-    errors = []
-    for correct in (False, True):
-        candidate = quantize._to_int8(model, ranges, quantize.TARGETS["x86-vnni"], ())
-        if correct:
-            quantize._correct_biases(candidate, model, means)
-        logits = [quantize._session(graph).run(["logits"], {"image": pictures})[0] for graph in (model, candidate)]
-        errors.append(np.abs((logits[0] - logits[1]).mean(0)).mean())
-    assert errors[1] < errors[0]
+@pytest.fixture(scope="module")
+def floats(trained, tmp_path_factory):
+    """The float graph, and pictures uint8 [32, 32, 32, 3]."""
+    path = tmp_path_factory.mktemp("floats") / "cnn.onnx"
+    export_model(ExportConfig(trained[0], output=path), trained[1])
+    policy = trained[1].manifest.resize
+    return onnx.load(path), np.stack([preprocess(file, policy) for file in scan_folder(SAMPLE / "train").paths[::32]])
+
+
+def test_the_mean_error_of_rounded_weights_is_taken_out_of_the_biases(floats, monkeypatch):
+    model, pictures = floats
+    monkeypatch.setattr(quantize, "METHODS", {"min-max": quantize.METHODS["min-max"]})
+    monkeypatch.setattr(quantize, "AGREEMENT", 0.0)
+    corrected, _ = quantize.quantize(model, pictures, "x86-vnni")
+    monkeypatch.setattr(quantize, "_correct_biases", lambda *_: None)
+    plain, _ = quantize.quantize(model, pictures, "x86-vnni")
+    logits = [
+        quantize._session(graph).run(["logits"], {"image": pictures[0::2]})[0] for graph in (model, plain, corrected)
+    ]
+    errors = [np.abs((logits[0] - found).mean(0)).mean() for found in logits[1:]]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_one_half_of_the_pictures_calibrates_and_the_other_judges(floats, monkeypatch):
+    model, pictures = floats
+    seen = {"_ranges": [], "_input_means": [], "_probabilities": []}
+
+    def watched(function, calls):
+        def watch(graph, given, *options):
+            calls.append(given)
+            return function(graph, given, *options)
+
+        return watch
+
+    for name, calls in seen.items():
+        monkeypatch.setattr(quantize, name, watched(getattr(quantize, name), calls))
+    _, chosen = quantize.quantize(model, pictures[:9], "x86-vnni")
+    assert (chosen.calibrated, chosen.judged) == (5, 4)
+    for name, half in (("_ranges", 0), ("_input_means", 0), ("_probabilities", 1)):
+        assert seen[name]
+        for given in seen[name]:
+            np.testing.assert_array_equal(given, pictures[half:9:2])
+
+
+def test_agreement_is_the_share_of_equal_answers_and_then_the_mean_difference():
+    expected = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]], np.float32)
+    actual = np.array([[0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.7, 0.3]], np.float32)
+    assert quantize._agreement(expected, actual) == pytest.approx((0.75, 0.1))
+    better, worse = (quantize._Attempt(onnx.ModelProto(), 0.75, difference) for difference in (0.1, 0.2))
+    assert quantize._Attempt(onnx.ModelProto(), 0.8, 0.9).rank > better.rank > worse.rank
+
+
+LAYERS = {"a": 10, "b": 20, "c": 3000, "d": 30, "e": 100}
+"""Weights by layer; 316 may stay in float, all but those of c."""
+
+
+def layered():
+    nodes = [onnx.helper.make_node("Gemm", ["x", f"{name}.weight"], [name], name) for name in LAYERS]
+    held = [numpy_helper.from_array(np.zeros((size, 1), np.float32), f"{name}.weight") for name, size in LAYERS.items()]
+    return onnx.helper.make_model(onnx.helper.make_graph(nodes, "layered", [], [], held))
+
+
+@pytest.mark.parametrize(
+    ("agreements", "share", "freed"),
+    [
+        ({"": 0.5, "b": 0.7, "d": 0.6, "bd": 0.8, "bda": 0.79}, 0.1, "bd"),  # nothing helps any more
+        ({"": 0.5, "c": 0.99, "a": 0.6, "ae": 0.7, "aeb": 0.8}, 0.1, "aeb"),  # c is too large
+        ({"": 0.5, "a": 0.6, "ae": 0.7, "aeb": 0.8}, 0.04, "ae"),  # then 126 of 316 are used up
+        ({"": 0.5, "a": 0.996, "ab": 1.0}, 0.1, "a"),  # good enough
+        ({"": 0.996, "a": 1.0}, 0.1, ""),
+    ],
+)
+def test_layers_go_back_to_float_the_best_first_until_one_of_three_ends(monkeypatch, agreements, share, freed):
+    model, judged = layered(), []
+
+    def to_int8(model, ranges, scheme, float_layers):
+        judged.append("".join(float_layers))
+        return onnx.helper.make_model(onnx.helper.make_graph([], judged[-1], [], []))
+
+    for name in ("_probabilities", "_input_means", "_correct_biases"):
+        monkeypatch.setattr(quantize, name, lambda *_: None)
+    monkeypatch.setattr(quantize, "_ranges", lambda model, pictures, method: method)
+    monkeypatch.setattr(quantize, "_to_int8", to_int8)
+    monkeypatch.setattr(quantize, "_agreement", lambda *_: (agreements.get(judged[-1], 0.0), 0.0))
+    monkeypatch.setattr(quantize, "FLOAT_SHARE", share)
+    best, chosen = quantize.quantize(model, np.zeros((4, 8, 8, 3), np.uint8), "arm64")
+    assert "".join(chosen.float_layers) == best.graph.name == freed
+    assert chosen.agreement == agreements[freed]
 
 
 def test_the_mean_output_of_a_layer_is_its_output_for_the_mean_input():
@@ -142,6 +216,7 @@ def test_layers_go_back_to_float_while_that_helps_and_the_file_stays_small(train
     monkeypatch.setattr(quantize, "AGREEMENT", 1.1)
     result = int8(trained, tmp_path / "cnn.onnx", calibration_size=64)
     freed = result.manifest.parity["quantization"]["float_layers"]
+    assert freed
     assert "fc1_layer" not in freed
     values = weights(result.path)
     assert all(f"{name}.weight" in values for name in freed)
@@ -151,7 +226,7 @@ def test_layers_go_back_to_float_while_that_helps_and_the_file_stays_small(train
 
 def test_int8_needs_calibration_pictures(trained, tmp_path):
     path, checkpoint = trained
-    with pytest.raises(ImgclsError, match="--calibration"):
+    with pytest.raises(ImgclsError, match="calibration"):
         ExportConfig(path, precision="int8")
     with pytest.raises(ExportError, match="torchscript has no int8"):
         export_model(ExportConfig(path, "torchscript", precision="int8", calibration=tmp_path), checkpoint)

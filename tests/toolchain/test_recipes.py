@@ -60,7 +60,7 @@ def test_cutout_paints_one_square_and_nothing_else(row, column, share):
                 assert found[0, y, x].tolist() == ([10, 20, 30] if depth > 0 else [200, 200, 200])
 
 
-def test_class_weights_let_a_rare_class_count_the_same(tmp_path):
+def test_class_weights_are_in_inverse_proportion_to_the_counts(tmp_path):
     root = make_pictures(tmp_path / "p", {"ant": 30, "bee": 3})
     from imgcls_infer.manifest import ResizePolicy
 

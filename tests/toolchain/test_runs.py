@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +18,10 @@ from helpers import SAMPLE, make_pictures
 
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
+from imgcls.data.folder import scan_folder
+from imgcls.data.packed import pack_folder
 from imgcls.errors import ImgclsError, TrainingError
-from imgcls.training import train, train_config
+from imgcls.training import loop, train, train_config
 from imgcls.training.learner import Learner
 from imgcls.training.runs import RunFolder, load_config, load_state
 from imgcls.training.sets import split_rows
@@ -36,8 +41,8 @@ def config(tmp_path, pictures):
     )
 
 
-def stop_after(monkeypatch, steps):
-    """Ctrl-C arrives during the step of that number."""
+def stop_after(monkeypatch, steps, *signals):
+    """Ctrl-C, or these signals, arrive during the step of that number."""
     original = Learner.learn
     seen = []
 
@@ -45,7 +50,8 @@ def stop_after(monkeypatch, steps):
         original(self, *arguments)
         seen.append(1)
         if len(seen) == steps:
-            os.kill(os.getpid(), signal.SIGINT)
+            for number in signals or (signal.SIGINT,):
+                os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Learner, "learn", step)
 
@@ -67,6 +73,46 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_figures(config, tmp_
         return [{name: value for name, value in row.items() if name != "seconds"} for row in result.history]
 
     assert figures(resumed) == figures(whole)
+
+
+class TerminatedError(Exception):
+    """What SIGTERM does in these tests where nobody else handles it."""
+
+
+@pytest.fixture
+def sigterm():
+    def handler(number, frame):
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, handler)
+    yield handler
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_saves_the_state_as_ctrl_c_does(config, tmp_path, monkeypatch, sigterm):
+    stop_after(monkeypatch, 2, signal.SIGTERM)
+    with pytest.raises(TrainingError, match="interrupted in epoch 1; go on with"):
+        train(config.changed(save_every=1e9))
+    assert load_state(tmp_path / "run")["step"] == 2
+    assert signal.getsignal(signal.SIGTERM) is sigterm
+
+
+@pytest.mark.parametrize(
+    ("second", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TerminatedError)], ids=["INT", "TERM"]
+)
+def test_the_second_signal_ends_the_run_at_once(config, tmp_path, monkeypatch, sigterm, second, error):
+    before = signal.getsignal(signal.SIGINT)
+    stop_after(monkeypatch, 2, signal.SIGINT, second)
+    with pytest.raises(error):
+        train(config)
+    assert load_state(tmp_path / "run")["step"] == 1  # what was saved before it still loads
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_that_ends_gives_the_signals_back(config, sigterm):
+    before = signal.getsignal(signal.SIGINT)
+    train(config.changed(epochs=1))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == (before, sigterm)
 
 
 def test_a_run_killed_with_sigkill_is_resumed_bit_for_bit(config, tmp_path):
@@ -158,15 +204,119 @@ def test_a_folder_that_is_no_run_is_one_clear_error(tmp_path, damage):
     assert result.output.count("\n") == 1
 
 
-def test_resume_takes_no_other_options(tmp_path):
-    result = CliRunner().invoke(command, ["train", "--resume", str(tmp_path), "--epochs", "3"])
+def test_resume_takes_no_other_options_but_epochs(tmp_path):
+    given = ["--epochs", "3", "--batch-size", "5", "--seed", "1"]
+    result = CliRunner().invoke(command, ["train", "--resume", str(tmp_path), *given])
     assert result.exit_code == 2
-    assert "leave out --epochs" in result.output
+    assert "leave out --batch-size, --seed" in result.output
+
+
+def contents(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("epochs", [[], ["--epochs", "3"]], ids=["", "as many epochs"])
+def test_resuming_a_finished_run_says_so_and_touches_nothing(config, tmp_path, pictures, epochs):
+    whole = train(config)
+    before = contents(tmp_path)
+    lines = []
+    again = train(config, lines.append, resume=tmp_path / "run")
+    assert (again.path, again.run, again.history) == (whole.path, whole.run, whole.history)
+    result = CliRunner().invoke(command, ["train", "--resume", str(tmp_path / "run"), *epochs])
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines() == [line.replace("`epochs`", "--epochs") for line in lines]
+    assert re.search(rf"run: is finished, its checkpoint is {config.output}; --epochs with more than 3", result.output)
+    assert contents(tmp_path) == before
+
+
+def test_a_finished_run_writes_its_missing_checkpoint_again_but_never_over_another(config, tmp_path):
+    whole = train(config)
+    config.output.unlink()
+    again = train(load_config(tmp_path / "run"), resume=tmp_path / "run")
+    assert again.checkpoint.manifest.weights_sha256 == whole.checkpoint.manifest.weights_sha256
+    train(config.changed(seed=1, run_dir=tmp_path / "other"))
+    before = contents(tmp_path)
+    with pytest.raises(TrainingError, match=r"is finished, and .*a\.pth holds other weights"):
+        train(load_config(tmp_path / "run"), resume=tmp_path / "run")
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_was_killed_before_its_checkpoint_was_written_writes_it(config, tmp_path, monkeypatch):
+    whole = train(config.changed(output=tmp_path / "whole.pth", run_dir=tmp_path / "whole"))
+    train(config.changed(seed=1, run_dir=tmp_path / "older"))  # to the same name
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "finish", lambda run: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config)
+    resumed = train(load_config(tmp_path / "run"), resume=tmp_path / "run")
+    assert resumed.checkpoint.manifest.weights_sha256 == whole.checkpoint.manifest.weights_sha256
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9, "optimizer": "sgd"}, {"schedule": "constant"}])
+def test_more_epochs_go_on_on_the_schedule_of_all_of_them(config, tmp_path, options):
+    """The rate at a step is that of a run that was meant to be as long from the first."""
+    rates = {}
+
+    def run(name, config, resume=None):
+        rates[name] = []
+        original = Learner.learn
+
+        def step(self, *arguments):
+            rates[name].append(float(self.optimizer.param_groups[0]["lr"]))
+            original(self, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Learner, "learn", step)
+            return train(config, resume=resume)
+
+    config = config.changed(**options)
+    run("short", config)
+    arguments = ["train", "--resume", str(tmp_path / "run"), "--epochs", "5"]
+    resumed = run("more", load_config(tmp_path / "run").changed(epochs=5), resume=tmp_path / "run")
+    long = run("long", config.changed(epochs=5, output=tmp_path / "long.pth", run_dir=tmp_path / "long"))
+    assert rates["more"] == rates["long"][9:]
+    assert [row["epoch"] for row in resumed.history] == [1, 2, 3, 4, 5]
+    assert load_config(tmp_path / "run").recipe.epochs == 5
+    same = resumed.checkpoint.manifest.weights_sha256 == long.checkpoint.manifest.weights_sha256
+    assert same == (options == {"schedule": "constant"})
+    assert "is finished" in CliRunner().invoke(command, arguments).output
+
+
+def test_fewer_epochs_than_were_trained_are_refused_and_change_nothing(config, tmp_path):
+    train(config)
+    before = contents(tmp_path)
+    result = CliRunner().invoke(command, ["train", "--resume", str(tmp_path / "run"), "--epochs", "2"])
+    assert result.exit_code == 1
+    assert "has trained for more than 2 epochs" in result.output
+    assert contents(tmp_path) == before
+
+
+def test_an_interrupted_run_with_more_epochs_can_be_interrupted_and_resumed_again(config, tmp_path, monkeypatch):
+    def interrupted(config, steps, resume=None):
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(TrainingError, match="interrupted"):
+                train(config, resume=resume)
+
+    hashes = []
+    for name, second in (("one", False), ("two", True)):
+        run = tmp_path / name
+        interrupted(config.changed(run_dir=run), 4)
+        longer = load_config(run).changed(epochs=5)
+        if second:
+            interrupted(longer, 3, resume=run)
+            longer = load_config(run)
+        hashes.append(train(longer, resume=run).checkpoint.manifest.weights_sha256)
+    assert hashes[0] == hashes[1]
 
 
 def test_the_step_of_a_loss_that_is_no_number_is_named(config):
     with pytest.raises(TrainingError, match=r"not a number at step 2 of epoch 1"):
-        train(config.changed(name="article", optimizer="adam", schedule="constant", bf16=False, learning_rate=1e30))
+        train(
+            config.changed(
+                name="article", optimizer="adam", schedule="constant", bf16=False, learning_rate=1e30, save_every=1e9
+            )
+        )
 
 
 def test_the_held_out_part_selects_and_is_not_trained_on(config):
@@ -209,6 +359,25 @@ def test_tensorboard_is_optional(tmp_path, monkeypatch):
     RunFolder(tmp_path).log_epoch({"epoch": 1, "train_loss": 1.0})
 
 
+def test_tensorboard_gets_every_figure_of_an_epoch(tmp_path, monkeypatch):
+    seen = []
+
+    class Board:
+        def __init__(self, folder):
+            seen.append(folder)
+
+        def add_scalar(self, name, value, epoch):
+            seen.append((name, value, epoch))
+
+        def flush(self):
+            seen.append("flushed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Board))
+    RunFolder(tmp_path).log_epoch({"epoch": 3, "train_loss": 1.0, "val_loss": None, "test_accuracy": 0.0})
+    expected = [("train_loss", 1.0, 3), ("test_accuracy", 0.0, 3), "flushed"]
+    assert seen == [str(tmp_path / "tensorboard"), *expected]
+
+
 @pytest.mark.parametrize("options", [{}, {"ema": 0.999}, {"ema": 0.999, "val_fraction": 0.25}])
 def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pictures, monkeypatch, options):
     from imgcls.report import plots
@@ -218,5 +387,56 @@ def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pict
     # the average hardly leaves the first weights, while the network itself learns these pictures
     result = train(config.changed(test_dir=pictures, epochs=10, **options))
     (matrix,) = plotted
-    assert matrix.sum() == 12
+    packed = pack_folder(scan_folder(pictures), result.checkpoint.manifest.resize)
+    answers = result.checkpoint.classifier()(torch.from_numpy(packed.images))[0].argmax(1)
+    expected = torch.zeros(3, 3, dtype=torch.int64)
+    for label, answer in zip(packed.labels, answers.tolist(), strict=True):
+        expected[label, answer] += 1
+    assert matrix.tolist() == expected.tolist()
+    assert (matrix.trace() < 12) == ("ema" in options)
     assert matrix.trace() / 12 == pytest.approx(result.checkpoint.manifest.dataset["test_accuracy"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 3.2 TiB for an array"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:114] data. DefaultCPUAllocator: not enough memory: you tried to"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+        "DefaultCPUAllocator",
+    ],
+    ids=["numpy", "cuda", "an older torch", "mps", "torch"],
+)
+def test_too_little_memory_is_one_line_that_names_what_to_reduce(config, monkeypatch, error):
+    def step(self, *arguments):
+        if isinstance(error, str):
+            torch.empty(1 << 60)
+        raise error
+
+    monkeypatch.setattr(Learner, "learn", step)
+    with pytest.raises(TrainingError, match=r"^there is too little memory; reduce `batch_size`") as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_failure_of_torch_stays_what_it_is(config, monkeypatch):
+    monkeypatch.setattr(Learner, "learn", lambda *arguments: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        train(config)
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+def test_an_epoch_that_can_not_be_reported_is_kept(config, tmp_path, number):
+    def report(line):
+        if line.startswith("epoch"):
+            raise OSError(number, os.strerror(number))
+
+    whole = train(config.changed(output=tmp_path / "whole.pth", run_dir=tmp_path / "whole"))
+    expected = rf"^standard output can't be written \({os.strerror(number)}\); go on with: imgcls train --resume"
+    with pytest.raises(TrainingError, match=expected):
+        train(config.changed(save_every=1e9), report)
+    state = load_state(tmp_path / "run")
+    assert (state["epoch"], state["step"], len(state["history"])) == (2, 0, 1)
+    resumed = train(load_config(tmp_path / "run"), resume=tmp_path / "run")
+    assert resumed.checkpoint.manifest.weights_sha256 == whole.checkpoint.manifest.weights_sha256

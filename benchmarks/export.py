@@ -31,8 +31,9 @@ from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import decode_all, encode_png
 from imgcls.export import export_model
-from imgcls.parity import compare, run_in_batches
-from imgcls.runtimes import Run, eager
+from imgcls.parity.compare import compare
+from imgcls.parity.runtimes import Run, eager
+from imgcls.parity.verify import run_in_batches
 
 BATCHES = (1, 32)
 LOADS = 3

@@ -27,13 +27,13 @@ from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, self
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from imgcls.bisect import bisect
 from imgcls.checkpoint import Checkpoint, load_checkpoint
 from imgcls.config import ExportConfig
 from imgcls.data.folder import Folder, scan_folder
 from imgcls.export import export_model
-from imgcls.parity import default_tolerance, verify
-from imgcls.runtimes import open_model
+from imgcls.parity.bisect import bisect
+from imgcls.parity.runtimes import open_model
+from imgcls.parity.verify import default_tolerance, verify
 
 Plant = Callable[[onnx.ModelProto], None]
 

@@ -27,7 +27,6 @@ from imgcls_infer.errors import InferError
 from imgcls_infer.predictor import Predictor
 from imgcls_infer.session import available_cpus
 
-from imgcls import runtimes, training
 from imgcls.bench import bench as bench_runtimes
 from imgcls.checkpoint import Checkpoint, load_checkpoint
 from imgcls.config import BenchConfig, ExportConfig, TrainConfig
@@ -37,9 +36,12 @@ from imgcls.errors import ImgclsError, TrainingError
 from imgcls.evaluation import evaluate_folder
 from imgcls.export import export_model
 from imgcls.networks.registry import build_network
-from imgcls.parity import ParityReport, verify
-from imgcls.runtimes import eager, open_model
+from imgcls.parity import runtimes
+from imgcls.parity.compare import ParityReport
+from imgcls.parity.runtimes import eager, open_model
+from imgcls.parity.verify import verify
 from imgcls.training import TrainResult, train, train_config
+from imgcls.training.meter import Meter
 
 CUDA = "CUDAExecutionProvider"
 
@@ -193,13 +195,13 @@ def loss_difference(one: TrainResult, other: TrainResult) -> float:
 
 def check_capture(bench: Bench) -> Iterator[Check]:
     """A step that waits for the device can't be captured; what is left of the process then is for information."""
-    count = training._Trainer._count
+    count = Meter.count
 
     def waits(self: Any, losses: torch.Tensor, *given: Any) -> None:
         float(losses.sum())
         count(self, losses, *given)
 
-    with mock.patch.object(training._Trainer, "_count", waits):
+    with mock.patch.object(Meter, "count", waits):
         try:
             bench.train("captured", epochs=1)
             message = "the capture went through"

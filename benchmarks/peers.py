@@ -546,7 +546,7 @@ def compare(checkpoint: Checkpoint, options: argparse.Namespace, folder: Path) -
     from rich.console import Console
     from rich.table import Table
 
-    from imgcls.progress import progress_bar
+    from imgcls.system.progress import progress_bar
 
     settings = write_files(checkpoint, folder, options.threads)
     sets = picture_sets(options.data, checkpoint, options.count, folder)

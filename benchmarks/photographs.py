@@ -30,8 +30,8 @@ from rich.table import Table
 
 from imgcls.checkpoint import Checkpoint, load_checkpoint
 from imgcls.data.folder import scan_folder
-from imgcls.parity import VerifyResult, verify
-from imgcls.runtimes import open_model
+from imgcls.parity.runtimes import open_model
+from imgcls.parity.verify import VerifyResult, verify
 
 Write = Callable[[Image.Image, Path], None]
 

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from imgcls.data.folder import scan_folder
-from imgcls.device import resolve_device
 from imgcls.networks.registry import build_network
+from imgcls.system.device import resolve_device
 from imgcls.training import train, train_config
 
 

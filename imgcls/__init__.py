@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from imgcls.evaluation import Scores, evaluate_folder
     from imgcls.export import export_model
     from imgcls.networks.registry import build_network
-    from imgcls.parity import ParityReport, verify
+    from imgcls.parity.compare import ParityReport
+    from imgcls.parity.verify import verify
     from imgcls.training import TrainResult, train, train_config
 
 __version__ = "0.1.0"
@@ -27,7 +28,7 @@ _HOME = {
     "Checkpoint": "checkpoint",
     "ExportConfig": "config",
     "ImgclsError": "errors",
-    "ParityReport": "parity",
+    "ParityReport": "parity.compare",
     "Scores": "evaluation",
     "TrainConfig": "config",
     "TrainResult": "training",
@@ -38,7 +39,7 @@ _HOME = {
     "save_checkpoint": "checkpoint",
     "train": "training",
     "train_config": "training",
-    "verify": "parity",
+    "verify": "parity.verify",
 }
 
 __all__ = [

@@ -30,10 +30,11 @@ from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from imgcls.config import BenchConfig
 from imgcls.data.folder import Folder, as_folder
 from imgcls.errors import DataError, ImgclsError
-from imgcls.files import AnyPath
-from imgcls.parity import ParityReport, compare, default_tolerance, run_in_batches
-from imgcls.progress import Advance, progress_bar
-from imgcls.runtimes import Run, Runtime, eager, is_torch_file, open_model
+from imgcls.parity.compare import ParityReport, compare
+from imgcls.parity.runtimes import Run, Runtime, eager, is_torch_file, open_model
+from imgcls.parity.verify import default_tolerance, run_in_batches
+from imgcls.system.files import AnyPath
+from imgcls.system.progress import Advance, progress_bar
 
 SCHEMA = 1
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}

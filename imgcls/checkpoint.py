@@ -21,9 +21,9 @@ from imgcls_infer.manifest import Manifest, ResizePolicy
 from torch import Tensor, nn
 
 from imgcls.errors import CheckpointError
-from imgcls.files import AnyPath, write_atomically
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.registry import build_network, find
+from imgcls.system.files import AnyPath, write_atomically
 
 FORMAT = "imgcls.checkpoint"
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from imgcls.checkpoint import Checkpoint
 from imgcls.data.folder import Folder, as_folder
 from imgcls.data.packed import decode_all
-from imgcls.device import float32, resolve_device
 from imgcls.errors import CheckpointError, DataError
-from imgcls.files import AnyPath
 from imgcls.networks.classifier import Classifier
-from imgcls.progress import progress_bar
+from imgcls.system.device import float32, resolve_device
+from imgcls.system.files import AnyPath
+from imgcls.system.progress import progress_bar
 
 BINS = 15
 """Bins of the expected calibration error, as Guo et al. (2017) have them."""

@@ -19,7 +19,7 @@ from rich.text import Text
 
 BAR = """
 import time
-from imgcls.progress import hidden_bars, progress_bar
+from imgcls.system.progress import hidden_bars, progress_bar
 with progress_bar("working", 3) as advance:
     for step in range(3):
         advance(1)

@@ -49,7 +49,7 @@ def command(
     from imgcls.bench import bench as run
     from imgcls.config import BenchConfig
     from imgcls.data.folder import scan_folder
-    from imgcls.files import require_writable
+    from imgcls.system.files import require_writable
 
     if as_json and markdown:
         raise click.UsageError("--json and --markdown exclude each other")

@@ -33,8 +33,8 @@ def command(checkpoint: Path, data_dir: Path, output: Path | None, device: str, 
     """
     from imgcls.data.folder import scan_folder
     from imgcls.evaluation import evaluate_folder
-    from imgcls.files import require_writable
     from imgcls.report.evaluation import write_evaluation
+    from imgcls.system.files import require_writable
 
     if output is not None:
         require_writable(output / "scores.json")

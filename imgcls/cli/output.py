@@ -22,7 +22,7 @@ def console(width: int) -> Console:
 
 def report_line(line: str) -> None:
     """A line on standard output, with the progress bars off the screen while it is printed."""
-    from imgcls.progress import hidden_bars
+    from imgcls.system.progress import hidden_bars
 
     with hidden_bars():
         click.echo(with_options(line, [click.get_current_context().command]))

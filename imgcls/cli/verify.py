@@ -13,7 +13,8 @@ from imgcls.errors import ImgclsError
 
 if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint
-    from imgcls.parity import ParityReport, VerifyResult
+    from imgcls.parity.compare import ParityReport
+    from imgcls.parity.verify import VerifyResult
 
 _CHANGED_SHOWN = 5
 _WIDE = 140  # columns of a terminal that shows all of:
@@ -48,10 +49,10 @@ def command(
     Exits with 1 if a file does not answer as the checkpoint does.
     """
     from imgcls.data.folder import scan_folder
-    from imgcls.device import resolve_device
-    from imgcls.files import require_writable
-    from imgcls.parity import verify as run
-    from imgcls.runtimes import eager, open_on_each
+    from imgcls.parity.runtimes import eager, open_on_each
+    from imgcls.parity.verify import verify as run
+    from imgcls.system.device import resolve_device
+    from imgcls.system.files import require_writable
 
     if report is not None:
         require_writable(report)
@@ -80,9 +81,9 @@ def command(
 
 def _bisect(checkpoint: Checkpoint, models: tuple[Path, ...], result: VerifyResult) -> dict[str, str]:
     """What the bisection finds in each ONNX file, in words, by the file's name."""
-    from imgcls.bisect import bisect
     from imgcls.errors import ExportError
-    from imgcls.progress import progress_bar
+    from imgcls.parity.bisect import bisect
+    from imgcls.system.progress import progress_bar
 
     findings = {}
     with progress_bar("bisecting", len(models)) as advance:

@@ -12,8 +12,8 @@ from imgcls_infer.preprocess import printable
 
 from imgcls.data.folder import Folder, scan_folder
 from imgcls.data.packed import decode_all
-from imgcls.files import AnyPath
-from imgcls.progress import progress_bar
+from imgcls.system.files import AnyPath
+from imgcls.system.progress import progress_bar
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from PIL import Image
 
 from imgcls.data.statistics import channel_statistics
 from imgcls.errors import DataError, ImgclsError
-from imgcls.files import AnyPath, one_writer, temporary_folder
-from imgcls.progress import progress_bar
+from imgcls.system.files import AnyPath, one_writer, temporary_folder
+from imgcls.system.progress import progress_bar
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

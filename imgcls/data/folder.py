@@ -10,7 +10,7 @@ from pathlib import Path
 from imgcls_infer.preprocess import SUFFIXES
 
 from imgcls.errors import DataError
-from imgcls.files import AnyPath
+from imgcls.system.files import AnyPath
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from PIL import Image
 from imgcls.data.cache import Cache
 from imgcls.data.folder import Folder
 from imgcls.errors import DataError
-from imgcls.progress import progress_bar
+from imgcls.system.progress import progress_bar
 
 _CHUNK = 64
 

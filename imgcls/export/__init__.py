@@ -26,13 +26,13 @@ from imgcls.export.to_onnx import to_onnx
 from imgcls.export.to_torch_export import to_torch_export
 from imgcls.export.to_torchscript import to_torchscript
 from imgcls.export.to_triton import TRITON
-from imgcls.files import one_writer, real_file, require_replaceable, write_atomically, write_folder_atomically
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.fold import fold_classifier
 from imgcls.networks.precision import NARROW, narrow
-from imgcls.probes import BATCH_SIZES
-from imgcls.rounding import probability_tolerance, typical_pictures
-from imgcls.runtimes import TORCHSCRIPT_SUFFIXES, Runtime, golden_samples, open_model, run_module
+from imgcls.parity.probes import BATCH_SIZES
+from imgcls.parity.rounding import probability_tolerance, typical_pictures
+from imgcls.parity.runtimes import TORCHSCRIPT_SUFFIXES, Runtime, golden_samples, open_model, run_module
+from imgcls.system.files import one_writer, real_file, require_replaceable, write_atomically, write_folder_atomically
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def check(
     """Run a written file on its golden samples and on noise, in every batch size; figures for the manifest.
 
     reference: the float32 classifier. Raises ExportError where a probability differs from its by more than the
-    rounding model allows the model's precision (imgcls.rounding).
+    rounding model allows the model's precision (imgcls.parity.rounding).
     """
     side = model.manifest.resize.image_size
     tolerance = probability_tolerance(reference, typical_pictures(golden, side), model.manifest.precision)

@@ -21,7 +21,7 @@ from imgcls_infer.preprocess import preprocess
 from onnx import TensorProto, helper, numpy_helper
 
 from imgcls.errors import ExportError
-from imgcls.runtimes import Run
+from imgcls.parity.runtimes import Run
 
 MAX_LEVELS = 1
 """Of 255, between the graph's pixels and Pillow's."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import onnx
 
-from imgcls.files import write_atomically
+from imgcls.system.files import write_atomically
 
 _PAGE = 4096  # a tensor that begins on a page can be mapped into memory as it is
 _SMALLEST = 1024  # bytes; shapes and scales stay in the graph, where they are constants to the runtime

@@ -12,7 +12,7 @@ from imgcls_infer.selfcheck import pixels_sha256
 from PIL import Image
 
 from imgcls.networks.classifier import Classifier
-from imgcls.runtimes import run_module
+from imgcls.parity.runtimes import run_module
 
 _LARGEST = 640
 """Pixels of a golden file's longer side: a model of large pictures is not to carry megabytes of them."""

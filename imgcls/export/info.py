@@ -11,8 +11,8 @@ import onnx
 from imgcls_infer.manifest import Manifest
 
 from imgcls.export.embed_resize import PIXELS
-from imgcls.files import AnyPath
-from imgcls.runtimes import open_model
+from imgcls.parity.runtimes import open_model
+from imgcls.system.files import AnyPath
 
 
 @dataclass(frozen=True)

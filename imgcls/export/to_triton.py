@@ -8,7 +8,7 @@ from imgcls_infer.manifest import Manifest
 
 from imgcls.errors import ExportError
 from imgcls.export.job import Folder
-from imgcls.probes import BATCH_SIZES
+from imgcls.parity.probes import BATCH_SIZES
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 

@@ -4,7 +4,7 @@ The checkpoint's classifier is traced by torch.fx, plain and folded as an export
 is the reference. Every node of the file has the name of the layer whose weights it holds, else of its operator and a
 number (imgcls.export.to_onnx), so both graphs are matched by name. All values of both are computed for the same
 pictures, the file's without graph optimisations, and compared in the order of the graph; each node's tolerance is
-SPREAD sqrt(2) of its own deviation by the model of rounding (imgcls.rounding).
+SPREAD sqrt(2) of its own deviation by the model of rounding (imgcls.parity.rounding).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch import fx, nn
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.errors import ExportError
-from imgcls.files import AnyPath
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.fold import fold_classifier
-from imgcls.rounding import SPREAD, UNITS, deviations, node_values, typical_pictures
-from imgcls.runtimes import open_model
+from imgcls.parity.rounding import SPREAD, UNITS, deviations, node_values, typical_pictures
+from imgcls.parity.runtimes import open_model
+from imgcls.system.files import AnyPath
 
 _OPERATORS = {  # how fx and the exporter call the same thing
     "permute": "transpose",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imgcls.runtimes import Run, Runtime
+from imgcls.parity.runtimes import Run, Runtime
 
 BATCH_SIZES = (1, 2, 7, 64)
 """Tracing with one batch size can freeze it: every model that takes any number of pictures is run with these."""

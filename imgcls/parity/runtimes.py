@@ -13,11 +13,11 @@ import torch
 from imgcls_infer.errors import ModelError, one_line
 from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
 
-from imgcls.archive import require_data_alone
 from imgcls.checkpoint import Checkpoint
-from imgcls.device import float32
-from imgcls.files import AnyPath
 from imgcls.networks.classifier import Classifier
+from imgcls.parity.archive import require_data_alone
+from imgcls.system.device import float32
+from imgcls.system.files import AnyPath
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 Module = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]

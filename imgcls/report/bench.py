@@ -12,9 +12,9 @@ from imgcls_infer.errors import printable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from imgcls.files import AnyPath
 from imgcls.report.style import BLUE, GREY, STYLE, save, shortened
 from imgcls.report.tables import bench_cells, bench_conditions, short_names
+from imgcls.system.files import AnyPath
 
 if TYPE_CHECKING:
     from imgcls.bench import BenchResult, BenchRow

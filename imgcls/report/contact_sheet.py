@@ -12,9 +12,9 @@ from imgcls_infer.errors import printable
 from imgcls_infer.preprocess import decode_rgb
 from PIL import Image, ImageDraw, ImageFont
 
-from imgcls.files import AnyPath, write_atomically
-from imgcls.progress import progress_bar
 from imgcls.report.style import GREY, ORANGE
+from imgcls.system.files import AnyPath, write_atomically
+from imgcls.system.progress import progress_bar
 
 if TYPE_CHECKING:
     from imgcls.evaluation import WrongAnswer

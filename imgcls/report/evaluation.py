@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from imgcls_infer.manifest import Manifest
 
-from imgcls.files import AnyPath, write_atomically
 from imgcls.report.contact_sheet import write_contact_sheet
 from imgcls.report.plots import plot_confusion, plot_reliability
+from imgcls.system.files import AnyPath, write_atomically
 
 if TYPE_CHECKING:
     from imgcls.evaluation import Evaluation

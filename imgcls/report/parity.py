@@ -16,14 +16,15 @@ from imgcls_infer.errors import printable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from imgcls.files import AnyPath, write_atomically
-from imgcls.progress import progress_bar
 from imgcls.report.contact_sheet import thumbnail
 from imgcls.report.style import BLUE, GREY, ORANGE, SKY, STYLE
 from imgcls.report.tables import difference, package_version, parity_cells
+from imgcls.system.files import AnyPath, write_atomically
+from imgcls.system.progress import progress_bar
 
 if TYPE_CHECKING:
-    from imgcls.parity import ChangedAnswer, ParityReport, VerifyResult
+    from imgcls.parity.compare import ChangedAnswer, ParityReport
+    from imgcls.parity.verify import VerifyResult
 
 _POINTS = 20_000  # of a scatter plot
 _CHANGED_SHOWN = 24  # pictures of a model in a verification's page

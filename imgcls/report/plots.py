@@ -15,8 +15,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
-from imgcls.files import AnyPath
 from imgcls.report.style import BLUE, DPI, GREY, ORANGE, SKY, STYLE, families, save, shortened
+from imgcls.system.files import AnyPath
 
 if TYPE_CHECKING:
     from imgcls.evaluation import CalibrationBin

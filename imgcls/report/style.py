@@ -9,7 +9,7 @@ import warnings
 
 from matplotlib.figure import Figure
 
-from imgcls.files import AnyPath, write_atomically
+from imgcls.system.files import AnyPath, write_atomically
 
 BLUE, SKY, ORANGE, GREY = "#0072B2", "#9CCFEF", "#D55E00", "#6E6E6E"
 

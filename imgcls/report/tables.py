@@ -14,7 +14,7 @@ from imgcls_infer.errors import printable
 if TYPE_CHECKING:
     from imgcls.bench import BenchResult
     from imgcls.evaluation import DetailedScores
-    from imgcls.parity import ParityReport
+    from imgcls.parity.compare import ParityReport
 
 
 def parity_cells(report: ParityReport) -> dict[str, str]:

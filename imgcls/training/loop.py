@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 from imgcls.config import TrainConfig
-from imgcls.device import resolve_device
-from imgcls.files import AnyPath, require_writable
-from imgcls.progress import progress_bar
+from imgcls.system.device import resolve_device
+from imgcls.system.files import AnyPath, require_writable
+from imgcls.system.interrupts import Interrupts
+from imgcls.system.progress import progress_bar
 from imgcls.training.distributed import process_group
-from imgcls.training.interrupts import Interrupts
 from imgcls.training.memory import enough_memory
 from imgcls.training.outcome import TrainResult, finish, finished, write_checkpoint
 from imgcls.training.progress import EpochFigures

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from imgcls.config import TrainConfig
 from imgcls.data.pictures import FeaturePictures, Pictures
-from imgcls.device import float32, has_bf16_units
 from imgcls.networks.classifier import Classifier, split_head
 from imgcls.networks.pooling import PoolFold
 from imgcls.networks.registry import build_network, find
-from imgcls.progress import progress_bar
+from imgcls.system.device import float32, has_bf16_units
+from imgcls.system.progress import progress_bar
 from imgcls.training.sets import Report
 from imgcls.training.start import Start
 

@@ -17,7 +17,7 @@ import torch
 from imgcls.checkpoint import read_mapping, write_mapping
 from imgcls.config import TrainConfig
 from imgcls.errors import ImgclsError, TrainingError
-from imgcls.files import write_atomically
+from imgcls.system.files import write_atomically
 from imgcls.training.configure import config_text, read_config, train_config
 
 FORMAT = "imgcls.run"

@@ -13,12 +13,12 @@ from imgcls_infer.preprocess import preprocess
 from onnx import helper, numpy_helper
 from torch import nn
 
-from imgcls import bisect as bisection
-from imgcls.bisect import bisect
 from imgcls.checkpoint import Checkpoint, weights_sha256
 from imgcls.config import ExportConfig
 from imgcls.errors import ExportError
 from imgcls.export import export_model
+from imgcls.parity import bisect as bisection
+from imgcls.parity.bisect import bisect
 
 PIXELS = np.stack([preprocess(path, ResizePolicy(32)) for path in sorted((SAMPLE / "test").glob("*/*.png"))[::12]])
 LAYERS = ("conv1_layer", "conv2_layer", "conv3_layer", "fc1_layer", "fc2_layer")

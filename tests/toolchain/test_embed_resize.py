@@ -26,7 +26,7 @@ from imgcls.errors import ExportError
 from imgcls.export import export_model
 from imgcls.export.embed_resize import PIXELS, embed_resize, resize_session
 from imgcls.export.info import info
-from imgcls.runtimes import run_module
+from imgcls.parity.runtimes import run_module
 
 session = functools.cache(resize_session)
 PHOTOS = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(SAMPLE.glob("test/*/*.png"))[::31]]

@@ -23,7 +23,7 @@ from imgcls.errors import ExportError
 from imgcls.export import FORMATS, export_model
 from imgcls.export.info import _multiply_adds, info
 from imgcls.networks.registry import build_network
-from imgcls.runtimes import open_model, run_module
+from imgcls.parity.runtimes import open_model, run_module
 
 FILES = sorted(name for name, chosen in FORMATS.items() if chosen.folder is None)
 export_module = sys.modules["imgcls.export"]

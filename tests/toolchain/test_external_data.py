@@ -15,14 +15,14 @@ from helpers import SAMPLE
 from imgcls_infer.errors import ModelError
 from imgcls_infer.predictor import Predictor
 
-from imgcls.bisect import bisect
 from imgcls.cli import command
 from imgcls.config import ExportConfig
 from imgcls.errors import ExportError
 from imgcls.export import export_model
 from imgcls.export.info import info
 from imgcls.export.job import Job
-from imgcls.runtimes import run_module
+from imgcls.parity.bisect import bisect
+from imgcls.parity.runtimes import run_module
 
 export_module, to_onnx_module = sys.modules["imgcls.export"], sys.modules["imgcls.export.to_onnx"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imgcls.errors import ImgclsError
-from imgcls.files import one_writer, real_file, require_writable, write_atomically, write_folder_atomically
+from imgcls.system.files import one_writer, real_file, require_writable, write_atomically, write_folder_atomically
 
 
 def test_the_file_gets_its_name_and_usual_permissions(tmp_path):
@@ -106,7 +106,7 @@ def test_a_folders_files_are_on_the_disk_before_it_has_its_name(tmp_path, calls)
 WRITER = """
 import sys
 from pathlib import Path
-from imgcls.files import one_writer, temporary_folder, write_atomically
+from imgcls.system.files import one_writer, temporary_folder, write_atomically
 path = Path(sys.argv[1])
 
 def hang(temporary):

@@ -22,7 +22,7 @@ from imgcls.errors import ExportError, ImgclsError
 from imgcls.export import FORMATS, export_model
 from imgcls.export.to_huggingface import describe as describe_huggingface
 from imgcls.export.to_triton import describe as describe_triton
-from imgcls.runtimes import run_module
+from imgcls.parity.runtimes import run_module
 
 FOLDERS = {name: chosen.folder for name, chosen in FORMATS.items() if chosen.folder}
 

@@ -16,11 +16,11 @@ import torch.distributed as dist
 from imgcls_infer.manifest import ResizePolicy
 
 from imgcls import evaluation
-from imgcls.device import float32
 from imgcls.errors import TrainingError
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.registry import find
-from imgcls.runtimes import run_module
+from imgcls.parity.runtimes import run_module
+from imgcls.system.device import float32
 from imgcls.training import cuda_graphs, learner, loop, model, outcome, run, sets, train, train_config
 from imgcls.training.cuda_graphs import GraphedStep
 from imgcls.training.distributed import Group, process_group

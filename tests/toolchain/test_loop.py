@@ -13,11 +13,11 @@ from imgcls_infer.manifest import ResizePolicy
 from imgcls.data.batches import Augmentation, plan_epoch
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import pack_folder
-from imgcls.device import has_bf16_units
 from imgcls.errors import ImgclsError, TrainingError
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.cnn import CNN
 from imgcls.networks.registry import build_network
+from imgcls.system.device import has_bf16_units
 from imgcls.training import outcome, train, train_config
 from imgcls.training.learner import Learner
 from imgcls.training.runs import load_state

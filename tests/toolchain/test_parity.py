@@ -22,7 +22,6 @@ from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES
 from onnx import numpy_helper
 
-from imgcls import rounding
 from imgcls.cli import command
 from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
@@ -30,8 +29,9 @@ from imgcls.errors import DataError
 from imgcls.export import export_model
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.precision import narrow
-from imgcls.parity import Outputs, VerifyResult, compare, default_tolerance, manifest_problems, measure, verify
-from imgcls.probes import (
+from imgcls.parity import rounding
+from imgcls.parity.compare import Outputs, compare, manifest_problems, measure
+from imgcls.parity.probes import (
     BATCH_SIZES,
     BORDER_PICTURES,
     THREADS,
@@ -42,9 +42,10 @@ from imgcls.probes import (
     border_pictures,
     thread_invariance,
 )
+from imgcls.parity.rounding import SPREAD, UNITS, deviations, typical_pictures
+from imgcls.parity.runtimes import Runtime, eager, open_model, run_module
+from imgcls.parity.verify import VerifyResult, default_tolerance, verify
 from imgcls.report.parity import write_parity
-from imgcls.rounding import SPREAD, UNITS, deviations, typical_pictures
-from imgcls.runtimes import Runtime, eager, open_model, run_module
 
 
 @pytest.fixture(scope="module")
@@ -432,7 +433,7 @@ def test_a_single_layers_deviation_is_the_formulas(monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 @pytest.mark.parametrize("kind", ["linear", "convolution"])
 def test_the_variance_of_a_layer_is_that_of_the_page(kind, precision):
-    """By the formulas in imgcls.rounding, term by term."""
+    """By the formulas in imgcls.parity.rounding, term by term."""
     generator = torch.Generator().manual_seed(0)
     module = torch.nn.Linear(6, 4) if kind == "linear" else torch.nn.Conv2d(2, 4, 3, padding=1)
     with torch.no_grad():

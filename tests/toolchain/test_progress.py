@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from imgcls.progress import progress_bar
+from imgcls.system.progress import progress_bar
 
 
 def test_a_bar_is_silent_where_there_is_no_terminal(capfd):

@@ -14,7 +14,7 @@ from imgcls_infer.errors import ModelError
 
 from imgcls.config import ExportConfig
 from imgcls.export import export_model
-from imgcls.runtimes import open_model
+from imgcls.parity.runtimes import open_model
 
 PROGRAM = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"

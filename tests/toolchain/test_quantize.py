@@ -19,8 +19,8 @@ from imgcls.data.folder import scan_folder
 from imgcls.errors import DataError, ExportError, ImgclsError
 from imgcls.export import export_model, quantize
 from imgcls.export.info import info
-from imgcls.parity import verify
-from imgcls.runtimes import open_model, run_module
+from imgcls.parity.runtimes import open_model, run_module
+from imgcls.parity.verify import verify
 
 
 def int8(trained, output, **options):

@@ -11,15 +11,15 @@ import torch
 from helpers import make_pictures
 from torch import nn
 
-from imgcls.bisect import bisect
 from imgcls.checkpoint import load_checkpoint
 from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.errors import CheckpointError, ImgclsError
 from imgcls.export import export_model
 from imgcls.networks.registry import NETWORKS, NetworkRow, find, register
-from imgcls.parity import verify
-from imgcls.runtimes import open_model
+from imgcls.parity.bisect import bisect
+from imgcls.parity.runtimes import open_model
+from imgcls.parity.verify import verify
 from imgcls.training import train, train_config
 
 PACKAGE = Path(__file__).parents[2] / "imgcls"

@@ -20,14 +20,14 @@ from imgcls import (
     verify,
 )
 from imgcls.bench import bench
-from imgcls.bisect import bisect
 from imgcls.config import BenchConfig
 from imgcls.data.check import check_folder
 from imgcls.data.folder import scan_folder
 from imgcls.export.info import info
+from imgcls.parity.bisect import bisect
+from imgcls.parity.runtimes import open_model
 from imgcls.report.evaluation import write_evaluation
 from imgcls.report.parity import write_parity
-from imgcls.runtimes import open_model
 
 
 @pytest.fixture(scope="module")

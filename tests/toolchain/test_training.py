@@ -17,10 +17,10 @@ from imgcls.data.batches import Augmentation, crop_and_flip, plan_epoch
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import pack_folder
 from imgcls.data.statistics import channel_statistics
-from imgcls.device import resolve_device
 from imgcls.errors import DataError, DeviceError, TrainingError
 from imgcls.evaluation import score
 from imgcls.networks.registry import build_network
+from imgcls.system.device import resolve_device
 from imgcls.training import train, train_config
 
 

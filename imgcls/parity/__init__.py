@@ -1,0 +1,1 @@
+"""Does an exported file answer as PyTorch does, and where does it not?"""

@@ -40,7 +40,7 @@ from imgcls.parity import runtimes
 from imgcls.parity.compare import ParityReport
 from imgcls.parity.runtimes import eager, open_model
 from imgcls.parity.verify import verify
-from imgcls.training import TrainResult, train, train_config
+from imgcls.training import TrainResult, loop, train, train_config
 from imgcls.training.meter import Meter
 
 CUDA = "CUDAExecutionProvider"
@@ -153,8 +153,8 @@ def check_resume(bench: Bench) -> Iterator[Check]:
     runs = {"eager": {"cuda_graphs": False}, "eager again": {"cuda_graphs": False}, "graphs": {}, "graphs again": {}}
     found = {name: bench.train(name.replace(" ", "-"), epochs=4, **options) for name, options in runs.items()}
     stopped = bench.config("stopped", epochs=4)
-    steps = int(1.8 * len(scan_folder(stopped.train_dir).paths) / stopped.resolved_recipe().batch_size)
-    with mock.patch.object(training, "Interrupts", return_value=StopsAfter(steps)), suppress(TrainingError):
+    steps = int(1.8 * len(scan_folder(stopped.train_dir).paths) / stopped.recipe.batch_size)
+    with mock.patch.object(loop, "Interrupts", return_value=StopsAfter(steps)), suppress(TrainingError):
         train(stopped)
     found["graphs, stopped in epoch 2 and resumed"] = train(stopped, resume=stopped.run_dir)
     for name, other in {"eager again": "eager", "graphs": "eager", "graphs again": "graphs"}.items():

@@ -35,6 +35,7 @@ from imgcls.parity.runtimes import Run, Runtime, eager, is_torch_file, open_mode
 from imgcls.parity.verify import default_tolerance, run_in_batches
 from imgcls.system.files import AnyPath
 from imgcls.system.progress import Advance, progress_bar
+from imgcls.system.versions import package_version
 
 SCHEMA = 1
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -402,8 +403,6 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 def _machine() -> dict[str, str]:
     """What the seconds depend on."""
-    from imgcls.report.tables import package_version
-
     return {
         "cpu": _cpu_name(),
         "cpus": str(os.cpu_count()),

@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 
 from imgcls.report.contact_sheet import thumbnail
 from imgcls.report.style import BLUE, GREY, ORANGE, SKY, STYLE
-from imgcls.report.tables import difference, package_version, parity_cells
+from imgcls.report.tables import difference, parity_cells
 from imgcls.system.files import AnyPath, write_atomically
 from imgcls.system.progress import progress_bar
+from imgcls.system.versions import package_version
 
 if TYPE_CHECKING:
     from imgcls.parity.compare import ChangedAnswer, ParityReport

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,14 +48,6 @@ def scores_line(scores: DetailedScores) -> str:
         f"macro F1 {percent(scores.macro_f1)}  ECE {percent(scores.ece)}  loss {scores.loss:.4f}  "
         f"({scores.count:,} pictures)"
     )
-
-
-def package_version(name: str) -> str:
-    """The version of an installed package; of onnxruntime also where it came as onnxruntime-gpu or another of them."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return str(import_module(name).__version__)
 
 
 def percent(share: float | None) -> str:

@@ -19,10 +19,11 @@ from PIL import Image
 
 from imgcls.errors import ImgclsError
 from imgcls.evaluation import Evaluation, WrongAnswer, calibration_bins, score_details
-from imgcls.report import contact_sheet, plots, tables
+from imgcls.report import contact_sheet, plots
 from imgcls.report.contact_sheet import write_contact_sheet
 from imgcls.report.evaluation import write_evaluation
 from imgcls.report.plots import plot_confusion, plot_curves, plot_reliability
+from imgcls.system import versions
 
 HISTORY = [
     {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.3, "test_loss": 1.9, "test_accuracy": 0.35},
@@ -244,10 +245,10 @@ def test_a_file_that_can_not_be_written_is_one_clear_error(tmp_path):
 def test_onnxruntime_has_a_version_whichever_of_its_packages_is_installed(monkeypatch):
     def gpu_only(name):
         if name == "onnxruntime":
-            raise tables.PackageNotFoundError(name)  # it came as onnxruntime-gpu
+            raise versions.PackageNotFoundError(name)  # it came as onnxruntime-gpu
         return "1.2.3"
 
-    expected = tables.package_version("onnxruntime")
-    monkeypatch.setattr(tables, "version", gpu_only)
-    assert tables.package_version("onnxruntime") == expected
-    assert tables.package_version("pillow") == "1.2.3"
+    expected = versions.package_version("onnxruntime")
+    monkeypatch.setattr(versions, "version", gpu_only)
+    assert versions.package_version("onnxruntime") == expected
+    assert versions.package_version("pillow") == "1.2.3"

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from imgcls.checkpoint import load_checkpoint
-from imgcls.training.runs import load_state
+from imgcls.training.run_folder import load_state
 
 
 def command(*arguments: str) -> list[str]:

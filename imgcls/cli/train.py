@@ -101,7 +101,7 @@ def command(resume: Path | None, config: Path | None, **options: Any) -> None:
     torchrun --nproc-per-node=4 -m imgcls train ...
     """
     from imgcls.training import train, train_config
-    from imgcls.training.runs import load_config
+    from imgcls.training.run_folder import load_config
 
     context = click.get_current_context()
     if resume:

@@ -17,9 +17,9 @@ from imgcls.system.files import AnyPath, require_writable
 from imgcls.system.interrupts import Interrupts
 from imgcls.system.progress import progress_bar
 from imgcls.training.distributed import process_group
+from imgcls.training.epochs import EpochFigures
 from imgcls.training.memory import enough_memory
 from imgcls.training.outcome import TrainResult, finish, finished, write_checkpoint
-from imgcls.training.progress import EpochFigures
 from imgcls.training.run import Run, prepare
 from imgcls.training.sets import Report
 

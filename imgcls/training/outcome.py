@@ -18,7 +18,7 @@ from imgcls.config import TrainConfig
 from imgcls.errors import TrainingError
 from imgcls.evaluation import confusion_matrix
 from imgcls.training.run import Run
-from imgcls.training.runs import load_result
+from imgcls.training.run_folder import load_result
 from imgcls.training.sets import Report
 
 

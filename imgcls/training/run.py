@@ -21,11 +21,11 @@ from imgcls.evaluation import Scores
 from imgcls.networks.registry import find
 from imgcls.training.cuda_graphs import GraphedStep
 from imgcls.training.distributed import Group
+from imgcls.training.epochs import Progress
 from imgcls.training.feed import Feed
 from imgcls.training.learner import Learner
 from imgcls.training.model import Model, build_model, on_features, with_features
-from imgcls.training.progress import Progress
-from imgcls.training.runs import RunFolder, load_state, random_state, restore_random_state
+from imgcls.training.run_folder import RunFolder, load_state, random_state, restore_random_state
 from imgcls.training.sets import Report, Sets, load_sets
 from imgcls.training.start import Start, read_start
 

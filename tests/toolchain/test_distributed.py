@@ -11,7 +11,7 @@ from helpers import make_pictures
 from imgcls.checkpoint import load_checkpoint
 from imgcls.training import train, train_config
 from imgcls.training.distributed import Group
-from imgcls.training.runs import load_state
+from imgcls.training.run_folder import load_state
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 96, 97])

@@ -24,7 +24,7 @@ from imgcls.system.device import float32
 from imgcls.training import cuda_graphs, learner, loop, model, outcome, run, sets, train, train_config
 from imgcls.training.cuda_graphs import GraphedStep
 from imgcls.training.distributed import Group, process_group
-from imgcls.training.runs import load_state
+from imgcls.training.run_folder import load_state
 from imgcls.training.sets import load_sets
 
 RECIPE = find("cnn").recipe("default")

@@ -23,7 +23,7 @@ from imgcls.data.packed import pack_folder
 from imgcls.errors import ImgclsError, TrainingError
 from imgcls.training import loop, train, train_config
 from imgcls.training.learner import Learner
-from imgcls.training.runs import RunFolder, load_config, load_state
+from imgcls.training.run_folder import RunFolder, load_config, load_state
 from imgcls.training.sets import split_rows
 
 

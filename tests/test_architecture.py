@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from test_imports import INFER_MODULES, TOOLCHAIN_MODULES, own_imports
 
-PAGE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
-LATE = {("manifest", "preprocess")}  # imported inside a function, as the page says
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+LATE = {("training", "report"), ("manifest", "preprocess")}  # imported inside a function, as the page says
 
 
 def rows(package: str) -> list[set[str]]:
@@ -33,17 +34,48 @@ def test_imports_run_down_the_rows_of_the_picture(package):
     assert {(name, target) for name, target in drawn if level[target] <= level[name]} <= LATE
 
 
-@pytest.mark.parametrize("package", ["imgcls", "imgcls_infer"])
-def test_every_module_is_in_the_picture_or_named_below_it(package):
-    modules = {"imgcls": TOOLCHAIN_MODULES, "imgcls_infer": INFER_MODULES}[package]
-    names = {name.split(".")[1] for name in modules if "." in name} - {"__main__"}
-    below = PAGE.partition("An arrow means")[2].partition("##")[0]
-    missing = names - set().union(*rows(package)) - set(re.findall(r"`(\w+)`", below))
+def test_every_module_of_the_predictor_is_in_the_picture():
+    names = {name.split(".")[1] for name in INFER_MODULES if "." in name} - {"__main__"}
+    missing = names - set().union(*rows("imgcls_infer"))
     assert not missing, f"{sorted(missing)}: draw them in docs/architecture.md"
 
 
+def rooms() -> dict[str, list[str]]:
+    """The page's list of rooms: a room's name to its modules, a module of its own to nothing."""
+    listed = PAGE.partition("```\nimgcls/\n")[2].partition("```")[0]
+    found: dict[str, list[str]] = {}
+    for line in re.sub(r"\([^)]*\)", "", listed).splitlines():  # what is in brackets explains
+        if not line.startswith("    "):
+            room, _, line = line.strip().partition(" ")
+            found[room] = []
+        if room.endswith("/"):
+            found[room] += re.findall(r"\w+", line)
+    return found
+
+
+def test_the_rooms_are_the_tree():
+    tree: dict[str, set[str]] = {}
+    for name in TOOLCHAIN_MODULES:
+        parts = name.split(".")[1:]
+        if len(parts) == 2:
+            tree.setdefault(f"{parts[0]}/", set()).add(parts[1])
+        elif parts and parts != ["__main__"] and (ROOT / "imgcls" / f"{parts[0]}.py").is_file():
+            tree[parts[0]] = set()
+    assert {room: set(modules) for room, modules in rooms().items()} == tree
+
+
+@pytest.mark.parametrize("package", ["imgcls", "imgcls_infer"])
+def test_no_imports_go_round_in_a_circle(package):
+    found = own_imports({"imgcls": TOOLCHAIN_MODULES, "imgcls_infer": INFER_MODULES}[package])
+    late = {(f"{package}.manifest", f"{package}.preprocess")}
+    left = {name: {target for target in found[name] if (name, target) not in late} - {package} for name in found}
+    while free := {name for name in left if not left[name] & set(left)}:
+        for name in free:
+            del left[name]
+    assert not left
+
+
 def test_every_file_that_the_page_names_exists():
-    root = Path(__file__).parents[1]
-    folders = [root, root / "imgcls", root / "deploy"]
+    folders = [ROOT, ROOT / "imgcls", ROOT / "imgcls" / "training", ROOT / "deploy"]
     for name in set(re.findall(r"`((?:\w+/)*\w+\.py)`", PAGE)):
         assert any((folder / name).is_file() for folder in folders), name

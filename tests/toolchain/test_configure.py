@@ -1,0 +1,128 @@
+"""From options and files to a run's configuration."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from helpers import make_pictures
+
+from imgcls.checkpoint import load_checkpoint
+from imgcls.cli import command
+from imgcls.config import Recipe, TrainConfig
+from imgcls.errors import ImgclsError
+from imgcls.training import train_config
+from imgcls.training.configure import config_text, read_config
+from imgcls.training.run_folder import load_config
+
+TOML = """
+train_dir = "pictures"
+output = "from-file.pth"
+recipe = "article"
+image_size = 8
+epochs = 2
+learning_rate = 1
+mean = [0.5, 0.25, 0.5]
+std = [0.5, 0.5, 0.5]
+flip = true
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_pictures(tmp_path / "pictures", {"ant": 3, "bee": 3}, size=8)
+    Path("run.toml").write_text(TOML)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(command, ["train", "--no-test", "--device", "cpu", *arguments])
+
+
+def test_a_configuration_is_the_same_after_it_was_written_and_read(tmp_path):
+    config = train_config(
+        tmp_path,
+        tmp_path / "a.pth",
+        tmp_path,
+        arch="vgg16",
+        weights=tmp_path / "w",
+        mean=(0.1, 0.2, 0.3),
+        std=(1, 2, 3.0),
+    )
+    (tmp_path / "config.json").write_text(config_text(config))
+    assert train_config(**read_config(tmp_path / "config.json")) == config
+
+
+def test_every_value_is_written(tmp_path):
+    written = json.loads(config_text(train_config(tmp_path, tmp_path / "a.pth")))
+    assert set(written) == {field.name for kind in (TrainConfig, Recipe) for field in fields(kind)} - {"name"}
+    assert written["recipe"] == "default"
+
+
+def test_a_file_stands_for_options_and_the_command_line_goes_before_it(here):
+    result = run("--config", "run.toml", "--epochs", "1", "--output", "given.pth")
+    assert result.exit_code == 0, result.output
+    assert not Path("from-file.pth").exists()
+    recipe = load_config(Path("runs/given")).recipe
+    assert (recipe.name, recipe.epochs, recipe.learning_rate, recipe.flip) == ("article", 1, 1.0, True)
+    assert recipe.mean == (0.5, 0.25, 0.5)
+    assert recipe.batch_size == 32  # the article's
+
+
+def test_a_runs_own_file_starts_the_same_run_again(here):
+    assert run("--config", "run.toml").exit_code == 0
+    first = load_config(Path("runs/from-file"))
+    result = run("--config", "runs/from-file/config.json", "--output", "again.pth")
+    assert result.exit_code == 0, result.output
+    assert load_config(Path("runs/again")) == first.changed(output=Path("again.pth"))
+    manifests = [load_checkpoint(Path(name)).manifest for name in ("again.pth", "from-file.pth")]
+    assert manifests[0].weights_sha256 == manifests[1].weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.toml", "epochs = ", "neither JSON nor TOML"),
+        ("a.json", "[]", "neither JSON nor TOML"),
+        ("a.json", "[" * 100_000, "neither JSON nor TOML"),
+        ("a.json", '{"epoch": 3}', "no option of a run is called 'epoch'"),
+        ("a.json", '{"epochs": "3"}', "epochs is '3', not a whole number"),
+        ("a.json", '{"epochs": true}', "epochs is True, not a whole number"),
+        ("a.json", '{"mean": [1, 2]}', "not three numbers"),
+        ("a.json", '{"flip": 1}', "flip is 1, not true or false"),
+        ("a.json", '{"train_dir": 3}', "train_dir is 3, not a path"),
+        ("a.json", '{"recipe": "best"}', "no recipe 'best' for 'cnn'; known: default, article"),
+        ("a.json", '{"learning_rate": NaN}', "--learning-rate is nan; give a finite number"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_one_line(here, name, text, message):
+    Path(name).write_text(text)
+    result = run("--config", name)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert len(result.output.splitlines()) == 1
+
+
+def test_a_missing_file_is_one_line(here):
+    result = run("--config", "nowhere.toml")
+    assert (result.exit_code, result.output) == (1, "error: nowhere.toml: can't be read (No such file or directory)\n")
+
+
+def test_other_values_are_of_known_fields_and_the_network_stays(tmp_path):
+    config = train_config(tmp_path, tmp_path / "a.pth")
+    changed = config.changed(seed=3, epochs=7)
+    assert (changed.seed, changed.recipe.epochs, changed.recipe.batch_size) == (3, 7, config.recipe.batch_size)
+    for options in ({"arch": "vgg16"}, {"epoch": 3}):
+        with pytest.raises(TypeError):
+            config.changed(**options)
+
+
+def test_the_library_names_fields_and_the_command_line_options(tmp_path):
+    with pytest.raises(ImgclsError, match=r"^`patience` needs `val_fraction`"):
+        train_config(tmp_path, tmp_path / "a.pth", patience=3)
+    result = run("--patience", "3")
+    assert result.output.startswith("error: --patience needs --val-fraction")

@@ -1,4 +1,4 @@
-"""How well a classifier does: pictures to logits, logits to figures. Nothing is written here; report.py does that."""
+"""How well a classifier does: pictures to logits, logits to figures. imgcls.report writes them."""
 
 from __future__ import annotations
 

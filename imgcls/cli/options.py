@@ -19,7 +19,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Number(click.FloatRange):
-    """The type of every number that is not whole: within its range, and finite (a comparison lets nan through)."""
+    """A finite number within a range: click.FloatRange alone lets nan through."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
@@ -78,7 +78,7 @@ def published() -> str:
 
 
 def _decorated(function: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:
-    """As if they stood above the function, in this order."""
+    """Apply decorators as if they stood above the function, in this order."""
     return functools.reduce(lambda wrapped, decorate: decorate(wrapped), reversed(decorators), function)
 
 

@@ -1,4 +1,4 @@
-"""Preprocessed pictures on the disk: one folder an entry, memory-mapped, checked before it is believed."""
+"""Preprocessed pictures on the disk: one folder an entry, memory-mapped, its checksum verified before it is used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def default_cache_dir() -> Path:
 class Cache:
     """Entries under `folder`, together at most `limit` bytes: the least recently used go first.
 
-    Whatever is wrong with the cache (damaged entry, full disk, unwritable folder) costs a decoding, never the run.
+    A fault of the cache (damaged entry, full disk, unwritable folder) never ends a run: the pictures are decoded again.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""Exact folds before an export: linear maps that follow one another become one. The answers stay, the work does not.
+"""Exact folds before an export: linear maps that follow one another become one: the same answers for less work.
 
 Four rewrites of the network's graph in eval mode, each an identity over the reals; sums are float64, and each weight is
 rounded once:

@@ -1,4 +1,4 @@
-"""A classifier whose network computes in half precision. Pictures come and answers go as they always do."""
+"""A classifier whose network computes in half precision. Its inputs and outputs keep their types."""
 
 from __future__ import annotations
 

@@ -41,10 +41,10 @@ def has_bf16_units(device: torch.device) -> bool:
 
 @contextmanager
 def float32() -> Iterator[None]:
-    """Float32 is float32 in this block: without TF32, which cuDNN uses by default and cuBLAS where it is told to.
+    """Compute float32 without TF32 in this block. cuDNN uses TF32 by default, and cuBLAS if it is told to.
 
-    It goes by torch's newer switches (fp32_precision): they answer whichever of the two kinds was used before, while
-    the older ones (allow_tf32) raise where both were.
+    It sets torch's newer switches (fp32_precision). They can always be read; the older ones (allow_tf32) raise an error
+    if both kinds were set.
     """
     switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]

@@ -24,11 +24,11 @@ _OLD = "old"  # the folder that gives its name to a new one, meanwhile
 
 @contextlib.contextmanager
 def one_writer(path: Path) -> Iterator[None]:
-    """One process (or thread) at a time is in the block for a `path`; the others wait.
+    """Only one process (or thread) at a time runs the block for a `path`; the others wait.
 
-    What a writer that was killed has left beside `path` is removed first. A lock file `.NAME.lock` is there meanwhile;
-    its owner's end frees it. Where the system has no such locks, the block runs without. Raises ImgclsError where the
-    folder can't be written.
+    Temporary files that a killed writer has left beside `path` are removed first. The lock is on a file `.NAME.lock`,
+    which exists during the block; the system frees it when its owner ends. Without such locks (Windows, some file
+    systems) the block runs unlocked. Raises ImgclsError if the folder can't be written.
     """
     lock = path.with_name(f".{path.name}.lock")
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interrupts:
-    """While entered, the first SIGINT or SIGTERM sets `pending`; the second one does what it always does."""
+    """While entered, the first SIGINT or SIGTERM sets `pending`; the second one has its usual effect."""
 
     def __init__(self) -> None:
         self.pending = False

@@ -1,4 +1,4 @@
-"""Too little memory is an error that says what takes it."""
+"""Running out of memory becomes an error that says what to reduce."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WORDS = ("out of memory", "not enough memory", "allocate memory")  # torch's Ru
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Raises TrainingError where there is not, the host's or the device's."""
+    """Raises TrainingError if the host or the device runs out of memory in the block."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -12,7 +12,7 @@ from imgcls.training.distributed import Group
 
 
 class Meter:
-    """Sums over this epoch's training pictures, and the first step whose loss is no number."""
+    """Sums over this epoch's training pictures, and the first step whose loss is NaN or infinite."""
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, correct, pictures, steps
@@ -26,13 +26,13 @@ class Meter:
         self._first_bad_step.copy_(torch.where(bad, self._sums[3], self._first_bad_step))
 
     def scores(self, group: Group) -> Scores:
-        """Over all processes; a loss that is no number where a step's was none."""
+        """Figures over all processes. The loss is NaN or infinite if a step's loss was."""
         loss, correct, count, _ = group.sum(self._sums.clone()).tolist()
         return Scores(loss / count, correct / count, int(count))
 
     @property
     def first_bad_step(self) -> int:
-        """The first step whose loss was no number; 0: none."""
+        """The first step whose loss was NaN or infinite; 0 if there is none."""
         return int(self._first_bad_step)
 
     def reset(self) -> None:

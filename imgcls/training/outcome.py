@@ -71,9 +71,9 @@ def finish(run: Run) -> TrainResult:
 
 
 def finished(config: TrainConfig, run: Path, report: Report) -> TrainResult | None:
-    """The result of the run in folder `run` that has nothing left to do, and whose checkpoint stands there; else None.
+    """The result of the run in folder `run` if it is finished and its checkpoint exists; else None.
 
-    Raises TrainingError where another checkpoint stands there.
+    Raises TrainingError if the checkpoint's file holds other weights.
     """
     result, epochs = load_result(run), config.recipe.epochs
     if result is None or result["epochs"] != epochs or not config.output.exists():

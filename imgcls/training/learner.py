@@ -71,7 +71,7 @@ class Learner:
         self.meter.count(losses.detach(), logits.detach(), labels)
 
     def is_finite(self) -> bool:
-        """Whether all weights are finite. A step's loss does not tell: it is computed from the weights before the step."""
+        """Whether all weights are finite. A step's loss does not tell: it comes from the weights before it."""
         return all(is_finite(tensor.detach()) for tensor in [*self.parameters, *self.average.tensors])
 
     def state_dict(self) -> dict[str, Any]:

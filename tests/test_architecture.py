@@ -79,3 +79,13 @@ def test_every_file_that_the_page_names_exists():
     folders = [ROOT, ROOT / "imgcls", ROOT / "imgcls" / "training", ROOT / "deploy"]
     for name in set(re.findall(r"`((?:\w+/)*\w+\.py)`", PAGE)):
         assert any((folder / name).is_file() for folder in folders), name
+
+
+def test_each_row_of_where_to_add_what_names_the_test_that_does_it():
+    added = re.split(r"^- \*\*", PAGE.partition("## Where to add what")[2].partition("\n## ")[0], flags=re.MULTILINE)[
+        1:
+    ]
+    assert len(added) >= 7
+    for row in added:
+        file, name = re.search(r"\(`(tests/[\w/]+\.py)`,\s+`(\w+)`\)\s*$", row).groups()
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), row

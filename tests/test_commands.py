@@ -25,6 +25,13 @@ def test_both_programs_and_their_subcommands_are_found():
     assert {"imgcls", "imgcls train", "imgcls data check", "imgcls-infer"} <= paths
 
 
+def test_every_module_of_commands_is_one_of_the_programs():
+    modules = {path.stem for path in (ROOT / "imgcls" / "cli").glob("*.py")} - {"__init__", "options", "output"}
+    assert {
+        command.callback.__module__.rpartition(".")[2] for command in PROGRAMS["imgcls"].commands.values()
+    } == modules
+
+
 @pytest.mark.parametrize("context", CONTEXTS, ids=lambda context: context.command_path)
 def test_every_command_has_a_description_and_an_example_that_it_takes(context):
     assert context.command.help, f"{context.command_path} has no docstring"

@@ -12,6 +12,7 @@ from helpers import make_pictures
 
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
+from imgcls.cli.train import command as train_command
 from imgcls.config import Recipe, TrainConfig
 from imgcls.errors import ImgclsError
 from imgcls.training import train_config
@@ -61,6 +62,16 @@ def test_every_value_is_written(tmp_path):
     written = json.loads(config_text(train_config(tmp_path, tmp_path / "a.pth")))
     assert set(written) == {field.name for kind in (TrainConfig, Recipe) for field in fields(kind)} - {"name"}
     assert written["recipe"] == "default"
+
+
+def test_every_field_is_an_option_whose_help_has_the_recipes_values():
+    options = {option.name: option for option in train_command.params}
+    own = {field.name for field in fields(TrainConfig)} - {"recipe"}
+    recipes = {field.name for field in fields(Recipe)} - {"name"}
+    assert own | recipes <= set(options)
+    for name in recipes:
+        assert "Default: " in options[name].help, name
+    assert "Default: cnn 0.004, vgg16 0.0005; article: 0.001." in options["learning_rate"].help
 
 
 def test_a_file_stands_for_options_and_the_command_line_goes_before_it(here):

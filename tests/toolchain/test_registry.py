@@ -70,6 +70,15 @@ def test_a_network_can_be_given_with_its_weights_instead(tiny, tmp_path):
     register(NetworkRow("tiny", lambda classes, size, dropout: Tiny(classes), 8, "head", {}))
 
 
+def test_a_recipe_of_a_row_is_known_by_its_name(tiny, tmp_path):
+    row = find("tiny")
+    quick = replace(row.recipe("default"), name="quick", epochs=1)
+    register(replace(row, recipes={**row.recipes, "quick": quick}))
+    assert train_config(tmp_path, tmp_path / "a.pth", arch="tiny", recipe="quick").recipe == quick
+    with pytest.raises(ImgclsError, match="no recipe 'slow' for 'tiny'; known: default, quick"):
+        train_config(tmp_path, tmp_path / "a.pth", arch="tiny", recipe="slow")
+
+
 def test_no_module_but_the_registry_names_a_network():
     named = re.compile("|".join(rf"[\"']{name}[\"']" for name in NETWORKS))
     users = {path.name for path in PACKAGE.rglob("*.py") if named.search(path.read_text(encoding="utf-8"))}

@@ -213,7 +213,9 @@ def test_the_runs_take_turns_and_the_last_batch_is_full():
 
 def test_each_figure_of_the_table_stands_in_its_column(trained, models, no_processes):
     path, checkpoint = trained
-    result = bench(checkpoint, BenchConfig(path, (models / "cnn.onnx",), repeats=1, pictures=4, batch_size=4), SAMPLE / "test")
+    result = bench(
+        checkpoint, BenchConfig(path, (models / "cnn.onnx",), repeats=1, pictures=4, batch_size=4), SAMPLE / "test"
+    )
     reference, own = (
         replace(row, latency=Series(tuple(step * np.arange(1, 101))), batch=Series((100 * step,)))
         for row, step in zip(result.rows, (0.002, 0.001), strict=True)

@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner
 from helpers import SAMPLE, make_pictures
 
+from imgcls import training
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
 from imgcls.data.folder import scan_folder
@@ -496,3 +497,12 @@ def test_an_epochs_seconds_are_those_of_its_steps_however_often_it_is_saved(conf
     monkeypatch.setattr(RunFolder, "save_state", slow)
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     assert [row["seconds"] for row in train(config.changed(epochs=2)).history] == [12, 12]
+
+
+@pytest.mark.parametrize("given", [[], ["--no-cuda-graphs"], ["--epochs", "7"]])
+def test_resuming_goes_on_as_the_run_was_begun_but_for_what_is_given(config, monkeypatch, given):
+    folder, seen = RunFolder.create(config).path, []
+    monkeypatch.setattr(training, "train", lambda config, report, resume: seen.append((config, resume)))
+    assert CliRunner().invoke(command, ["train", "--resume", str(folder), *given]).exit_code == 0
+    changes = {"cuda_graphs": "--no-cuda-graphs" not in given, "epochs": 7 if "--epochs" in given else 3}
+    assert seen == [(config.changed(**changes), folder)]

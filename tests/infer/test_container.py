@@ -259,3 +259,12 @@ def test_a_picture_resized_in_strips_has_the_pixels_of_the_whole(mode, interpola
     monkeypatch.setattr(preprocess, "_TILE_PIXELS", 300)
     for picture, expected in zip(pictures, whole, strict=True):
         assert np.array_equal(np.asarray(prepare(picture, policy)), expected)
+
+
+def test_a_delta_goes_over_columns_and_whole_rows(monkeypatch):
+    """Behind the last row nothing is read, and so nothing is counted."""
+    monkeypatch.setattr(container, "MAX_RUNS", 2**12)
+    runs = b"\1\5" * 2**13
+    container.check("Bmp", bmp(100, 100, 1, b"\0\2\0\x64" + runs), "picture")
+    with pytest.raises(ImageError, match="runs"):
+        container.check("Bmp", bmp(100, 100, 1, b"\0\2\x64\0" + runs), "picture")

@@ -79,6 +79,15 @@ def test_the_limit_is_of_all_parts_of_a_body_together(parts, accepted):
         asyncio.run(read())
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip"])
+def test_a_compressed_body_is_refused(tiny, encoding):
+    with serving(tiny) as client:
+        headers = {"Content-Type": "image/png", "Content-Encoding": encoding}
+        response = client.post("/predict", content=PICTURE, headers=headers)
+        assert response.status_code == 415
+        assert "compressed" in response.json()["error"]
+
+
 def infer(client, pictures):
     data = {"name": "image", "datatype": "UINT8", "shape": [pictures, 8, 8, 3], "data": [7] * (192 * pictures)}
     return client.post("/v2/models/tiny/infer", json={"inputs": [data]})

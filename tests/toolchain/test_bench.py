@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from helpers import SAMPLE
 from hypothesis import given
 from hypothesis import strategies as st
+from imgcls_infer.manifest import ResizePolicy
 from onnx import numpy_helper
 from PIL import Image
 
@@ -238,3 +239,14 @@ def test_the_first_start_of_a_process_warms_the_systems_cache_and_does_not_count
         [candidate], "a.png", checkpoint, SimpleNamespace(repeats=3), lambda steps: None
     )
     assert (times.values, peaks.values) == ((1, 2, 3), (10, 10, 10))
+
+
+@pytest.mark.parametrize("changes", [{}, {"weights_sha256": "00"}, {"resize": ResizePolicy(32, "pad")}], ids=str)
+def test_only_an_export_of_the_same_weights_and_resize_is_measured(trained, changes):
+    checkpoint = trained[1]
+    runtime = SimpleNamespace(manifest=replace(checkpoint.manifest, **changes))
+    if not changes:
+        module._require_export("a.onnx", runtime, checkpoint)
+        return
+    with pytest.raises(ImgclsError, match="is no export of this checkpoint"):
+        module._require_export("a.onnx", runtime, checkpoint)

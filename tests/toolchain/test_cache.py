@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ from imgcls_infer.manifest import ResizePolicy
 from PIL import Image
 
 from imgcls.config import HALF
+from imgcls.data import cache as cache_module
 from imgcls.data import packed
 from imgcls.data.batches import Augmentation
 from imgcls.data.cache import Cache
 from imgcls.data.folder import scan_folder
-from imgcls.data.packed import cache_key, pack_folder, run_ahead
+from imgcls.data.packed import cache_key, encode_png, pack_folder, pick_samples, run_ahead
 from imgcls.data.pictures import PackedPictures, StreamedPictures
 from imgcls.errors import DataError
 from imgcls.training import train, train_config
@@ -229,3 +231,14 @@ def test_a_streamed_set_that_has_changed_has_another_fingerprint(pictures, chang
     else:
         path.rename(path.with_name("0.png"))
     assert fingerprint() != before
+
+
+def test_the_checksum_is_of_all_blocks(monkeypatch):
+    monkeypatch.setattr(cache_module, "_BLOCK", 64)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    assert cache_module.checksum(images) == zlib.crc32(images.tobytes())
+
+
+def test_samples_are_the_first_of_each_class_then_the_second(pictures):
+    found = pack_folder(scan_folder(pictures), POLICY)  # four of each class, one class after the other
+    assert pick_samples(found, 5) == tuple(encode_png(found.images[index]) for index in (0, 4, 8, 1, 5))

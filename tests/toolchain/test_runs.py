@@ -506,3 +506,12 @@ def test_resuming_goes_on_as_the_run_was_begun_but_for_what_is_given(config, mon
     assert CliRunner().invoke(command, ["train", "--resume", str(folder), *given]).exit_code == 0
     changes = {"cuda_graphs": "--no-cuda-graphs" not in given, "epochs": 7 if "--epochs" in given else 3}
     assert seen == [(config.changed(**changes), folder)]
+
+
+def test_the_caches_limit_is_given_in_gigabytes(tmp_path, pictures, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "train", lambda config, report, resume: seen.append(config.cache_limit))
+    given = ["--train", str(pictures), "--output", str(tmp_path / "a.pth"), "--cache-limit"]
+    for gigabytes in ("0", "0.5", "20"):
+        assert CliRunner().invoke(command, ["train", *given, gigabytes]).exit_code == 0
+    assert seen == [0, 500_000_000, 20_000_000_000]

@@ -268,3 +268,10 @@ def test_a_delta_goes_over_columns_and_whole_rows(monkeypatch):
     container.check("Bmp", bmp(100, 100, 1, b"\0\2\0\x64" + runs), "picture")
     with pytest.raises(ImageError, match="runs"):
         container.check("Bmp", bmp(100, 100, 1, b"\0\2\x64\0" + runs), "picture")
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_exif_fields_are_counted_in_either_byte_order(order):
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, 65_535)
+    with pytest.raises(container.TooCostlyError, match="EXIF"):
+        container._check_exif([b"Exif\0\0" + start + bytes(4096)])

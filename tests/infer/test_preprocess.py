@@ -555,3 +555,11 @@ def test_the_height_comes_first_where_it_loses_more_than_twice_as_many_pixels(si
     expected = picture.resize(between, Image.Resampling.BILINEAR).resize((16, 16), Image.Resampling.BILINEAR)
     found = preprocess(picture, ResizePolicy(16, "squash"))
     np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_the_bars_of_an_odd_margin_are_wider_below_and_on_the_right():
+    for size, kept in (((70, 60), np.s_[:6, :]), ((60, 70), np.s_[:, :6])):
+        expected = np.zeros((7, 7, 3), np.uint8)
+        expected[kept] = 255
+        found = preprocess(Image.new("RGB", size, "white"), ResizePolicy(7, "pad"))
+        np.testing.assert_array_equal(found, expected)

@@ -522,3 +522,9 @@ def test_points_are_gained_where_the_file_is_right_more_often_than_pytorch():
     actual.probabilities[0] = np.eye(3, dtype=np.float32)[labels[0]]
     report = compare(expected, actual, MANIFEST, MANIFEST, labels, ["p"] * 20, name="n", path="p", tolerance=1.0)
     assert parity_cells(report)["points gained"] == "+5.00"
+
+
+def test_a_probabilitys_tolerance_is_half_the_logits_and_the_softmaxs_rounding(monkeypatch):
+    monkeypatch.setattr(rounding, "deviations", lambda *_: {"fc": 1.0, "logits": 1e-4, "probabilities": 1.0})
+    found = rounding.probability_tolerance(None, None)
+    assert found == pytest.approx(6 * 2**0.5 * 1e-4 / 2 + 8 * 2**-24)

@@ -170,11 +170,16 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
     feed = Feed(train, data.train_rows, augmentation, config, device, group)
     weights = data.class_weights().to(device) if recipe.class_weights else None
     learner = Learner(model, feed, recipe, feed.steps * recipe.epochs, weights, device, group.size)
-    if device.type == "cuda" and config.cuda_graphs and group.size == 1 and feed.resident:
+    if _can_be_replayed(config, device, group, feed):
         learner.run = GraphedStep(learner.learn, recipe.batch_size)
     run = Run(config, data, model, feed, learner, train, test, data.train.fingerprint(), device, group, report)
     _open(run, resume)
     return run
+
+
+def _can_be_replayed(config: TrainConfig, device: torch.device, group: Group, feed: Feed) -> bool:
+    """Whether a step goes into a CUDA graph: it meets no other process, and all its pictures lie on the device."""
+    return device.type == "cuda" and config.cuda_graphs and group.size == 1 and feed.resident
 
 
 def _open(run: Run, resume: Path | None) -> None:

@@ -3,16 +3,28 @@
 // {bare}: base64 of a file that the browser would decode -> {type, orientation}; a file that is refused: {error}
 // {file, bitmap, policy}: the same for a file that the browser decodes, here to a picture of bitmap's width and height
 // {pixels, width, height, policy}: base64 of RGB samples -> {sha256} of the resized pixels
+// {manifest, probabilities, golden}: a model that gives these (null: NaN), its golden samples and files as in its
+// metadata -> {answer, checks}: of a black picture, and of the self-check; a model that is refused: {error}
 // {file, policy}: base64 of a PNG file -> {width, height, decoded_sha256, sha256}; a file that is refused: {error}
 
 import { createInterface } from "node:readline";
 
 const web = new URL("../../deploy/edge/web/", import.meta.url);
 const { decode, resize, withoutMetadata } = await import(new URL("preprocess.js", web));
-const { fromBase64, sha256 } = await import(new URL("model.js", web));
+const { Model, checkedManifest, fromBase64, sha256 } = await import(new URL("model.js", web));
 
-async function answer({ pixels, file, bare, bitmap, width, height, policy }) {
+async function ofModel({ manifest, probabilities, golden }) {
+  const data = Float32Array.from(probabilities, (value) => value ?? NaN);
+  const session = { inputMetadata: [{ shape: ["N"] }], run: async () => ({ probabilities: { data } }) };
+  const model = new Model({ Tensor: class {} }, session, checkedManifest(manifest), golden);
+  const side = manifest.image_size;
+  const black = { width: side, height: side, data: new Uint8Array(3 * side * side) };
+  return { answer: Array.from(await model.run(black)), checks: await model.selfCheck() };
+}
+
+async function answer({ manifest, probabilities, golden, pixels, file, bare, bitmap, width, height, policy }) {
   globalThis.createImageBitmap = async () => ({ ...bitmap, close() {} }); // the browser's decoder
+  if (manifest !== undefined) return ofModel({ manifest, probabilities, golden });
   if (bare !== undefined) {
     const { type, orientation } = withoutMetadata(fromBase64(bare));
     return { type, orientation };

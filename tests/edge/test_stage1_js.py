@@ -193,3 +193,14 @@ def test_a_picture_too_elongated_to_crop_is_refused_as_python_refuses_it(stage1)
     preprocess(pixels(short), ResizePolicy(64))
     with pytest.raises(ImageError, match="too elongated to crop"):
         preprocess(pixels(long), ResizePolicy(64))
+
+
+def test_a_webps_orientation_counts_where_its_header_announces_it(stage1):
+    block = exif(orientation=6)
+    parts = b"EXIF" + struct.pack("<I", len(block)) + block + bytes(len(block) & 1)
+    files = []
+    for flags in (0, 8):
+        body = b"WEBP" + b"VP8X" + struct.pack("<IB9x", 10, flags) + parts
+        files.append(b"RIFF" + struct.pack("<I", len(body)) + body)
+    answers = stage1([{"bare": encoded(data)} for data in files])
+    assert [answer["orientation"] for answer in answers] == [1, 6]

@@ -111,6 +111,7 @@ REFUSED = {
     "gif, junk": (gif(bytes(MANY)), "GIF blocks"),
     "gif, blocks behind an empty one": (gif(b"!\xf9\0" + b"\x2c" + bytes(45) + b"!\xfe" + b"\1x" * MANY), "GIF blocks"),
     "bmp, runs of a pixel": (bmp(2000, 2000, 1, b"\1\5" * (RUNS + 9)), "runs"),
+    "bmp, runs of a pixel, its top line first": (bmp(2000, -2000, 1, b"\1\5" * (RUNS + 9)), "runs"),
     "bmp, ends of lines": (bmp(4000, 4000, 1, b"\1\5\0\0" * 4000), "runs"),
     "bmp, deltas of nothing": (bmp(2000, 2000, 1, b"\0\2\0\0" * (RUNS + 9)), "runs"),
     "bmp, many pixels in RLE4": (bmp(4000, 4000, 2, b"\xff\x51" * 4000), "runs"),
@@ -258,3 +259,19 @@ def test_a_picture_resized_in_strips_has_the_pixels_of_the_whole(mode, interpola
     monkeypatch.setattr(preprocess, "_TILE_PIXELS", 300)
     for picture, expected in zip(pictures, whole, strict=True):
         assert np.array_equal(np.asarray(prepare(picture, policy)), expected)
+
+
+def test_a_delta_goes_over_columns_and_whole_rows(monkeypatch):
+    """Behind the last row nothing is read, and so nothing is counted."""
+    monkeypatch.setattr(container, "MAX_RUNS", 2**12)
+    runs = b"\1\5" * 2**13
+    container.check("Bmp", bmp(100, 100, 1, b"\0\2\0\x64" + runs), "picture")
+    with pytest.raises(ImageError, match="runs"):
+        container.check("Bmp", bmp(100, 100, 1, b"\0\2\x64\0" + runs), "picture")
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_exif_fields_are_counted_in_either_byte_order(order):
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, 65_535)
+    with pytest.raises(container.TooCostlyError, match="EXIF"):
+        container._check_exif([b"Exif\0\0" + start + bytes(4096)])

@@ -544,3 +544,22 @@ def test_a_webp_may_have_half_as_many_pixels(monkeypatch):
     assert decode_rgb(encode(noise(5, 10), "WEBP"), "picture").shape == (5, 10, 3)
     with pytest.raises(ImageError, match="10 x 6 pixels, more than the 50"):
         decode_rgb(encode(noise(6, 10), "WEBP"), "picture")
+
+
+@pytest.mark.parametrize(
+    ("size", "height_first"), [((40, 64), False), ((40, 65), True), ((12, 17), True), ((12, 16), False)]
+)
+def test_the_height_comes_first_where_it_loses_more_than_twice_as_many_pixels(size, height_first):
+    picture = Image.fromarray(noise(size[1], size[0]))
+    between = (size[0], 16) if height_first else (16, size[1])
+    expected = picture.resize(between, Image.Resampling.BILINEAR).resize((16, 16), Image.Resampling.BILINEAR)
+    found = preprocess(picture, ResizePolicy(16, "squash"))
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_the_bars_of_an_odd_margin_are_wider_below_and_on_the_right():
+    for size, kept in (((70, 60), np.s_[:6, :]), ((60, 70), np.s_[:, :6])):
+        expected = np.zeros((7, 7, 3), np.uint8)
+        expected[kept] = 255
+        found = preprocess(Image.new("RGB", size, "white"), ResizePolicy(7, "pad"))
+        np.testing.assert_array_equal(found, expected)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import pytest
 from imgcls_serve.app import create_app
 from imgcls_serve.batching import Batching
-from imgcls_serve.hosts import name_of
+from imgcls_serve.hosts import KnownHosts, name_of
 from imgcls_serve.limits import Limits
 
 from .harness import NAME, connect, running
@@ -61,6 +62,23 @@ def test_old_http_without_a_host_is_answered_and_two_hosts_are_not(client):
         with connect(client) as connection:
             connection.sendall(b"GET /healthz HTTP/1.0\r\n" + lines + b"\r\n")
             assert connection.recv(65536).split()[1] in statuses
+
+
+@pytest.mark.parametrize(
+    "hosts", [[b"localhost", b"evil.example"], [b"evil.example", b"localhost"], [b"localhost"] * 2]
+)
+def test_two_hosts_are_refused_whichever_comes_first_and_whatever_the_parser_lets_through(hosts):
+    sent = []
+
+    async def app(scope, receive, send):
+        raise AssertionError("it was let in")
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "headers": [(b"host", host) for host in hosts]}
+    asyncio.run(KnownHosts(app, [])(scope, None, send))
+    assert sent[0]["status"] == 403
 
 
 def test_a_star_allows_any_name(tiny):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -11,9 +12,11 @@ from unittest.mock import Mock
 
 import pytest
 from imgcls_serve import server
-from imgcls_serve.limits import Limits
+from imgcls_serve.limits import Limits, read_body
 from infer.pictures import encode, noise
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -55,6 +58,34 @@ def test_a_body_that_does_not_say_its_length_is_cut_off(tiny):
         response = client.post("/predict", content=(bytes(10_000) for _ in range(50)))
         assert response.status_code == 413
         assert post(client, PICTURE).status_code == 200
+
+
+@pytest.mark.parametrize(("parts", "accepted"), [((60, 40), True), ((60, 41), False), ((40, 40, 40), False)])
+def test_the_limit_is_of_all_parts_of_a_body_together(parts, accepted):
+    messages = [{"type": "http.request", "body": bytes(size), "more_body": True} for size in parts]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def receive():
+        return messages.pop(0)
+
+    async def read():
+        request = Request({"type": "http", "headers": []}, receive)
+        return await read_body(request, Limits(max_bytes=100), asyncio.get_running_loop().time() + PATIENCE)
+
+    if accepted:
+        assert asyncio.run(read()) == bytes(100)
+        return
+    with pytest.raises(HTTPException, match="413"):
+        asyncio.run(read())
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip"])
+def test_a_compressed_body_is_refused(tiny, encoding):
+    with serving(tiny) as client:
+        headers = {"Content-Type": "image/png", "Content-Encoding": encoding}
+        response = client.post("/predict", content=PICTURE, headers=headers)
+        assert response.status_code == 415
+        assert "compressed" in response.json()["error"]
 
 
 def infer(client, pictures):

@@ -281,3 +281,11 @@ def test_whatever_json_comes_is_an_inference_or_a_protocol_error(anything, shape
 def test_three_numbers_are_a_pixel(values):
     entry = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": values}
     assert parse_inference(json.dumps({"inputs": [entry]}).encode(), None, 1).pixels.tolist() == [[[values]]]
+
+
+def test_an_output_that_does_not_say_how_it_comes_comes_as_the_request_says():
+    listed = [{"name": "logits"}, {"name": "probabilities", "parameters": {"binary_data": False}}]
+    body, headers = raw_request(parameters={"binary_data_output": True}, outputs=listed)
+    assert parse_inference(body, headers[BINARY_HEADER], SIDE).outputs == {"logits": True, "probabilities": False}
+    body, headers = raw_request(outputs=listed)
+    assert parse_inference(body, headers[BINARY_HEADER], SIDE).outputs == {"logits": False, "probabilities": False}

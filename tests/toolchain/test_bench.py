@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from helpers import SAMPLE
 from hypothesis import given
 from hypothesis import strategies as st
+from imgcls_infer.manifest import ResizePolicy
 from onnx import numpy_helper
 from PIL import Image
 
@@ -208,3 +210,43 @@ def test_the_runs_take_turns_and_the_last_batch_is_full():
     assert [len(series.values) for series in seconds] == [4, 4]
     assert [name for name, *_ in calls[2:]] == list("abbabaab")
     assert [found for *_, found in calls[2:6:3]] == [[0, 1, 2], [3, 4, 0]]
+
+
+def test_each_figure_of_the_table_stands_in_its_column(trained, models, no_processes):
+    path, checkpoint = trained
+    result = bench(
+        checkpoint, BenchConfig(path, (models / "cnn.onnx",), repeats=1, pictures=4, batch_size=4), SAMPLE / "test"
+    )
+    reference, own = (
+        replace(row, latency=Series(tuple(step * np.arange(1, 101))), batch=Series((100 * step,)))
+        for row, step in zip(result.rows, (0.002, 0.001), strict=True)
+    )
+    cells = bench_cells(replace(result, rows=(reference, own)))[1]
+    assert (cells["one picture, p50"], cells["p95"], cells["p99"]) == (
+        ("50.5 ms", "0.50x"),
+        ("95 ms", ""),
+        ("99 ms", ""),
+    )
+    assert cells["pictures/s in 4s"] == ("40", "2.0x")
+
+
+def test_the_first_start_of_a_process_warms_the_systems_cache_and_does_not_count(monkeypatch):
+    seconds = iter(range(9))
+    monkeypatch.setattr(module, "run_process", lambda command, file: (next(seconds), 10))
+    candidate = SimpleNamespace(command=("imgcls-infer",), file="a.onnx")
+    checkpoint = SimpleNamespace(manifest=SimpleNamespace(resize=SimpleNamespace(image_size=8)))
+    ((times, peaks),) = module._cold_starts(
+        [candidate], "a.png", checkpoint, SimpleNamespace(repeats=3), lambda steps: None
+    )
+    assert (times.values, peaks.values) == ((1, 2, 3), (10, 10, 10))
+
+
+@pytest.mark.parametrize("changes", [{}, {"weights_sha256": "00"}, {"resize": ResizePolicy(32, "pad")}], ids=str)
+def test_only_an_export_of_the_same_weights_and_resize_is_measured(trained, changes):
+    checkpoint = trained[1]
+    runtime = SimpleNamespace(manifest=replace(checkpoint.manifest, **changes))
+    if not changes:
+        module._require_export("a.onnx", runtime, checkpoint)
+        return
+    with pytest.raises(ImgclsError, match="is no export of this checkpoint"):
+        module._require_export("a.onnx", runtime, checkpoint)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,18 @@ import torch
 from imgcls_infer.manifest import ResizePolicy
 from PIL import Image
 
+from imgcls.config import HALF
+from imgcls.data import cache as cache_module
 from imgcls.data import packed
+from imgcls.data.batches import Augmentation
 from imgcls.data.cache import Cache
 from imgcls.data.folder import scan_folder
-from imgcls.data.packed import cache_key, pack_folder, run_ahead
+from imgcls.data.packed import cache_key, encode_png, pack_folder, pick_samples, run_ahead
 from imgcls.data.pictures import PackedPictures, StreamedPictures
 from imgcls.errors import DataError
 from imgcls.training import train, train_config
+from imgcls.training.distributed import Group
+from imgcls.training.feed import Feed
 
 POLICY = ResizePolicy(16)
 BIG = 1 << 40
@@ -192,3 +198,47 @@ def test_run_ahead_keeps_the_order_and_a_bound():
     assert [next(results) for _ in range(10)] == [number**2 for number in range(10)]
     assert len(started) <= 10 + 2 * 3
     assert list(results) == [number**2 for number in range(10, 100)]
+
+
+def test_unreadable_pictures_leave_their_batch_and_the_others_keep_their_labels(tmp_path, pictures):
+    for name in ("ant/00.png", "bee/01.png", "cow/03.png"):
+        (pictures / name).write_bytes(b"no picture")
+    device, folder = torch.device("cpu"), scan_folder(pictures)
+    packed = pack_folder(folder, POLICY)
+    known = {pixels.tobytes(): label for pixels, label in zip(packed.images, packed.labels.tolist(), strict=True)}
+    config = train_config(pictures, tmp_path / "a.pth", image_size=16, batch_size=5, mean=HALF, std=HALF)
+    streamed = StreamedPictures(folder, POLICY, device)
+    feed = Feed(streamed, torch.arange(12), Augmentation(), config, device, Group())
+    batches = [feed.batch(share.rows, share.pictures) for share in feed.shares(0)]
+    own = [known[picture.numpy().tobytes()] for pictures, _ in batches for picture in pictures]
+    assert own == [label for _, labels in batches for label in labels.tolist()]
+    assert len(own) == 9
+
+
+@pytest.mark.parametrize("changed", ["size", "time", "name"])
+def test_a_streamed_set_that_has_changed_has_another_fingerprint(pictures, changed):
+    def fingerprint():
+        return StreamedPictures(scan_folder(pictures), POLICY, torch.device("cpu")).fingerprint()
+
+    before, path = fingerprint(), pictures / "ant" / "00.png"
+    assert fingerprint() == before
+    if changed == "size":
+        status = path.stat()
+        path.write_bytes(path.read_bytes() + b"x")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    elif changed == "time":
+        os.utime(path, ns=(1, 1))
+    else:
+        path.rename(path.with_name("0.png"))
+    assert fingerprint() != before
+
+
+def test_the_checksum_is_of_all_blocks(monkeypatch):
+    monkeypatch.setattr(cache_module, "_BLOCK", 64)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    assert cache_module.checksum(images) == zlib.crc32(images.tobytes())
+
+
+def test_samples_are_the_first_of_each_class_then_the_second(pictures):
+    found = pack_folder(scan_folder(pictures), POLICY)  # four of each class, one class after the other
+    assert pick_samples(found, 5) == tuple(encode_png(found.images[index]) for index in (0, 4, 8, 1, 5))

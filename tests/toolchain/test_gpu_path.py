@@ -104,6 +104,15 @@ def test_a_resumed_run_steps_by_the_tensor_that_its_optimizer_was_made_with(tmp_
     assert load_state(tmp_path / "run")["step"] == 0
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+def test_on_cuda_the_rate_is_a_tensor_there_and_the_step_can_be_captured(monkeypatch, name):
+    monkeypatch.setattr(torch, "tensor", lambda value, device: (value, device.type))
+    monkeypatch.setattr(torch.optim, name, lambda parameters, **options: options)
+    options = learner._optimizer([], replace(RECIPE, optimizer=name.lower()), torch.device("cuda"))
+    assert (options["lr"], options["fused"]) == ((RECIPE.learning_rate, "cuda"), True)
+    assert name == "SGD" or options["capturable"]  # SGD keeps no count of steps
+
+
 # --- which GPU
 
 
@@ -322,3 +331,22 @@ def test_training_starts_the_collectives_once_the_pictures_are_there(tmp_path, p
     monkeypatch.setattr(Group, "start", lambda *given: [start(*given), events.append("collectives")][0])
     train(train_config(pictures, tmp_path / "a.pth", epochs=1, device="cpu"))
     assert events == ["pictures", "collectives"]
+
+
+def test_each_process_draws_its_own_dropout(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr(Group, "parallel", lambda _, module: module)
+    config = train_config(pictures, tmp_path / "a.pth", device="cpu", cache_dir=tmp_path / "cache")
+    drawn = []
+    for rank in (1, 1, 2):
+        run.prepare(config, CPU, Group(rank, 3), lambda line: None, None)
+        drawn.append(torch.rand(4).tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("without", ["nothing", "cuda", "its option", "one process", "pictures on the device"])
+def test_a_step_is_replayed_where_all_that_it_reads_stays_in_its_place(tmp_path, without):
+    config = train_config(tmp_path, tmp_path / "a.pth", cuda_graphs=without != "its option")
+    feed = SimpleNamespace(resident=without != "pictures on the device")
+    device = torch.device("cpu" if without == "cuda" else "cuda")
+    group = Group(0, 2 if without == "one process" else 1)
+    assert run._can_be_replayed(config, device, group, feed) == (without == "nothing")

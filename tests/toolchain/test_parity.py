@@ -46,6 +46,7 @@ from imgcls.parity.rounding import SPREAD, UNITS, deviations, typical_pictures
 from imgcls.parity.runtimes import Runtime, eager, open_model, run_module
 from imgcls.parity.verify import VerifyResult, default_tolerance, verify
 from imgcls.report.parity import write_parity
+from imgcls.report.tables import parity_cells
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,7 @@ def test_unreadable_pictures_are_counted_and_left_out(trained, model_file, pictu
     result = verify(checkpoint, [("m", open_model(model_file))], folder)
     assert result.skipped == 1
     assert result.reports[0].count == 11
+    assert result.paths == tuple(str(path) for path in folder.paths[1:])  # each with its own answer and label
     for path in folder.paths:
         path.write_bytes(b"no picture")
     with pytest.raises(DataError, match="none of its 12"):
@@ -502,3 +504,27 @@ def test_the_report_as_json(trained, model_file, sample):
     assert document["passed"] is True
     assert document["models"][0]["top1_agreement"] == 1.0
     assert document["bisect"][str(model_file)].endswith("agree with it")
+
+
+@pytest.mark.parametrize("off", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_one_file_that_fails_is_enough(off):
+    damaged = answers(0)
+    damaged.probabilities[0] += 0.5
+    reports = tuple(compared(answers(0), damaged if broken else answers(0), 1e-3) for broken in off)
+    assert bool(VerifyResult(reports, 0, MANIFEST)) == (off == (0, 0))
+    assert VerifyResult(reports, 0, MANIFEST).to_dict()["passed"] == (off == (0, 0))
+
+
+def test_points_are_gained_where_the_file_is_right_more_often_than_pytorch():
+    expected = answers(0)
+    labels = 1 - (expected.probabilities.argmax(1) == 0)  # never PyTorch's class
+    actual = answers(0)
+    actual.probabilities[0] = np.eye(3, dtype=np.float32)[labels[0]]
+    report = compare(expected, actual, MANIFEST, MANIFEST, labels, ["p"] * 20, name="n", path="p", tolerance=1.0)
+    assert parity_cells(report)["points gained"] == "+5.00"
+
+
+def test_a_probabilitys_tolerance_is_half_the_logits_and_the_softmaxs_rounding(monkeypatch):
+    monkeypatch.setattr(rounding, "deviations", lambda *_: {"fc": 1.0, "logits": 1e-4, "probabilities": 1.0})
+    found = rounding.probability_tolerance(None, None)
+    assert found == pytest.approx(6 * 2**0.5 * 1e-4 / 2 + 8 * 2**-24)

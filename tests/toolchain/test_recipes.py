@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torchvision
@@ -12,6 +14,7 @@ from imgcls.data.batches import Augmentation, batch_slices, cut_out, jitter_colo
 from imgcls.errors import ImgclsError
 from imgcls.networks.registry import build_network
 from imgcls.training import train, train_config
+from imgcls.training.sets import Sets
 
 
 def test_an_epochs_plan_is_a_function_of_seed_and_epoch():
@@ -70,6 +73,12 @@ def test_class_weights_are_in_inverse_proportion_to_the_counts(tmp_path):
     config = train_config(root, tmp_path / "a.pth", class_weights=True, cache_dir=tmp_path / "cache")
     weights = load_sets(config, ResizePolicy(32), torch.device("cpu"), Group(), lambda line: None).class_weights()
     assert (weights * torch.tensor([30, 3])).tolist() == pytest.approx([16.5, 16.5])
+
+
+def test_pictures_that_are_held_out_do_not_count_for_their_class():
+    labels = torch.tensor([0] * 8 + [1] * 8)
+    data = Sets(("ant", "bee"), SimpleNamespace(labels=labels), None, torch.arange(2, 16), torch.arange(2))
+    assert data.class_counts().tolist() == [6, 8]
 
 
 def test_what_is_given_replaces_the_recipes_own(tmp_path):

@@ -16,12 +16,14 @@ import torch
 from click.testing import CliRunner
 from helpers import SAMPLE, make_pictures
 
+from imgcls import training
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
 from imgcls.data.folder import scan_folder
-from imgcls.data.packed import pack_folder
+from imgcls.data.packed import pack_folder, pick_samples
 from imgcls.errors import ImgclsError, TrainingError
-from imgcls.training import loop, train, train_config
+from imgcls.evaluation import predict_logits, score
+from imgcls.training import loop, run, train, train_config
 from imgcls.training.learner import Learner
 from imgcls.training.run_folder import RunFolder, load_config, load_state
 from imgcls.training.sets import split_rows
@@ -156,8 +158,7 @@ def test_the_run_folder_tells_the_story(config, tmp_path):
 def test_a_new_run_never_writes_into_an_old_ones_folder(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = config.changed(epochs=1, run_dir=None)
-    assert train(config).run.as_posix() == "runs/a"
-    assert train(config).run.as_posix() == "runs/a-2"
+    assert [RunFolder.create(config).path.as_posix() for _ in range(3)] == ["runs/a", "runs/a-2", "runs/a-3"]
     with pytest.raises(TrainingError, match="--resume"):
         train(config.changed(run_dir=tmp_path / "runs" / "a"))
 
@@ -341,11 +342,18 @@ def test_patience_without_a_held_out_part_is_refused(config):
         config.changed(patience=3)
 
 
-def test_every_class_gives_its_share_to_the_held_out_part():
+@pytest.mark.parametrize(("fraction", "shares"), [(0.2, [4, 2, 0]), (0.96, [19, 9, 0])])
+def test_every_class_gives_its_share_to_the_held_out_part_and_keeps_one(fraction, shares):
     labels = torch.tensor([0] * 20 + [1] * 10 + [2])
-    rows, held_out = split_rows(labels, 0.2, seed=1)
-    assert torch.bincount(labels[held_out], minlength=3).tolist() == [4, 2, 0]
+    rows, held_out = split_rows(labels, fraction, seed=1)
+    assert torch.bincount(labels[held_out], minlength=3).tolist() == shares
     assert sorted(torch.cat([rows, held_out]).tolist()) == list(range(31))
+
+
+def test_the_seed_draws_the_held_out_part():
+    labels = torch.tensor([0] * 20 + [1] * 20)
+    held_out = [split_rows(labels, 0.2, seed)[1].tolist() for seed in (1, 1, 2)]
+    assert held_out[0] == held_out[1] != held_out[2]
 
 
 def test_a_state_of_something_else_is_refused(tmp_path):
@@ -440,3 +448,70 @@ def test_an_epoch_that_can_not_be_reported_is_kept(config, tmp_path, number):
     assert (state["epoch"], state["step"], len(state["history"])) == (2, 0, 1)
     resumed = train(load_config(tmp_path / "run"), resume=tmp_path / "run")
     assert resumed.checkpoint.manifest.weights_sha256 == whole.checkpoint.manifest.weights_sha256
+
+
+def test_the_held_out_figures_are_of_the_pictures_that_are_held_out(config, pictures):
+    result = train(config.changed(val_fraction=0.25, epochs=1))
+    packed = pack_folder(scan_folder(pictures), result.checkpoint.manifest.resize)
+    labels = torch.from_numpy(packed.labels)
+    _, rows = split_rows(labels, 0.25, config.seed)
+    found = score(predict_logits(result.checkpoint.classifier(), torch.from_numpy(packed.images)[rows]), labels[rows])
+    (row,) = result.history
+    assert (row["val_loss"], row["val_accuracy"]) == (pytest.approx(found.loss, rel=1e-5), found.accuracy)
+
+
+def test_the_state_is_saved_every_so_many_seconds_and_at_the_end(config, monkeypatch):
+    now, saved = [time.monotonic()], []
+    learn = Learner.learn
+
+    def slow(self, *arguments):
+        learn(self, *arguments)
+        now[0] += 4
+
+    monkeypatch.setattr(Learner, "learn", slow)
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(RunFolder, "save_state", lambda _, state: saved.append((state["epoch"], state["step"])))
+    train(config.changed(epochs=3, save_every=15))
+    assert saved == [(2, 1), (3, 2), (4, 0)]
+
+
+def test_the_checkpoints_samples_are_of_the_test_folder_where_there_is_one(config, tmp_path):
+    test = make_pictures(tmp_path / "test", {"ant": 1, "bee": 1, "cow": 1}, seed=1)
+    checkpoint = train(config.changed(test_dir=test, epochs=1)).checkpoint
+    assert checkpoint.samples == pick_samples(pack_folder(scan_folder(test), checkpoint.manifest.resize))
+
+
+def test_an_epochs_seconds_are_those_of_its_steps_however_often_it_is_saved(config, monkeypatch):
+    now = [0.0]
+    learn, save = Learner.learn, RunFolder.save_state
+
+    def step(self, *arguments):
+        learn(self, *arguments)
+        now[0] += 4
+
+    def slow(self, state):
+        save(self, state)
+        now[0] += 100
+
+    monkeypatch.setattr(Learner, "learn", step)
+    monkeypatch.setattr(RunFolder, "save_state", slow)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert [row["seconds"] for row in train(config.changed(epochs=2)).history] == [12, 12]
+
+
+@pytest.mark.parametrize("given", [[], ["--no-cuda-graphs"], ["--epochs", "7"]])
+def test_resuming_goes_on_as_the_run_was_begun_but_for_what_is_given(config, monkeypatch, given):
+    folder, seen = RunFolder.create(config).path, []
+    monkeypatch.setattr(training, "train", lambda config, report, resume: seen.append((config, resume)))
+    assert CliRunner().invoke(command, ["train", "--resume", str(folder), *given]).exit_code == 0
+    changes = {"cuda_graphs": "--no-cuda-graphs" not in given, "epochs": 7 if "--epochs" in given else 3}
+    assert seen == [(config.changed(**changes), folder)]
+
+
+def test_the_caches_limit_is_given_in_gigabytes(tmp_path, pictures, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "train", lambda config, report, resume: seen.append(config.cache_limit))
+    given = ["--train", str(pictures), "--output", str(tmp_path / "a.pth"), "--cache-limit"]
+    for gigabytes in ("0", "0.5", "20"):
+        assert CliRunner().invoke(command, ["train", *given, gigabytes]).exit_code == 0
+    assert seen == [0, 500_000_000, 20_000_000_000]

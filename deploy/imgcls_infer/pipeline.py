@@ -5,7 +5,7 @@ take as many as are there, as long as that is quick work, and finish them togeth
 seconds, so thumbnails go by the dozen and large photographs one after another. Threads meet once a batch and not once
 an item: waking one costs as much as decoding a thumbnail. The caller gets results in the items' order as soon as they
 are complete; while the caller is not asking, at most `window` items are on their way. A stream that goes on for a while
-or is longer than its window may hand the preparation to something that takes time to start (decoder.py's processes).
+or is longer than its window may hand the preparation to something that takes time to start (decoder_client.py).
 """
 
 from __future__ import annotations

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, TypeVar, Union, overload
 import numpy as np
 
 from imgcls_infer.errors import ImageError, ModelError, one_line
-from imgcls_infer.manifest import GOLDEN_FILES_KEY, GoldenFile, golden_files_from_json
+from imgcls_infer.golden import GOLDEN_FILES_KEY, GoldenFile, golden_files_from_json
 from imgcls_infer.preprocess import Source, preprocess
 from imgcls_infer.session import CPU, open_model
 
 if TYPE_CHECKING:
-    from imgcls_infer.decoder import DecoderPreparer
+    from imgcls_infer.decoder_client import DecoderPreparer
 
 Streamed = TypeVar("Streamed", bound=Union[Source, ImageError])
 
@@ -126,12 +126,14 @@ class Predictor:
     ) -> Iterator[tuple[Streamed, Union[Prediction, ImageError]]]:
         """Classify any number of pictures with bounded memory: (source, prediction) pairs in the sources' order.
 
-        sources: anything that `predict` takes; read ahead in another thread, no faster than the results are taken, so
-        it may be endless. An ImageError among them is its own answer. workers: threads that decode and classify; by
-        default as many as the Predictor has. processes: once a stream is long, each of several workers has a process of
-        its own that decodes paths and picture files for it (decoder.py), some 20 MiB each. A picture that can't be read
-        gives its ImageError in place of a prediction, and the others go on. Raises ModelError, and what `sources`
-        raises.
+        sources: anything that `predict` takes. Another thread reads them ahead, no faster than the results are taken,
+            so there may be endlessly many. An ImageError among them is its own answer.
+        workers: threads that decode and classify; by default as many as the Predictor has.
+        processes: once a stream is long, each of several workers gets a process of its own that decodes paths and
+            picture files for it (decoder_client.py), some 20 MiB each.
+
+        A picture that can't be read gives its ImageError in place of a prediction, and the others go on. Raises
+        ModelError, ValueError for workers below 1, and what `sources` raises.
 
         Many workers need no threads inside the network, where they only meet: `Predictor(threads=1)` is the fastest.
 
@@ -149,7 +151,7 @@ class Predictor:
         return in_order(sources, self._prepare, self._answers, workers, self._at_once(_LARGEST_SHARE), later)
 
     def _decoder_preparer(self) -> DecoderPreparer:
-        from imgcls_infer.decoder import DecoderPreparer
+        from imgcls_infer.decoder_client import DecoderPreparer
 
         return DecoderPreparer(self._prepare, self.manifest.resize)
 

@@ -12,7 +12,7 @@ see the same bits. The steps, in order:
 4. The EXIF orientation is applied.
 5. The picture is resized by the model's policy.
 
-numpy is imported where it is used: processes that only decode (decoding.py) start without it.
+numpy is imported where it is used: processes that only decode (decoder_process.py) start without it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, features
 
 from imgcls_infer.errors import ImageError, InferError, ModelError
-from imgcls_infer.manifest import TOLERANCES, GoldenFile, GoldenSample, Manifest
+from imgcls_infer.golden import GoldenFile, GoldenSample
+from imgcls_infer.manifest import TOLERANCES, Manifest
 from imgcls_infer.preprocess import decode_rgb, resize
 
 if TYPE_CHECKING:

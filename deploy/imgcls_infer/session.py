@@ -23,7 +23,8 @@ import onnxruntime as ort
 
 from imgcls_infer.errors import InferError, ModelError, ProviderError, one_line, printable
 from imgcls_infer.external import check_external_data, metadata
-from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
+from imgcls_infer.golden import GOLDEN_KEY, GoldenSample, golden_from_json
+from imgcls_infer.manifest import MANIFEST_KEY, Manifest
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

@@ -12,15 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from imgcls_infer import Manifest, ModelError, ResizePolicy
-from imgcls_infer.manifest import (
-    INTERPOLATIONS,
-    MAX_IMAGE_SIZE,
-    PRECISIONS,
-    RESIZE_MODES,
-    GoldenSample,
-    golden_from_json,
-    golden_to_json,
-)
+from imgcls_infer.golden import GoldenSample, golden_from_json, golden_to_json
+from imgcls_infer.manifest import INTERPOLATIONS, MAX_IMAGE_SIZE, PRECISIONS, RESIZE_MODES
 
 from .pictures import encode, noise
 from .tiny import tiny_manifest

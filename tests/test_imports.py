@@ -202,7 +202,7 @@ LAYERS = {
     "imgcls_infer.golden": 4,
     "imgcls_infer.session": 5,
     "imgcls_infer.pipeline": 0,  # knows of nothing here
-    "imgcls_infer.sources": 4,
+    "imgcls_infer.sources": 3,
     "imgcls_infer.rows": 4,
     "imgcls_infer.decoder_process": 4,
     "imgcls_infer.decoder_client": 5,

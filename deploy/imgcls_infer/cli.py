@@ -255,8 +255,7 @@ def _shown(answers: Answers) -> Answers:
 def _row(name: str, answer: Prediction | ImageError, top_k: int, threshold: float | None) -> dict[str, Any]:
     if isinstance(answer, ImageError):
         return {"image": name, "error": str(answer)}
-    top = [{"label": label, "probability": probability} for label, probability in answer.top(top_k)]
-    row = {"image": name, **top[0], "top": top}
+    row = {"image": name, **answer.to_dict(top_k)}
     if threshold is not None:
         row["unsure"] = answer.probability < threshold
         if row["unsure"]:

@@ -1,9 +1,9 @@
-"""What reading a picture file may cost, told from its container before Pillow sees it.
+"""Picture files before Pillow sees them: their suffixes, formats and limits, and what reading one may cost.
 
 A file of 64 MiB can hold millions of empty segments, chunks or runs, or a hundred scans over 50 megapixels, and Pillow
 takes minutes or gigabytes to read it. `check` walks over the file in the steps in which Pillow does, without reading
-what lies between them, and refuses what takes more than 5 s or 512 MiB. All limits on picture files stand here. They
-are far from what cameras and programs write, and measured with `benchmarks/fuzz.py`.
+what lies between them, and refuses what takes more than 5 s or 512 MiB. The limits are far from what cameras and
+programs write, and measured with `benchmarks/fuzz.py`.
 
 What Pillow reads: of a JPEG all segments up to the first scan, and libjpeg the rest up to its end; of a PNG all chunks,
 of an animated one those up to the second frame; of a GIF all blocks up to the first picture; of a WebP all chunks.
@@ -18,11 +18,17 @@ from typing import NamedTuple
 
 from imgcls_infer.errors import ImageError
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif")
+"""Lower-case suffixes by which a folder's pictures are found. A file that is named by itself may be called anything."""
+
 MAX_FILE_BYTES = 64 * 2**20
 """Larger files are refused unread."""
 
 MAX_PIXELS = 50_000_000
-"""Pictures with more pixels are refused from their header: decoding one needs up to 8 bytes a pixel. Of WebP, half."""
+"""Pictures with more pixels are refused from their header: decoding one needs up to 8 bytes a pixel."""
+
+MAX_WEBP_PIXELS = MAX_PIXELS // 2
+"""Pillow has an animation's canvas, two frames and the file in memory at once to read a WebP, 16 bytes a pixel."""
 
 MAX_BYTES = 440 * 2**20
 """What a file and its pixels may take in memory; with the predictor itself, 512 MiB."""
@@ -79,10 +85,30 @@ class Frame(NamedTuple):
         return self.marker > 0xC8
 
 
+def looks_like_a_picture(head: bytes) -> bool:
+    """Whether a file that begins with `head` is a picture. A list of paths that begins with BM is none."""
+    found = format_of(head)
+    return found is not None and (found != "Bmp" or b"\0" in head)
+
+
+def format_of(data: bytes) -> str | None:
+    """Pillow's name of a file's format, by its first bytes; None for any other than the five."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "Png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "Jpeg"  # of a multi-picture JPEG (MPO), the first picture
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "Gif"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    return "Bmp" if data.startswith(b"BM") else None
+
+
 def check(kind: str, data: bytes, name: str) -> None:
     """Raises ImageError where Pillow would take too much time or memory to read the file.
 
-    kind: Pillow's name of the format. A damaged file passes as far as it goes: what is wrong with it, Pillow tells.
+    kind: the format, as `format_of` names it. A damaged file is checked as far as it goes, and passes: Pillow says
+    what is wrong with it.
     """
     try:
         needed = _CHECKS[kind](data)
@@ -228,7 +254,7 @@ def _scans(data: bytes, place: int) -> Iterator[tuple[bytes, int]]:
 
 # --- PNG ---
 
-_CHUNK = struct.Struct(">I4s")
+_PNG_CHUNK = struct.Struct(">I4s")
 _INFLATED = frozenset([b"iCCP", b"zTXt", b"iTXt"])
 
 
@@ -237,7 +263,7 @@ def _png(data: bytes) -> int:
     place, blocks, kept, inflated, frames = 8, 0, 0, 0, 0
     pixels = False
     while place + 8 <= len(data):
-        length, kind = _CHUNK.unpack_from(data, place)
+        length, kind = _PNG_CHUNK.unpack_from(data, place)
         place += 12 + length
         blocks += 1
         if kind == b"IDAT":
@@ -365,8 +391,8 @@ _RIFF_CHUNK = struct.Struct("<4sI")
 def _webp(data: bytes) -> int:
     (riff,) = struct.unpack_from("<I", data, 4)
     width, height = _webp_size(data)
-    if width * height > MAX_PIXELS // 2:  # Pillow takes the memory of the canvas before it tells its size
-        raise TooCostlyError(f"{width} x {height} pixels, more than the {MAX_PIXELS // 2:,} that are accepted")
+    if width * height > MAX_WEBP_PIXELS:  # Pillow takes the memory of the canvas before it tells its size
+        raise TooCostlyError(f"{width} x {height} pixels, more than the {MAX_WEBP_PIXELS:,} that are accepted")
     place, blocks = 12, 0
     end = min(len(data), riff + 8)
     while place + 8 <= end:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, TypeVar, Union, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Union, overload
 
 import numpy as np
 
 from imgcls_infer.errors import ImageError, ModelError, one_line
 from imgcls_infer.golden import GOLDEN_FILES_KEY, GoldenFile, golden_files_from_json
 from imgcls_infer.preprocess import Source, preprocess
-from imgcls_infer.session import CPU, open_model
+from imgcls_infer.session import CPU, open_onnx
 
 if TYPE_CHECKING:
     from imgcls_infer.decoder_client import DecoderPreparer
@@ -27,7 +27,7 @@ BUILT_IN = "cifar10-cnn.onnx"
 
 _BATCH_PIXELS = 2**18
 _LARGEST_BATCH = 32  # pictures through the network at once: more only take memory
-_LARGEST_SHARE = 128  # and through a stream's worker: each costs a meeting of threads
+_LARGEST_SHARE = 128  # pictures that a stream's worker takes at once: fewer cost more locking
 
 _SUM = 0.01  # from 1, a row of probabilities: a softmax in bfloat16 stays within half of it
 _SOFTMAX = 0.1  # sum of |p - softmax(logits)|, a row: logits that were rounded to bfloat16 stay within it
@@ -51,10 +51,12 @@ class Prediction:
 
     @property
     def label(self) -> str:
+        """The most probable class's name."""
         return self.classes[self.index]
 
     @property
     def probability(self) -> float:
+        """The most probable class's probability, 0..1."""
         return float(self.probabilities[self.index])
 
     def top(self, k: int) -> list[tuple[str, float]]:
@@ -66,6 +68,14 @@ class Prediction:
             raise ValueError(f"k must be at least 1, not {k}")
         order = np.argsort(-self.probabilities, kind="stable")[:k]
         return [(self.classes[index], float(self.probabilities[index])) for index in order]
+
+    def to_dict(self, k: int) -> dict[str, Any]:
+        """The answer as JSON has it: `label` and `probability`, and the same of the k most probable classes in `top`.
+
+        Raises ValueError for k below 1.
+        """
+        top = [{"label": label, "probability": probability} for label, probability in self.top(k)]
+        return {**top[0], "top": top}
 
 
 class Predictor:
@@ -93,7 +103,7 @@ class Predictor:
         strict: bool = False,
     ) -> None:
         path = Path(model) if model is not None else Path(__file__).with_name("models") / BUILT_IN
-        opened = open_model(path, provider, threads, device_id, strict)
+        opened = open_onnx(path, provider, threads, device_id, strict)
         self._session = opened.session
         self.batch = opened.batch
         self.manifest = opened.manifest

@@ -34,8 +34,8 @@ CUDA = "CUDAExecutionProvider"
 _PROVIDER_OPTIONS = {CUDA: {"use_tf32": "0"}, "OpenVINOExecutionProvider": {"precision": "ACCURACY"}}
 _HALF = ("fp16", "bf16")
 _RECORDS_NODES = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")  # 1.24+
-_LARGEST_BATCH = 4096  # that a graph may fix: imgcls export's limit; each picture alone is filled up to it
-_LARGEST_BATCH_PIXELS = 2**28
+_LARGEST_FIXED_BATCH = 4096  # imgcls export's limit; a picture alone is filled up to the fixed batch with black ones
+_MOST_FIXED_PIXELS = 2**28
 _ERRORS_ONLY = 3  # onnxruntime's log severity
 _MEND_CUDA = (
     "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' on a machine with an NVIDIA driver; "
@@ -62,7 +62,7 @@ class OpenModel:
     batch: int | None = None
 
 
-def open_model(
+def open_onnx(
     path: Path,
     provider: str = "auto",
     threads: int | None = None,
@@ -78,7 +78,7 @@ def open_model(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     name = printable(str(path))
-    _check_file(path, name)
+    _check_model_file(path, name)
     wishes = _Wishes(provider, threads or available_cpus(), device_id, strict, check_external_data(path, name))
     session, why, note = _open_session(path, wishes)
     try:
@@ -109,7 +109,7 @@ def available_cpus() -> int:
     return max(1, count)
 
 
-def _check_file(path: Path, name: str) -> None:
+def _check_model_file(path: Path, name: str) -> None:
     try:
         found = path.stat()
         if not (S_ISREG(found.st_mode) or S_ISDIR(found.st_mode)):  # which might never end, or never begin
@@ -330,7 +330,7 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -
     if not isinstance(batch, int):
         return None
     pixels = batch * manifest.resize.image_size**2
-    if not (1 <= batch <= _LARGEST_BATCH and pixels <= _LARGEST_BATCH_PIXELS):
+    if not (1 <= batch <= _LARGEST_FIXED_BATCH and pixels <= _MOST_FIXED_PIXELS):
         raise ModelError(f"{name}: it takes {batch:,} pictures at once, which no memory is for; export it with another")
     return batch
 

@@ -10,9 +10,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Union
 
-from imgcls_infer.container import MAX_FILE_BYTES
+from imgcls_infer.container import MAX_FILE_BYTES, SUFFIXES, looks_like_a_picture
 from imgcls_infer.errors import ImageError, one_line, printable
-from imgcls_infer.preprocess import SUFFIXES, looks_like_a_picture
 
 STDIN = "-"
 _HEAD = 14  # enough to tell every format by
@@ -98,14 +97,14 @@ def _standard_input(recursive: bool, read: Read) -> Iterator[Found]:
     while len(head) < _HEAD and (not head.endswith(b"\n") or head.startswith(b"\x89")) and (more := read(_CHUNK)):
         head += more  # a first line may be short, and come alone
     if looks_like_a_picture(head):
-        yield _picture(head, read)
+        yield _picture_file(head, read)
     elif head:
         yield from _listed(head, recursive, read)
     else:
         yield UnreadableError(STDIN, "standard input is empty; it takes a picture or a list of paths")
 
 
-def _picture(head: bytes, read: Read) -> Found:
+def _picture_file(head: bytes, read: Read) -> Found:
     parts, size = [head], len(head)
     while size <= MAX_FILE_BYTES and (more := read(_CHUNK)):
         parts.append(more)

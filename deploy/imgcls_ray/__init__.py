@@ -21,11 +21,11 @@ from typing import Any, Optional
 
 import numpy as np
 from imgcls_infer.errors import ImageError, InferError, printable
-from imgcls_infer.predictor import Prediction, Predictor
+from imgcls_infer.predictor import Predictor
 from imgcls_infer.preprocess import preprocess
 
 
-class Classifier:
+class BatchClassifier:
     """A worker's model, one thread. Called with a batch of names, it gives a line of JSON for each.
 
     model: the bytes of an exported file, so that only the driver needs it; None is the built-in one.
@@ -54,11 +54,11 @@ class Classifier:
         predictions = iter(self._predictor.predict_pixels(np.stack(pixels)) if pixels else [])
         for row in rows:
             if "error" not in row:
-                row.update(_answer(next(predictions), self._top_k))
+                row.update(next(predictions).to_dict(self._top_k))
         return {"line": np.array([json.dumps(row) for row in rows])}
 
 
-_MakesClassifier = Callable[[Optional[bytes], int], Classifier]
+_MakesBatchClassifier = Callable[[Optional[bytes], int], BatchClassifier]
 
 
 def classify(
@@ -68,7 +68,7 @@ def classify(
     workers: int = 2,
     top_k: int = 1,
     batch_size: int = 64,
-    classifier: type[Classifier] = Classifier,
+    classifier: type[BatchClassifier] = BatchClassifier,
 ) -> int:
     """Classify pictures by name (each worker opens them itself) and write a line of JSON for each into `output`.
 
@@ -113,17 +113,12 @@ def classify(
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(classifier: _MakesClassifier, model: Optional[bytes], top_k: int) -> Classifier:
+def _loaded(classifier: _MakesBatchClassifier, model: Optional[bytes], top_k: int) -> BatchClassifier:
     """The worker process's classifier: Ray gives a process one task after another, and the first of them loads it."""
     return classifier(model, top_k)
 
 
 def _classify_batch(
-    batch: dict[str, np.ndarray], classifier: _MakesClassifier, model: Optional[bytes], top_k: int
+    batch: dict[str, np.ndarray], classifier: _MakesBatchClassifier, model: Optional[bytes], top_k: int
 ) -> dict[str, np.ndarray]:
     return _loaded(classifier, model, top_k)(batch)
-
-
-def _answer(prediction: Prediction, top_k: int) -> dict[str, Any]:
-    top = [{"label": label, "probability": probability} for label, probability in prediction.top(top_k)]
-    return {**top[0], "top": top}

@@ -33,7 +33,7 @@ def command(
         import ray.data
     except ModuleNotFoundError:
         raise _failure("no module ray; pip install 'imgcls-infer[ray]'") from None
-    from imgcls_infer.preprocess import SUFFIXES
+    from imgcls_infer.container import SUFFIXES
 
     images = sorted(str(path) for path in folder.resolve().rglob("*") if path.suffix.lower() in SUFFIXES)
     if not images:

@@ -138,9 +138,7 @@ class _Service:
             return {"error": str(outputs)}
         if isinstance(outputs, BaseException):
             raise outputs
-        pairs = Prediction(self._predictor.manifest.classes, outputs[1]).top(top_k)
-        top = [{"label": label, "probability": probability} for label, probability in pairs]
-        return {**top[0], "top": top}
+        return Prediction(self._predictor.manifest.classes, outputs[1]).to_dict(top_k)
 
     # --- limits ---
 

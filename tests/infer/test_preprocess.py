@@ -540,7 +540,7 @@ def test_a_path_object_and_a_name_in_another_script_are_fine(tmp_path: Path):
 
 
 def test_a_webp_may_have_half_as_many_pixels(monkeypatch):
-    monkeypatch.setattr(sys.modules["imgcls_infer.preprocess"], "MAX_PIXELS", 100)
+    monkeypatch.setattr(sys.modules["imgcls_infer.preprocess"], "MAX_WEBP_PIXELS", 50)
     assert decode_rgb(encode(noise(5, 10), "WEBP"), "picture").shape == (5, 10, 3)
     with pytest.raises(ImageError, match="10 x 6 pixels, more than the 50"):
         decode_rgb(encode(noise(6, 10), "WEBP"), "picture")

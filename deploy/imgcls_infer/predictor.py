@@ -15,7 +15,7 @@ import numpy as np
 
 from imgcls_infer.errors import ImageError, ModelError, one_line
 from imgcls_infer.golden import GOLDEN_FILES_KEY, GoldenFile, golden_files_from_json
-from imgcls_infer.preprocess import Source, preprocess
+from imgcls_infer.preprocess import Source, preprocess, preprocess_or_error
 from imgcls_infer.session import CPU, open_onnx
 
 if TYPE_CHECKING:
@@ -168,10 +168,7 @@ class Predictor:
     def _prepare(self, source: Union[Source, ImageError]) -> Union[np.ndarray, ImageError]:
         if isinstance(source, ImageError):
             return source
-        try:
-            return preprocess(source, self.manifest.resize)
-        except ImageError as error:
-            return error
+        return preprocess_or_error(source, self.manifest.resize)
 
     def _answers(self, prepared: list[Union[np.ndarray, ImageError]]) -> list[Union[Prediction, ImageError]]:
         """A worker's share through the network, errors in their places."""

@@ -77,8 +77,16 @@ def preprocess(source: Source, policy: ResizePolicy) -> np.ndarray:
     return np.asarray(prepare(source, policy))
 
 
+def preprocess_or_error(source: Source, policy: ResizePolicy) -> Union[np.ndarray, ImageError]:
+    """What `preprocess` gives, or its ImageError as a value, for callers that keep errors: it has no traceback."""
+    try:
+        return preprocess(source, policy)
+    except ImageError as error:
+        return ImageError(str(error))
+
+
 def prepare(source: Source, policy: ResizePolicy) -> Image.Image:
-    """What `preprocess` gives, as a PIL image in mode RGB."""
+    """What `preprocess` gives, as a PIL image in mode RGB. Raises ImageError."""
     name = describe(source)
     return resize(_open_rgb(source, name), policy, name)
 
@@ -118,6 +126,7 @@ def resize(image: Image.Image, policy: ResizePolicy, name: str = "picture") -> I
     shorter = min(width, height)
     target = (side * width // shorter, side * height // shorter)
     if target[0] * target[1] > MAX_PIXELS:
+        del image  # the error's traceback would hold it
         raise ImageError(f"{name}: {width} x {height} is too elongated to crop; use a model that was trained with pad")
     if target == (side, side):
         return _resample(image, target, policy)
@@ -190,6 +199,19 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
 
 
 def _open_rgb(source: Any, name: str) -> Image.Image:
+    """A source's picture in RGB and upright. Raises ImageError.
+
+    The error is made anew: the first one's traceback holds the file and what was decoded of it, hundreds of megabytes
+    for as long as somebody keeps the error.
+    """
+    try:
+        return _decoded(source, name)
+    except ImageError as error:
+        problem = str(error)
+    raise ImageError(problem)
+
+
+def _decoded(source: Any, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         with _translated(name):
             _load(source, name)

@@ -23,7 +23,7 @@ from typing import Union
 import numpy as np
 from imgcls_infer.errors import ImageError
 from imgcls_infer.predictor import Predictor
-from imgcls_infer.preprocess import preprocess
+from imgcls_infer.preprocess import preprocess_or_error
 
 from imgcls_serve.decoders import Decoders
 from imgcls_serve.metrics import Metrics
@@ -110,11 +110,11 @@ class Batcher:
         picture, answer = encoded
         waiting = []
         try:
-            waiting = [_Waiting(preprocess(picture, self._predictor.manifest.resize), answer)]
-        except ImageError as error:
-            # it waits for the end of its request, and its traceback holds the picture's pixels
-            error.__traceback__ = error.__cause__ = error.__context__ = None
-            _deliver([answer], [error])
+            found = preprocess_or_error(picture, self._predictor.manifest.resize)
+            if isinstance(found, ImageError):
+                _deliver([answer], [found])
+            else:
+                waiting = [_Waiting(found, answer)]
         except Exception as error:
             _deliver([answer], [error])
         finally:

@@ -34,54 +34,55 @@ MAX_BYTES = 440 * 2**20
 """What a file and its pixels may take in memory; with the predictor itself, 512 MiB."""
 
 MAX_BLOCKS = 65_536
-"""Segments, chunks and blocks, of which Pillow handles each in 1 to 10 us, and bytes of JPEG and GIF between them. As
-many chunks of 1 KiB fill the largest file."""
+"""Segments, chunks and blocks of a file, each of which takes Pillow 1 to 10 us, and the stray bytes between those of a
+JPEG. As many chunks of 1 KiB fill the largest file."""
 
 MAX_EXIF_SEGMENTS = 16
-"""Of a JPEG: Pillow appends each to a copy of those before. They hold 64 KB each, and files have one."""
+"""Of a JPEG, which usually has one: Pillow appends each, of up to 64 KB, to a copy of those before."""
 
 MAX_EXIF_BYTES = 128 * 2**20
-"""Fields of an EXIF block times its length: each field may claim the whole block as its value."""
+"""The number of an EXIF block's fields times its length: each field may claim the whole block as its value."""
 
 MAX_INFLATED = 64 * 2**20
 """Bytes of compressed text and profiles of a PNG, in the worst case."""
 
 MAX_COMMENT_BYTES = 2**20
-"""Of a GIF: up to Pillow 10 each block is appended to a copy of those before."""
+"""Of a GIF: Pillow up to 10 appends each block to a copy of those before."""
 
 MAX_SCANS = 100
 """A progressive JPEG has about ten."""
 
 MAX_SCANNED_BLOCKS = 20_000_000
-"""Blocks of 8 x 8 samples that the scans of a JPEG go over, up to 40 ns each and hardly a byte. The usual ten scans of
-50 megapixels in 4:2:0 have a third of them."""
+"""Blocks of 8 x 8 samples that all scans of a JPEG go over: each takes up to 40 ns and hardly a byte of the file. Ten
+scans, the usual number, of 50 megapixels in 4:2:0 have a third of this."""
 
 MAX_ARITHMETIC_COEFFICIENTS = 128_000_000
-"""Coefficients that the scans of a JPEG in arithmetic coding go over: each can take 12 ns and no bytes."""
+"""Coefficients that all scans of a JPEG in arithmetic coding go over: each can take 12 ns and no byte of the file."""
 
 MAX_RUNS = 2**20
-"""Runs of a BMP in RLE, 0.6 us each. The padding of lines, pixel by pixel, takes an eighth of that."""
+"""Runs of a BMP in RLE, 0.6 us each. Each pixel that pads a line takes an eighth of that."""
 
 MAX_RUN_WIDTH = 65_535
-"""Of a BMP in RLE: up to Pillow 10 one delta can add 255 rows beyond the picture."""
+"""Columns of a BMP in RLE: in Pillow up to 10 one delta can add 255 rows beyond the picture."""
 
 _INFLATE_BYTES = 2**20
 _INFLATE_RATIO = 1032
-"""Pillow inflates no chunk beyond the first; zlib none by more than the second."""
+"""Pillow inflates no chunk to more than _INFLATE_BYTES, and zlib none to more than _INFLATE_RATIO times its length."""
 
 
 class TooCostlyError(Exception):
-    """Why a file would cost too much."""
+    """A file would take too much time or memory to read; the message says why."""
 
 
 class Frame(NamedTuple):
-    """A JPEG's start of frame. blocks: 8 x 8 samples of each component, by its identifier."""
+    """A JPEG's start of frame. blocks: number of 8 x 8 blocks of each component, by its identifier."""
 
     marker: int
     blocks: dict[int, int]
 
     @property
     def arithmetic(self) -> bool:
+        """Whether the scans are in arithmetic coding and not in Huffman's."""
         return self.marker > 0xC8
 
 
@@ -129,8 +130,8 @@ def _limited(count: int, limit: int, what: str) -> None:
 
 
 def _pixel_bytes(width: int, height: int, each: float = 8) -> int:
-    """Bytes in memory of a picture and its turned copy; Pillow has a pointer a row. None above MAX_PIXELS, where the
-    picture is refused by its size."""
+    """Bytes in memory of a picture and its turned copy, with Pillow's pointer for each row. 0 above MAX_PIXELS, where
+    the picture is refused for its size."""
     return 0 if width * height > MAX_PIXELS else int(width * height * each) + 16 * max(width, height)
 
 
@@ -194,7 +195,7 @@ def _frame(marker: int, data: bytes, place: int) -> Frame:
 
 
 def _check_exif(segments: list[bytes]) -> None:
-    """Pillow looks for the resolution in the whole of IFD0."""
+    """Refuse too many EXIF fields: Pillow reads all of IFD0, looking for the resolution."""
     tiff = segments[0][6:]
     if len(tiff) < 8:
         return
@@ -208,7 +209,7 @@ def _check_exif(segments: list[bytes]) -> None:
 
 
 def _decoding_bytes(marker: int, header: int, data: bytes, place: int) -> int:
-    """Bytes that libjpeg and the picture take. header, place: of the frame and of the first scan."""
+    """Bytes that libjpeg and the picture take. header, place: where the frame and the first scan begin."""
     height, width, components = _FRAME.unpack_from(data, header + 3)
     several = marker & 3 == 2 or data[place + 2] < components
     if not several and marker < 0xC9:
@@ -220,7 +221,7 @@ def _decoding_bytes(marker: int, header: int, data: bytes, place: int) -> int:
 
 
 def _check_scans(frame: Frame, data: bytes, place: int) -> None:
-    """Refuse what libjpeg goes over too often. place: of the first scan's header."""
+    """Refuse scans that go over the picture too often. place: where the first scan's header begins."""
     blocks = coefficients = 0
     for number, (components, band) in enumerate(_scans(data, place), 1):
         _limited(number, MAX_SCANS, "scans")
@@ -233,7 +234,7 @@ def _check_scans(frame: Frame, data: bytes, place: int) -> None:
 
 
 def _scans(data: bytes, place: int) -> Iterator[tuple[bytes, int]]:
-    """The components and the number of coefficients of each scan. place: of the first scan's header."""
+    """The components and the number of coefficients of each scan. place: where the first scan's header begins."""
     marker, segments = _SCAN, 0
     while marker != _END and place + 1 < len(data):
         if marker == _SCAN:
@@ -309,7 +310,7 @@ def _gif(data: bytes) -> int:
 
 
 def _gif_blocks(data: bytes, place: int, limit: int) -> tuple[int, int]:
-    """Where an extension ends for Pillow, and how many blocks it has. place: of its label."""
+    """Where Pillow takes an extension to end, and how many blocks it has. place: of its label."""
     label, size = data[place], data[place + 1]
     place += 2 + size
     if label == _COMMENT and size == 0:
@@ -345,8 +346,10 @@ def _bmp(data: bytes) -> int:
 
 
 def _check_runs(data: bytes, place: int, width: int, height: int, bytewise: bool) -> None:
-    """Refuse runs that take Pillow, which expands them in Python, too long. bytewise: RLE8, whose runs are walked over
-    if they are many; RLE4 is handled pixel by pixel."""
+    """Refuse runs that take too long in Pillow, which expands them in Python.
+
+    bytewise: RLE8, whose runs are counted here if there may be too many. RLE4 is refused by its size alone.
+    """
     _limited(width, MAX_RUN_WIDTH, "columns of a BMP in RLE")
     pixels = width * height
     runs = (len(data) - place) // 2

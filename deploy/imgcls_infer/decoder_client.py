@@ -140,6 +140,7 @@ class DecoderPreparer:
         self._start()
 
     def ask(self, items: Sequence[Item]) -> None:
+        """Send the process those items that it can decode; `answer` must follow."""
         self._asked = [(item, _sendable(item) if self._decoder else None) for item in items]
         pictures = self._pictures()
         if self._decoder and pictures:
@@ -147,6 +148,7 @@ class DecoderPreparer:
                 self._decoder.ask(pictures)
 
     def answer(self) -> tuple[list[Decoded], float]:
+        """The first of the items asked for, at least one, and the seconds that they took."""
         decoded, seconds = self._decoded(self._pictures())
         start = time.monotonic()
         elsewhere = iter(decoded)
@@ -162,11 +164,13 @@ class DecoderPreparer:
         return results, seconds + time.monotonic() - start
 
     def stop(self) -> None:
+        """End the process at once. May be called from any thread."""
         self._stopped = True
         if self._decoder:
             self._decoder.stop()
 
     def close(self) -> None:
+        """End the process, if there is one."""
         if self._decoder:
             self._decoder.close()
 

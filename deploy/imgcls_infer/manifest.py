@@ -22,7 +22,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MAX_IMAGE_SIZE = 4096
 
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2, "int8": 2.5e-1}
-"""Largest |probability difference| to PyTorch that passes, by precision, where a manifest records none of its own."""
+"""By precision, the largest |probability difference| to PyTorch that passes if the manifest records no tolerance."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,11 @@ class Manifest:
             _require(isinstance(getattr(self, name), dict), name, getattr(self, name))
 
     def to_json(self) -> str:
-        """JSON with sorted keys, in ASCII: the same manifest always gives the same bytes, whatever the names in it."""
+        """JSON with sorted keys, in ASCII, so that equal manifests give equal bytes."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def to_dict(self) -> dict[str, Any]:
+        """The manifest as JSON has it."""
         return {
             "schema_version": self.schema_version,
             "arch": self.arch,
@@ -106,7 +107,7 @@ class Manifest:
         }
 
     def lines(self) -> list[str]:
-        """For people: one line a field, what is nested as JSON."""
+        """For people: one line a field, with nested values as JSON."""
         return [
             printable(f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
             for name, value in self.to_dict().items()
@@ -189,7 +190,7 @@ def _is_int(value: object) -> bool:
 
 
 def _is_finite(value: object) -> bool:
-    """Whether no number in a decoded JSON value is NaN or infinite, which Python reads and JSON does not have."""
+    """Whether all numbers in a decoded JSON value are finite. Python also reads NaN and Infinity, which JSON lacks."""
     pending = [value]
     while pending:
         item = pending.pop()

@@ -89,9 +89,10 @@ class Predictor:
     strict: nodes that the accelerator leaves to the CPU are an error; else `note` counts them.
 
     Attributes: manifest, golden (samples), provider (onnxruntime's name of the one in use), why (the reason for it),
-    threads, batch (pictures that the graph takes at once, None for any number: lists may have any length all the same),
-    note (why `auto` passed over CUDA, nodes that run on the CPU, what this CPU can't do well, or empty). Raises
-    ModelError, ProviderError, and ValueError for threads below 1.
+    threads, batch (pictures that the graph takes at once, None for any number; `predict` takes lists of any length
+    either way), note (why `auto` passed over CUDA, nodes that run on the CPU, int8 that may overflow here, or empty).
+
+    Raises ModelError, ProviderError, and ValueError for threads below 1.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class Predictor:
         return preprocess_or_error(source, self.manifest.resize)
 
     def _answers(self, prepared: list[Union[np.ndarray, ImageError]]) -> list[Union[Prediction, ImageError]]:
-        """A worker's share through the network, errors in their places."""
+        """Classify what a worker has prepared. Errors keep their places."""
         pixels = [item for item in prepared if not isinstance(item, ImageError)]
         size = self._at_once(_LARGEST_BATCH)
         batches = [np.stack(pixels[start : start + size]) for start in range(0, len(pixels), size)]
@@ -179,9 +180,10 @@ class Predictor:
         return [item if isinstance(item, ImageError) else next(predictions) for item in prepared]
 
     def _predict_batch(self, pixels: np.ndarray, size: int) -> list[Prediction]:
-        """A stream's batch of up to `size` pictures. Accelerators get all in one size, which they plan for just once.
+        """Classify a stream's batch of up to `size` pictures.
 
-        And from one thread at a time: threads that share an accelerator do not make it faster.
+        An accelerator gets every batch in one size, so that it plans only once, and from one thread at a time: threads
+        that share it do not make it faster.
         """
         if self.provider == CPU:
             return self.predict_pixels(pixels)
@@ -189,7 +191,7 @@ class Predictor:
             return self.predict_pixels(pixels if self.batch else _filled(pixels, size))[: len(pixels)]
 
     def _at_once(self, most: int) -> int:
-        """Pictures, by their size: enough to amortise what is done once for all, few enough for the memory."""
+        """Pictures a batch, by their size: enough to amortise the cost of a call, few enough for the memory."""
         pixels = _BATCH_PIXELS if self.provider == CPU else 8 * _BATCH_PIXELS
         size = min(max(1, pixels // self.manifest.resize.image_size**2), most)
         return size if self.batch is None else self.batch * max(1, size // self.batch)
@@ -202,9 +204,9 @@ class Predictor:
     def run(self, pixels: np.ndarray, softmax: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Stage 2 alone: uint8 [N, image_size, image_size, 3] -> logits, probabilities, float32 [N, K] each.
 
-        softmax: rows that are no softmax are an error; who compares them with PyTorch's wants to see them all the same.
-        A model with a fixed batch gets that many at a time, the last ones with black pictures after them. Raises
-        ModelError where the model does not run or its answer breaks the contract.
+        softmax: raise an error for rows that are no softmax; a comparison with PyTorch wants to see them nevertheless.
+        A model with a fixed batch gets that many pictures at a time, the last ones filled up with black pictures.
+        Raises ModelError if the model does not run or its answer breaks the contract.
         """
         size = self.batch
         if size is None or len(pixels) == size:
@@ -229,7 +231,7 @@ class Predictor:
         return logits, probabilities
 
     def _check(self, logits: np.ndarray, probabilities: np.ndarray, pictures: int, softmax: bool) -> None:
-        """The contract's section 6; raises ModelError. That the graph has a softmax at all, the first answer shows."""
+        """Check the contract's section 6; raises ModelError. The first answer must be its logits' softmax."""
         shape = (pictures, len(self.manifest.classes))
         if logits.shape != shape or probabilities.shape != shape:
             raise ModelError(f"the model gives other shapes than {list(shape)}; export it with imgcls export")
@@ -245,9 +247,9 @@ class Predictor:
 
 
 def _is_one_good_row(logits: np.ndarray, probabilities: np.ndarray, shape: tuple[int, int]) -> bool:
-    """Whether it is the answer for one picture and keeps the contract; of some tens of classes, else False.
+    """Whether this is the answer for one picture and keeps the contract. False for more than _FEW classes.
 
-    Part of every call, where each of numpy's reductions costs several microseconds, and Python's a few tenths.
+    It is part of every call: a reduction by numpy takes several microseconds, and one by Python a few tenths.
     """
     if logits.shape != shape or probabilities.shape != shape or shape[1] > _FEW:
         return False

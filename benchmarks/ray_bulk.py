@@ -20,7 +20,7 @@ from pathlib import Path
 
 import ray.data
 from imgcls_infer.predictor import Predictor
-from imgcls_ray import Classifier, classify
+from imgcls_ray import BatchClassifier, classify
 
 _BATCH = 64
 _ALLOWED = 1e-6
@@ -62,10 +62,10 @@ def main() -> None:
     raise SystemExit(0 if good else 1)
 
 
-def _mortal(marker: str, after: int) -> type[Classifier]:
+def _mortal(marker: str, after: int) -> type[BatchClassifier]:
     """A classifier of whose instances the first to come so far is killed, once, with a batch's answers in its hands."""
 
-    class Mortal(Classifier):
+    class Mortal(BatchClassifier):
         batches = 0
 
         def __call__(self, batch):

@@ -77,7 +77,7 @@ def test_classifying_a_picture_loads_the_four_dependencies_alone():
 
 
 def test_a_decoder_starts_without_numpy():
-    code = "from imgcls_infer.decoding import _answer; from types import SimpleNamespace as N; "
+    code = "from imgcls_infer.decoder_process import _answer; from types import SimpleNamespace as N; "
     code += f"_answer([{str(PICTURE)!r}], N(image_size=8, mode='crop', interpolation='bilinear'), 1.0)"
     modules = loaded(code)
     assert third_party(modules) == {"imgcls_infer", "PIL"}
@@ -199,18 +199,18 @@ LAYERS = {
     "imgcls_infer.png_rows": 2,
     "imgcls_infer.container": 2,
     "imgcls_infer.preprocess": 3,
-    "imgcls_infer.session": 3,
+    "imgcls_infer.golden": 4,
+    "imgcls_infer.session": 5,
     "imgcls_infer.pipeline": 0,  # knows of nothing here
-    "imgcls_infer.sources": 4,
+    "imgcls_infer.sources": 3,
     "imgcls_infer.rows": 4,
-    "imgcls_infer.decoding": 4,
-    "imgcls_infer.decoder": 5,
+    "imgcls_infer.decoder_process": 4,
+    "imgcls_infer.decoder_client": 5,
     "imgcls_infer.predictor": 6,
     "imgcls_infer.selfcheck": 7,
     "imgcls_infer.cli": 8,
     "imgcls_infer.__main__": 9,
 }
-UPWARD = {("imgcls_infer.manifest", "imgcls_infer.preprocess")}  # in GoldenSample.pixels: a sample decodes its own PNG
 
 
 def test_every_module_of_the_predictor_has_its_layer():
@@ -220,13 +220,7 @@ def test_every_module_of_the_predictor_has_its_layer():
 def test_the_predictors_imports_run_downward():
     edges = {(name, target) for name, targets in own_imports(INFER_MODULES).items() for target in targets}
     assert len(edges) > 10
-    assert {(name, target) for name, target in edges if LAYERS[target] >= LAYERS[name]} == UPWARD
-
-
-def test_the_one_upward_import_waits_until_it_is_needed():
-    for name, target in UPWARD:
-        at_the_top = [node for node in INFER_MODULES[name].body if isinstance(node, (ast.Import, ast.ImportFrom))]
-        assert target not in {module for module, _ in imports(ast.Module(at_the_top, []))}
+    assert {(name, target) for name, target in edges if LAYERS[target] >= LAYERS[name]} == set()
 
 
 def test_the_predictor_imports_its_four_dependencies_and_no_toolchain():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from imgcls_infer import Predictor
-from imgcls_ray import Classifier, classify
+from imgcls_ray import BatchClassifier, classify
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "test"
 MODEL = Path(__file__).parents[1] / "deploy" / "imgcls_infer" / "models" / "cifar10-cnn.onnx"
@@ -25,7 +25,7 @@ def test_a_worker_gives_a_line_for_each_name_and_a_bad_picture_is_one_of_them(tm
     bad = tmp_path / "bad\n.png"
     bad.write_bytes(b"x")
     names = [PICTURES[0], str(bad), PICTURES[1]]
-    rows = [json.loads(line) for line in Classifier(top_k=2)({"image": np.array(names)})["line"]]
+    rows = [json.loads(line) for line in BatchClassifier(top_k=2)({"image": np.array(names)})["line"]]
     assert [row["image"] for row in rows] == names
     assert "not a PNG" in rows[1]["error"]
     first = Predictor(threads=1).predict(PICTURES[0])
@@ -34,7 +34,7 @@ def test_a_worker_gives_a_line_for_each_name_and_a_bad_picture_is_one_of_them(tm
 
 
 def test_a_batch_of_bad_pictures_alone_is_answered(tmp_path):
-    (line,) = Classifier()({"image": np.array([str(tmp_path / "none.png")])})["line"]
+    (line,) = BatchClassifier()({"image": np.array([str(tmp_path / "none.png")])})["line"]
     assert "no such file" in json.loads(line)["error"]
 
 
@@ -62,7 +62,7 @@ def check_each_exactly_once(output, failing=()):
 def test_a_worker_that_is_killed_costs_no_picture_and_gives_none_twice(ray, tmp_path):
     marker, output = tmp_path / "killed", tmp_path / "answers.jsonl"
 
-    class Mortal(Classifier):
+    class Mortal(BatchClassifier):
         def __call__(self, batch):
             answers = super().__call__(batch)
             if not marker.exists():
@@ -88,7 +88,7 @@ def test_a_machine_that_is_lost_costs_no_picture_and_gives_none_twice(ray, tmp_p
     other = cluster.add_node(num_cpus=1)
     doomed = other.node_id
 
-    class OnTheLostMachine(Classifier):
+    class OnTheLostMachine(BatchClassifier):
         """There, the second batch never ends."""
 
         batches = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import io
+import math
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from imgcls_infer import __version__
 from imgcls_infer.errors import ImageError, InferError, printable
 
 _FLUSH_EVERY = 0.05  # seconds
-_OF_WRITING = {errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}  # closed, full, too large, broken
+_WRITE_ERRORS = {errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}  # closed, full, too large, broken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
     from imgcls_infer.selfcheck import Check
 
     Answers = Iterator[tuple[str, Prediction | ImageError]]
+
+
+class Number(click.FloatRange):
+    """The type of every number that is not whole: within its range, and finite (a comparison lets nan through)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The value as a float. A number out of range, nan or infinite is a usage error."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 @click.command(
@@ -38,9 +50,9 @@ Examples:
 @click.option(
     "--model", metavar="FILE", help="Model exported by imgcls. Default: $IMGCLS_MODEL, else the built-in one."
 )
-@click.option("--recursive", "-r", is_flag=True, help="Look into the folders of a folder, too.")
+@click.option("--recursive", "-r", is_flag=True, help="Also take the pictures in the folders below a folder.")
 @click.option("--top-k", default=1, show_default=True, type=click.IntRange(min=1), help="Classes to show per picture.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Less probable answers are called unsure.")
+@click.option("--threshold", type=Number(0, 1), help="Less probable answers are called unsure.")
 @click.option("--json", "form", flag_value="json", help="One JSON document on standard output.")
 @click.option("--jsonl", "form", flag_value="jsonl", help="A JSON object a line.")
 @click.option("--csv", "form", flag_value="csv", help="Comma-separated values, with a header.")
@@ -50,14 +62,14 @@ Examples:
     show_default=True,
     metavar="NAME",
     help="Execution provider: auto (CUDA where it works, else the CPU), or any that this onnxruntime has: cpu, cuda, "
-    "openvino, coreml ... One that does not work is an error, never the CPU.",
+    "openvino, coreml ... If it does not work, that is an error: the CPU never takes its place.",
 )
-@click.option("--device-id", type=click.IntRange(min=0), help="Which accelerator of several.")
-@click.option("--strict", is_flag=True, help="Parts of the model that an accelerator leaves to the CPU are an error.")
+@click.option("--device-id", type=click.IntRange(min=0), help="Number of the accelerator, if there are several.")
+@click.option("--strict", is_flag=True, help="Fail if the accelerator leaves a part of the model to the CPU.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the CPUs this process may use.")
-@click.option("--info", is_flag=True, help="Say what the model says of itself instead, and what runs it.")
+@click.option("--info", is_flag=True, help="Print the model's manifest and provider, then exit.")
 @click.option(
-    "--self-check", "check", is_flag=True, help="Prove instead that this machine answers as PyTorch did; else exit 1."
+    "--self-check", "check", is_flag=True, help="Check that this machine answers as PyTorch did, then exit: 1 if not."
 )
 @click.version_option(__version__, prog_name="imgcls-infer")
 def command(
@@ -77,12 +89,12 @@ def command(
     IMAGE is a picture, a folder of pictures, a pattern in quotes ('photos/**/*.jpg'), or - for standard input: a
     picture, or a list of paths (a line each, or ended by NUL as find -print0 does).
 
-    Exits with 1 if a picture could not be classified; the others are classified all the same.
+    Exits with 1 if a picture could not be classified; all others are still classified.
     """
     _require_one_task(images, info, check)
     try:
         workers = threads or _available_cpus()
-        predictor = _open(model, threads=_threads_inside(images, workers), **where)
+        predictor = _open_predictor(model, threads=_threads_inside(images, workers), **where)
         if info:
             _show_info(predictor, form == "json")
         elif check:
@@ -91,7 +103,7 @@ def command(
             answers = _answers(predictor, images, recursive, workers)
             _classify(predictor, images, answers, top_k, threshold, form or "table")
     except InferError as error:
-        raise SystemExit(_fail(str(error))) from None
+        raise failure(str(error)) from None
 
 
 def _require_one_task(images: tuple[str, ...], info: bool, check: bool) -> None:
@@ -110,12 +122,12 @@ def _available_cpus() -> int:
 
 
 def _threads_inside(images: tuple[str, ...], workers: int) -> int:
-    """Threads inside the network: what the pictures leave. Of folders and lists each worker has one to itself."""
+    """Threads inside the network: a few files share the CPUs, and each worker of a folder or list uses one."""
     few = len(images) < workers and all(map(os.path.isfile, images))
     return workers // max(1, len(images)) if few else 1
 
 
-def _open(model: str | None, **where: Any) -> Predictor:
+def _open_predictor(model: str | None, **where: Any) -> Predictor:
     """where: provider, threads, device_id, strict."""
     from imgcls_infer.predictor import Predictor
 
@@ -148,7 +160,7 @@ def _show_info(predictor: Predictor, as_json: bool) -> None:
 
 
 def _self_check(predictor: Predictor, as_json: bool) -> None:
-    """A table or a JSON document; SystemExit(1) where a check failed or none could be made."""
+    """Print a table or a JSON document. SystemExit(1) if a check failed or none could be made."""
     import json
 
     from imgcls_infer.selfcheck import self_check
@@ -171,7 +183,7 @@ def _self_check(predictor: Predictor, as_json: bool) -> None:
             click.echo(line)
     if not result:
         reason = f"does not hold here: {', '.join(result.broken())}" if result.checks else "can't be checked"
-        raise SystemExit(_fail(f"the contract {reason}"))
+        raise failure(f"the contract {reason}")
 
 
 def _check_line(found: Check) -> str:
@@ -184,7 +196,7 @@ def _check_line(found: Check) -> str:
 def _classify(
     predictor: Predictor, images: tuple[str, ...], answers: Answers, top_k: int, threshold: float | None, form: str
 ) -> None:
-    """A row a picture; SystemExit(1) where some could not be classified. images: as they were given."""
+    """Print a row for each picture. SystemExit(1) if some could not be classified. images: as they were given."""
     from imgcls_infer.rows import WRITERS
 
     writer = WRITERS[form](sys.stdout, predictor.provider, predictor.manifest.classes, images, top_k)
@@ -197,11 +209,11 @@ def _classify(
     writer.end()
     sys.stdout.flush()
     if failed:
-        raise SystemExit(_fail(f"{failed} of {count} pictures could not be classified"))
+        raise failure(f"{failed} of {count} pictures could not be classified")
 
 
 def _answers(predictor: Predictor, images: tuple[str, ...], recursive: bool, workers: int) -> Answers:
-    """(name, answer) in order. A single picture, which most commands are about, is classified without more ado."""
+    """(name, answer) in order. A single picture, which is what most commands are given, needs no stream."""
     if len(images) == 1 and os.path.isfile(images[0]):
         try:
             yield images[0], predictor.predict(images[0])
@@ -218,12 +230,12 @@ def _answers(predictor: Predictor, images: tuple[str, ...], recursive: bool, wor
 
 
 def _read_stdin(size: int) -> bytes:
-    """Unbuffered: what is there is taken at once, and a thread that waits here holds no lock."""
+    """Read unbuffered: it returns what is there at once, and a thread that waits here holds no lock."""
     return os.read(0, size)
 
 
 def _end_on_sigterm() -> None:
-    """SIGTERM ends a long run as Ctrl-C does: what is finished is written, and no thread is cut off."""
+    """Have SIGTERM end a long run as Ctrl-C does: finished rows are written, and no thread is cut off."""
     import signal
     import threading
 
@@ -232,9 +244,9 @@ def _end_on_sigterm() -> None:
 
 
 def _shown(answers: Answers) -> Answers:
-    """The answers as they are; standard output is flushed now and then, and a terminal sees how it goes.
+    """Pass the answers on, flush standard output between them, and count them on a terminal.
 
-    Not for each row: a flush gives the interpreter's lock away, and thumbnails come 10,000 a second.
+    It does not flush after each row: a flush releases the interpreter's lock, and thumbnails come 10,000 a second.
     """
     import time
 
@@ -255,8 +267,7 @@ def _shown(answers: Answers) -> Answers:
 def _row(name: str, answer: Prediction | ImageError, top_k: int, threshold: float | None) -> dict[str, Any]:
     if isinstance(answer, ImageError):
         return {"image": name, "error": str(answer)}
-    top = [{"label": label, "probability": probability} for label, probability in answer.top(top_k)]
-    row = {"image": name, **top[0], "top": top}
+    row = {"image": name, **answer.to_dict(top_k)}
     if threshold is not None:
         row["unsure"] = answer.probability < threshold
         if row["unsure"]:
@@ -264,42 +275,43 @@ def _row(name: str, answer: Prediction | ImageError, top_k: int, threshold: floa
     return row
 
 
-def _fail(message: str) -> int:
+def failure(message: str) -> SystemExit:
+    """Print a known error on standard error, and give the exit with code 1 to raise."""
     click.echo(f"error: {message}", err=True)
-    return 1
+    return SystemExit(1)
 
 
 def main() -> None:
     """The console script."""
-    gc.disable()  # while modules load there is nothing to collect, and looking for it takes a tenth of the start
+    gc.disable()  # while modules load there is nothing to collect, and looking for garbage takes a tenth of the start
     try:
         run_command(command)
     finally:
-        gc.freeze()  # and at the end everything goes at once
+        gc.freeze()  # the end of the process frees everything at once
 
 
 def run_command(command: Callable[[], object]) -> None:
-    """Run a click command whatever its standard streams are: closed, full, or without the letters of some name.
+    """Run a click command whatever its standard streams are: closed, full, or of an encoding that lacks a character.
 
-    Standard output that can't be written is one line and exit code 1. (`imgcls-infer ... | head` is click's business:
-    it takes EPIPE for exit code 1.) Standard error that can't be written is no reason to stop.
+    Standard output that can't be written is one line and exit code 1 (click itself does so for EPIPE, as in
+    `imgcls-infer ... | head`). Standard error that can't be written does not end the command.
     """
     _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command()
-    except OSError as error:  # pictures, models and sockets have their own errors
-        if error.errno not in _OF_WRITING or error.filename is not None:
+    except OSError as error:  # of standard output: those of pictures, models and sockets are translated elsewhere
+        if error.errno not in _WRITE_ERRORS or error.filename is not None:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
-        raise SystemExit(_fail(f"standard output can't be written ({error.strerror})")) from None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it again at exit
+        raise failure(f"standard output can't be written ({error.strerror})") from None
 
 
 def _open_closed_streams() -> None:
-    """Put something where `>&-` left nothing: the next file that is opened would be taken for standard output.
+    """Open the standard streams that are closed (`>&-`); otherwise the next file opened would become one of them.
 
-    Standard input is empty then, standard output an error, and standard error nowhere.
+    Then standard input is empty, writing to standard output fails, and standard error is discarded.
     """
     for number, mode in enumerate([os.O_RDONLY, os.O_RDONLY, os.O_WRONLY]):
         if not _is_open(number):
@@ -320,9 +332,10 @@ def _is_open(number: int) -> bool:
 
 
 class _Forgiving(io.FileIO):
-    """A file that takes what can't be written."""
+    """A file that drops what can't be written."""
 
     def write(self, data: Any) -> int:
+        """The number of bytes written or dropped."""
         try:
             return super().write(data) or 0
         except OSError:

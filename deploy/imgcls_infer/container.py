@@ -1,9 +1,9 @@
-"""What reading a picture file may cost, told from its container before Pillow sees it.
+"""Picture files before Pillow sees them: their suffixes, formats and limits, and what reading one may cost.
 
 A file of 64 MiB can hold millions of empty segments, chunks or runs, or a hundred scans over 50 megapixels, and Pillow
 takes minutes or gigabytes to read it. `check` walks over the file in the steps in which Pillow does, without reading
-what lies between them, and refuses what takes more than 5 s or 512 MiB. All limits on picture files stand here. They
-are far from what cameras and programs write, and measured with `benchmarks/fuzz.py`.
+what lies between them, and refuses what takes more than 5 s or 512 MiB. The limits are far from what cameras and
+programs write, and measured with `benchmarks/fuzz.py`.
 
 What Pillow reads: of a JPEG all segments up to the first scan, and libjpeg the rest up to its end; of a PNG all chunks,
 of an animated one those up to the second frame; of a GIF all blocks up to the first picture; of a WebP all chunks.
@@ -18,71 +18,98 @@ from typing import NamedTuple
 
 from imgcls_infer.errors import ImageError
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif")
+"""Lower-case suffixes by which a folder's pictures are found. A file that is named by itself may be called anything."""
+
 MAX_FILE_BYTES = 64 * 2**20
 """Larger files are refused unread."""
 
 MAX_PIXELS = 50_000_000
-"""Pictures with more pixels are refused from their header: decoding one needs up to 8 bytes a pixel. Of WebP, half."""
+"""Pictures with more pixels are refused from their header: decoding one needs up to 8 bytes a pixel."""
+
+MAX_WEBP_PIXELS = MAX_PIXELS // 2
+"""Pillow has an animation's canvas, two frames and the file in memory at once to read a WebP, 16 bytes a pixel."""
 
 MAX_BYTES = 440 * 2**20
 """What a file and its pixels may take in memory; with the predictor itself, 512 MiB."""
 
 MAX_BLOCKS = 65_536
-"""Segments, chunks and blocks, of which Pillow handles each in 1 to 10 us, and bytes of JPEG and GIF between them. As
-many chunks of 1 KiB fill the largest file."""
+"""Segments, chunks and blocks of a file, each of which takes Pillow 1 to 10 us, and the stray bytes between those of a
+JPEG. As many chunks of 1 KiB fill the largest file."""
 
 MAX_EXIF_SEGMENTS = 16
-"""Of a JPEG: Pillow appends each to a copy of those before. They hold 64 KB each, and files have one."""
+"""Of a JPEG, which usually has one: Pillow appends each, of up to 64 KB, to a copy of those before."""
 
 MAX_EXIF_BYTES = 128 * 2**20
-"""Fields of an EXIF block times its length: each field may claim the whole block as its value."""
+"""The number of an EXIF block's fields times its length: each field may claim the whole block as its value."""
 
 MAX_INFLATED = 64 * 2**20
 """Bytes of compressed text and profiles of a PNG, in the worst case."""
 
 MAX_COMMENT_BYTES = 2**20
-"""Of a GIF: up to Pillow 10 each block is appended to a copy of those before."""
+"""Of a GIF: Pillow up to 10 appends each block to a copy of those before."""
 
 MAX_SCANS = 100
 """A progressive JPEG has about ten."""
 
 MAX_SCANNED_BLOCKS = 20_000_000
-"""Blocks of 8 x 8 samples that the scans of a JPEG go over, up to 40 ns each and hardly a byte. The usual ten scans of
-50 megapixels in 4:2:0 have a third of them."""
+"""Blocks of 8 x 8 samples that all scans of a JPEG go over: each takes up to 40 ns and hardly a byte of the file. Ten
+scans, the usual number, of 50 megapixels in 4:2:0 have a third of this."""
 
 MAX_ARITHMETIC_COEFFICIENTS = 128_000_000
-"""Coefficients that the scans of a JPEG in arithmetic coding go over: each can take 12 ns and no bytes."""
+"""Coefficients that all scans of a JPEG in arithmetic coding go over: each can take 12 ns and no byte of the file."""
 
 MAX_RUNS = 2**20
-"""Runs of a BMP in RLE, 0.6 us each. The padding of lines, pixel by pixel, takes an eighth of that."""
+"""Runs of a BMP in RLE, 0.6 us each. Each pixel that pads a line takes an eighth of that."""
 
 MAX_RUN_WIDTH = 65_535
-"""Of a BMP in RLE: up to Pillow 10 one delta can add 255 rows beyond the picture."""
+"""Columns of a BMP in RLE: in Pillow up to 10 one delta can add 255 rows beyond the picture."""
 
 _INFLATE_BYTES = 2**20
 _INFLATE_RATIO = 1032
-"""Pillow inflates no chunk beyond the first; zlib none by more than the second."""
+"""Pillow inflates no chunk to more than _INFLATE_BYTES, and zlib none to more than _INFLATE_RATIO times its length."""
 
 
 class TooCostlyError(Exception):
-    """Why a file would cost too much."""
+    """A file would take too much time or memory to read; the message says why."""
 
 
 class Frame(NamedTuple):
-    """A JPEG's start of frame. blocks: 8 x 8 samples of each component, by its identifier."""
+    """A JPEG's start of frame. blocks: number of 8 x 8 blocks of each component, by its identifier."""
 
     marker: int
     blocks: dict[int, int]
 
     @property
     def arithmetic(self) -> bool:
+        """Whether the scans are in arithmetic coding and not in Huffman's."""
         return self.marker > 0xC8
+
+
+def looks_like_a_picture(head: bytes) -> bool:
+    """Whether a file that begins with `head` is a picture. A list of paths that begins with BM is none."""
+    found = format_of(head)
+    return found is not None and (found != "Bmp" or b"\0" in head)
+
+
+def format_of(data: bytes) -> str | None:
+    """Pillow's name of a file's format, by its first bytes; None for any other than the five."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "Png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "Jpeg"  # of a multi-picture JPEG (MPO), the first picture
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "Gif"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    return "Bmp" if data.startswith(b"BM") else None
 
 
 def check(kind: str, data: bytes, name: str) -> None:
     """Raises ImageError where Pillow would take too much time or memory to read the file.
 
-    kind: Pillow's name of the format. A damaged file passes as far as it goes: what is wrong with it, Pillow tells.
+    kind: the format, as `format_of` names it. A damaged file is checked as far as it goes, and passes: Pillow says
+    what is wrong with it.
     """
     try:
         needed = _CHECKS[kind](data)
@@ -103,8 +130,8 @@ def _limited(count: int, limit: int, what: str) -> None:
 
 
 def _pixel_bytes(width: int, height: int, each: float = 8) -> int:
-    """Bytes in memory of a picture and its turned copy; Pillow has a pointer a row. None above MAX_PIXELS, where the
-    picture is refused by its size."""
+    """Bytes in memory of a picture and its turned copy, with Pillow's pointer for each row. 0 above MAX_PIXELS, where
+    the picture is refused for its size."""
     return 0 if width * height > MAX_PIXELS else int(width * height * each) + 16 * max(width, height)
 
 
@@ -168,7 +195,7 @@ def _frame(marker: int, data: bytes, place: int) -> Frame:
 
 
 def _check_exif(segments: list[bytes]) -> None:
-    """Pillow looks for the resolution in the whole of IFD0."""
+    """Refuse too many EXIF fields: Pillow reads all of IFD0, looking for the resolution."""
     tiff = segments[0][6:]
     if len(tiff) < 8:
         return
@@ -182,7 +209,7 @@ def _check_exif(segments: list[bytes]) -> None:
 
 
 def _decoding_bytes(marker: int, header: int, data: bytes, place: int) -> int:
-    """Bytes that libjpeg and the picture take. header, place: of the frame and of the first scan."""
+    """Bytes that libjpeg and the picture take. header, place: where the frame and the first scan begin."""
     height, width, components = _FRAME.unpack_from(data, header + 3)
     several = marker & 3 == 2 or data[place + 2] < components
     if not several and marker < 0xC9:
@@ -194,7 +221,7 @@ def _decoding_bytes(marker: int, header: int, data: bytes, place: int) -> int:
 
 
 def _check_scans(frame: Frame, data: bytes, place: int) -> None:
-    """Refuse what libjpeg goes over too often. place: of the first scan's header."""
+    """Refuse scans that go over the picture too often. place: where the first scan's header begins."""
     blocks = coefficients = 0
     for number, (components, band) in enumerate(_scans(data, place), 1):
         _limited(number, MAX_SCANS, "scans")
@@ -207,7 +234,7 @@ def _check_scans(frame: Frame, data: bytes, place: int) -> None:
 
 
 def _scans(data: bytes, place: int) -> Iterator[tuple[bytes, int]]:
-    """The components and the number of coefficients of each scan. place: of the first scan's header."""
+    """The components and the number of coefficients of each scan. place: where the first scan's header begins."""
     marker, segments = _SCAN, 0
     while marker != _END and place + 1 < len(data):
         if marker == _SCAN:
@@ -228,7 +255,7 @@ def _scans(data: bytes, place: int) -> Iterator[tuple[bytes, int]]:
 
 # --- PNG ---
 
-_CHUNK = struct.Struct(">I4s")
+_PNG_CHUNK = struct.Struct(">I4s")
 _INFLATED = frozenset([b"iCCP", b"zTXt", b"iTXt"])
 
 
@@ -237,7 +264,7 @@ def _png(data: bytes) -> int:
     place, blocks, kept, inflated, frames = 8, 0, 0, 0, 0
     pixels = False
     while place + 8 <= len(data):
-        length, kind = _CHUNK.unpack_from(data, place)
+        length, kind = _PNG_CHUNK.unpack_from(data, place)
         place += 12 + length
         blocks += 1
         if kind == b"IDAT":
@@ -283,7 +310,7 @@ def _gif(data: bytes) -> int:
 
 
 def _gif_blocks(data: bytes, place: int, limit: int) -> tuple[int, int]:
-    """Where an extension ends for Pillow, and how many blocks it has. place: of its label."""
+    """Where Pillow takes an extension to end, and how many blocks it has. place: of its label."""
     label, size = data[place], data[place + 1]
     place += 2 + size
     if label == _COMMENT and size == 0:
@@ -319,8 +346,10 @@ def _bmp(data: bytes) -> int:
 
 
 def _check_runs(data: bytes, place: int, width: int, height: int, bytewise: bool) -> None:
-    """Refuse runs that take Pillow, which expands them in Python, too long. bytewise: RLE8, whose runs are walked over
-    if they are many; RLE4 is handled pixel by pixel."""
+    """Refuse runs that take too long in Pillow, which expands them in Python.
+
+    bytewise: RLE8, whose runs are counted here if there may be too many. RLE4 is refused by its size alone.
+    """
     _limited(width, MAX_RUN_WIDTH, "columns of a BMP in RLE")
     pixels = width * height
     runs = (len(data) - place) // 2
@@ -365,8 +394,8 @@ _RIFF_CHUNK = struct.Struct("<4sI")
 def _webp(data: bytes) -> int:
     (riff,) = struct.unpack_from("<I", data, 4)
     width, height = _webp_size(data)
-    if width * height > MAX_PIXELS // 2:  # Pillow takes the memory of the canvas before it tells its size
-        raise TooCostlyError(f"{width} x {height} pixels, more than the {MAX_PIXELS // 2:,} that are accepted")
+    if width * height > MAX_WEBP_PIXELS:  # Pillow takes the memory of the canvas before it tells its size
+        raise TooCostlyError(f"{width} x {height} pixels, more than the {MAX_WEBP_PIXELS:,} that are accepted")
     place, blocks = 12, 0
     end = min(len(data), riff + 8)
     while place + 8 <= end:

@@ -1,9 +1,9 @@
 """What can go wrong on the device, as exceptions.
 
     InferError
-    ├── ImageError     a picture that can't be read or is refused
-    ├── ModelError     a model file that can't be read, or that breaks the contract
-    └── ProviderError  an execution provider that was asked for and does not work
+    ├── ImageError     a picture can't be read or is refused
+    ├── ModelError     a model file can't be read or breaks the contract
+    └── ProviderError  an execution provider that was asked for does not work
 
 Each message is one line: what is wrong, which file, what to do. Exceptions of Pillow and onnxruntime are translated
 where they enter (preprocess.py, session.py); none leaves this package.
@@ -17,15 +17,15 @@ class InferError(Exception):
 
 
 class ImageError(InferError):
-    """A picture that can't be decoded, or that is refused (too large, of a kind that the contract leaves out)."""
+    """A picture can't be decoded or is refused: too large, or of a kind that the contract does not cover."""
 
 
 class ModelError(InferError):
-    """A model file that can't be read, has no manifest, or whose graph does not match its manifest."""
+    """A model file can't be read, has no manifest, or has a graph that does not match its manifest."""
 
 
 class ProviderError(InferError):
-    """An execution provider that was asked for and is not there or does not load."""
+    """An execution provider that was asked for is not there or does not load."""
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
@@ -37,7 +37,7 @@ def one_line(error: BaseException, limit: int = 200) -> str:
 
 
 def printable(name: str) -> str:
-    """A name out of a file or a folder on one line: control characters and undecodable bytes are escaped."""
+    """A name from a file or a folder, safe to print: control characters and undecodable bytes are escaped."""
     if name.isprintable():
         return name
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name)

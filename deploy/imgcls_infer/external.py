@@ -1,4 +1,4 @@
-"""Where a model file wants its weights from: ONNX's external data, read before onnxruntime opens any of it.
+"""Which other files a model takes weights from (ONNX's external data), checked before onnxruntime opens any of them.
 
 A model names its weights' files itself, so one from a stranger may name any file of this machine. onnxruntime refuses
 paths out of the model's folder from 1.24 on; before, it followed them. Here they are read from the file's bytes, in
@@ -39,7 +39,7 @@ Buffer = Union[mmap.mmap, bytes]
 
 
 def check_external_data(path: Path, name: str) -> bool:
-    """Whether the model takes weights from other files. name: of the model, for messages.
+    """Whether the model takes weights from other files. name: the model's, for messages.
 
     Raises ModelError where one of them is outside the model's folder (by `..`, an absolute path or a link) or missing,
     or where the file is not ONNX.
@@ -57,7 +57,7 @@ def check_external_data(path: Path, name: str) -> bool:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What a model file says of itself, by key, without opening the model. Raises ValueError, IndexError, OSError."""
+    """A model file's metadata by key, read without opening the model. Raises ValueError, IndexError, OSError."""
     with _mapped(path) as content:
         entries = [
             _texts(content, *place) for number, *place in _fields(content, 0, len(content)) if number == _METADATA
@@ -98,8 +98,8 @@ def _texts(content: Buffer, start: int, end: int) -> dict[int, bytes]:
 def _fields(content: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """(number, start, end) of each length-delimited field of a message; the others are passed over.
 
-    Strict: protobuf's parsers cut numbers that are too long, each in its own way, so a field that one of them sees
-    may hide from another. ONNX has no groups.
+    It is strict: parsers of protobuf cut numbers that are too long, each in its own way, so that one may see a field
+    that another does not. ONNX has no groups.
     """
     while start < end:
         tag, start = _varint(content, start, _TAG_BITS)

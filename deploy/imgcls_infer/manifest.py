@@ -6,23 +6,15 @@ Reading it never trusts it: every field is checked, and nothing in it is execute
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imgcls_infer.errors import ModelError, printable
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-
 SCHEMA_VERSION = 1
 MANIFEST_KEY = "imgcls.manifest"
-GOLDEN_KEY = "imgcls.golden"
-GOLDEN_FILES_KEY = "imgcls.golden_files"
 
 RESIZE_MODES = ("crop", "squash", "pad")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -30,7 +22,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MAX_IMAGE_SIZE = 4096
 
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2, "int8": 2.5e-1}
-"""Largest |probability difference| to PyTorch that passes, by precision, where a manifest records none of its own."""
+"""By precision, the largest |probability difference| to PyTorch that passes if the manifest records no tolerance."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +85,11 @@ class Manifest:
             _require(isinstance(getattr(self, name), dict), name, getattr(self, name))
 
     def to_json(self) -> str:
-        """JSON with sorted keys, in ASCII: the same manifest always gives the same bytes, whatever the names in it."""
+        """JSON with sorted keys, in ASCII, so that equal manifests give equal bytes."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def to_dict(self) -> dict[str, Any]:
+        """The manifest as JSON has it."""
         return {
             "schema_version": self.schema_version,
             "arch": self.arch,
@@ -114,7 +107,7 @@ class Manifest:
         }
 
     def lines(self) -> list[str]:
-        """For people: one line a field, what is nested as JSON."""
+        """For people: one line a field, with nested values as JSON."""
         return [
             printable(f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
             for name, value in self.to_dict().items()
@@ -123,7 +116,7 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str) -> Manifest:
         """Parse and check. Raises ModelError that names the field."""
-        return cls.from_dict(_parse(text, "manifest"))
+        return cls.from_dict(parse_json(text, "manifest"))
 
     @classmethod
     def from_dict(cls, raw: Any) -> Manifest:
@@ -161,99 +154,22 @@ class Manifest:
             raise ModelError("the manifest has a field of the wrong type; export the model again") from error
 
 
-@dataclass(frozen=True)
-class GoldenSample:
-    """One real picture after stage 1, with the answer that PyTorch gave for it.
-
-    png: the uint8 pixels [image_size, image_size, 3] as PNG bytes.
-    probabilities: float32 of PyTorch eager on the CPU, in class order.
-    """
-
-    png: bytes
-    probabilities: tuple[float, ...]
-
-    def pixels(self) -> np.ndarray:
-        """uint8 [image_size, image_size, 3]."""
-        from imgcls_infer.preprocess import decode_rgb
-
-        return decode_rgb(self.png, "golden sample")
-
-
-def golden_to_json(samples: list[GoldenSample]) -> str:
-    """JSON of the golden samples; float32 values survive exactly (shortest repr of the widened float64)."""
-    rows = [
-        {"png": base64.b64encode(sample.png).decode("ascii"), "probabilities": list(sample.probabilities)}
-        for sample in samples
-    ]
-    return json.dumps(rows)
-
-
-def golden_from_json(text: str, classes: int) -> list[GoldenSample]:
-    """The golden samples of a model with that many classes. Raises ModelError."""
-    rows = _parse(text, "golden samples")
-    try:
-        if not isinstance(rows, list):
-            raise TypeError("not a list")
-        samples = [
-            GoldenSample(png=base64.b64decode(row["png"], validate=True), probabilities=_floats(row["probabilities"]))
-            for row in rows
-        ]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ModelError("the model's golden samples are damaged; export the model again") from error
-    if any(len(sample.probabilities) != classes for sample in samples):
-        raise ModelError("the model's golden samples do not have one probability a class; export the model again")
-    return samples
-
-
-@dataclass(frozen=True)
-class GoldenFile:
-    """A picture file, with what stage 1 and PyTorch made of it on the exporting machine.
-
-    name: what it tests, with its format as suffix. data: the file. decoded_sha256: of the pixels uint8 [H, W, 3] in
-    their own size, upright; pixels_sha256: of the pixels [image_size, image_size, 3] after stage 1; both hex, over the
-    bytes in C order. label: the most probable class. probabilities: float32 of PyTorch eager on the CPU.
-    """
-
-    name: str
-    data: bytes
-    decoded_sha256: str
-    pixels_sha256: str
-    label: str
-    probabilities: tuple[float, ...]
-
-
-def golden_files_to_json(golden: Sequence[GoldenFile]) -> str:
-    """JSON of the golden files."""
-    rows = [{**vars(file), "data": base64.b64encode(file.data).decode("ascii")} for file in golden]
-    return json.dumps(rows, sort_keys=True)
-
-
-def golden_files_from_json(text: str, classes: int) -> list[GoldenFile]:
-    """The golden files of a model with that many classes. Raises ModelError."""
-    rows = _parse(text, "golden files")
-    try:
-        if not isinstance(rows, list):
-            raise TypeError("not a list")
-        golden = [
-            GoldenFile(
-                data=base64.b64decode(row["data"], validate=True),
-                probabilities=_floats(row["probabilities"]),
-                **{name: _text(row[name]) for name in ("name", "decoded_sha256", "pixels_sha256", "label")},
-            )
-            for row in rows
-        ]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ModelError("the model's golden files are damaged; export the model again") from error
-    if any(len(file.probabilities) != classes for file in golden):
-        raise ModelError("the model's golden files do not have one probability a class; export the model again")
-    return golden
-
-
-def _parse(text: str, what: str) -> Any:
+def parse_json(text: str, what: str) -> Any:
+    """JSON from a model file. what: its name in the message. Raises ModelError."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"the model's {what} is not valid JSON; export the model again") from error
+
+
+def finite_floats(values: Any) -> tuple[float, ...]:
+    """The numbers of a JSON list. Raises TypeError, ValueError or OverflowError where it is anything else."""
+    if not isinstance(values, list) or not all(isinstance(item, float) or _is_int(item) for item in values):
+        raise TypeError("not a list of numbers")
+    floats = tuple(float(item) for item in values)
+    if not all(map(math.isfinite, floats)):
+        raise ValueError("not a finite number")
+    return floats
 
 
 def _require(condition: bool, name: str, value: object) -> None:
@@ -274,7 +190,7 @@ def _is_int(value: object) -> bool:
 
 
 def _is_finite(value: object) -> bool:
-    """Whether no number in a decoded JSON value is NaN or infinite, which Python reads and JSON does not have."""
+    """Whether all numbers in a decoded JSON value are finite. Python also reads NaN and Infinity, which JSON lacks."""
     pending = [value]
     while pending:
         item = pending.pop()
@@ -295,25 +211,9 @@ def _is_triple(value: object) -> bool:
 
 def _triple(value: Any) -> Any:
     try:
-        return _floats(value)
+        return finite_floats(value)
     except (TypeError, ValueError, OverflowError):
         return value  # __post_init__ refuses it by name
-
-
-def _floats(values: Any) -> tuple[float, ...]:
-    """A JSON list of finite numbers. Raises TypeError, ValueError or OverflowError where it is anything else."""
-    if not isinstance(values, list) or not all(isinstance(item, float) or _is_int(item) for item in values):
-        raise TypeError("not a list of numbers")
-    floats = tuple(float(item) for item in values)
-    if not all(map(math.isfinite, floats)):
-        raise ValueError("not a finite number")
-    return floats
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("not a text")
-    return value
 
 
 def _strings(value: Any) -> tuple[str, ...]:

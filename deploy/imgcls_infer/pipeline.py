@@ -1,11 +1,11 @@
 """Many items through threads, in order, with bounded memory: prepared one by one, finished in batches.
 
-One thread reads the items, so that a source which has to wait (paths typed on standard input) holds nobody up. Workers
-take as many as are there, as long as that is quick work, and finish them together: a batch is what came within PATIENCE
-seconds, so thumbnails go by the dozen and large photographs one after another. Threads meet once a batch and not once
-an item: waking one costs as much as decoding a thumbnail. The caller gets results in the items' order as soon as they
-are complete; while the caller is not asking, at most `window` items are on their way. A stream that goes on for a while
-or is longer than its window may hand the preparation to something that takes time to start (decoder.py's processes).
+One thread reads the items, so that a source which has to wait (paths typed on standard input) delays no worker. A
+worker prepares what is there for up to PATIENCE seconds and finishes it as one batch: dozens of thumbnails, or one
+large photograph. Threads synchronise once a batch and not once an item, because waking a thread costs as much as
+decoding a thumbnail. The caller gets each result as soon as it and all before it are complete. The items that were read
+and not yet returned are limited. A stream that takes longer than LATER, or has more items than that limit, may hand
+the preparation to something that takes time to start (decoder_client.py).
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ Asked = TypeVar("Asked", contravariant=True)
 Answered = TypeVar("Answered", covariant=True)
 
 PATIENCE = 0.05
-"""Seconds after which a worker finishes the batch that it has, and gives back what else it took."""
+"""Seconds after which a worker finishes the items that it has prepared, and gives back the others that it took."""
 
 QUICK = 0.001
-"""Seconds an item below which its preparation is mostly Python: a thumbnail's."""
+"""Seconds an item. Preparation that takes less, as a thumbnail's does, is mostly Python."""
 
 LATER = 0.1
-"""Seconds after which a stream is long enough for preparers that take time to start: threads have lost as much
-by then."""
+"""Seconds after which a stream is long enough for preparers that take time to start."""
 
 
 class Preparer(Protocol[Asked, Answered]):
     """What prepares items, one batch after another, for one thread."""
 
     ahead: bool
-    """Whether it is of use to ask for the next batch before this one is finished."""
+    """Whether asking for the next batch before the present one is finished saves time."""
 
     def ask(self, items: Sequence[Asked]) -> None:
-        """Have these prepared."""
+        """Begin to prepare these items; `answer` must follow."""
 
     def answer(self) -> tuple[Sequence[Answered], float]:
-        """The first of the items asked for, as many as PATIENCE allows and at least one; the seconds that it took."""
+        """The first of the items asked for, prepared, and the seconds that it took: at least one, and no more of them
+        than PATIENCE allows."""
 
     def stop(self) -> None:
-        """From any thread: no answer is wanted any more, one that is waited for may be short or raise."""
+        """End early. May be called from any thread: an `answer` that waits in another one may be short or raise."""
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release what it holds."""
 
 
 def in_order(
@@ -62,12 +62,13 @@ def in_order(
     batch: int,
     later: Callable[[], Preparer[Item, Prepared]] | None = None,
 ) -> Iterator[tuple[Item, Result]]:
-    """(item, result) pairs in the order of `items`, which are read ahead, in another thread, and no faster than used.
+    """(item, result) pairs in the order of `items`, which another thread reads ahead, no faster than they are used.
 
-    prepare: called in `workers` threads at once. finish: gets up to `batch` prepared items, gives as many results.
-    later: gives what prepares in place of `prepare`, one for each worker, once this takes over LATER seconds or has
-    more items than the window holds. What any of them raises is raised here, and ends it. Closing the iterator ends
-    the threads; one that is waiting for its next item ends when it gets it.
+    prepare: called in `workers` threads at once. finish: takes up to `batch` prepared items, gives as many results.
+    later: makes a worker's Preparer that takes the place of `prepare` once the stream is long (see above).
+
+    An exception in any of them is raised here and ends the stream. Closing the iterator ends the threads; one that is
+    waiting for its next item ends when it gets it.
     """
     pipeline = _Pipeline(prepare, finish, workers, batch, later)
     pipeline.start(items)
@@ -80,8 +81,8 @@ def in_order(
 class _Here(Generic[Item, Prepared]):
     """Prepares in the worker's own thread.
 
-    Thumbnails are prepared in one thread at a time, while the others finish theirs: it is mostly Python, and threads
-    that pass its lock to each other at every file and every decoder lose more than they win.
+    Quick items (thumbnails) are prepared in one thread at a time, while the others finish theirs: that is mostly
+    Python, and threads that pass its lock to each other at every file lose more time than they gain.
     """
 
     ahead = False
@@ -183,7 +184,7 @@ class _Pipeline(Generic[Item, Prepared, Result]):
                 if self._stopped:
                     return
                 self._todo.put(numbered)
-        except BaseException as error:  # the caller's to handle, whatever it is
+        except BaseException as error:  # `results` raises it in the caller's thread
             self._done.put(error)
         finally:
             self._todo.close()
@@ -211,14 +212,14 @@ class _Pipeline(Generic[Item, Prepared, Result]):
             if later is not None and (self._long or time.monotonic() - self._began > LATER):
                 preparer = self._preparers[index] = later()
                 later = None
-                if self._stopped:  # it came too late to be stopped with the others
+                if self._stopped:  # `stop` came before this preparer was there
                     return  # type: ignore[unreachable]  # another thread sets it
             asked = self._ask(preparer, at_once, wait=False) if preparer.ahead else []
             results = self._finish(list(prepared))
             self._done.put([(*numbered, result) for numbered, result in zip(ready, results, strict=True)])
 
     def _ask(self, preparer: Preparer[Item, Prepared], most: int, wait: bool) -> list[tuple[int, Item]]:
-        """Items taken and asked for; none at the end, or where there are none at present and `wait` is not set."""
+        """Take items and ask the preparer for them. Empty at the end, and without `wait` if there are none now."""
         taken = self._todo.take(most, len(self._workers), wait)
         if taken:
             preparer.ask([item for _, item in taken])
@@ -226,7 +227,7 @@ class _Pipeline(Generic[Item, Prepared, Result]):
 
 
 class _Todo(Generic[Item]):
-    """A queue from which several are taken at once."""
+    """A queue from which several items are taken at once."""
 
     def __init__(self) -> None:
         self._items: deque[Item] = deque()
@@ -239,19 +240,19 @@ class _Todo(Generic[Item]):
             self._changed.notify()
 
     def give_back(self, items: list[Item]) -> None:
-        """Items that were taken, to the front, in their order."""
+        """Put items that were taken back at the front, in their order."""
         with self._changed:
             self._items.extendleft(reversed(items))
             self._changed.notify(len(items))
 
     def close(self) -> None:
-        """What is there can still be taken; nobody waits for more."""
+        """No more items will come. Those in the queue can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def take(self, most: int, takers: int, wait: bool) -> list[Item]:
-        """Up to `most`, and no more than a fair share among `takers`. Waits for one, or not. Empty at the end."""
+        """Up to `most` items, at most a fair share among `takers`. wait: for the first one. Empty if there is none."""
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._items or self._closed)

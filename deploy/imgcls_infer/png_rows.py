@@ -1,6 +1,6 @@
-"""Whether a PNG file holds all of its rows: Pillow leaves those that are missing black.
+"""Whether a PNG file holds all of its rows. Pillow leaves missing rows black.
 
-It refuses compressed data that break off, but not a stream that ends properly and too early.
+Pillow refuses compressed data that break off, but not a stream that ends properly and too early.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 
 def has_all_rows(data: memoryview) -> bool:
-    """Whether the compressed data of a PNG file fill the picture that its header announces; Pillow has decoded it."""
+    """Whether a PNG file that Pillow has decoded holds the compressed data of all rows that its header announces."""
     missing, inflate = _raw_size(data), zlib.decompressobj()
     for content in _compressed(data):
         for start in range(0, len(content), _PART):
@@ -30,7 +30,7 @@ def has_all_rows(data: memoryview) -> bool:
 
 
 def _compressed(data: memoryview) -> Iterator[memoryview]:
-    """What the IDAT chunks hold."""
+    """The contents of the IDAT chunks."""
     at = 8
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -40,7 +40,7 @@ def _compressed(data: memoryview) -> Iterator[memoryview]:
 
 
 def _raw_size(data: memoryview) -> int:
-    """Bytes of all rows, each with its filter's number before it."""
+    """Bytes of all rows before compression, each with its filter's number in front."""
     width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, _HEADER)
     size = 0
     for left, top, across, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, TypeVar, Union, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Union, overload
 
 import numpy as np
 
 from imgcls_infer.errors import ImageError, ModelError, one_line
-from imgcls_infer.manifest import GOLDEN_FILES_KEY, GoldenFile, golden_files_from_json
-from imgcls_infer.preprocess import Source, preprocess
-from imgcls_infer.session import CPU, open_model
+from imgcls_infer.golden import GOLDEN_FILES_KEY, GoldenFile, golden_files_from_json
+from imgcls_infer.preprocess import Source, preprocess, preprocess_or_error
+from imgcls_infer.session import CPU, open_onnx
 
 if TYPE_CHECKING:
-    from imgcls_infer.decoder import DecoderPreparer
+    from imgcls_infer.decoder_client import DecoderPreparer
 
 Streamed = TypeVar("Streamed", bound=Union[Source, ImageError])
 
@@ -27,7 +27,7 @@ BUILT_IN = "cifar10-cnn.onnx"
 
 _BATCH_PIXELS = 2**18
 _LARGEST_BATCH = 32  # pictures through the network at once: more only take memory
-_LARGEST_SHARE = 128  # and through a stream's worker: each costs a meeting of threads
+_LARGEST_SHARE = 128  # pictures that a stream's worker takes at once: fewer cost more locking
 
 _SUM = 0.01  # from 1, a row of probabilities: a softmax in bfloat16 stays within half of it
 _SOFTMAX = 0.1  # sum of |p - softmax(logits)|, a row: logits that were rounded to bfloat16 stay within it
@@ -51,10 +51,12 @@ class Prediction:
 
     @property
     def label(self) -> str:
+        """The most probable class's name."""
         return self.classes[self.index]
 
     @property
     def probability(self) -> float:
+        """The most probable class's probability, 0..1."""
         return float(self.probabilities[self.index])
 
     def top(self, k: int) -> list[tuple[str, float]]:
@@ -66,6 +68,14 @@ class Prediction:
             raise ValueError(f"k must be at least 1, not {k}")
         order = np.argsort(-self.probabilities, kind="stable")[:k]
         return [(self.classes[index], float(self.probabilities[index])) for index in order]
+
+    def to_dict(self, k: int) -> dict[str, Any]:
+        """The answer as JSON has it: `label` and `probability`, and the same of the k most probable classes in `top`.
+
+        Raises ValueError for k below 1.
+        """
+        top = [{"label": label, "probability": probability} for label, probability in self.top(k)]
+        return {**top[0], "top": top}
 
 
 class Predictor:
@@ -79,9 +89,10 @@ class Predictor:
     strict: nodes that the accelerator leaves to the CPU are an error; else `note` counts them.
 
     Attributes: manifest, golden (samples), provider (onnxruntime's name of the one in use), why (the reason for it),
-    threads, batch (pictures that the graph takes at once, None for any number: lists may have any length all the same),
-    note (why `auto` passed over CUDA, nodes that run on the CPU, what this CPU can't do well, or empty). Raises
-    ModelError, ProviderError, and ValueError for threads below 1.
+    threads, batch (pictures that the graph takes at once, None for any number; `predict` takes lists of any length
+    either way), note (why `auto` passed over CUDA, nodes that run on the CPU, int8 that may overflow here, or empty).
+
+    Raises ModelError, ProviderError, and ValueError for threads below 1.
     """
 
     def __init__(
@@ -93,7 +104,7 @@ class Predictor:
         strict: bool = False,
     ) -> None:
         path = Path(model) if model is not None else Path(__file__).with_name("models") / BUILT_IN
-        opened = open_model(path, provider, threads, device_id, strict)
+        opened = open_onnx(path, provider, threads, device_id, strict)
         self._session = opened.session
         self.batch = opened.batch
         self.manifest = opened.manifest
@@ -126,12 +137,14 @@ class Predictor:
     ) -> Iterator[tuple[Streamed, Union[Prediction, ImageError]]]:
         """Classify any number of pictures with bounded memory: (source, prediction) pairs in the sources' order.
 
-        sources: anything that `predict` takes; read ahead in another thread, no faster than the results are taken, so
-        it may be endless. An ImageError among them is its own answer. workers: threads that decode and classify; by
-        default as many as the Predictor has. processes: once a stream is long, each of several workers has a process of
-        its own that decodes paths and picture files for it (decoder.py), some 20 MiB each. A picture that can't be read
-        gives its ImageError in place of a prediction, and the others go on. Raises ModelError, and what `sources`
-        raises.
+        sources: anything that `predict` takes. Another thread reads them ahead, no faster than the results are taken,
+            so there may be endlessly many. An ImageError among them is its own answer.
+        workers: threads that decode and classify; by default as many as the Predictor has.
+        processes: once a stream is long, each of several workers gets a process of its own that decodes paths and
+            picture files for it (decoder_client.py), some 20 MiB each.
+
+        A picture that can't be read gives its ImageError in place of a prediction, and the others go on. Raises
+        ModelError, ValueError for workers below 1, and what `sources` raises.
 
         Many workers need no threads inside the network, where they only meet: `Predictor(threads=1)` is the fastest.
 
@@ -149,20 +162,17 @@ class Predictor:
         return in_order(sources, self._prepare, self._answers, workers, self._at_once(_LARGEST_SHARE), later)
 
     def _decoder_preparer(self) -> DecoderPreparer:
-        from imgcls_infer.decoder import DecoderPreparer
+        from imgcls_infer.decoder_client import DecoderPreparer
 
         return DecoderPreparer(self._prepare, self.manifest.resize)
 
     def _prepare(self, source: Union[Source, ImageError]) -> Union[np.ndarray, ImageError]:
         if isinstance(source, ImageError):
             return source
-        try:
-            return preprocess(source, self.manifest.resize)
-        except ImageError as error:
-            return error
+        return preprocess_or_error(source, self.manifest.resize)
 
     def _answers(self, prepared: list[Union[np.ndarray, ImageError]]) -> list[Union[Prediction, ImageError]]:
-        """A worker's share through the network, errors in their places."""
+        """Classify what a worker has prepared. Errors keep their places."""
         pixels = [item for item in prepared if not isinstance(item, ImageError)]
         size = self._at_once(_LARGEST_BATCH)
         batches = [np.stack(pixels[start : start + size]) for start in range(0, len(pixels), size)]
@@ -170,9 +180,10 @@ class Predictor:
         return [item if isinstance(item, ImageError) else next(predictions) for item in prepared]
 
     def _predict_batch(self, pixels: np.ndarray, size: int) -> list[Prediction]:
-        """A stream's batch of up to `size` pictures. Accelerators get all in one size, which they plan for just once.
+        """Classify a stream's batch of up to `size` pictures.
 
-        And from one thread at a time: threads that share an accelerator do not make it faster.
+        An accelerator gets every batch in one size, so that it plans only once, and from one thread at a time: threads
+        that share it do not make it faster.
         """
         if self.provider == CPU:
             return self.predict_pixels(pixels)
@@ -180,7 +191,7 @@ class Predictor:
             return self.predict_pixels(pixels if self.batch else _filled(pixels, size))[: len(pixels)]
 
     def _at_once(self, most: int) -> int:
-        """Pictures, by their size: enough to amortise what is done once for all, few enough for the memory."""
+        """Pictures a batch, by their size: enough to amortise the cost of a call, few enough for the memory."""
         pixels = _BATCH_PIXELS if self.provider == CPU else 8 * _BATCH_PIXELS
         size = min(max(1, pixels // self.manifest.resize.image_size**2), most)
         return size if self.batch is None else self.batch * max(1, size // self.batch)
@@ -193,9 +204,9 @@ class Predictor:
     def run(self, pixels: np.ndarray, softmax: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Stage 2 alone: uint8 [N, image_size, image_size, 3] -> logits, probabilities, float32 [N, K] each.
 
-        softmax: rows that are no softmax are an error; who compares them with PyTorch's wants to see them all the same.
-        A model with a fixed batch gets that many at a time, the last ones with black pictures after them. Raises
-        ModelError where the model does not run or its answer breaks the contract.
+        softmax: raise an error for rows that are no softmax; a comparison with PyTorch wants to see them nevertheless.
+        A model with a fixed batch gets that many pictures at a time, the last ones filled up with black pictures.
+        Raises ModelError if the model does not run or its answer breaks the contract.
         """
         size = self.batch
         if size is None or len(pixels) == size:
@@ -220,7 +231,7 @@ class Predictor:
         return logits, probabilities
 
     def _check(self, logits: np.ndarray, probabilities: np.ndarray, pictures: int, softmax: bool) -> None:
-        """The contract's section 6; raises ModelError. That the graph has a softmax at all, the first answer shows."""
+        """Check the contract's section 6; raises ModelError. The first answer must be its logits' softmax."""
         shape = (pictures, len(self.manifest.classes))
         if logits.shape != shape or probabilities.shape != shape:
             raise ModelError(f"the model gives other shapes than {list(shape)}; export it with imgcls export")
@@ -236,9 +247,9 @@ class Predictor:
 
 
 def _is_one_good_row(logits: np.ndarray, probabilities: np.ndarray, shape: tuple[int, int]) -> bool:
-    """Whether it is the answer for one picture and keeps the contract; of some tens of classes, else False.
+    """Whether this is the answer for one picture and keeps the contract. False for more than _FEW classes.
 
-    Part of every call, where each of numpy's reductions costs several microseconds, and Python's a few tenths.
+    It is part of every call: a reduction by numpy takes several microseconds, and one by Python a few tenths.
     """
     if logits.shape != shape or probabilities.shape != shape or shape[1] > _FEW:
         return False

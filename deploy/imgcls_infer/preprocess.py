@@ -12,7 +12,7 @@ see the same bits. The steps, in order:
 4. The EXIF orientation is applied.
 5. The picture is resized by the model's policy.
 
-numpy is imported where it is used: processes that only decode (decoding.py) start without it.
+numpy is imported where it is used: processes that only decode (decoder_process.py) start without it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Union
 from PIL import Image
 
 from imgcls_infer import container
-from imgcls_infer.container import MAX_FILE_BYTES, MAX_PIXELS
+from imgcls_infer.container import MAX_FILE_BYTES, MAX_PIXELS, MAX_WEBP_PIXELS, format_of
 from imgcls_infer.errors import ImageError, one_line
 from imgcls_infer.errors import printable as printable
 
@@ -49,9 +49,6 @@ _TILE_PIXELS = 2**16
 
 _PIXELS_AT_ONCE = 2 * MAX_PIXELS
 """A picture before, between and after the two passes of its resizing; more of them are resized in strips."""
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif")
-"""Lower-case suffixes by which a folder's pictures are found. A file that is named by itself may be called anything."""
 
 _EXIF = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
@@ -80,8 +77,16 @@ def preprocess(source: Source, policy: ResizePolicy) -> np.ndarray:
     return np.asarray(prepare(source, policy))
 
 
+def preprocess_or_error(source: Source, policy: ResizePolicy) -> Union[np.ndarray, ImageError]:
+    """What `preprocess` gives, or its ImageError as a value, for callers that keep errors: it has no traceback."""
+    try:
+        return preprocess(source, policy)
+    except ImageError as error:
+        return ImageError(str(error))
+
+
 def prepare(source: Source, policy: ResizePolicy) -> Image.Image:
-    """What `preprocess` gives, as a PIL image in mode RGB."""
+    """What `preprocess` gives, as a PIL image in mode RGB. Raises ImageError."""
     name = describe(source)
     return resize(_open_rgb(source, name), policy, name)
 
@@ -121,6 +126,7 @@ def resize(image: Image.Image, policy: ResizePolicy, name: str = "picture") -> I
     shorter = min(width, height)
     target = (side * width // shorter, side * height // shorter)
     if target[0] * target[1] > MAX_PIXELS:
+        del image  # the error's traceback would hold it
         raise ImageError(f"{name}: {width} x {height} is too elongated to crop; use a model that was trained with pad")
     if target == (side, side):
         return _resample(image, target, policy)
@@ -193,6 +199,19 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
 
 
 def _open_rgb(source: Any, name: str) -> Image.Image:
+    """A source's picture in RGB and upright. Raises ImageError.
+
+    The error is made anew: the first one's traceback holds the file and what was decoded of it, hundreds of megabytes
+    for as long as somebody keeps the error.
+    """
+    try:
+        return _decoded(source, name)
+    except ImageError as error:
+        problem = str(error)
+    raise ImageError(problem)
+
+
+def _decoded(source: Any, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         with _translated(name):
             _load(source, name)
@@ -215,8 +234,7 @@ def _open_rgb(source: Any, name: str) -> Image.Image:
 
 
 def _load(image: Image.Image, name: str) -> None:
-    # Pillow has an animation's canvas, two frames and the file in memory at once to read a WebP, 16 bytes a pixel
-    _check_size(image.size, name, MAX_PIXELS // 2 if image.format == "WEBP" else MAX_PIXELS)
+    _check_size(image.size, name, MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS)
     image.load()
 
 
@@ -337,28 +355,9 @@ def read_file(path: Union[str, os.PathLike[str]], name: str) -> bytes:
     return data
 
 
-def looks_like_a_picture(head: bytes) -> bool:
-    """Whether a file that begins so is one of the formats; a list of paths that starts with BM is none."""
-    plugin = _plugin(head)
-    return plugin is not None and (plugin != "Bmp" or b"\0" in head)
-
-
-def _plugin(data: bytes) -> str | None:
-    """Pillow's name of the format, by magic bytes; None for any other."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "Png"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "Jpeg"  # of a multi-picture JPEG (MPO), the first picture
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "Gif"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WebP"
-    return "Bmp" if data.startswith(b"BM") else None
-
-
 def _image_class(data: bytes, name: str) -> type[ImageFile]:
     """Pillow's class for the file's format; only that one plugin is imported."""
-    plugin = _plugin(data)
+    plugin = format_of(data)
     if plugin is None:
         raise ImageError(f"{name}: not a PNG, JPEG, WebP, BMP or GIF picture")
     if plugin == "Png" and data[12:16] != b"IHDR":

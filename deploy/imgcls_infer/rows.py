@@ -1,4 +1,4 @@
-"""Results as they are written: for people, JSON, JSON lines and CSV, each row as soon as it is there.
+"""Writers of results: a table for people, JSON, JSON lines and CSV. Each row is written as soon as it is known.
 
 A row is a dict: `image` and either `error` or `label`, `probability` and `top` (a list of label and probability), and
 `unsure` where a threshold was given.
@@ -34,6 +34,7 @@ class Table:
         self._label = width([*classes, "unsure"] if "unsure" in classes else classes)
 
     def row(self, row: Row) -> None:
+        """Write a picture's line, or its error."""
         if "error" in row:
             self._out.flush()
             print(f"error: {row['error']}", file=sys.stderr)
@@ -61,10 +62,12 @@ class Json:
         self._between = f'{{\n  "provider": {json.dumps(provider)},\n  "results": [\n    '
 
     def row(self, row: Row) -> None:
+        """Write a picture's object."""
         self._out.write(self._between + json.dumps(row))
         self._between = ",\n    "
 
     def end(self) -> None:
+        """Close the document."""
         self._out.write("\n  ]\n}\n")
 
 
@@ -75,6 +78,7 @@ class JsonLines:
         self._out = out
 
     def row(self, row: Row) -> None:
+        """Write a picture's object."""
         self._out.write(json.dumps(row) + "\n")
 
     def end(self) -> None:
@@ -100,6 +104,7 @@ class Csv:
         self._writer.writerow([*columns, "error"])
 
     def row(self, row: Row) -> None:
+        """Write a picture's line."""
         cells: list[Any] = ["", ""] * self._count
         if "error" not in row:
             cells = [cell for entry in row["top"] for cell in (entry["label"], entry["probability"])]
@@ -115,12 +120,12 @@ WRITERS: dict[str, type[Writer]] = {"table": Table, "json": Json, "jsonl": JsonL
 
 
 def _guarded(cell: Any) -> Any:
-    """A cell that is no formula, whatever a file or a class is called (OWASP, "CSV injection")."""
+    """A cell that no spreadsheet takes for a formula, whatever a file or a class is called (OWASP, "CSV injection")."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def width(names: Sequence[str]) -> int:
-    """The longest name's length, so that rows line up; one very long name does not push all others off the screen."""
+    """The longest name's length, so that rows line up; at most _WIDEST, so that one long name spoils no table."""
     return min(max((len(printable(name)) for name in names), default=0), _WIDEST)
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, features
 
 from imgcls_infer.errors import ImageError, InferError, ModelError
-from imgcls_infer.manifest import TOLERANCES, GoldenFile, GoldenSample, Manifest
+from imgcls_infer.golden import GoldenFile, GoldenSample
+from imgcls_infer.manifest import TOLERANCES, Manifest
 from imgcls_infer.preprocess import decode_rgb, resize
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ PIXELS_TO_PROBABILITIES = "pixels -> probabilities"
 HALVES = (FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES)
 
 PLAIN_PNG = "plain.png"
-"""The golden file of the kind that the golden samples are, too."""
+"""The golden file that is, like the golden samples, an ordinary PNG."""
 
 CLASS_NAMES = "class names"
 
@@ -119,7 +120,7 @@ def _check_samples(predictor: Predictor, samples: list[GoldenSample], tolerance:
 
 
 def _png_is_broken(checks: list[Check]) -> bool:
-    """Then the golden samples, PNG files themselves, can't tell anything of the other half."""
+    """Whether PNG files decode wrongly; then the golden samples, PNG files too, can't test the other half."""
     return any(check.name == PLAIN_PNG and check.stage == "decode" for check in checks)
 
 
@@ -153,7 +154,7 @@ def _files_verdict(checks: list[Check]) -> str:
 
 
 def _suspect(made: list[Check], failed: list[Check]) -> str:
-    """What the pattern of failures points to."""
+    """The likely cause of the failures, by which files failed."""
     names = {check.name for check in failed}
     if any(check.stage == "resize" for check in failed):
         return "files decode as they did, but resize otherwise: another Pillow, or another resize policy"

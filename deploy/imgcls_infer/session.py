@@ -1,4 +1,4 @@
-"""Opening a model in onnxruntime, on the provider that was asked for or not at all. The only onnxruntime import.
+"""Opening a model in onnxruntime, on the provider that was asked for or not at all. Nothing else imports onnxruntime.
 
 onnxruntime's `get_available_providers()` says what the wheel was built with, not what loads: a session asked for CUDA
 on a machine without its libraries prints a warning and runs on the CPU. Here the session itself is asked, afterwards.
@@ -15,15 +15,16 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any, NamedTuple
 
-# onnxruntime 1.32 for Linux keeps a device id and a database of events in ~/.cache/Microsoft, to send them off. Whose
-# pictures are classified is nobody's business, and a device may have no home. It looks at this when it is imported.
+# onnxruntime 1.32 for Linux keeps a device id and a database of events in ~/.cache/Microsoft, to send them off.
+# That is nobody's business, and a device may have no home folder. onnxruntime reads this variable when it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
 from imgcls_infer.errors import InferError, ModelError, ProviderError, one_line, printable
 from imgcls_infer.external import check_external_data, metadata
-from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
+from imgcls_infer.golden import GOLDEN_KEY, GoldenSample, golden_from_json
+from imgcls_infer.manifest import MANIFEST_KEY, Manifest
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -33,8 +34,8 @@ CUDA = "CUDAExecutionProvider"
 _PROVIDER_OPTIONS = {CUDA: {"use_tf32": "0"}, "OpenVINOExecutionProvider": {"precision": "ACCURACY"}}
 _HALF = ("fp16", "bf16")
 _RECORDS_NODES = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")  # 1.24+
-_LARGEST_BATCH = 4096  # that a graph may fix: imgcls export's limit; each picture alone is filled up to it
-_LARGEST_BATCH_PIXELS = 2**28
+_LARGEST_FIXED_BATCH = 4096  # imgcls export's limit; a picture alone is filled up to the fixed batch with black ones
+_MOST_FIXED_PIXELS = 2**28
 _ERRORS_ONLY = 3  # onnxruntime's log severity
 _MEND_CUDA = (
     "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' on a machine with an NVIDIA driver; "
@@ -44,11 +45,12 @@ _MEND_CUDA = (
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A session and what its file says about itself. provider: onnxruntime's name of the one that really runs it.
+    """A session, and what its file says about itself.
 
-    why: the reason for that provider. note: what the user should hear of unasked (an accelerator that was passed over,
-    nodes that fell to the CPU, int8 that this CPU can't sum); mostly empty. batch: pictures that the graph takes at
-    once; None is any number. threads: intra-op threads of the session.
+    provider: onnxruntime's name of the one that really runs it. why: the reason for that provider. threads: intra-op
+    threads of the session. note: what the user should be told unasked (an accelerator that was passed over, nodes that
+    run on the CPU, int8 sums that may overflow on this CPU); usually empty. batch: pictures that the graph takes at
+    once; None is any number.
     """
 
     session: ort.InferenceSession
@@ -61,7 +63,7 @@ class OpenModel:
     batch: int | None = None
 
 
-def open_model(
+def open_onnx(
     path: Path,
     provider: str = "auto",
     threads: int | None = None,
@@ -77,7 +79,7 @@ def open_model(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     name = printable(str(path))
-    _check_file(path, name)
+    _check_model_file(path, name)
     wishes = _Wishes(provider, threads or available_cpus(), device_id, strict, check_external_data(path, name))
     session, why, note = _open_session(path, wishes)
     try:
@@ -108,7 +110,7 @@ def available_cpus() -> int:
     return max(1, count)
 
 
-def _check_file(path: Path, name: str) -> None:
+def _check_model_file(path: Path, name: str) -> None:
     try:
         found = path.stat()
         if not (S_ISREG(found.st_mode) or S_ISDIR(found.st_mode)):  # which might never end, or never begin
@@ -129,7 +131,7 @@ def _check_file(path: Path, name: str) -> None:
 
 
 class _Wishes(NamedTuple):
-    """What to run a model on. in_place: its weights from where the file has them, mapped into memory, not packed."""
+    """What to run a model on. in_place: use the weights from the file, mapped into memory, without packing."""
 
     provider: str
     threads: int
@@ -139,11 +141,11 @@ class _Wishes(NamedTuple):
 
 
 class _DidNotStartError(Exception):
-    """An accelerator that this onnxruntime was built with and that does not work here; says why."""
+    """An accelerator that this onnxruntime was built with does not work here; the message says why."""
 
 
 def _open_session(path: Path, wishes: _Wishes) -> tuple[ort.InferenceSession, str, str]:
-    """The session, why it is on its provider, and a note where that is not what was hoped for."""
+    """The session, why it is on its provider, and a note if `auto` could not use CUDA."""
     here = {plain_name(provider): provider for provider in ort.get_available_providers()}
     if wishes.provider == "auto" and "cuda" not in here:
         others = ", ".join(sorted(set(here) - {"cpu", "azure"}))  # Azure's would send pictures elsewhere
@@ -198,7 +200,7 @@ def _preload_cuda() -> None:
 
 
 def _library_folders() -> list[str]:
-    """Where else than beside onnxruntime there may be CUDA's libraries: in `nvidia-*` wheels, and in torch itself."""
+    """Folders beside onnxruntime's that may have CUDA's libraries: those of `nvidia-*` wheels, and torch's."""
     beside = Path(ort.__file__).parents[1]
     wheels = [Path(folder) for folder in _package_folders("nvidia")]
     if any(wheel.parent == beside for wheel in wheels):  # a second copy of a library must not be loaded
@@ -221,7 +223,7 @@ def _package_folders(name: str) -> list[str]:
 
 
 def _tf32_note(session: ort.InferenceSession, manifest: Manifest) -> str:
-    """Whether CUDA computes a model with 10 bits that was verified with 24: by onnxruntime's option or NVIDIA's own."""
+    """A note if CUDA rounds to 10 bits (TF32) a model verified with 24: by onnxruntime's option or NVIDIA's."""
     if manifest.precision in _HALF:
         return ""
     override = os.environ.get("NVIDIA_TF32_OVERRIDE", "0")  # 0 takes TF32 from all libraries, anything else may give it
@@ -232,7 +234,7 @@ def _tf32_note(session: ort.InferenceSession, manifest: Manifest) -> str:
 
 
 def _fallen_note(session: ort.InferenceSession, provider: str, strict: bool) -> str:
-    """Which nodes an accelerator left to the CPU. Raises ProviderError if there are any and they must not be."""
+    """A note on the nodes that an accelerator left to the CPU. strict: raise ProviderError if there are any."""
     if not _RECORDS_NODES:  # then _create left strictness to onnxruntime
         return ""
     nodes = [(part.ep_name, node) for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()]
@@ -288,7 +290,7 @@ def _create(path: Path, provider: str, wishes: _Wishes) -> ort.InferenceSession:
 
 
 def _provider_options(path: Path, provider: str) -> dict[str, str]:
-    """What makes a provider keep to the model's own precision, which the file says before it is opened."""
+    """Options that make a provider keep to the model's own precision, which is read from the file beforehand."""
     if provider == CUDA:
         with contextlib.suppress(InferError, ValueError, IndexError):  # the session says what is wrong with it
             if Manifest.from_json(metadata(path).get(MANIFEST_KEY, "")).precision in _HALF:
@@ -312,8 +314,8 @@ def _read_metadata(session: ort.InferenceSession, name: str) -> tuple[Manifest, 
 def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -> int | None:
     """The graph's inputs and outputs are the contract's: uint8 [N, S, S, 3] -> float32 logits, probabilities [N, K].
 
-    A graph with an embedded resize takes [N, H, W, 3], and pictures of S x S, which it leaves as they are, from us.
-    Returns N where the graph fixes it.
+    A graph with an embedded resize takes [N, H, W, 3]; the predictor gives it S x S, which it does not change.
+    Returns N if the graph fixes it, else None.
     """
     embedded = "embedded_resize" in manifest.parity
     side, classes = "N" if embedded else manifest.resize.image_size, len(manifest.classes)
@@ -329,13 +331,13 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -
     if not isinstance(batch, int):
         return None
     pixels = batch * manifest.resize.image_size**2
-    if not (1 <= batch <= _LARGEST_BATCH and pixels <= _LARGEST_BATCH_PIXELS):
+    if not (1 <= batch <= _LARGEST_FIXED_BATCH and pixels <= _MOST_FIXED_PIXELS):
         raise ModelError(f"{name}: it takes {batch:,} pictures at once, which no memory is for; export it with another")
     return batch
 
 
 def _saturation_note(manifest: Manifest) -> str:
-    """int8 sums overflow on x86 without VNNI, unless the weights were rounded to 7 bits for it (onnxruntime's docs)."""
+    """A note if int8 sums may overflow: on x86 without VNNI, unless the weights have 7 bits (onnxruntime's docs)."""
     chosen = manifest.parity.get("quantization")
     target = chosen.get("target") if isinstance(chosen, dict) else None
     if manifest.precision != "int8" or target == "x86-avx2" or platform.machine() not in ("x86_64", "AMD64"):
@@ -348,5 +350,5 @@ def _saturation_note(manifest: Manifest) -> str:
 
 
 def _shape(shape: list[Any]) -> list[Any]:
-    """Symbolic dimensions, which have a name or None, are all `N`."""
+    """The shape with every symbolic dimension (a name or None) as `N`."""
     return [size if isinstance(size, int) else "N" for size in shape]

@@ -1,6 +1,6 @@
-"""What the command line names -> pictures, one by one: paths, folders, patterns, and standard input.
+"""The command line's arguments -> pictures, one by one: paths, folders, patterns, and standard input.
 
-Nothing is listed whole: folders of any size go by as the file system gives them, in its own order.
+No folder is listed whole: its files come one by one, in the file system's order, so it may have any size.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Union
 
-from imgcls_infer.container import MAX_FILE_BYTES
+from imgcls_infer.container import MAX_FILE_BYTES, SUFFIXES, looks_like_a_picture
 from imgcls_infer.errors import ImageError, one_line, printable
-from imgcls_infer.preprocess import SUFFIXES, looks_like_a_picture
 
 STDIN = "-"
 _HEAD = 14  # enough to tell every format by
@@ -23,9 +22,9 @@ Found = Union[str, bytes, "UnreadableError"]
 
 
 class UnreadableError(ImageError):
-    """A folder, pattern or list with nothing to classify in it; takes its place among the results.
+    """A folder, pattern or list has nothing to classify in it. The error takes its place among the results.
 
-    name: as it was given.
+    name: as it was given on the command line.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -34,9 +33,9 @@ class UnreadableError(ImageError):
 
 
 def expand(arguments: Iterable[str], recursive: bool, read: Read) -> Iterator[Found]:
-    """Paths, the bytes of a picture from standard input, and an UnreadableError where there is nothing.
+    """Paths, the bytes of a picture from standard input, and an UnreadableError for what has no pictures.
 
-    read: gives up to that many bytes of standard input, none at its end.
+    recursive: also take the folders below a folder. read: gives up to so many bytes of standard input, none at its end.
     """
     for argument in arguments:
         if argument == STDIN:
@@ -64,7 +63,7 @@ def _path(path: str, recursive: bool) -> Iterator[Found]:
 
 
 def _folder(path: str, recursive: bool) -> Iterator[Found]:
-    """A folder's pictures. Links to folders are not followed, they could loop; hidden files are left out."""
+    """A folder's pictures, without hidden files. Links to folders are not followed, because they could loop."""
     waiting = [path]
     while waiting:
         folder = waiting.pop()
@@ -98,14 +97,14 @@ def _standard_input(recursive: bool, read: Read) -> Iterator[Found]:
     while len(head) < _HEAD and (not head.endswith(b"\n") or head.startswith(b"\x89")) and (more := read(_CHUNK)):
         head += more  # a first line may be short, and come alone
     if looks_like_a_picture(head):
-        yield _picture(head, read)
+        yield _picture_file(head, read)
     elif head:
         yield from _listed(head, recursive, read)
     else:
         yield UnreadableError(STDIN, "standard input is empty; it takes a picture or a list of paths")
 
 
-def _picture(head: bytes, read: Read) -> Found:
+def _picture_file(head: bytes, read: Read) -> Found:
     parts, size = [head], len(head)
     while size <= MAX_FILE_BYTES and (more := read(_CHUNK)):
         parts.append(more)
@@ -116,7 +115,7 @@ def _picture(head: bytes, read: Read) -> Found:
 
 
 def _listed(head: bytes, recursive: bool, read: Read) -> Iterator[Found]:
-    """Paths, one a line; or with a NUL after each, as `find -print0` and `git ls-files -z` write them."""
+    """Pictures of a list of paths: one a line, or ended by NUL as `find -print0` and `git ls-files -z` write them."""
     end = b"\0" if b"\0" in head else b"\n"
     rest, more = b"", head
     while more:

@@ -2,10 +2,10 @@
 
     python -m imgcls_ray pictures --output answers.jsonl --workers 8
 
-Ray Data hands out the pictures' names as tasks, runs a task again where its worker or its machine died, and gives each
-result to the driver once; the driver writes the lines and counts them. The workers are tasks and not actors: the model
-is an argument whose owner is the driver, so it is there for every task that runs again, on whichever machine is left
-(an actor's constructor arguments may be gone when the actor restarts). Importing this module imports no Ray.
+Ray Data hands out the pictures' names as tasks, runs a task again if its worker or its machine died, and gives each
+result to the driver once. The driver writes the lines and counts them. The workers are tasks and not actors: the driver
+owns the model, which is an argument of every task, so a task that runs again on another machine still gets it (an
+actor's constructor arguments may be gone when the actor restarts). Importing this module does not import Ray.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any, Optional
 
 import numpy as np
 from imgcls_infer.errors import ImageError, InferError, printable
-from imgcls_infer.predictor import Prediction, Predictor
+from imgcls_infer.predictor import Predictor
 from imgcls_infer.preprocess import preprocess
 
 
-class Classifier:
-    """A worker's model, one thread. Called with a batch of names, it gives a line of JSON for each.
+class BatchClassifier:
+    """A worker's model, on one thread. Called with a batch of file names, it gives a line of JSON for each.
 
-    model: the bytes of an exported file, so that only the driver needs it; None is the built-in one.
+    model: the bytes of an exported file, so that only the driver needs the file; None takes the built-in model.
     """
 
     def __init__(self, model: Optional[bytes] = None, top_k: int = 1) -> None:
@@ -54,11 +54,11 @@ class Classifier:
         predictions = iter(self._predictor.predict_pixels(np.stack(pixels)) if pixels else [])
         for row in rows:
             if "error" not in row:
-                row.update(_answer(next(predictions), self._top_k))
+                row.update(next(predictions).to_dict(self._top_k))
         return {"line": np.array([json.dumps(row) for row in rows])}
 
 
-_MakesClassifier = Callable[[Optional[bytes], int], Classifier]
+_MakesBatchClassifier = Callable[[Optional[bytes], int], BatchClassifier]
 
 
 def classify(
@@ -68,17 +68,20 @@ def classify(
     workers: int = 2,
     top_k: int = 1,
     batch_size: int = 64,
-    classifier: type[Classifier] = Classifier,
+    classifier: type[BatchClassifier] = BatchClassifier,
 ) -> int:
-    """Classify pictures by name (each worker opens them itself) and write a line of JSON for each into `output`.
+    """Classify picture files and write a line of JSON for each into `output`, which appears when it is complete.
 
-    The file appears when it is whole. Returns how many pictures could not be classified. Raises ModelError where the
-    model is at fault, and InferError where the output does not hold each picture exactly once.
+    images: paths, which each worker opens itself. model: exported file; None takes the built-in model. workers: tasks
+    at once, one CPU each. top_k: classes a line. batch_size: pictures a call of `classifier`.
+
+    Returns how many pictures could not be classified. Raises ModelError if the model can't be used, and InferError if
+    the output does not hold each picture exactly once.
     """
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    Predictor(model)  # a bad model is one error here, and not one a worker
+    Predictor(model)  # a bad model is one error here, not one in every worker
     content = None if model is None else model.read_bytes()
     names = list(dict.fromkeys(images))
     blocks = max(1, min(len(names), max(4 * workers, len(names) // (8 * batch_size))))
@@ -113,17 +116,12 @@ def classify(
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(classifier: _MakesClassifier, model: Optional[bytes], top_k: int) -> Classifier:
-    """The worker process's classifier: Ray gives a process one task after another, and the first of them loads it."""
+def _loaded(classifier: _MakesBatchClassifier, model: Optional[bytes], top_k: int) -> BatchClassifier:
+    """The worker process's classifier. Ray gives a process one task after another, and the first one loads it."""
     return classifier(model, top_k)
 
 
 def _classify_batch(
-    batch: dict[str, np.ndarray], classifier: _MakesClassifier, model: Optional[bytes], top_k: int
+    batch: dict[str, np.ndarray], classifier: _MakesBatchClassifier, model: Optional[bytes], top_k: int
 ) -> dict[str, np.ndarray]:
     return _loaded(classifier, model, top_k)(batch)
-
-
-def _answer(prediction: Prediction, top_k: int) -> dict[str, Any]:
-    top = [{"label": label, "probability": probability} for label, probability in prediction.top(top_k)]
-    return {**top[0], "top": top}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Optional
 
 import click
+from imgcls_infer.cli import failure
 from imgcls_infer.errors import InferError
 
 from imgcls_ray import classify
@@ -19,25 +20,27 @@ from imgcls_ray import classify
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="File of JSON lines.")
 @click.option("--model", type=click.Path(path_type=Path), help="Model exported by imgcls. Default: the built-in one.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Of one CPU each.")
+@click.option(
+    "--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Tasks at once, one CPU each."
+)
 @click.option("--top-k", default=1, show_default=True, type=click.IntRange(min=1), help="Classes to show per picture.")
-@click.option("--address", help="Ray cluster (`auto`, or ray://host:port). Default: one on this machine.")
+@click.option("--address", help="Ray cluster: `auto` or ray://host:port. Default: a new one on this machine.")
 def command(
     folder: Path, output: Path, model: Optional[Path], workers: int, top_k: int, address: Optional[str]
 ) -> None:
-    """Classify a folder of pictures, and what is below it, on a Ray cluster. All of its machines must see the folder.
+    """Classify the pictures in a folder and below it on a Ray cluster, all of whose machines must see the folder.
 
-    Exits with 1 if a picture could not be classified; the others are in the output all the same.
+    Exits with 1 if a picture could not be classified; all others are still in the output.
     """
     try:
         import ray.data
     except ModuleNotFoundError:
-        raise _failure("no module ray; pip install 'imgcls-infer[ray]'") from None
-    from imgcls_infer.preprocess import SUFFIXES
+        raise failure("no module ray; pip install 'imgcls-infer[ray]'") from None
+    from imgcls_infer.container import SUFFIXES
 
     images = sorted(str(path) for path in folder.resolve().rglob("*") if path.suffix.lower() in SUFFIXES)
     if not images:
-        raise _failure(f"{folder}: no pictures below it")
+        raise failure(f"{folder}: no pictures below it")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(
         address or "local",  # without it Ray would join whatever cluster was last started on this machine
@@ -49,15 +52,10 @@ def command(
     try:
         failed = classify(images, output, model, workers, top_k)
     except (InferError, OSError) as error:
-        raise _failure(str(error)) from None
+        raise failure(str(error)) from None
     click.echo(f"wrote {output}: {len(images)} pictures", err=True)
     if failed:
-        raise _failure(f"{failed} of {len(images)} pictures could not be classified")
-
-
-def _failure(message: str) -> SystemExit:
-    click.echo(f"error: {message}", err=True)
-    return SystemExit(1)
+        raise failure(f"{failed} of {len(images)} pictures could not be classified")
 
 
 command()

@@ -46,7 +46,9 @@ _PAGE_POLICY = (
 def create_app(
     predictor: Predictor, name: str, batching: Batching, limits: Limits, hosts: Iterable[str] = ()
 ) -> Starlette:
-    """name: what the model is called in answers and in the Open Inference Protocol's paths.
+    """The application that answers with `predictor`.
+
+    name: what the model is called in answers and in the Open Inference Protocol's paths.
 
     hosts: names that requests may call the server by, beside this machine's own (hosts.py).
     """
@@ -64,6 +66,7 @@ class _Service:
         self._batcher = Batcher(predictor, batching, self._metrics)
 
     def app(self, hosts: Iterable[str]) -> Starlette:
+        """The application with all routes, middleware and error handlers."""
         model = "/v2/models/{name}"
         version = model + "/versions/{version}"
         routes = [
@@ -138,15 +141,13 @@ class _Service:
             return {"error": str(outputs)}
         if isinstance(outputs, BaseException):
             raise outputs
-        pairs = Prediction(self._predictor.manifest.classes, outputs[1]).top(top_k)
-        top = [{"label": label, "probability": probability} for label, probability in pairs]
-        return {**top[0], "top": top}
+        return Prediction(self._predictor.manifest.classes, outputs[1]).to_dict(top_k)
 
     # --- limits ---
 
     @asynccontextmanager
     async def _admitted(self) -> AsyncIterator[float]:
-        """A place for the request, and the event loop's time by which it has to be answered."""
+        """Hold a place for the request. Gives the event loop's time by which it must be answered."""
         deadline = anyio.current_time() + self._limits.timeout
         async with self._gate.place():
             yield deadline
@@ -157,41 +158,48 @@ class _Service:
     # --- about the service ---
 
     async def page(self, _: Request) -> Response:
+        """The page to drop a picture on."""
         html = (Path(__file__).parent / "index.html").read_text(encoding="utf-8")
         return HTMLResponse(html, headers={"Content-Security-Policy": _PAGE_POLICY})
 
     async def model(self, _: Request) -> Response:
+        """The model's name, provider and manifest."""
         known = {"model": self._name, "provider": self._predictor.provider}
         return StrictJSONResponse({**known, "manifest": self._predictor.manifest.to_dict()})
 
     async def healthz(self, _: Request) -> Response:
-        """Live: the event loop answers, and batches run. A service that is not wants to be started again."""
+        """Live: the event loop answers, and the thread that runs batches is alive. If not, restart the service."""
         return StrictJSONResponse({"live": self._batcher.running}, 200 if self._batcher.running else 503)
 
     async def readyz(self, _: Request) -> Response:
-        """Ready: a request that came now would be let in."""
+        """Ready: a request that arrived now would be accepted."""
         ready = self._batcher.running and not self._gate.full
         return StrictJSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def metrics(self, _: Request) -> Response:
+        """The figures in Prometheus's text format."""
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     # --- Open Inference Protocol ---
 
     async def v2_server(self, _: Request) -> Response:
+        """Server metadata."""
         return StrictJSONResponse(
             {"name": "imgcls-serve", "version": __version__, "extensions": ["binary_tensor_data"]}
         )
 
     async def v2_model(self, request: Request) -> Response:
+        """Model metadata: its inputs and outputs."""
         self._require_model(request)
         return StrictJSONResponse(open_inference.model_metadata(self._name, self._predictor.manifest))
 
     async def v2_model_ready(self, request: Request) -> Response:
+        """Model readiness: a loaded model is always ready."""
         self._require_model(request)
         return StrictJSONResponse({"name": self._name, "ready": True})
 
     async def v2_infer(self, request: Request) -> Response:
+        """Inference: pixels after stage 1 in, logits and probabilities out."""
         self._require_model(request)
         async with self._admitted() as deadline:
             body = await read_body(request, self._limits, deadline)
@@ -205,7 +213,7 @@ class _Service:
     async def _parsed(self, request: Request, body: bytes) -> open_inference.Inference:
         length = request.headers.get(open_inference.BINARY_HEADER)
         side = self._predictor.manifest.resize.image_size
-        try:  # megabytes of JSON would hold up everybody else
+        try:  # parsing megabytes of JSON would block the event loop
             return await asyncio.to_thread(open_inference.parse_inference, body, length, side)
         except ProtocolError as error:
             raise HTTPException(400, str(error)) from error
@@ -225,7 +233,7 @@ def _top_k(request: Request) -> int:
 
 
 def _content_type(request: Request) -> str:
-    """A form's, a picture's, or none. Raises HTTPException 415 for any other."""
+    """The content type of a form or a picture, or empty. Raises HTTPException 415 for any other."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/octet-stream", "") or kind.startswith("image/"):
         return kind
@@ -272,5 +280,5 @@ async def _bug(_: Request, __: Exception) -> Response:
 
 
 async def _gone(_: Request, error: Exception) -> Response:
-    """The client left while it sent. Nobody reads this; 499 is what nginx counts such requests as."""
+    """The client left while it sent. Nobody reads this answer; nginx, too, counts such requests as 499."""
     return Response(status_code=499)

@@ -2,11 +2,10 @@
 
 Each picture is decoded in a thread (stage 1; decoders.py) and then waits for the one thread that runs the session.
 While that thread works, pictures gather, and the next batch takes them all: so a busy server batches without waiting.
-An idle one runs a picture as soon as no other is being decoded; only where some are, it waits for them, max_delay at
-most.
+An idle server runs a picture at once if no other is being decoded; otherwise it waits for those, max_delay at most.
 
-None of this passes through the event loop, which hears of a picture once, when its answer is there: so a crowd of
-requests that are refused does not slow down those that were accepted.
+The event loop takes no part in this and is told of a picture once, when its answer is there. So a crowd of refused
+requests does not slow down those that were accepted.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Union
 import numpy as np
 from imgcls_infer.errors import ImageError
 from imgcls_infer.predictor import Predictor
-from imgcls_infer.preprocess import preprocess
+from imgcls_infer.preprocess import preprocess_or_error
 
 from imgcls_serve.decoders import Decoders
 from imgcls_serve.metrics import Metrics
@@ -36,7 +35,11 @@ Encoded = tuple[bytes, "asyncio.Future[Outputs]"]
 
 @dataclass(frozen=True)
 class Batching:
-    """max_batch: pictures a run. max_delay: seconds a picture waits for others at most. decode_threads: of stage 1."""
+    """How pictures are decoded and put into batches.
+
+    max_batch: most pictures a run. max_delay: seconds that a picture waits at most for others. decode_threads: threads
+    for stage 1.
+    """
 
     max_batch: int = 32
     max_delay: float = 0.005
@@ -66,11 +69,12 @@ class Batcher:
 
     @property
     def running(self) -> bool:
+        """Whether the thread that runs batches is alive."""
         return self._runner.is_alive()
 
     @contextlib.contextmanager
     def started(self) -> Iterator[None]:
-        """Runs batches as long as the context lasts."""
+        """Run batches as long as the context lasts."""
         self._runner.start()
         self._decoders.start()
         try:
@@ -82,7 +86,7 @@ class Batcher:
                 self._changed.notify()
 
     def classify(self, pictures: Sequence[bytes]) -> asyncio.Future[list[Union[Outputs, BaseException]]]:
-        """The answers to come for a request's picture files, errors among them; it may be cancelled."""
+        """A future of the answers to a request's picture files, errors among them. It may be cancelled."""
         answers: list[asyncio.Future[Outputs]] = [asyncio.get_running_loop().create_future() for _ in pictures]
         with self._changed:
             self._decoding += len(pictures)
@@ -92,7 +96,7 @@ class Batcher:
         return together
 
     def submit(self, pixels: np.ndarray) -> asyncio.Future[Outputs]:
-        """The answer to come for a preprocessed picture, uint8 [image_size, image_size, 3]; it may be cancelled."""
+        """A future of the answer to pixels after stage 1, uint8 [image_size, image_size, 3]. It may be cancelled."""
         answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
         with self._changed:
             self._waiting.append(_Waiting(pixels, answer))
@@ -100,7 +104,7 @@ class Batcher:
         return answer
 
     def _forget(self, pictures: int) -> None:
-        """Pictures that are not going to be decoded: nothing needs to wait for them."""
+        """Stop waiting for so many pictures that will not be decoded."""
         if pictures:
             with self._changed:
                 self._decoding -= pictures
@@ -110,11 +114,11 @@ class Batcher:
         picture, answer = encoded
         waiting = []
         try:
-            waiting = [_Waiting(preprocess(picture, self._predictor.manifest.resize), answer)]
-        except ImageError as error:
-            # it waits for the end of its request, and its traceback holds the picture's pixels
-            error.__traceback__ = error.__cause__ = error.__context__ = None
-            _deliver([answer], [error])
+            found = preprocess_or_error(picture, self._predictor.manifest.resize)
+            if isinstance(found, ImageError):
+                _deliver([answer], [found])
+            else:
+                waiting = [_Waiting(found, answer)]
         except Exception as error:
             _deliver([answer], [error])
         finally:
@@ -132,9 +136,9 @@ class Batcher:
             _deliver([entry.answer for entry in batch], results)
 
     def _gather(self) -> list[_Waiting]:
-        """The next batch: as many pictures as wait, max_batch at most, without those that nobody waits for any more.
+        """The next batch: the waiting pictures, max_batch at most, without those whose answers were cancelled.
 
-        Empty only when the batcher stops. An answer may be cancelled at any moment, between two looks at it too.
+        Empty only when the batcher stops. An answer may be cancelled at any moment, also between two looks at it.
         """
         with self._changed:
             while not self._stopping:

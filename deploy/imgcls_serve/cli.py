@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 from imgcls_infer import __version__
-from imgcls_infer.cli import run_command
+from imgcls_infer.cli import Number, failure, run_command
 from imgcls_infer.errors import InferError, printable
 
 if TYPE_CHECKING:
@@ -36,18 +36,24 @@ if TYPE_CHECKING:
 )
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--provider", default="auto", show_default=True, help="Execution provider, as for imgcls-infer.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of the model. Default: the CPUs it may use.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the model. Default: the usable CPUs.")
 @click.option(
     "--decode-threads",
     type=click.IntRange(min=1),
-    help="Threads that decode; one request never holds the last of several. Default: the CPUs they may use, and one.",
+    help="Threads that decode; of two or more, one request never holds all. Default: the usable CPUs plus one.",
 )
-@click.option("--max-batch", default=32, show_default=True, type=click.IntRange(1, 1024), help="Pictures a run.")
+@click.option(
+    "--max-batch",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1, 1024),
+    help="Most pictures a run.",
+)
 @click.option(
     "--max-delay",
     default=5.0,
     show_default=True,
-    type=click.FloatRange(0, 10_000),
+    type=Number(0, 10_000),
     help="Milliseconds that a picture waits at most for others that are being decoded.",
 )
 @click.option(
@@ -61,17 +67,17 @@ if TYPE_CHECKING:
     "--timeout",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
-    help="Seconds for a request, upload and answer; beyond it 408 or 504.",
+    type=Number(min=0, min_open=True),
+    help="Seconds for a request from upload to answer; beyond it 408 or 504.",
 )
 @click.option(
     "--queue",
     default=128,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Requests accepted and not answered yet; beyond it 503.",
+    help="Most requests accepted and not answered yet; beyond it 503.",
 )
-@click.option("--access-log", is_flag=True, help="A line for each request, on standard error.")
+@click.option("--access-log", is_flag=True, help="Write a line for each request to standard error.")
 @click.version_option(__version__, prog_name="imgcls-serve")
 def command(
     model: str | None,
@@ -91,8 +97,8 @@ def command(
 ) -> None:
     """Classify pictures over HTTP with a model exported by imgcls: the answers of imgcls-infer.
 
-    POST /predict takes a picture, GET / is a page to drop one on; /healthz, /readyz, /metrics; the Open Inference
-    Protocol (KServe v2) under /v2. SIGTERM finishes what was accepted and exits with 0.
+    POST /predict takes a picture, GET / is a page to drop one on; /healthz, /readyz and /metrics. The Open Inference
+    Protocol (KServe v2) is under /v2. On SIGTERM it answers the requests that it has accepted, then exits with 0.
     """
     try:
         from imgcls_serve.app import create_app
@@ -101,7 +107,7 @@ def command(
         from imgcls_serve.limits import Limits
         from imgcls_serve.server import create_server, listen, serve
     except ModuleNotFoundError as error:
-        raise _failure(f"no module {error.name}; the server needs pip install 'imgcls-infer[serve]'") from None
+        raise failure(f"no module {error.name}; the server needs pip install 'imgcls-infer[serve]'") from None
     from imgcls_infer.session import available_cpus
 
     names = {allowed: ANY if allowed == ANY else name_of(allowed) for allowed in (*allowed_hosts, host)}
@@ -110,16 +116,14 @@ def command(
             raise click.UsageError(f"--allowed-host {printable(allowed)}: not a host's name.")
     chosen = model or os.environ.get("IMGCLS_MODEL") or None
     try:
-        predictor = _open(chosen, provider, threads)
+        predictor = _open_warm(chosen, provider, threads)
     except InferError as error:
-        raise _failure(str(error)) from None
+        raise failure(str(error)) from None
     try:
         listener = listen(host, port)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise _failure(
-            f"can't listen on {printable(host)}:{port} ({reason}); choose another --host or --port"
-        ) from None
+        raise failure(f"can't listen on {printable(host)}:{port} ({reason}); choose another --host or --port") from None
     known_as = name or _model_name(chosen)
     batching = Batching(max_batch, max_delay / 1000, decode_threads or available_cpus() + 1)
     app = create_app(predictor, known_as, batching, Limits(max_bytes, timeout, queue), filter(None, names.values()))
@@ -129,14 +133,14 @@ def command(
 
 
 def _log(access: bool) -> None:
-    """Warnings and tracebacks to standard error, and a line for each request where that is wanted."""
+    """Log warnings and tracebacks to standard error, and each request if `access` is set."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if access:
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
 
 
-def _open(model: str | None, provider: str, threads: int | None) -> Predictor:
-    """A predictor that has run once: the first request should not pay for that, nor be the one that finds it broken."""
+def _open_warm(model: str | None, provider: str, threads: int | None) -> Predictor:
+    """A predictor that has run once, so that the first request neither waits for that nor finds the model broken."""
     import numpy as np
     from imgcls_infer.predictor import Predictor
 
@@ -162,11 +166,6 @@ def _summary(predictor: Predictor) -> str:
 
 def _address(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _failure(message: str) -> SystemExit:
-    click.echo(f"error: {message}", err=True)
-    return SystemExit(1)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Threads that decode, shared fairly between requests.
 
-Each request's pictures wait in a queue of their own. The next picture is one of the request that is furthest behind in
-the decoders' time: so requests get equal shares of that time, and a new one does not wait until others have had theirs.
-The last idle decoder is kept for requests that hold none and have used little: so one request, however many pictures it
-has, never holds all decoders where there are two or more, and several requests of slow pictures do not for long.
+Each request's pictures wait in a queue of their own. The next picture comes from the request that has had the least of
+the decoders' time: so requests get equal shares of it, and a new one does not wait until others have had theirs.
+The last idle decoder is kept for requests that hold none and have used little. So of two or more decoders, one request
+never holds all, however many pictures it has, and several requests of slow pictures do not hold all for long.
 
 A picture of a request that is gone is not decoded. A decode that is under way cannot be interrupted.
 """
@@ -23,10 +23,11 @@ _LITTLE = 0.25  # seconds of decoding
 
 
 @dataclass(eq=False)
-class Request(Generic[Work]):
-    """waiting: what no decoder has begun. start: what the clock showed when it came.
+class Share(Generic[Work]):
+    """A request's share of the decoders.
 
-    used: seconds of the decoders' time. held: decoders that are at work for it.
+    waiting: work that no decoder has begun. start: the clock when the request came. used: seconds of the decoders' time
+    so far. held: decoders that are at work for it.
     """
 
     waiting: deque[Work]
@@ -36,6 +37,7 @@ class Request(Generic[Work]):
 
     @property
     def turn(self) -> float:
+        """How far it has got on the decoders' clock: the request with the lowest value is next."""
         return self.start + self.used
 
 
@@ -46,12 +48,13 @@ class Decoders(Generic[Work]):
         self._decode = decode
         self._threads = [threading.Thread(target=self._serve, name=f"decode-{i}", daemon=True) for i in range(count)]
         self._changed = threading.Condition()  # guards what follows
-        self._requests: list[Request[Work]] = []  # those with waiting work, in the order in which they came
+        self._requests: list[Share[Work]] = []  # those with waiting work, in the order in which they came
         self._clock = 0.0  # a request's fair share of the time so far: where those that come now start
         self._idle = count
         self._stopping = False
 
     def start(self) -> None:
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
@@ -61,8 +64,9 @@ class Decoders(Generic[Work]):
             self._stopping = True
             self._changed.notify_all()
 
-    def add(self, work: Iterable[Work]) -> Request[Work]:
-        request = Request(deque(work))
+    def add(self, work: Iterable[Work]) -> Share[Work]:
+        """Queue a request's work."""
+        request = Share(deque(work))
         with self._changed:
             request.start = self._clock
             if request.waiting:
@@ -70,8 +74,8 @@ class Decoders(Generic[Work]):
                 self._changed.notify()
         return request
 
-    def drop(self, request: Request[Work]) -> list[Work]:
-        """What no decoder has begun, which none will begin any more."""
+    def drop(self, request: Share[Work]) -> list[Work]:
+        """Take back and return the work that no decoder has begun."""
         with self._changed:
             dropped = list(request.waiting)
             if dropped:
@@ -90,9 +94,9 @@ class Decoders(Generic[Work]):
                 self._clock += seconds / (len(self._requests) + 1)
                 request.held -= 1
                 self._idle += 1
-            del begun, work  # a picture file, and the thread may wait for long
+            del begun, work  # do not keep the picture file while the thread waits for more work
 
-    def _begin(self) -> tuple[Request[Work], Work] | None:
+    def _begin(self) -> tuple[Share[Work], Work] | None:
         """The next piece of work, once there is one; None when the decoders stop."""
         with self._changed:
             while not (request := self._next()):
@@ -108,11 +112,11 @@ class Decoders(Generic[Work]):
                 self._changed.notify()
             return request, work
 
-    def _next(self) -> Request[Work] | None:
+    def _next(self) -> Share[Work] | None:
         """The request whose turn it is, if an idle decoder may begin anything."""
         if not self._idle or self._stopping:
             return None
-        eligible: Iterable[Request[Work]] = self._requests
+        eligible: Iterable[Share[Work]] = self._requests
         if self._idle == 1 < len(self._threads):
             eligible = (request for request in eligible if not request.held and request.used < _LITTLE)
         return min(eligible, key=lambda request: request.turn, default=None)

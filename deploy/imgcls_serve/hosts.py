@@ -1,8 +1,8 @@
 """The names that requests may call this server by: a guard against DNS rebinding.
 
-A web page may read answers of its own site alone. A site can have its name lead to this machine for a while, though,
-and its page's requests then arrive here, with the site's name in the Host header. So the server, which asks for no
-login, answers to names that it knows. An address needs no such check: nobody can have it lead to another machine.
+A browser lets a web page read answers from its own site alone. But a site can point its name at this machine for a
+while; its page's requests then arrive here, with the site's name in the Host header. So the server, which asks for no
+login, answers only to names that it knows. An address needs no such check: nobody can point it at another machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+?)\.?)(?::[0-9]{1,5})?", 
 
 
 def name_of(host: str) -> str | None:
-    """The name or address in a Host header, in small letters, without port, brackets and final dot; None for none."""
+    """The name or address in a Host header, in lower case, without port, brackets and final dot, or None."""
     match = _HOST.fullmatch(host)
     return (match[1] or match[2]).lower() if match else None
 
@@ -59,7 +59,7 @@ class KnownHosts:
 
 
 def _own_names() -> set[str]:
-    """Without asking the network: localhost, and the machine's name, also as multicast DNS knows it."""
+    """localhost and the machine's name, also as in multicast DNS; found without asking the network."""
     name = socket.gethostname().lower()
     return {"localhost", name, f"{name.partition('.')[0]}.local"}
 

@@ -1,4 +1,4 @@
-"""What a request may cost: its bytes, its time, and a place among those that are being worked on."""
+"""What a request may cost: bytes, time, and a place among the accepted requests."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ UNWATCHED = 0.1
 
 @dataclass(frozen=True)
 class Limits:
-    """max_bytes: of a request's body. timeout: seconds from a request's headers to its answer.
+    """What requests may cost.
 
-    queue: requests accepted and not answered yet, those that are still arriving among them. So at most
-    queue * max_bytes bytes of bodies are in memory. patience: seconds that a request waits for a place among them.
+    max_bytes: of a request's body.
+    timeout: seconds from a request's headers to its answer.
+    queue: requests accepted and not answered yet, including those that are still arriving. So at most queue * max_bytes
+        bytes of bodies are in memory.
+    patience: seconds that a request waits for a place in the queue.
     """
 
     max_bytes: int = 10_000_000
@@ -33,7 +36,7 @@ class Limits:
 
 
 class Gate:
-    """Lets requests in up to a limit. Who finds it full waits a moment, unread, and is then refused.
+    """Lets requests in up to a limit. A request that finds it full waits a moment, unread, and is then refused.
 
     The moment costs nothing but an open connection. It keeps the places taken while others wait to try again, and it
     slows down a client that tries again at once: answering those would leave no time for the requests within.
@@ -45,15 +48,17 @@ class Gate:
 
     @property
     def inside(self) -> int:
+        """Requests accepted and not answered yet."""
         return self._limits.queue - self._places.value
 
     @property
     def full(self) -> bool:
+        """Whether there is no place left."""
         return self._places.value == 0
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Raises HTTPException 503 where there is none."""
+        """Hold a place for a request. Raises HTTPException 503 if none becomes free in time."""
         with anyio.move_on_after(self._limits.patience) as moment:
             await self._places.acquire()
         if moment.cancelled_caught:
@@ -74,8 +79,10 @@ def before(deadline: float, status: int, detail: str) -> Iterator[None]:
 
 
 async def unless_gone(request: Request, answer: asyncio.Future[Answer]) -> Answer:
-    """The answer, once it is there. It is cancelled where nobody waits for it any more; raises ClientDisconnect where
-    that is because the client has left. The body must have been read."""
+    """The answer, once it is there. If the client leaves before, the answer is cancelled and ClientDisconnect raised.
+
+    The request's body must have been read.
+    """
     try:
         done, _ = await asyncio.wait([answer], timeout=UNWATCHED)
         if not done:

@@ -1,4 +1,4 @@
-"""What Prometheus asks for, in a registry of the service's own."""
+"""The service's figures for Prometheus, in a registry of their own."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ _PICTURES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class _Process(ProcessCollector):
-    """Its base reads the time of boot in /proc/stat, and reports nothing at all where /proc shows processes alone, as
-    with ProcSubset=pid in a systemd unit."""
+    """Works without /proc/stat, where its base class reads the time of boot.
+
+    Under ProcSubset=pid in a systemd unit, /proc has processes alone, and the base class would report nothing.
+    """
 
     def _boot_time(self) -> float:
         if sys.platform != "linux":  # has no /proc either
@@ -26,6 +28,8 @@ class _Process(ProcessCollector):
 
 
 class Metrics:
+    """The service's counters, gauges and histograms."""
+
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         _Process(registry=self.registry)

@@ -8,7 +8,7 @@ import socket
 
 
 def notify_ready() -> None:
-    """Source: sd_notify(3). An address that begins with @ is in the abstract namespace."""
+    """Send READY=1 to systemd's socket. An address that begins with @ is in the abstract namespace (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return

@@ -29,7 +29,7 @@ parsing side by side, since the interpreter's lock lets one of them work, but th
 
 
 class ProtocolError(Exception):
-    """A request that does not keep the protocol, or asks for what this model does not have."""
+    """A request breaks the protocol, or asks for something that this model does not have."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Inference:
 
 
 def model_metadata(name: str, manifest: Manifest) -> dict[str, Any]:
+    """The protocol's description of the model: its version, inputs and outputs."""
     side, classes = manifest.resize.image_size, len(manifest.classes)
     return {
         "name": name,
@@ -53,7 +54,10 @@ def model_metadata(name: str, manifest: Manifest) -> dict[str, Any]:
 
 
 def parse_inference(body: bytes, header_length: str | None, side: int) -> Inference:
-    """header_length: of the JSON in front of raw tensors, the value of BINARY_HEADER. Raises ProtocolError."""
+    """Read an infer request. header_length: the value of BINARY_HEADER, the length of the JSON in front of raw tensors.
+
+    side: the model's image_size. Raises ProtocolError.
+    """
     with _ONE_AT_A_TIME:
         try:
             return _parsed(body, header_length, side)
@@ -151,7 +155,7 @@ def _json_pixels(data: Any, shape: list[int]) -> np.ndarray:
 
 
 def _wanted(document: dict[str, Any]) -> dict[str, bool]:
-    """Output name to whether it is wanted raw; all of them unless the request names some."""
+    """Name of each wanted output to whether it is wanted raw. All outputs, unless the request names some."""
     raw = bool(_parameters(document).get("binary_data_output", False))
     listed = document.get("outputs")
     if listed is None:

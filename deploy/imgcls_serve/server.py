@@ -27,7 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def create_server(app: Starlette, grace: float, access_log: bool = False) -> uvicorn.Server:
-    """grace: seconds that accepted requests get to finish once the server is told to stop."""
+    """A uvicorn server for `app`. grace: seconds that accepted requests get to finish after a stop signal."""
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -50,10 +50,10 @@ def serve(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # h11's or httptools', as installed
-    """Closes a connection on which no request begins in time, or whose client does not read what waits for it.
+    """Closes a connection on which no request begins in time, or whose client does not read its answers.
 
-    uvicorn waits for ever for the end of the headers and for a client that reads nothing, and goes on reading a body
-    that was refused.
+    Without this, uvicorn waits for ever for the end of the headers and for a client that reads nothing, and goes on
+    reading a body that was refused.
     """
 
     _timer: TimerHandle | None = None

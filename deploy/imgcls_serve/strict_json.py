@@ -1,4 +1,4 @@
-"""JSON as its specification has it: without NaN and Infinity, which most readers refuse."""
+"""JSON as its specification has it, without NaN and Infinity: most readers refuse these."""
 
 from __future__ import annotations
 
@@ -18,5 +18,8 @@ def strict_json(document: Any, **layout: Any) -> str:
 
 
 class StrictJSONResponse(JSONResponse):
+    """A JSON response without NaN and Infinity."""
+
     def render(self, content: Any) -> bytes:
+        """The body. Raises ModelError, as strict_json does."""
         return strict_json(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from imgcls_infer.cli import Number as Number
 
 from imgcls.networks.registry import NETWORKS
 
@@ -16,16 +16,6 @@ if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class Number(click.FloatRange):
-    """A finite number within a range: click.FloatRange alone lets nan through."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
 
 
 FILE = click.Path(path_type=Path)

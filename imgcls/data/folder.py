@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imgcls_infer.preprocess import SUFFIXES
+from imgcls_infer.container import SUFFIXES
 
 from imgcls.errors import DataError
 from imgcls.system.files import AnyPath

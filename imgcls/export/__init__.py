@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from imgcls_infer.errors import ImageError, ModelError, one_line
-from imgcls_infer.manifest import PRECISIONS, GoldenSample, Manifest
+from imgcls_infer.golden import GoldenSample
+from imgcls_infer.manifest import PRECISIONS, Manifest
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.config import ExportConfig

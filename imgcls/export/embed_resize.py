@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from imgcls_infer.manifest import GoldenSample, ResizePolicy
+from imgcls_infer.golden import GoldenSample
+from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import preprocess
 from onnx import TensorProto, helper, numpy_helper
 

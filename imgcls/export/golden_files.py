@@ -6,7 +6,8 @@ import io
 from typing import Any
 
 import numpy as np
-from imgcls_infer.manifest import GoldenFile, GoldenSample, Manifest
+from imgcls_infer.golden import GoldenFile, GoldenSample
+from imgcls_infer.manifest import Manifest
 from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
 from PIL import Image

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from imgcls_infer.manifest import GoldenFile, GoldenSample, Manifest, ResizePolicy
+from imgcls_infer.golden import GoldenFile, GoldenSample
+from imgcls_infer.manifest import Manifest, ResizePolicy
 
 from imgcls.export.external_data import Weights
 from imgcls.networks.classifier import Classifier

@@ -13,15 +13,8 @@ from typing import Any
 import onnx
 import torch
 from imgcls_infer.errors import one_line
-from imgcls_infer.manifest import (
-    GOLDEN_FILES_KEY,
-    GOLDEN_KEY,
-    MANIFEST_KEY,
-    GoldenSample,
-    Manifest,
-    golden_files_to_json,
-    golden_to_json,
-)
+from imgcls_infer.golden import GOLDEN_FILES_KEY, GOLDEN_KEY, GoldenSample, golden_files_to_json, golden_to_json
+from imgcls_infer.manifest import MANIFEST_KEY, Manifest
 
 from imgcls.errors import ExportError
 from imgcls.export.embed_resize import embed_resize

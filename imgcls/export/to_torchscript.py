@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 from imgcls_infer.errors import one_line
-from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_to_json
+from imgcls_infer.golden import GOLDEN_KEY, GoldenSample, golden_to_json
+from imgcls_infer.manifest import MANIFEST_KEY, Manifest
 
 from imgcls.errors import ExportError
 from imgcls.export.job import Converted, Job

@@ -18,7 +18,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from imgcls_infer.errors import one_line
-from imgcls_infer.manifest import GoldenSample
+from imgcls_infer.golden import GoldenSample
 from torch import fx, nn
 
 from imgcls.checkpoint import Checkpoint

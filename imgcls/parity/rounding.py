@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from imgcls_infer.manifest import TOLERANCES, GoldenSample
+from imgcls_infer.golden import GoldenSample
+from imgcls_infer.manifest import TOLERANCES
 from torch import Tensor, fx, nn
 
 from imgcls.networks.classifier import Classifier

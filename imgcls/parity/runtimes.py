@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from imgcls_infer.errors import ModelError, one_line
-from imgcls_infer.manifest import GOLDEN_KEY, MANIFEST_KEY, GoldenSample, Manifest, golden_from_json
+from imgcls_infer.golden import GOLDEN_KEY, GoldenSample, golden_from_json
+from imgcls_infer.manifest import MANIFEST_KEY, Manifest
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.networks.classifier import Classifier

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import struct
+import traceback
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,3 +56,17 @@ def exif(
         ifd += struct.pack(order + "HHI" + field, tag, kind, count, *values)
     tiff = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", start)
     return b"Exif\0\0" + tiff.ljust(start, b"\0") + ifd + bytes(4)
+
+
+def held_by(error: BaseException) -> list[object]:
+    """What an error keeps alive: the variables of all frames below the test, in its traceback and its causes'."""
+    found: list[object] = []
+    pending: list[BaseException | None] = [error]
+    while pending:
+        raised = pending.pop()
+        if raised is not None:
+            pending += [raised.__cause__, raised.__context__]
+            frames = [frame for frame, _ in traceback.walk_tb(raised.__traceback__)]
+            below = [frame for frame in frames if Path(frame.f_code.co_filename).parent != Path(__file__).parent]
+            found += [value for frame in below for value in frame.f_locals.values()]
+    return found

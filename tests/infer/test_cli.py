@@ -155,14 +155,14 @@ def test_threads_are_shared_between_the_pictures_and_the_network(tiny_path, pict
         return stream(self, sources, workers, processes)
 
     monkeypatch.setattr(Predictor, "stream", watch)
-    open_model = session.open_model
+    open_onnx = session.open_onnx
 
     def opened(*arguments):
-        found = open_model(*arguments)
+        found = open_onnx(*arguments)
         seen["inside"] = found.session.get_session_options().intra_op_num_threads
         return found
 
-    monkeypatch.setattr("imgcls_infer.predictor.open_model", opened)
+    monkeypatch.setattr("imgcls_infer.predictor.open_onnx", opened)
     given = [pictures.get(name, str(Path(pictures["red"]).parent)) for name in names]
     run("--model", tiny_path, "--threads", 4, *given)
     assert seen == {"inside": inside, **({"workers": 4} if names != ["red"] else {})}
@@ -204,6 +204,7 @@ def test_cuda_that_is_not_there_is_one_line_and_exit_code_1(tiny_path, pictures,
         ["--top-k", "x", "a.png"],
         ["--threads", "0", "a.png"],
         ["--threshold", "1.1", "a.png"],
+        ["--threshold", "nan", "a.png"],
         ["--device-id", "-1", "a.png"],
         ["--nonsense", "a.png"],
     ],

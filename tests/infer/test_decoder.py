@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from imgcls_infer import ImageError, Prediction, ResizePolicy, decoder, pipeline
-from imgcls_infer.decoder import Decoder, DecoderDiedError, DecoderPreparer
+from imgcls_infer import ImageError, Prediction, ResizePolicy, decoder_client, pipeline
+from imgcls_infer.decoder_client import DecoderClient, DecoderDiedError, DecoderPreparer
 from imgcls_infer.pipeline import PATIENCE, in_order
 from imgcls_infer.preprocess import preprocess
 
@@ -47,8 +47,8 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def decoding() -> Iterator[Decoder]:
-    process = Decoder(POLICY)
+def decoding() -> Iterator[DecoderClient]:
+    process = DecoderClient(POLICY)
     yield process
     process.close()
 
@@ -66,7 +66,7 @@ def same(found: np.ndarray | ImageError, expected: np.ndarray | ImageError) -> b
     return isinstance(found, np.ndarray) and found.dtype == np.uint8 and np.array_equal(found, expected)
 
 
-def everything(process: Decoder | DecoderPreparer, pictures: list) -> list[np.ndarray | ImageError]:
+def everything(process: DecoderClient | DecoderPreparer, pictures: list) -> list[np.ndarray | ImageError]:
     """All answers; a slow machine may give them in several parts."""
     found: list[np.ndarray | ImageError] = []
     while len(found) < len(pictures):
@@ -78,7 +78,7 @@ def everything(process: Decoder | DecoderPreparer, pictures: list) -> list[np.nd
 def decoders(parent: int | None = None) -> set[int]:
     """A process's, by default this one's, by their command line; other tests have children of their own."""
     found = children(parent or os.getpid())
-    return {number for number in found if b"imgcls_infer.decoding" in _read(f"/proc/{number}/cmdline")}
+    return {number for number in found if b"imgcls_infer.decoder_process" in _read(f"/proc/{number}/cmdline")}
 
 
 def children(parent: int) -> set[int]:
@@ -117,7 +117,7 @@ def test_a_decoder_gives_the_pixels_and_errors_of_stage_1(decoding, tmp_path_fac
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_decoder_keeps_to_the_models_policy(mode, interpolation):
     policy = ResizePolicy(13, mode, interpolation)
-    process = Decoder(policy)
+    process = DecoderClient(policy)
     process.ask([KINDS["png"]])
     ((pixels,), seconds) = process.answer()
     process.close()
@@ -145,7 +145,7 @@ def test_a_relative_path_is_meant_from_where_its_asker_is(decoding, tmp_path, mo
 
 def test_a_decoder_answers_in_parts_when_pictures_take_long():
     large = encode(np.zeros((4000, 5000, 3), np.uint8), "PNG")
-    process = Decoder(POLICY)
+    process = DecoderClient(POLICY)
     process.ask([large] * 8)
     found, seconds = process.answer()
     assert len(found) < 8
@@ -250,7 +250,7 @@ def test_a_stream_is_left_at_once_whatever_is_being_decoded(tiny):
 def test_where_no_process_starts_threads_decode(tiny, monkeypatch, executable):
     monkeypatch.setattr(sys, "executable", executable)
     with pytest.raises(DecoderDiedError):
-        Decoder(POLICY)
+        DecoderClient(POLICY)
     sources = [KINDS["png"], KINDS["words"], str(min(SAMPLE.glob("*/*.png")))] * 5
     answers = [answer for _, answer in tiny.stream(sources, workers=2, processes=True)]
     assert [type(answer) for answer in answers] == [Prediction, ImageError, Prediction] * 5
@@ -259,7 +259,7 @@ def test_where_no_process_starts_threads_decode(tiny, monkeypatch, executable):
 def test_a_frozen_program_starts_none(tiny, monkeypatch):
     """Its executable is itself."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(decoder, "Decoder", lambda _: pytest.fail("started"))
+    monkeypatch.setattr(decoder_client, "DecoderClient", lambda _: pytest.fail("started"))
     monkeypatch.setattr(pipeline, "LATER", 0.0)
     assert len(list(tiny.stream([KINDS["png"]] * 5, workers=2, processes=True))) == 5
 
@@ -269,17 +269,17 @@ def test_a_frozen_program_starts_none(tiny, monkeypatch):
 DIES_OF_KILLERS = """
 import json, os, sys
 sys.path[:], options = json.loads(sys.argv[1])
-import imgcls_infer.decoding as decoding
-real = decoding.prepare
-decoding.prepare = lambda picture, policy: os.abort() if "killer" in str(picture) else real(picture, policy)
-decoding.serve(**options)
+import imgcls_infer.decoder_process as process
+real = process.prepare
+process.prepare = lambda picture, policy: os.abort() if "killer" in str(picture) else real(picture, policy)
+process.answer_requests(**options)
 """
 
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("workers", [2, 3])
 def test_a_picture_that_its_decoder_dies_of_is_an_error_and_the_others_are_not(tiny, write, monkeypatch, workers):
-    monkeypatch.setattr(decoder, "_START", DIES_OF_KILLERS)
+    monkeypatch.setattr(decoder_client, "_START", DIES_OF_KILLERS)
     good, killer = str(write("good.png", KINDS["png"])), str(write("killer.png", KINDS["png"]))
     sources = [killer if index % 17 == 11 else good for index in range(60)]
     found = list(tiny.stream(sources, workers, processes=True))

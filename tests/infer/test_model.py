@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from imgcls_infer import ModelError, Predictor, ProviderError, ResizePolicy, session
-from imgcls_infer.session import CPU, CUDA, available_cpus, open_model
+from imgcls_infer.session import CPU, CUDA, available_cpus, open_onnx
 from onnx import TensorProto
 
 from .tiny import SIDE, good_onnx, tiny_golden, tiny_manifest, tiny_onnx
@@ -29,7 +29,7 @@ def zip_file() -> bytes:
 def refusal(path: Path | str) -> str:
     """The message of the ModelError that the file raises, without its name in front."""
     with pytest.raises(ModelError) as caught:
-        open_model(Path(path))
+        open_onnx(Path(path))
     message = str(caught.value)
     assert message.isprintable()  # which a line break is not
     assert message.startswith(f"{path}: ")
@@ -40,7 +40,7 @@ def refusal(path: Path | str) -> str:
 
 
 def test_a_good_file_is_opened_with_what_it_says_of_itself(tiny_path):
-    opened = open_model(tiny_path)
+    opened = open_onnx(tiny_path)
     assert opened.manifest == tiny_manifest()
     assert opened.golden == tiny_golden()
     assert (opened.provider, opened.note) == (CPU, "")
@@ -89,7 +89,7 @@ def test_a_pytorch_file_gets_the_hint_to_export_it(write):
 
 def test_the_suffix_does_not_say_how_a_file_is_read(write):
     """onnxruntime takes `.ort` for a format of its own, which nobody has looked at for where its weights are."""
-    assert open_model(write("model.ort", good_onnx())).manifest == tiny_manifest()
+    assert open_onnx(write("model.ort", good_onnx())).manifest == tiny_manifest()
 
 
 @pytest.mark.parametrize("text", [b"imgcls.golden", b"logits"], ids=["metadata", "names"])
@@ -103,7 +103,7 @@ def test_a_text_that_is_no_utf8_is_one_clear_error(write, text):
 
 def test_a_name_with_a_line_break_stays_on_one_line(tmp_path):
     with pytest.raises(ModelError, match=r"a\\nb.onnx: no such model file$"):
-        open_model(tmp_path / "a\nb.onnx")
+        open_onnx(tmp_path / "a\nb.onnx")
 
 
 def test_a_nul_in_the_name_is_one_clear_error():
@@ -121,7 +121,7 @@ def test_onnx_without_a_manifest_is_told_how_to_get_one(write):
 
 
 def test_a_model_without_golden_samples_is_opened(write):
-    assert open_model(write("model.onnx", good_onnx(golden=None))).golden == []
+    assert open_onnx(write("model.onnx", good_onnx(golden=None))).golden == []
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_batch_of_large_pictures_is_counted_in_pixels(write):
 
 
 def test_the_largest_batch_that_imgcls_exports_is_taken(write):
-    assert open_model(write("model.onnx", good_onnx(image_shape=(4096, SIDE, SIDE, 3)))).batch == 4096
+    assert open_onnx(write("model.onnx", good_onnx(image_shape=(4096, SIDE, SIDE, 3)))).batch == 4096
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
@@ -288,7 +288,7 @@ def works(built_with_cuda, monkeypatch):
 
 def cuda_refusal(path: Path) -> str:
     with pytest.raises(ProviderError) as caught:
-        open_model(path, "cuda")
+        open_onnx(path, "cuda")
     message = str(caught.value)
     assert message.isprintable()
     assert "onnxruntime-gpu" in message  # how to mend it
@@ -299,13 +299,13 @@ def cuda_refusal(path: Path) -> str:
 def test_cuda_on_a_build_without_it_is_an_error_that_says_how_to_mend_it(tiny_path, monkeypatch):
     monkeypatch.setattr(session.ort, "get_available_providers", lambda: ["AzureExecutionProvider", CPU])
     assert "was built without CUDA" in cuda_refusal(tiny_path)
-    assert open_model(tiny_path, "auto").note == ""  # no CUDA is no news there
+    assert open_onnx(tiny_path, "auto").note == ""  # no CUDA is no news there
 
 
 def test_an_unknown_provider_is_an_error_that_lists_the_known(tiny_path):
     known = ", ".join(["auto", *sorted(session.plain_name(name) for name in session.ort.get_available_providers())])
     with pytest.raises(ProviderError, match=rf"has no provider 'tpu'; it has: {known}$"):
-        open_model(tiny_path, "tpu")
+        open_onnx(tiny_path, "tpu")
 
 
 @pytest.mark.usefixtures("falls_back")
@@ -315,7 +315,7 @@ def test_cuda_that_silently_became_the_cpu_is_an_error(tiny_path):
 
 @pytest.mark.usefixtures("falls_back")
 def test_auto_notes_that_cuda_became_the_cpu(tiny_path):
-    opened = open_model(tiny_path, "auto")
+    opened = open_onnx(tiny_path, "auto")
     assert opened.provider == CPU
     assert opened.note == "CUDA did not start (its libraries or the driver did not load), running on the CPU"
 
@@ -339,19 +339,19 @@ def test_auto_notes_that_cuda_does_not_start_and_prints_nothing(tiny_path, capfd
 @pytest.mark.parametrize("provider", ["auto", "cpu", "cuda"])
 def test_a_bad_file_is_not_blamed_on_cuda(write, provider):
     with pytest.raises(ModelError, match="not an ONNX model"):
-        open_model(write("model.onnx", b"just words"), provider)
+        open_onnx(write("model.onnx", b"just words"), provider)
 
 
 @pytest.mark.usefixtures("does_not_start")
 def test_cpu_does_not_even_try_cuda(tiny_path):
-    opened = open_model(tiny_path, "cpu")
+    opened = open_onnx(tiny_path, "cpu")
     assert (opened.provider, opened.note) == (CPU, "")
 
 
 @pytest.mark.usefixtures("works")
 @pytest.mark.parametrize("provider", ["auto", "cuda"])
 def test_cuda_that_works_is_taken_without_a_note(tiny_path, provider):
-    opened = open_model(tiny_path, provider)
+    opened = open_onnx(tiny_path, provider)
     assert (opened.provider, opened.note) == (CUDA, "")
     assert opened.why == {"auto": "auto: CUDA works", "cuda": "asked for"}[provider]
 
@@ -360,7 +360,7 @@ def test_cuda_that_works_is_taken_without_a_note(tiny_path, provider):
 def test_tf32_is_off_where_a_model_computes_in_float32(write, works, precision):
     path = write("model.onnx", good_onnx(manifest=tiny_manifest(precision=precision).to_json()))
     assert works.asked == {"use_tf32": "0"}
-    assert open_model(path, "cuda").provider == CUDA
+    assert open_onnx(path, "cuda").provider == CUDA
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -370,28 +370,26 @@ def test_16_bit_models_keep_their_tensor_cores(write, works, precision, monkeypa
     works.told["use_tf32"] = "1"
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     path = write("model.onnx", good_onnx(manifest=tiny_manifest(precision=precision).to_json()))
-    opened = open_model(path, "cuda")
+    opened = open_onnx(path, "cuda")
     assert (opened.provider, opened.note) == (CUDA, "")
 
 
 def test_a_float32_model_that_gets_tf32_all_the_same_is_noted(tiny_path, works, monkeypatch):
     works.told["use_tf32"] = "1"
-    assert open_model(tiny_path, "cuda").note.startswith("this onnxruntime keeps TF32 on")
+    assert open_onnx(tiny_path, "cuda").note.startswith("this onnxruntime keeps TF32 on")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
-    assert open_model(tiny_path, "cuda").note.startswith(
-        "NVIDIA_TF32_OVERRIDE=1 may have CUDA round float32 to 10 bits"
-    )
-    assert open_model(tiny_path, "cpu").note == ""
+    assert open_onnx(tiny_path, "cuda").note.startswith("NVIDIA_TF32_OVERRIDE=1 may have CUDA round float32 to 10 bits")
+    assert open_onnx(tiny_path, "cpu").note == ""
     works.told.clear()
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    assert open_model(tiny_path, "cuda").note == ""
+    assert open_onnx(tiny_path, "cuda").note == ""
 
 
 @pytest.mark.usefixtures("works")
 @pytest.mark.parametrize("manifest", ["{", '{"precision": "fp16"}', None])
 def test_a_manifest_that_cannot_be_read_is_the_files_fault_on_cuda_too(write, manifest):
     with pytest.raises(ModelError, match="manifest"):
-        open_model(write("model.onnx", good_onnx(manifest=manifest)), "cuda")
+        open_onnx(write("model.onnx", good_onnx(manifest=manifest)), "cuda")
 
 
 def test_openvino_is_asked_for_the_models_own_precision(tiny_path, monkeypatch):
@@ -407,7 +405,7 @@ def test_openvino_is_asked_for_the_models_own_precision(tiny_path, monkeypatch):
         return opened
 
     monkeypatch.setattr(session.ort, "InferenceSession", on_cpu)
-    assert open_model(tiny_path, "openvino").provider == provider
+    assert open_onnx(tiny_path, "openvino").provider == provider
     assert seen == [{provider: {"precision": "ACCURACY"}, CPU: {}}]
 
 
@@ -433,7 +431,7 @@ def preloads(built_with_cuda, monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("falls_back")
 def test_what_onnxruntime_prints_of_missing_libraries_is_not_on_standard_output(tiny_path, preloads, capfd):
-    assert open_model(tiny_path, "auto").provider == CPU
+    assert open_onnx(tiny_path, "auto").provider == CPU
     assert len(preloads) == 1
     assert capfd.readouterr() == ("", "")
 
@@ -462,17 +460,17 @@ def test_wheels_beside_onnxruntime_are_its_own_to_find(preloads, tmp_path, monke
 
 def test_nodes_that_fell_to_the_cpu_are_counted_and_named(tiny_path, works):
     works.fallen += ["Shape", "Gather", "Shape"]
-    assert open_model(tiny_path, "cuda").note == "3 of 6 nodes run on the CPU and not on cuda (Gather, Shape)"
+    assert open_onnx(tiny_path, "cuda").note == "3 of 6 nodes run on the CPU and not on cuda (Gather, Shape)"
 
 
 @pytest.mark.parametrize("provider", ["auto", "cuda"])
 def test_strict_makes_a_fallen_node_an_error(tiny_path, works, provider):
-    assert open_model(tiny_path, provider, strict=True).provider == CUDA
+    assert open_onnx(tiny_path, provider, strict=True).provider == CUDA
     works.fallen += ["Shape"]
     with pytest.raises(
         ProviderError, match=r"1 of 4 nodes run on the CPU and not on cuda \(Shape\); leave out --strict"
     ):
-        open_model(tiny_path, provider, strict=True)
+        open_onnx(tiny_path, provider, strict=True)
 
 
 def test_before_1_24_strict_leaves_the_refusal_to_onnxruntime(tiny_path, works, monkeypatch):
@@ -487,28 +485,28 @@ def test_before_1_24_strict_leaves_the_refusal_to_onnxruntime(tiny_path, works, 
         return real(path, options, providers=providers, **rest)
 
     monkeypatch.setattr(session.ort, "InferenceSession", create)
-    open_model(tiny_path, "cuda", strict=True)
+    open_onnx(tiny_path, "cuda", strict=True)
     assert seen == [("1", [CUDA])]
 
 
 @pytest.mark.usefixtures("does_not_start")
 def test_strict_auto_does_not_pass_over_a_broken_cuda(tiny_path):
     with pytest.raises(ProviderError, match="CUDA failure 35"):
-        open_model(tiny_path, "auto", strict=True)
+        open_onnx(tiny_path, "auto", strict=True)
 
 
 def test_strict_is_content_with_the_cpu_where_it_was_asked_for(tiny_path):
-    assert open_model(tiny_path, "cpu", strict=True).note == ""
+    assert open_onnx(tiny_path, "cpu", strict=True).note == ""
 
 
 def test_the_device_id_goes_to_the_accelerator(tiny_path, works):
     works.asked["device_id"] = "1"
-    assert open_model(tiny_path, "cuda", device_id=1).provider == CUDA
+    assert open_onnx(tiny_path, "cuda", device_id=1).provider == CUDA
 
 
 def test_a_device_id_for_the_cpu_is_an_error(tiny_path):
     with pytest.raises(ProviderError, match="--device-id picks an accelerator"):
-        open_model(tiny_path, "cpu", device_id=0)
+        open_onnx(tiny_path, "cpu", device_id=0)
 
 
 def test_any_provider_that_this_onnxruntime_has_goes_by_its_plain_name(tiny_path, monkeypatch):
@@ -521,8 +519,8 @@ def test_any_provider_that_this_onnxruntime_has_goes_by_its_plain_name(tiny_path
 
     monkeypatch.setattr(session.ort, "InferenceSession", on_cpu)
     with pytest.raises(ProviderError, match=r"the NewThing provider did not start .*; use --provider cpu"):
-        open_model(tiny_path, "newthing")
-    assert open_model(tiny_path).why == "auto: to run on newthing, say --provider"
+        open_onnx(tiny_path, "newthing")
+    assert open_onnx(tiny_path).why == "auto: to run on newthing, say --provider"
 
 
 def other_providers() -> list[str]:
@@ -555,13 +553,13 @@ def test_threads_below_one_are_refused(tiny_path, threads):
 
 
 def test_the_session_gets_the_threads_that_were_asked_for(tiny_path):
-    options = open_model(tiny_path, threads=3).session.get_session_options()
+    options = open_onnx(tiny_path, threads=3).session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
 
 
 def test_the_session_gets_the_available_cpus_by_default(tiny_path, monkeypatch):
     monkeypatch.setattr(session, "available_cpus", lambda: 2)
-    assert open_model(tiny_path).session.get_session_options().intra_op_num_threads == 2
+    assert open_onnx(tiny_path).session.get_session_options().intra_op_num_threads == 2
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from imgcls_infer import ImageError, ModelError, Prediction, Predictor, ResizePolicy, preprocess
 from PIL import Image
 
-from .pictures import encode, noise
+from .pictures import encode, held_by, noise
 from .tiny import CLASSES, SAMPLE, SIDE, good_onnx, tiny_answer, tiny_golden, tiny_manifest
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -79,6 +79,16 @@ def test_an_empty_list_has_no_answers(tiny):
 def test_a_bad_picture_in_a_list_is_named(tiny, tmp_path):
     with pytest.raises(ImageError, match=r"none\.png: no such file"):
         tiny.predict([PAINTED["red"], tmp_path / "none.png", tmp_path / "neither.png"])
+
+
+def test_errors_that_are_kept_hold_nothing_that_was_decoded(tiny):
+    cut = encode(noise(20, 30), "PNG")[:-200]
+    with pytest.raises(ImageError) as caught:
+        tiny.predict(cut)
+    assert not [value for value in held_by(caught.value) if isinstance(value, (Image.Image, np.ndarray))]
+    ((_, answer),) = tiny.stream([cut])
+    assert isinstance(answer, ImageError)
+    assert held_by(answer) == []
 
 
 def test_the_picture_goes_through_the_models_own_policy(write):

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imgcls_infer import ImageError, ResizePolicy
 from imgcls_infer.manifest import INTERPOLATIONS, RESIZE_MODES
-from imgcls_infer.preprocess import decode_rgb, exif_orientation, preprocess
+from imgcls_infer.preprocess import decode_rgb, exif_orientation, preprocess, preprocess_or_error
 from PIL import Image, ImageOps
 
-from .pictures import chunk, encode, exif, noise, png
+from .pictures import chunk, encode, exif, held_by, noise, png
 from .tiny import SAMPLE
 
 POLICIES = [ResizePolicy(8, mode, filter_name) for mode in RESIZE_MODES for filter_name in INTERPOLATIONS]
@@ -540,7 +541,7 @@ def test_a_path_object_and_a_name_in_another_script_are_fine(tmp_path: Path):
 
 
 def test_a_webp_may_have_half_as_many_pixels(monkeypatch):
-    monkeypatch.setattr(sys.modules["imgcls_infer.preprocess"], "MAX_PIXELS", 100)
+    monkeypatch.setattr(sys.modules["imgcls_infer.preprocess"], "MAX_WEBP_PIXELS", 50)
     assert decode_rgb(encode(noise(5, 10), "WEBP"), "picture").shape == (5, 10, 3)
     with pytest.raises(ImageError, match="10 x 6 pixels, more than the 50"):
         decode_rgb(encode(noise(6, 10), "WEBP"), "picture")
@@ -563,3 +564,33 @@ def test_the_bars_of_an_odd_margin_are_wider_below_and_on_the_right():
         expected[kept] = 255
         found = preprocess(Image.new("RGB", size, "white"), ResizePolicy(7, "pad"))
         np.testing.assert_array_equal(found, expected)
+
+
+# --- what an error keeps alive ---
+
+CUT = encode(noise(20, 30), "PNG")[:-200]
+FAILING = {
+    "cut off": lambda: CUT,
+    "no picture": lambda: b"words",
+    "too elongated": lambda: encode(noise(1, 3000), "PNG"),
+    "an open image": lambda: Image.open(io.BytesIO(CUT)),
+    "an array": lambda: np.zeros((2, 2, 3), np.float32),
+}
+
+
+@pytest.mark.parametrize("make", FAILING.values(), ids=FAILING)
+def test_an_error_that_is_kept_holds_nothing_that_was_decoded(make, monkeypatch):
+    monkeypatch.setattr(sys.modules["imgcls_infer.preprocess"], "MAX_PIXELS", 3000 * 3)
+    source, policy = make(), ResizePolicy(8)
+    with pytest.raises(ImageError) as caught:
+        preprocess(source, policy)
+    kept = [value for value in held_by(caught.value) if value is not source]
+    assert {type(value) for value in kept} <= {str, int, tuple, ResizePolicy, ModuleType}, kept
+
+
+@pytest.mark.parametrize("make", FAILING.values(), ids=FAILING)
+def test_an_error_that_is_returned_holds_nothing(make, monkeypatch):
+    monkeypatch.setattr(sys.modules["imgcls_infer.preprocess"], "MAX_PIXELS", 3000 * 3)
+    error = preprocess_or_error(make(), ResizePolicy(8))
+    assert isinstance(error, ImageError)
+    assert held_by(error) == []

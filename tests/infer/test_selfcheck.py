@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from imgcls_infer import ModelError, Predictor, ResizePolicy, preprocess, selfcheck
 from imgcls_infer.cli import command
-from imgcls_infer.manifest import (
+from imgcls_infer.golden import (
     GOLDEN_FILES_KEY,
     GoldenFile,
     golden_files_from_json,

@@ -12,14 +12,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from imgcls_infer.manifest import (
-    GOLDEN_KEY,
-    MANIFEST_KEY,
-    GoldenSample,
-    Manifest,
-    ResizePolicy,
-    golden_to_json,
-)
+from imgcls_infer.golden import GOLDEN_KEY, GoldenSample, golden_to_json
+from imgcls_infer.manifest import MANIFEST_KEY, Manifest, ResizePolicy
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 

@@ -46,13 +46,13 @@ def test_a_lone_picture_waits_for_nobody(tiny):
 def slow_decoding(monkeypatch):
     """Decoding of SLOW waits for the event."""
     go = threading.Event()
-    decode = batching.preprocess
+    decode = batching.preprocess_or_error
 
     def decode_slowly(picture, policy):
         assert picture != SLOW or go.wait(PATIENCE)
         return decode(picture, policy)
 
-    monkeypatch.setattr(batching, "preprocess", decode_slowly)
+    monkeypatch.setattr(batching, "preprocess_or_error", decode_slowly)
     yield go
     go.set()
 
@@ -147,13 +147,13 @@ def test_the_pixels_of_pictures_that_failed_are_not_kept_until_their_request_end
     """A form's answer waits for all of its pictures; an error's traceback would hold what was decoded so far."""
     pixels, kept = [], []
 
-    def fail(picture, policy):
+    def fail(picture, name):
         kept.append(sum(made() is not None for made in pixels))
         decoded = np.zeros(1)
         pixels.append(weakref.ref(decoded))
         raise ImageError("damaged")
 
-    monkeypatch.setattr(batching, "preprocess", fail)
+    monkeypatch.setattr("imgcls_infer.preprocess._decoded", fail)
     with serving(tiny, Batching(decode_threads=1)) as client:
         rows = client.post("/predict", files={str(index): PICTURE for index in range(4)}).json()["results"]
     assert [row["error"] for row in rows] == ["damaged"] * 4

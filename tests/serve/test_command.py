@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from click.testing import CliRunner
+from imgcls_serve.cli import command
 from infer.pictures import encode, noise
 from infer.tiny import SAMPLE
 
@@ -126,6 +128,13 @@ def test_what_cannot_be_is_one_line(options, message):
     status, text = failed(*options)
     assert (status, text.count("\n")) == (1, 1)
     assert text.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("option", ["--max-delay", "--timeout"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_a_number_that_is_out_of_range_or_not_finite_is_a_usage_error(option, value):
+    result = CliRunner().invoke(command, ["--model", "nowhere.onnx", option, value])
+    assert (result.exit_code, f"Invalid value for '{option}'" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "prometheus_client"])

@@ -153,7 +153,7 @@ class SlowDecoding:
     def __init__(self) -> None:
         self.begun: list[bytes] = []
         self.go = threading.Event()
-        self._decode = batching.preprocess
+        self._decode = batching.preprocess_or_error
 
     def __call__(self, picture, policy):
         self.begun.append(picture)
@@ -164,7 +164,7 @@ class SlowDecoding:
 @pytest.fixture
 def slow_decoding(monkeypatch) -> Iterator[SlowDecoding]:
     slow = SlowDecoding()
-    monkeypatch.setattr(batching, "preprocess", slow)
+    monkeypatch.setattr(batching, "preprocess_or_error", slow)
     yield slow
     slow.go.set()
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from helpers import SAMPLE
 from imgcls_infer import preprocess
-from imgcls_infer.manifest import GoldenSample, Manifest, ResizePolicy
+from imgcls_infer.golden import GoldenSample
+from imgcls_infer.manifest import Manifest, ResizePolicy
 from imgcls_infer.selfcheck import pixels_sha256
 from PIL import Image, ImageFilter
 

@@ -1,11 +1,14 @@
-"""Stage 1 in a process of its own: what runs there (decoder.py starts it), and what goes through its pipes.
+"""Stage 1 in processes of its own, the child's side: what runs in the process, and the protocol of its pipes.
 
-A request is its length (uint32, little-endian) and as much JSON: the working folder and the sources, a path or the
-length of a picture file whose bytes follow. The answer's head is how many of the sources it is about, from the first
-one on, the seconds that they took (float64) and the length of as much JSON: {place: the error's message}. The pixels of
-the others follow, image_size^2 * 3 bytes each. All of it is data and nothing that could be executed.
+decoder_client.py, the parent's side, starts it and sends requests on its standard input. A request is the length of
+its JSON (uint32, little-endian), then the JSON: the working folder, and for each picture a path or the number of bytes
+of a picture file. The bytes of those files follow.
 
-It starts in 30 ms, most of it Pillow's: no numpy, no dataclasses, no queues.
+An answer may cover only the first of the pictures. It is their number (uint32), the seconds that they took (float64),
+the length of its JSON (uint32), then the JSON: {index of a picture: its error's message}. The pixels of the other
+pictures follow, image_size^2 * 3 bytes each. Both are data, and nothing in them is executed.
+
+The process starts in 30 ms, most of it Pillow's import: it loads no numpy, dataclasses or queues.
 """
 
 from __future__ import annotations
@@ -24,19 +27,23 @@ if TYPE_CHECKING:
     from imgcls_infer.manifest import ResizePolicy
 
 Picture = Union[str, bytes]
-"""What a decoder takes: a path or the bytes of a picture file."""
+"""What the process takes: a path or the bytes of a picture file."""
 
-READY = b"\n"  # a decoder's first byte
+READY = b"\n"  # the first byte on the process's standard output
 REQUEST = struct.Struct("<I")
 ANSWER = struct.Struct("<IdI")
 
 
 class DecoderDiedError(Exception):
-    """The process has gone, or did not start."""
+    """The process has ended, or did not start."""
 
 
-def serve(image_size: int, mode: str, interpolation: str, patience: float) -> None:
-    """Answer requests on standard input until it ends. patience: seconds after which an answer is about fewer."""
+def answer_requests(image_size: int, mode: str, interpolation: str, patience: float) -> None:
+    """Answer requests on standard input until it ends.
+
+    image_size, mode, interpolation: of the model's ResizePolicy. patience: seconds after which an answer leaves the
+    remaining pictures out.
+    """
     policy = cast("ResizePolicy", SimpleNamespace(image_size=image_size, mode=mode, interpolation=interpolation))
     folder = ""
     with SILENCE, open(0, "rb", buffering=0) as requests, open(1, "wb", buffering=0) as answers:
@@ -44,7 +51,7 @@ def serve(image_size: int, mode: str, interpolation: str, patience: float) -> No
         while True:
             try:
                 (length,) = REQUEST.unpack(read_exactly(requests, REQUEST.size))
-            except DecoderDiedError:  # the parent wants no more, or has gone
+            except DecoderDiedError:  # the parent closed the pipe, or has ended
                 return
             asked_in, sources = json.loads(read_exactly(requests, length))
             if asked_in != folder:
@@ -67,12 +74,12 @@ def _answer(pictures: list[Picture], policy: ResizePolicy, patience: float) -> b
         seconds = time.monotonic() - start
         if seconds > patience:
             break
-    told = json.dumps(errors).encode()
-    return b"".join([ANSWER.pack(count, seconds, len(told)), told, *pixels])
+    messages = json.dumps(errors).encode()
+    return b"".join([ANSWER.pack(count, seconds, len(messages)), messages, *pixels])
 
 
 def read_exactly(pipe: IO[bytes], size: int) -> bytes:
-    """Exactly so many bytes. Raises DecoderDiedError where the pipe ends before."""
+    """Read `size` bytes. Raises DecoderDiedError if the pipe ends before."""
     parts = []
     while size:
         part = pipe.read(size)
@@ -84,6 +91,7 @@ def read_exactly(pipe: IO[bytes], size: int) -> bytes:
 
 
 def write_whole(pipe: IO[bytes], data: bytes) -> None:
+    """Write all of `data` to an unbuffered pipe, which may take it in parts. Raises OSError."""
     rest = memoryview(data)
     while rest:
         rest = rest[pipe.write(rest) :]

@@ -1,10 +1,10 @@
-"""Stage 1 in a process of its own: decoders share neither Python's lock nor an address space with each other.
+"""Stage 1 in processes of its own, the parent's side: starts them, asks them for pictures, replaces those that die.
 
-Threads that decode thumbnails wait for Python's lock most of the time, and threads that decode photographs for the
-kernel, which hands out the pages of one address space one by one. A process starts in about 30 ms, without
-numpy and onnxruntime, so it is for many pictures. One that dies of a picture takes nothing else with it.
+Threads that decode thumbnails wait for Python's lock most of the time. Threads that decode photographs wait for the
+kernel, which hands out the pages of one address space one by one. Processes share neither. A process starts in about
+30 ms, without numpy and onnxruntime, so it pays for many pictures. If a picture crashes it, nothing else is lost.
 
-What runs there is decoding.py, which has the pipes' protocol.
+decoder_process.py is the child's side: what runs in the process, and the protocol of its pipes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING, Union
 
-from imgcls_infer.decoding import ANSWER, READY, REQUEST, DecoderDiedError, Picture, read_exactly, write_whole
+from imgcls_infer.decoder_process import ANSWER, READY, REQUEST, DecoderDiedError, Picture, read_exactly, write_whole
 from imgcls_infer.errors import ImageError, one_line
 from imgcls_infer.pipeline import PATIENCE
 from imgcls_infer.preprocess import Source, describe
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
     Decoded = Union[np.ndarray, ImageError]
     Item = Union[Source, ImageError]
 
-_PIPE_BYTES = 2**20  # an answer should fit: what waits in the pipe holds nobody up
+_PIPE_BYTES = 2**20  # an answer should fit, so that the child does not wait until it is read
 
-# Pillow gives its pixels back to the system after every picture, and gets them anew page by page, a quarter of the time
-# that a photograph takes. This many blocks of 16 MiB it keeps (Pillow's documentation, "Block allocator").
+# By default Pillow returns a picture's memory to the system and gets it again page by page for the next one, a quarter
+# of the time that a photograph takes. Here it keeps up to this many blocks of 16 MiB ("Block allocator" in its docs).
 _BLOCKS_KEPT = "4"
 
-# Isolated, and with its parent's module path: the same Pillow, whatever the environment says. It must not need `site`.
+# Isolated, and with its parent's module path: it finds the same Pillow whatever the environment says, without `site`.
 _START = (
     "import json, sys; sys.path[:], options = json.loads(sys.argv[1]); "
-    "from imgcls_infer.decoding import serve; serve(**options)"
+    "from imgcls_infer.decoder_process import answer_requests; answer_requests(**options)"
 )
 
 
-class Decoder:
-    """A process that decodes pictures by one model's policy. Raises DecoderDiedError where it does not start."""
+class DecoderClient:
+    """A process that decodes pictures by one model's policy. Raises DecoderDiedError if it does not start."""
 
     def __init__(self, policy: ResizePolicy) -> None:
         import subprocess
@@ -85,7 +85,7 @@ class Decoder:
             raise
 
     def ask(self, pictures: list[Picture]) -> None:
-        """Have these decoded; `answer` must follow. Raises DecoderDiedError."""
+        """Send pictures to be decoded; `answer` must follow. Raises DecoderDiedError."""
         sources = [picture if isinstance(picture, str) else len(picture) for picture in pictures]
         request = json.dumps([os.getcwd(), sources]).encode()
         try:
@@ -97,9 +97,9 @@ class Decoder:
             raise DecoderDiedError(one_line(error)) from error
 
     def answer(self) -> tuple[list[Decoded], float]:
-        """The first of the pictures asked for, at least one, and the seconds that they took; uint8 [S, S, 3] each.
+        """The first of the pictures sent, at least one, and the seconds that they took.
 
-        Raises DecoderDiedError.
+        Each is uint8 [image_size, image_size, 3], or its ImageError. Raises DecoderDiedError.
         """
         import numpy as np
 
@@ -110,11 +110,11 @@ class Decoder:
         return [ImageError(errors[str(i)]) if str(i) in errors else next(pixels) for i in range(count)], seconds
 
     def stop(self) -> None:
-        """From any thread: end the process, whatever it is at. An `answer` that is waited for raises."""
+        """End the process at once. May be called from any thread: an `answer` that waits in another one raises."""
         self._process.kill()
 
     def close(self) -> str:
-        """End the process and give its pipes back; what it died of, if it was dead."""
+        """End the process and close its pipes. Returns what it died of, for a message: a signal or an exit code."""
         self._process.kill()
         status = self._process.wait()
         self._to.close()
@@ -123,10 +123,10 @@ class Decoder:
 
 
 class DecoderPreparer:
-    """A pipeline's preparer that has paths and picture files decoded by a process of its own; the rest is done here.
+    """A pipeline's preparer that has paths and picture files decoded by a process of its own.
 
-    prepare: what does the rest, and everything where no process starts. A process that dies is replaced; the picture
-    that it dies of gets an ImageError.
+    prepare: prepares in this process every other kind of item, and all items if no process starts. A process that
+    dies is replaced, and the picture that crashed it gets an ImageError.
     """
 
     ahead = True
@@ -136,17 +136,19 @@ class DecoderPreparer:
         self._policy = policy
         self._stopped = False
         self._asked: list[tuple[Item, Picture | None]] = []
-        self._decoder: Decoder | None = None
+        self._decoder: DecoderClient | None = None
         self._start()
 
     def ask(self, items: Sequence[Item]) -> None:
-        self._asked = [(item, _picture(item) if self._decoder else None) for item in items]
+        """Send the process those items that it can decode; `answer` must follow."""
+        self._asked = [(item, _sendable(item) if self._decoder else None) for item in items]
         pictures = self._pictures()
         if self._decoder and pictures:
-            with contextlib.suppress(DecoderDiedError):  # then the answer does not come either
+            with contextlib.suppress(DecoderDiedError):  # `answer` meets the dead process and replaces it
                 self._decoder.ask(pictures)
 
     def answer(self) -> tuple[list[Decoded], float]:
+        """The first of the items asked for, at least one, and the seconds that they took."""
         decoded, seconds = self._decoded(self._pictures())
         start = time.monotonic()
         elsewhere = iter(decoded)
@@ -162,21 +164,23 @@ class DecoderPreparer:
         return results, seconds + time.monotonic() - start
 
     def stop(self) -> None:
+        """End the process at once. May be called from any thread."""
         self._stopped = True
         if self._decoder:
             self._decoder.stop()
 
     def close(self) -> None:
+        """End the process, if there is one."""
         if self._decoder:
             self._decoder.close()
 
     def _start(self) -> None:
         self.close()
         try:
-            self._decoder = Decoder(self._policy)
+            self._decoder = DecoderClient(self._policy)
         except DecoderDiedError:
             self._decoder = None
-        if self._stopped:  # it came too late to be stopped with its predecessor
+        if self._stopped:  # `stop` came while the process started, and ended only its predecessor
             self.stop()
 
     def _pictures(self) -> list[Picture]:
@@ -195,7 +199,7 @@ class DecoderPreparer:
         return [self._alone(picture) for picture in pictures], time.monotonic() - start
 
     def _alone(self, picture: Picture) -> Decoded:
-        """One of those that a process died of one of: now it shows which."""
+        """Retry, alone, a picture from a batch that crashed the process."""
         if self._decoder is None:
             return self._prepare(picture)
         try:
@@ -209,8 +213,8 @@ class DecoderPreparer:
         return ImageError(f"{describe(picture)}: its decoder crashed ({why}); leave this picture out")
 
 
-def _picture(item: Item) -> Picture | None:
-    """What can be decoded elsewhere; None for the rest: arrays, open images, and paths that mean this process."""
+def _sendable(item: Item) -> Picture | None:
+    """The item as it can be sent to another process; None for arrays, open images and paths that name this process."""
     if isinstance(item, (str, os.PathLike)):
         path = os.fspath(item)
         return None if path.startswith(("/dev/", "/proc/")) else path
@@ -218,10 +222,10 @@ def _picture(item: Item) -> Picture | None:
 
 
 def _widen(pipe: IO[bytes]) -> None:
-    """Let a pipe hold more, where the system can: Linux."""
+    """Let a pipe hold more. Only Linux can."""
     try:
         import fcntl
 
         fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    except (ImportError, AttributeError, OSError):  # not there, or more than this user may have
+    except (ImportError, AttributeError, OSError):  # no such call here, or more than this user may have
         pass

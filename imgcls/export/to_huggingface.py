@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from imgcls_infer.errors import printable
 from imgcls_infer.manifest import Manifest, ResizePolicy
 from PIL import Image
 
-from imgcls.export.job import Folder
+from imgcls.export.format import Layout
+from imgcls.export.to_onnx import ONNX
 
 _CARD = """\
 ---
@@ -181,4 +183,9 @@ def _json(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-HUGGINGFACE = Folder("model.onnx", ("README.md", "config.json", "preprocessor_config.json"), describe)
+HUGGINGFACE = replace(
+    ONNX,
+    suffixes=(),
+    options=frozenset({"embed_resize", "license"}),
+    folder=Layout("model.onnx", ("README.md", "config.json", "preprocessor_config.json"), describe),
+)

@@ -158,7 +158,7 @@ def test_a_resize_that_is_off_by_more_is_not_written(trained, tmp_path, monkeypa
 
 def test_only_onnx_and_bilinear_resizing_can_be_embedded(trained, tmp_path):
     path, checkpoint = trained
-    with pytest.raises(ExportError, match="--embed-resize goes with onnx"):
+    with pytest.raises(ExportError, match="`embed_resize` goes with onnx"):
         export_model(ExportConfig(path, "torchscript", tmp_path / "a.pt", embed_resize=True), checkpoint)
     with pytest.raises(ExportError, match="trained with bicubic"):
         embed_resize(onnx.ModelProto(), ResizePolicy(32, "crop", "bicubic"))

@@ -185,7 +185,7 @@ def test_transformers_processor_gives_the_same_pixels(trained, tmp_path, mode):
 
 def test_a_licence_goes_with_huggingface_alone(trained, tmp_path):
     path, checkpoint = trained
-    with pytest.raises(ExportError, match="--license goes with huggingface"):
+    with pytest.raises(ExportError, match="`license` goes with huggingface"):
         export_model(ExportConfig(path, "triton", tmp_path / "cnn", license="mit"), checkpoint)
 
 

@@ -27,6 +27,7 @@ from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.errors import DataError
 from imgcls.export import export_model
+from imgcls.export.formats import open_exported
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.precision import narrow
 from imgcls.parity import rounding
@@ -43,7 +44,7 @@ from imgcls.parity.probes import (
     thread_invariance,
 )
 from imgcls.parity.rounding import SPREAD, UNITS, deviations, typical_pictures
-from imgcls.parity.runtimes import Runtime, eager, open_model, run_module
+from imgcls.parity.runtimes import Runtime, eager, run_module
 from imgcls.parity.verify import VerifyResult, default_tolerance, verify
 from imgcls.report.parity import write_parity
 
@@ -62,7 +63,7 @@ def sample():
 
 
 def check(checkpoint, path, folder):
-    return verify(checkpoint, [(str(path), open_model(path))], folder).reports[0]
+    return verify(checkpoint, [(str(path), open_exported(path))], folder).reports[0]
 
 
 def test_an_honest_export_passes_on_real_pictures(trained, model_file, sample):
@@ -167,13 +168,13 @@ def test_unreadable_pictures_are_counted_and_left_out(trained, model_file, pictu
         (pictures / old).rename(pictures / new)
     (pictures / checkpoint.manifest.classes[0] / "00.png").write_bytes(b"no picture")
     folder = scan_folder(pictures, checkpoint.manifest.classes)
-    result = verify(checkpoint, [("m", open_model(model_file))], folder)
+    result = verify(checkpoint, [("m", open_exported(model_file))], folder)
     assert result.skipped == 1
     assert result.reports[0].count == 11
     for path in folder.paths:
         path.write_bytes(b"no picture")
     with pytest.raises(DataError, match="none of its 12"):
-        verify(checkpoint, [("m", open_model(model_file))], folder)
+        verify(checkpoint, [("m", open_exported(model_file))], folder)
 
 
 MANIFEST = Manifest("cnn", ("a", "b", "c"), ResizePolicy(8), (0.5,) * 3, (0.5,) * 3, "")
@@ -253,7 +254,7 @@ def test_zero_probabilities_give_a_finite_divergence():
 
 
 def test_every_runtime_answers_alike_in_every_batch_and_on_tricky_pictures(trained, model_file, sample):
-    runtime = open_model(model_file)
+    runtime = open_exported(model_file)
     batches, threads = [], []
 
     def run(pixels):
@@ -375,7 +376,7 @@ def test_a_probe_says_how_decided_the_answers_were_that_a_model_overturns():
 
 
 def test_a_model_that_answers_otherwise_in_a_batch_fails(trained, model_file, sample):
-    runtime = open_model(model_file)
+    runtime = open_exported(model_file)
 
     def biased(pixels):
         logits, probabilities = runtime.run(pixels)
@@ -484,7 +485,7 @@ def test_the_page_holds_everything_in_one_file(trained, model_file, sample, tmp_
     change_one_weight(model)
     onnx.save(model, tmp_path / "<b>.onnx")
     path = str(tmp_path / "<b>.onnx")
-    result = verify(trained[1], [(path, open_model(Path(path))), ("m", open_model(model_file))], sample)
+    result = verify(trained[1], [(path, open_exported(Path(path))), ("m", open_exported(model_file))], sample)
     write_parity(result, tmp_path / "page.html", ["conv2_layer is the first node"])
     page = (tmp_path / "page.html").read_text()
     assert "<b>.onnx" not in page

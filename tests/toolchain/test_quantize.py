@@ -18,8 +18,9 @@ from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.errors import DataError, ExportError, ImgclsError
 from imgcls.export import export_model, quantize
+from imgcls.export.formats import open_exported
 from imgcls.export.info import info
-from imgcls.parity.runtimes import open_model, run_module
+from imgcls.parity.runtimes import run_module
 from imgcls.parity.verify import verify
 
 
@@ -50,7 +51,7 @@ def test_the_file_is_small_and_says_what_was_chosen(exported):
 
 
 def test_it_answers_as_pytorch_does_on_pictures_that_it_was_not_calibrated_on(trained, exported):
-    report = verify(trained[1], [("int8", open_model(exported.path))], scan_folder(SAMPLE / "test")).reports[0]
+    report = verify(trained[1], [("int8", open_exported(exported.path))], scan_folder(SAMPLE / "test")).reports[0]
     assert report, report.problems
     assert report.top1_agreement >= 0.98
     assert abs(report.accuracy - report.reference_accuracy) <= 0.015

@@ -315,7 +315,7 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -
     A graph with an embedded resize takes [N, H, W, 3], and pictures of S x S, which it leaves as they are, from us.
     Returns N where the graph fixes it.
     """
-    embedded = "embedded_resize" in manifest.parity
+    embedded = manifest.parity.embedded_resize is not None
     side, classes = "N" if embedded else manifest.resize.image_size, len(manifest.classes)
     inputs = [(node.name, node.type, _shape(node.shape)) for node in session.get_inputs()]
     outputs = {node.name: (node.type, _shape(node.shape)) for node in session.get_outputs()}
@@ -336,8 +336,7 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -
 
 def _saturation_note(manifest: Manifest) -> str:
     """int8 sums overflow on x86 without VNNI, unless the weights were rounded to 7 bits for it (onnxruntime's docs)."""
-    chosen = manifest.parity.get("quantization")
-    target = chosen.get("target") if isinstance(chosen, dict) else None
+    target = (manifest.parity.quantization or {}).get("target")
     if manifest.precision != "int8" or target == "x86-avx2" or platform.machine() not in ("x86_64", "AMD64"):
         return ""
     try:

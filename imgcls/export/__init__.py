@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from imgcls_infer.errors import ImageError, ModelError, one_line
-from imgcls_infer.manifest import GoldenSample, Manifest
+from imgcls_infer.manifest import GoldenSample, Manifest, Parity
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.config import ExportConfig
@@ -109,11 +108,11 @@ class _Pipeline:
             (converted.seal or converted.write)(temporary, replace(self.manifest, parity=parity))
             return self._open(temporary).manifest
 
-    def _check(self, written: Runtime) -> dict[str, Any]:
+    def _check(self, written: Runtime) -> Parity:
         sizes = (self.config.batch,) if self.config.batch else BATCH_SIZES
-        parity = check(written, self.reference, self.golden, sizes) | self.converted.facts
+        parity = check(written, self.reference, self.golden, sizes)
         if self.config.embed_resize:
-            parity["embedded_resize"] = check_resize(written.run, self.manifest.resize, self.golden)
+            return replace(parity, embedded_resize=check_resize(written.run, self.manifest.resize, self.golden))
         return parity
 
     def _open(self, path: Path) -> Runtime:
@@ -190,8 +189,8 @@ def _result(path: Path, model: Path, manifest: Manifest, weights: str) -> Export
 
 def check(
     model: Runtime, reference: Classifier, golden: list[GoldenSample], batch_sizes: tuple[int, ...] = BATCH_SIZES
-) -> dict[str, object]:
-    """Run a written file on its golden samples and on noise, in every batch size; figures for the manifest.
+) -> Parity:
+    """Run a written file on its golden samples and on noise, in every batch size; its parity with the figures of that.
 
     reference: the float32 classifier. Raises ExportError where a probability differs from its by more than the
     rounding model allows the model's precision (imgcls.parity.rounding).
@@ -207,13 +206,14 @@ def check(
         raise ExportError(
             f"the exported file differs from PyTorch by {largest:.2e} (allowed: {tolerance:.1e}); not written"
         )
-    return {
-        "max_abs_diff": largest,
-        "tolerance": tolerance,
-        "batch_sizes": list(batch_sizes),
-        "golden_samples": len(golden),
-        "runtime": model.name,
-    }
+    return replace(
+        model.manifest.parity,
+        max_abs_diff=largest,
+        tolerance=tolerance,
+        batch_sizes=list(batch_sizes),
+        golden_samples=len(golden),
+        runtime=model.name,
+    )
 
 
 def _require_options(config: ExportConfig, chosen: Format) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from imgcls_infer.manifest import GoldenFile, GoldenSample, Manifest, ResizePolicy
+from imgcls_infer.manifest import GoldenFile, GoldenSample, Manifest, Parity, ResizePolicy
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.export.cold_start import ColdStart
@@ -64,7 +64,7 @@ class Converted:
     """
 
     write: Write
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Parity = field(default_factory=Parity)
     weights: Weights | None = None
     seal: Write | None = None
 

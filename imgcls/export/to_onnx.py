@@ -8,9 +8,8 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -21,6 +20,7 @@ from imgcls_infer.manifest import (
     MANIFEST_KEY,
     PRECISIONS,
     Manifest,
+    Parity,
     golden_files_to_json,
     golden_to_json,
 )
@@ -50,7 +50,7 @@ def to_onnx(job: Job) -> Converted:
     model = _trace(job)
     _strip(model)
     _rename(model.graph)
-    facts: dict[str, Any] = {}
+    facts = Parity()
     large = weights_size(model) > LARGEST
     if job.calibration is not None:
         if large:
@@ -59,17 +59,17 @@ def to_onnx(job: Job) -> Converted:
 
         model, quantization = quantize(model, job.calibration, job.target)
         _strip(model)
-        facts["quantization"] = quantization.to_dict()
+        facts = replace(facts, quantization=quantization.to_dict())
     if job.embedded:
         embed_resize(model, job.embedded)
-        facts["embedded_resize"] = {}  # its figures come with the file's check
+        facts = replace(facts, embedded_resize={})  # its figures come with the file's check
     if job.batch:
         _fix_batch(model.graph, job.batch)
     if not large:  # ONNX's checker is given one message, and can't have a larger one
         _check(model)
     weights = take_weights_out(model, job.name) if job.external_data or large else None
     if weights:
-        facts["weights_beside"] = weights.name
+        facts = replace(facts, weights_beside=weights.name)
 
     metadata = {GOLDEN_KEY: golden_to_json(list(job.golden)), GOLDEN_FILES_KEY: golden_files_to_json(job.golden_files)}
     del model.metadata_props[:]

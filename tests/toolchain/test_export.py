@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.manifest import Manifest, Parity, ResizePolicy
 from imgcls_infer.predictor import Predictor
 
 from imgcls.checkpoint import Checkpoint, weights_sha256
@@ -53,9 +53,9 @@ def test_every_batch_size_answers_as_pytorch_does(exported, batch):
 def test_the_file_describes_itself(exported):
     path, checkpoint = exported
     runtime = open_exported(path)
-    assert replace(runtime.manifest, parity={}) == checkpoint.manifest
-    assert runtime.manifest.parity["max_abs_diff"] <= runtime.manifest.parity["tolerance"] <= 1e-4
-    assert runtime.manifest.parity["golden_samples"] == 8
+    assert replace(runtime.manifest, parity=Parity()) == checkpoint.manifest
+    assert runtime.manifest.parity.max_abs_diff <= runtime.manifest.parity.tolerance <= 1e-4
+    assert runtime.manifest.parity.golden_samples == 8
 
 
 def test_golden_samples_carry_pytorchs_float32_probabilities_exactly(exported):
@@ -107,7 +107,7 @@ def test_half_precision_stays_inside(trained, tmp_path, name, fold):
 def test_bf16_is_for_pytorchs_formats_and_an_error_where_onnxruntime_lacks_it(trained, tmp_path):
     path, checkpoint = trained
     result = export_model(ExportConfig(path, "torch-export", tmp_path / "a.pt2", precision="bf16"), checkpoint)
-    assert result.manifest.parity["max_abs_diff"] <= result.manifest.parity["tolerance"]
+    assert result.manifest.parity.max_abs_diff <= result.manifest.parity.tolerance
     with pytest.raises(ExportError, match=r"opset 18 can't hold .* try fp16 or int8"):
         export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx", precision="bf16"), checkpoint)
     with pytest.raises(ExportError, match=r"does not run here.* try fp16 or int8"):
@@ -262,7 +262,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_exported(trained, tmp_path):
 def test_a_file_without_golden_samples_still_runs(trained, tmp_path):
     path, checkpoint = trained
     result = export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx"), replace(checkpoint, samples=()))
-    assert result.manifest.parity["golden_samples"] == 0
+    assert result.manifest.parity.golden_samples == 0
     assert Predictor(tmp_path / "a.onnx").golden == []
 
 
@@ -282,7 +282,7 @@ def test_vgg16_at_32_pixels_is_folded_small_and_agrees(vgg16):
     operators = {node.op_type for node in model.graph.node}
     assert operators == {"Transpose", "Cast", "Add", "Conv", "Relu", "MaxPool", "Reshape", "Gemm", "Softmax"}
     assert result.size < 135e6
-    assert result.manifest.parity["max_abs_diff"] < 1e-6
+    assert result.manifest.parity.max_abs_diff < 1e-6
 
 
 def test_info_says_what_vgg16_holds_and_costs(vgg16):

@@ -72,7 +72,7 @@ def few():
 def test_a_registered_format_is_exported_verified_measured_and_described(toy, trained, few, tmp_path, monkeypatch):
     path, checkpoint = trained
     result = export_model(ExportConfig(path, output=tmp_path / "cnn.npz", fold=False), checkpoint)
-    assert result.manifest.parity["runtime"] == "toy"
+    assert result.manifest.parity.runtime == "toy"
     found = info(result.path)
     assert (found.manifest, found.golden, found.layers) == (result.manifest, 8, ())
     assert open_exported(result.path).name == "toy"

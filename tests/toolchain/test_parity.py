@@ -17,7 +17,7 @@ from helpers import SAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgcls_infer import Predictor
-from imgcls_infer.manifest import MANIFEST_KEY, Manifest, ResizePolicy
+from imgcls_infer.manifest import MANIFEST_KEY, Manifest, Parity, ResizePolicy
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES
 from onnx import numpy_helper
@@ -151,7 +151,7 @@ def test_whatever_a_model_says_otherwise_of_itself_is_a_problem(field, value):
     )
     assert problem == f"the manifest's {field} is not the checkpoint's"
     assert half == (FILE_TO_PIXELS if field == "resize" else PIXELS_TO_PROBABILITIES)
-    assert manifest_problems(MANIFEST, replace(MANIFEST, precision="int8", parity={"tolerance": 1.0})) == ()
+    assert manifest_problems(MANIFEST, replace(MANIFEST, precision="int8", parity=Parity(tolerance=1.0))) == ()
 
 
 def test_another_checkpoint_than_the_models_own_fails(trained, model_file, sample):
@@ -403,7 +403,7 @@ def test_border_pictures_lie_where_the_answer_changes(trained):
 def test_the_tolerance_is_that_of_the_error_model_and_travels_in_the_file(trained, model_file, sample):
     report = check(trained[1], model_file, sample)
     assert report.tolerance == default_tolerance(trained[1], "fp32")
-    assert Predictor(model_file).manifest.parity["tolerance"] == report.tolerance
+    assert Predictor(model_file).manifest.parity.tolerance == report.tolerance
     assert report.max_abs < report.tolerance < 1e-4
 
 

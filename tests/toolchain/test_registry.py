@@ -64,7 +64,7 @@ def test_a_network_can_be_given_with_its_weights_instead(tiny, tmp_path):
     with pytest.raises(ImgclsError, match="tiny"):
         load_checkpoint(result.path).network()
     given = load_checkpoint(result.path, build=lambda classes, size: Tiny(classes))
-    assert export_model(ExportConfig(result.path), given).manifest.parity["max_abs_diff"] < 1e-5
+    assert export_model(ExportConfig(result.path), given).manifest.parity.max_abs_diff < 1e-5
     with pytest.raises(CheckpointError, match="do not fit"):
         load_checkpoint(result.path, build=lambda classes, size: Tiny(classes, 5)).network()
     register(NetworkRow("tiny", lambda classes, size, dropout: Tiny(classes), 8, "head", {}))

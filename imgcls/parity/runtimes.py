@@ -30,7 +30,7 @@ class Runtime:
     """Something that runs stage 2.
 
     run: uint8 [N, S, S, 3] -> logits, probabilities, float32 [N, K] each. name: for tables. manifest, golden: its own.
-    with_threads: the same on that many CPU threads; None where threads are not for us to choose.
+    with_threads: the same on that many CPU threads; None if the number of threads cannot be set.
     """
 
     name: str

@@ -31,8 +31,8 @@ from imgcls.checkpoint import Checkpoint, load_checkpoint
 from imgcls.config import ExportConfig
 from imgcls.data.folder import Folder, scan_folder
 from imgcls.export import export_model
+from imgcls.export.formats import open_exported
 from imgcls.parity.bisect import bisect
-from imgcls.parity.runtimes import open_model
 from imgcls.parity.verify import default_tolerance, verify
 
 Plant = Callable[[onnx.ModelProto], None]
@@ -307,7 +307,7 @@ class Bench:
 
     @staticmethod
     def _models(path: Path) -> list[tuple[str, object]]:
-        return [(path.name, open_model(path))]
+        return [(path.name, open_exported(path))]
 
 
 def show(outcome: Outcome) -> str:

@@ -35,10 +35,11 @@ from imgcls.data.folder import Folder, scan_folder
 from imgcls.errors import ImgclsError, TrainingError
 from imgcls.evaluation import evaluate_folder
 from imgcls.export import export_model
+from imgcls.export.formats import open_exported
 from imgcls.networks.registry import build_network
 from imgcls.parity import runtimes
 from imgcls.parity.compare import ParityReport
-from imgcls.parity.runtimes import eager, open_model
+from imgcls.parity.runtimes import eager
 from imgcls.parity.verify import verify
 from imgcls.training import TrainResult, loop, train, train_config
 from imgcls.training.meter import Meter
@@ -244,7 +245,7 @@ def check_provider(bench: Bench) -> Iterator[Check]:
         yield Check(f"ONNX {precision} on CUDA: use_tf32", used, wanted, used == wanted)
         fallen = predictor.note or "none"
         yield Check(f"ONNX {precision}: nodes that CUDA leaves to the CPU", fallen, "none", fallen == "none")
-        report = verify(checkpoint, [(str(path), open_model(path, "cuda"))], bench.test_folder()).reports[0]
+        report = verify(checkpoint, [(str(path), open_exported(path, "cuda"))], bench.test_folder()).reports[0]
         name = f"ONNX {precision} on the CUDA execution provider against eager CPU"
         yield Check(name, differences(report), f"<= {report.tolerance:.0e}", bool(report))
         if precision == "fp32":

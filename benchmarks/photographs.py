@@ -30,7 +30,7 @@ from rich.table import Table
 
 from imgcls.checkpoint import Checkpoint, load_checkpoint
 from imgcls.data.folder import scan_folder
-from imgcls.parity.runtimes import open_model
+from imgcls.export.formats import open_exported
 from imgcls.parity.verify import VerifyResult, verify
 
 Write = Callable[[Image.Image, Path], None]
@@ -205,7 +205,7 @@ def write_variants(photo: Path, folder: Path, variants: Sequence[Variant] = VARI
 
 def predict(model: Path, paths: Sequence[str]) -> np.ndarray:
     """Probabilities [N, K] in the manifest's class order from `imgcls-infer`, in a process of its own."""
-    classes = open_model(model).manifest.classes
+    classes = open_exported(model).manifest.classes
     command = [sys.executable, "-m", "imgcls_infer", "--model", str(model), "--provider", "cpu", "--json"]
     done = subprocess.run([*command, "--top-k", str(len(classes)), *paths], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -226,7 +226,7 @@ class Answers:
 
 def compare(checkpoint: Checkpoint, models: Sequence[Path], root: Path) -> tuple[VerifyResult, list[Answers]]:
     """Every way to answer the pictures in `root`/<class>/*: each file, and the predictor's process for ONNX files."""
-    runtimes = [(str(model), open_model(model)) for model in models]
+    runtimes = [(str(model), open_exported(model)) for model in models]
     result = verify(checkpoint, runtimes, scan_folder(root, checkpoint.manifest.classes))
     answers = []
     for (file, runtime), report in zip(runtimes, result.reports, strict=True):

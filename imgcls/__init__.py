@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from imgcls.errors import ImgclsError
     from imgcls.evaluation import Scores, evaluate_folder
     from imgcls.export import export_model
+    from imgcls.export.verify import verify
     from imgcls.networks.registry import build_network
     from imgcls.parity.compare import ParityReport
-    from imgcls.parity.verify import verify
     from imgcls.training import TrainResult, train, train_config
 
 __version__ = "0.1.0"
@@ -39,7 +39,7 @@ _HOME = {
     "save_checkpoint": "checkpoint",
     "train": "training",
     "train_config": "training",
-    "verify": "parity.verify",
+    "verify": "export.verify",
 }
 
 __all__ = [

@@ -30,8 +30,10 @@ from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from imgcls.config import BenchConfig
 from imgcls.data.folder import Folder, as_folder
 from imgcls.errors import DataError, ImgclsError
+from imgcls.export.cold_start import ColdStart, torch_script
+from imgcls.export.formats import format_of
 from imgcls.parity.compare import ParityReport, compare
-from imgcls.parity.runtimes import Run, Runtime, eager, is_torch_file, open_model
+from imgcls.parity.runtimes import Run, Runtime, eager
 from imgcls.parity.verify import default_tolerance, run_in_batches
 from imgcls.system.files import AnyPath
 from imgcls.system.progress import Advance, progress_bar
@@ -57,25 +59,10 @@ else:
 print(json.dumps([code, time.perf_counter() - start, peak]))
 """
 
-# What a short script on PyTorch alone does for one picture; sys.argv: model, threads, picture, resize policy
-_SCRIPT_HEAD = """
-import json, sys
-import torch
-from imgcls_infer.manifest import ResizePolicy
-from imgcls_infer.preprocess import preprocess
-torch.set_num_threads(int(sys.argv[2]))
-pixels = torch.tensor(preprocess(sys.argv[3], ResizePolicy(**json.loads(sys.argv[4]))))[None]
-"""
-_SCRIPT_TAIL = """
-with torch.inference_mode():
-    print(int(module(pixels)[1].argmax()))
-"""
-_LOAD = {
-    "eager": "from pathlib import Path\nfrom imgcls.checkpoint import load_checkpoint\n"
-    "module = load_checkpoint(Path(sys.argv[1])).classifier()",
-    "torchscript": "module = torch.jit.load(sys.argv[1])",
-    "torch.export": "module = torch.export.load(sys.argv[1]).module()",
-}
+_EAGER_SCRIPT = torch_script(
+    "from pathlib import Path\nfrom imgcls.checkpoint import load_checkpoint\n"
+    "module = load_checkpoint(Path(sys.argv[1])).classifier()"
+)
 
 
 @dataclass(frozen=True)
@@ -203,13 +190,14 @@ def bench(checkpoint: Checkpoint, config: BenchConfig, folder: Folder | AnyPath)
     with tempfile.TemporaryDirectory() as temporary, _torch_threads(config.threads):
         own = Path(temporary, "checkpoint.pth")  # a bare .pth does not say how it is opened
         save_checkpoint(own, checkpoint.network(), checkpoint.manifest)
-        candidates = [_eager(own, config), *_exported(config)]
+        start = partial(ColdStart, threads=config.threads, picture=paths[0], resize=checkpoint.manifest.resize)
+        candidates = [_eager(own, config, start), *_exported(config, start)]
         with progress_bar("benchmarking", _steps(config, len(candidates), len(pixels))) as advance:
             runtimes, loads = _load(candidates, config.repeats, advance)
             for candidate, runtime in zip(candidates[1:], runtimes[1:], strict=True):
                 _require_export(candidate.file, runtime, checkpoint)
             reports = _parity(runtimes, candidates, checkpoint, pixels, labels, paths)
-            started = _cold_starts(candidates, paths[0], checkpoint, config, advance)
+            started = _cold_starts(candidates, config, advance)
             runs = [runtime.run for runtime in runtimes]
             latencies = _timed(runs, pixels, 1, config.repeats, advance)
             batches = _timed(runs, pixels, config.batch_size, config.repeats, advance)
@@ -231,32 +219,22 @@ def bench(checkpoint: Checkpoint, config: BenchConfig, folder: Folder | AnyPath)
     return BenchResult(rows, stage_1, len(pixels), config, _machine())
 
 
-def _eager(path: Path, config: BenchConfig) -> _Candidate:
-    command = (sys.executable, "-c", _script("eager"), str(path), str(config.threads))
+def _eager(path: Path, config: BenchConfig, start: Callable[..., ColdStart]) -> _Candidate:
     size = config.checkpoint.stat().st_size
-    return _Candidate(str(config.checkpoint), size, lambda: eager(load_checkpoint(path)), command)
+    return _Candidate(
+        str(config.checkpoint), size, lambda: eager(load_checkpoint(path)), _EAGER_SCRIPT(start(model=path))
+    )
 
 
-def _exported(config: BenchConfig) -> Iterator[_Candidate]:
-    """Each file on each provider; TorchScript and torch.export have but one."""
-    threads = str(config.threads)
+def _exported(config: BenchConfig, start: Callable[..., ColdStart]) -> Iterator[_Candidate]:
+    """Each file on each provider, once where its format has no such choice."""
     for path in config.models:
         if not path.is_file():
             raise ModelError(f"{path}: no such model file")
-        size = path.stat().st_size
-        if is_torch_file(path):
-            kind = "torch.export" if path.suffix.lower() == ".pt2" else "torchscript"
-            script = (sys.executable, "-c", _script(kind), str(path), threads)
-            yield _Candidate(str(path), size, partial(open_model, path), script)
-            continue
-        for provider in config.providers:
-            options = ("--model", str(path), "--provider", provider, "--threads", threads)
-            command = (sys.executable, "-m", "imgcls_infer", *options)
-            yield _Candidate(str(path), size, partial(open_model, path, provider, config.threads), command)
-
-
-def _script(kind: str) -> str:
-    return _SCRIPT_HEAD + _LOAD[kind] + _SCRIPT_TAIL
+        size, chosen = path.stat().st_size, format_of(path)
+        for provider in config.providers if chosen.providers else config.providers[:1]:
+            command = chosen.cold_start(start(model=path, provider=provider))
+            yield _Candidate(str(path), size, partial(chosen.read, path, provider, config.threads), command)
 
 
 def _require_export(file: str, runtime: Runtime, checkpoint: Checkpoint) -> None:
@@ -326,16 +304,13 @@ def _parity(
 
 
 def _cold_starts(
-    candidates: Sequence[_Candidate], picture: str, checkpoint: Checkpoint, config: BenchConfig, advance: Advance
+    candidates: Sequence[_Candidate], config: BenchConfig, advance: Advance
 ) -> list[tuple[Series, Series | None]]:
     """Seconds and peak memory of a fresh process each time: import, load, one picture, exit."""
-    resize = json.dumps(vars(checkpoint.manifest.resize))
     found: list[list[tuple[float, float | None]]] = [[] for _ in candidates]
     for turn in range(-1, config.repeats):
         for index in _turns(len(candidates), turn):
-            command = candidates[index].command
-            words = (picture, resize) if "-c" in command else (picture,)
-            measured = run_process((*command, *words), candidates[index].file)
+            measured = run_process(candidates[index].command, candidates[index].file)
             if turn >= 0:  # the first round fills the system's file cache
                 found[index].append(measured)
             advance(1)

@@ -45,6 +45,53 @@ class ResizePolicy:
         _require(self.interpolation in INTERPOLATIONS, "interpolation", self.interpolation)
 
 
+_RECORDED = {
+    "max_abs_diff": float,
+    "tolerance": float,
+    "batch_sizes": list,
+    "golden_samples": int,
+    "runtime": str,
+    "quantization": dict,
+    "embedded_resize": dict,
+    "weights_beside": str,
+}
+"""Parity's fields and their types in JSON."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the export's own check recorded. A field is None where the export recorded nothing of the kind.
+
+    max_abs_diff: largest |probability difference| to PyTorch in float32. tolerance: the largest that passes.
+    batch_sizes: pictures at once, in each run that was compared. golden_samples: how many are in the file.
+    runtime: what ran it. quantization: of int8 files, how they were made (imgcls.export.quantize).
+    embedded_resize: of graphs that resize, the figures of that. weights_beside: the file beside the model that has its
+    weights. other: what this version has no field for, or finds of another type; kept as it is.
+    """
+
+    max_abs_diff: float | None = None
+    tolerance: float | None = None
+    batch_sizes: list[int] | None = None
+    golden_samples: int | None = None
+    runtime: str | None = None
+    quantization: dict[str, Any] | None = None
+    embedded_resize: dict[str, Any] | None = None
+    weights_beside: str | None = None
+    other: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, in the order of the names."""
+        known = {name: getattr(self, name) for name in _RECORDED if getattr(self, name) is not None}
+        return dict(sorted({**self.other, **known}.items()))
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> Parity:
+        """Of decoded JSON. Raises ModelError where it is no object."""
+        _require(isinstance(raw, dict), "parity", raw)
+        known = {name: raw[name] for name, kind in _RECORDED.items() if type(raw.get(name)) is kind}
+        return cls(**known, other={name: value for name, value in raw.items() if name not in known})
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Everything that a host needs to know of a model, and where it came from.
@@ -53,7 +100,7 @@ class Manifest:
     mean, std: per RGB channel, of pixel values scaled to 0..1.
     precision: `fp32`, `fp16`, `bf16` or `int8`. weights_sha256: hex digest of the state dict (imgcls.checkpoint).
     dataset: fingerprint, counts, measured accuracy (0..1). training: recipe and hyperparameters.
-    versions: tool name to version. parity: the export's own parity result and tolerances.
+    versions: tool name to version. parity: what the export's own check recorded.
     """
 
     arch: str
@@ -66,7 +113,7 @@ class Manifest:
     dataset: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    parity: dict[str, Any] = field(default_factory=dict)
+    parity: Parity = field(default_factory=Parity)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -81,8 +128,9 @@ class Manifest:
         _require(_is_triple(self.std) and all(value > 0 for value in self.std), "std", self.std)
         _require(self.precision in PRECISIONS, "precision", self.precision)
         _require(isinstance(self.weights_sha256, str), "weights_sha256", self.weights_sha256)
-        for name in ("dataset", "training", "versions", "parity"):
+        for name in ("dataset", "training", "versions"):
             _require(isinstance(getattr(self, name), dict), name, getattr(self, name))
+        _require(isinstance(self.parity, Parity), "parity", self.parity)
 
     def to_json(self) -> str:
         """JSON with sorted keys, in ASCII, so that equal manifests give equal bytes."""
@@ -103,7 +151,7 @@ class Manifest:
             "dataset": self.dataset,
             "training": self.training,
             "versions": self.versions,
-            "parity": self.parity,
+            "parity": self.parity.to_dict(),
         }
 
     def lines(self) -> list[str]:
@@ -146,7 +194,7 @@ class Manifest:
                 dataset=raw.get("dataset", {}),
                 training=raw.get("training", {}),
                 versions=raw.get("versions", {}),
-                parity=raw.get("parity", {}),
+                parity=Parity.from_dict(raw.get("parity", {})),
             )
         except KeyError as error:
             raise ModelError(f"the manifest lacks the field {error}; export the model again") from error

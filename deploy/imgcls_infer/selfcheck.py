@@ -86,8 +86,8 @@ def self_check(predictor: Predictor) -> SelfCheck:
 
 def tolerance_of(manifest: Manifest) -> float:
     """Largest |dp| that passes: the one that the export recorded, else the precision's."""
-    recorded = manifest.parity.get("tolerance")
-    return recorded if isinstance(recorded, float) and 0 < recorded < 1 else TOLERANCES[manifest.precision]
+    recorded = manifest.parity.tolerance
+    return recorded if recorded is not None and 0 < recorded < 1 else TOLERANCES[manifest.precision]
 
 
 def _check_file(predictor: Predictor, file: GoldenFile, tolerance: float) -> Check:

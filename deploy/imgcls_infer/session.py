@@ -317,7 +317,7 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -
     A graph with an embedded resize takes [N, H, W, 3]; the predictor gives it S x S, which it does not change.
     Returns N if the graph fixes it, else None.
     """
-    embedded = "embedded_resize" in manifest.parity
+    embedded = manifest.parity.embedded_resize is not None
     side, classes = "N" if embedded else manifest.resize.image_size, len(manifest.classes)
     inputs = [(node.name, node.type, _shape(node.shape)) for node in session.get_inputs()]
     outputs = {node.name: (node.type, _shape(node.shape)) for node in session.get_outputs()}
@@ -338,8 +338,7 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -
 
 def _saturation_note(manifest: Manifest) -> str:
     """A note if int8 sums may overflow: on x86 without VNNI, unless the weights have 7 bits (onnxruntime's docs)."""
-    chosen = manifest.parity.get("quantization")
-    target = chosen.get("target") if isinstance(chosen, dict) else None
+    target = (manifest.parity.quantization or {}).get("target")
     if manifest.precision != "int8" or target == "x86-avx2" or platform.machine() not in ("x86_64", "AMD64"):
         return ""
     try:

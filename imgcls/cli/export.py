@@ -87,17 +87,17 @@ def command(checkpoint: Path, samples: Path | None, **options: Any) -> None:
         loaded = _with_samples(loaded, samples, config.golden)
     result = run(config, loaded)
     parity = result.manifest.parity
-    if not parity["golden_samples"]:
+    if not parity.golden_samples:
         click.echo("note: no golden samples in the file; --samples FOLDER puts some in", err=True)
-    if "quantization" in parity:
-        _show_quantization(parity["quantization"])
-    if "embedded_resize" in parity:
-        _show_embedded_resize(parity["embedded_resize"])
+    if parity.quantization:
+        _show_quantization(parity.quantization)
+    if parity.embedded_resize:
+        _show_embedded_resize(parity.embedded_resize)
     beside = f" and {result.weights.name} beside it" if result.weights else ""
     click.echo(
         f"wrote {result.path}{beside} ({megabytes(result.size)}), "
-        f"max |dp| against PyTorch {parity['max_abs_diff']:.1e} "
-        f"in batches of {', '.join(map(str, parity['batch_sizes']))}"
+        f"max |dp| against PyTorch {parity.max_abs_diff:.1e} "
+        f"in batches of {', '.join(map(str, parity.batch_sizes or []))}"
     )
 
 

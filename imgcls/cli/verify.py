@@ -49,14 +49,15 @@ def command(
     Exits with 1 if a file does not answer as the checkpoint does.
     """
     from imgcls.data.folder import scan_folder
-    from imgcls.parity.runtimes import eager, open_on_each
+    from imgcls.export.formats import bisect_of, open_on_each
+    from imgcls.parity.runtimes import eager
     from imgcls.parity.verify import verify as run
     from imgcls.system.device import resolve_device
     from imgcls.system.files import require_writable
 
     if report is not None:
         require_writable(report)
-    if bisect and not any(path.suffix.lower() == ".onnx" for path in models):
+    if bisect and not any(map(bisect_of, models)):
         raise click.UsageError("--bisect needs an ONNX file: the other formats have no nodes to compare")
     loaded = open_checkpoint(checkpoint, **described)
     opened = [(str(path), runtime) for path in models for runtime in open_on_each(path, providers)]
@@ -80,15 +81,15 @@ def command(
 
 
 def _bisect(checkpoint: Checkpoint, models: tuple[Path, ...], result: VerifyResult) -> dict[str, str]:
-    """What the bisection finds in each ONNX file, in words, by the file's name."""
+    """What the bisection finds in each file whose format has one, in words, by the file's name."""
     from imgcls.errors import ExportError
-    from imgcls.parity.bisect import bisect
+    from imgcls.export.formats import bisect_of
     from imgcls.system.progress import progress_bar
 
     findings = {}
     with progress_bar("bisecting", len(models)) as advance:
         for path in models:
-            if path.suffix.lower() == ".onnx":
+            if bisect := bisect_of(path):
                 try:
                     findings[str(path)] = f"{path}: {bisect(checkpoint, path, result.pixels)}"
                 except ExportError as error:  # of another precision: the table is there all the same

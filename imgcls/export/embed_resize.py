@@ -22,13 +22,11 @@ from imgcls_infer.preprocess import preprocess
 from onnx import TensorProto, helper, numpy_helper
 
 from imgcls.errors import ExportError
+from imgcls.export.graph import PIXELS
 from imgcls.parity.runtimes import Run
 
 MAX_LEVELS = 1
 """Of 255, between the graph's pixels and Pillow's."""
-
-PIXELS = "resize.pixels"
-"""The value that the network takes in `image`'s place."""
 
 _SPANS = ((0.5, 0.9), (1.1, 0.7), (1.4, 2.1), (3.1, 2.3), (0.8, 6.7), (7.9, 5.2), (12.5, 2.6))
 """Height and width of the pictures that an export is measured on, in image sizes: smaller, larger, and oblong ones."""
@@ -38,7 +36,7 @@ def embed_resize(model: onnx.ModelProto, policy: ResizePolicy) -> None:
     """Put `policy` in front of the graph. Raises ExportError where its interpolation isn't bilinear."""
     if policy.interpolation != "bilinear":
         raise ExportError(
-            f"--embed-resize is for bilinear resizing; this model was trained with {policy.interpolation}"
+            f"`embed_resize` is for bilinear resizing; this model was trained with {policy.interpolation}"
         )
     graph = model.graph
     for node in graph.node:

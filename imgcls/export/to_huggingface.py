@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from imgcls_infer.errors import printable
 from imgcls_infer.manifest import Manifest, ResizePolicy
 from PIL import Image
 
-from imgcls.export.job import Folder
+from imgcls.export.format import Layout
+from imgcls.export.to_onnx import ONNX
 
 _CARD = """\
 ---
@@ -79,7 +81,7 @@ def _card(name: str, manifest: Manifest, license: str | None) -> str:
         count=len(manifest.classes),
         arch=printable(manifest.arch),
         precision=manifest.precision,
-        files=_files(manifest.parity.get("weights_beside")),
+        files=_files(manifest.parity.weights_beside),
         table="\n".join(f"| {label} | {figure} |" for label, figure in _figures(manifest)),
         classes=printable(json.dumps(manifest.classes, ensure_ascii=False)),
         side=side,
@@ -117,13 +119,13 @@ def _figures(manifest: Manifest) -> list[tuple[str, str]]:
     figures = [
         ("accuracy of the float32 checkpoint on the test pictures", _percent(data.get("test_accuracy"))),
         ("training pictures, test pictures", f"{_count(data.get('train_images'))}, {_count(data.get('test_images'))}"),
-        ("largest probability difference to PyTorch in float32", f"{parity['max_abs_diff']:.1e}"),
-        ("allowed by the rounding model", f"{parity['tolerance']:.1e}"),
-        ("compared in batches of", ", ".join(map(str, parity["batch_sizes"]))),
-        ("runtime", parity["runtime"]),
+        ("largest probability difference to PyTorch in float32", f"{parity.max_abs_diff:.1e}"),
+        ("allowed by the rounding model", f"{parity.tolerance:.1e}"),
+        ("compared in batches of", ", ".join(map(str, parity.batch_sizes or []))),
+        ("runtime", str(parity.runtime)),
         ("SHA-256 of the weights", f"`{manifest.weights_sha256}`"),
     ]
-    if quantization := parity.get("quantization"):
+    if quantization := parity.quantization:
         kept = f"{quantization['agreement']:.2%} of {quantization['judged']} training pictures"
         figures.append((f"int8 for {quantization['target']}: the same class as in float32", kept))
     return figures
@@ -181,4 +183,9 @@ def _json(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-HUGGINGFACE = Folder("model.onnx", ("README.md", "config.json", "preprocessor_config.json"), describe)
+HUGGINGFACE = replace(
+    ONNX,
+    suffixes=(),
+    options=frozenset({"embed_resize", "license"}),
+    folder=Layout("model.onnx", ("README.md", "config.json", "preprocessor_config.json"), describe),
+)

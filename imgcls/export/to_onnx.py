@@ -5,21 +5,26 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
 from imgcls_infer.errors import one_line
-from imgcls_infer.golden import GOLDEN_FILES_KEY, GOLDEN_KEY, GoldenSample, golden_files_to_json, golden_to_json
-from imgcls_infer.manifest import MANIFEST_KEY, Manifest
+from imgcls_infer.golden import GOLDEN_FILES_KEY, GOLDEN_KEY, golden_files_to_json, golden_to_json
+from imgcls_infer.manifest import MANIFEST_KEY, PRECISIONS, Manifest, Parity
 
 from imgcls.errors import ExportError
+from imgcls.export.cold_start import predictor_command
 from imgcls.export.embed_resize import embed_resize
 from imgcls.export.external_data import take_weights_out, weights_size
-from imgcls.export.job import Converted, Job
+from imgcls.export.format import Converted, Format, Job
+from imgcls.export.graph import read_graph
+from imgcls.parity.bisect import bisect
+from imgcls.parity.runtimes import open_onnx
 
 LARGEST = 2_000_000_000
 """Bytes of weights in one file: protobuf ends at 2 GiB, and the manifest has to fit in too."""
@@ -37,7 +42,7 @@ def to_onnx(job: Job) -> Converted:
     model = _trace(job)
     _strip(model)
     _rename(model.graph)
-    facts: dict[str, Any] = {}
+    facts = Parity()
     large = weights_size(model) > LARGEST
     if job.calibration is not None:
         if large:
@@ -46,29 +51,47 @@ def to_onnx(job: Job) -> Converted:
 
         model, quantization = quantize(model, job.calibration, job.target)
         _strip(model)
-        facts["quantization"] = quantization.to_dict()
+        facts = replace(facts, quantization=quantization.to_dict())
     if job.embedded:
         embed_resize(model, job.embedded)
-        facts["embedded_resize"] = {}  # its figures come with the file's check
+        facts = replace(facts, embedded_resize={})  # its figures come with the file's check
     if job.batch:
         _fix_batch(model.graph, job.batch)
     if not large:  # ONNX's checker is given one message, and can't have a larger one
         _check(model)
     weights = take_weights_out(model, job.name) if job.external_data or large else None
     if weights:
-        facts["weights_beside"] = weights.name
+        facts = replace(facts, weights_beside=weights.name)
 
-    def save(path: Path, manifest: Manifest, golden: list[GoldenSample]) -> None:
-        del model.metadata_props[:]
-        metadata = {
-            MANIFEST_KEY: manifest.to_json(),
-            GOLDEN_KEY: golden_to_json(golden),
-            GOLDEN_FILES_KEY: golden_files_to_json(job.golden_files),
-        }
-        onnx.helper.set_model_props(model, metadata)
-        path.write_bytes(model.SerializeToString(deterministic=True))
+    metadata = {GOLDEN_KEY: golden_to_json(list(job.golden)), GOLDEN_FILES_KEY: golden_files_to_json(job.golden_files)}
+    del model.metadata_props[:]
+    file = _File(model.SerializeToString(deterministic=True), metadata)
+    return Converted(file.write, facts, weights, file.seal)
 
-    return Converted(save, facts, weights)
+
+@dataclass(frozen=True)
+class _File:
+    """A serialised model, and what its metadata says beside the manifest.
+
+    The metadata is a model of its own at the end of the file: protobuf reads messages one after the other as one, and
+    metadata_props is the last field that a model of ours has, so these are the bytes of the whole serialised at once.
+    """
+
+    model: bytes
+    metadata: dict[str, str]
+
+    def write(self, path: Path, manifest: Manifest) -> None:
+        path.write_bytes(self.model)
+        self.seal(path, manifest)
+
+    def seal(self, path: Path, manifest: Manifest) -> None:
+        """Put the metadata with this manifest at the file's end, in place of any that is there."""
+        end = onnx.ModelProto()
+        onnx.helper.set_model_props(end, {MANIFEST_KEY: manifest.to_json(), **self.metadata})
+        with path.open("r+b") as file:
+            file.truncate(len(self.model))
+            file.seek(0, os.SEEK_END)
+            file.write(end.SerializeToString(deterministic=True))
 
 
 def _trace(job: Job) -> onnx.ModelProto:
@@ -92,7 +115,7 @@ def _trace(job: Job) -> onnx.ModelProto:
     model: onnx.ModelProto = program.model_proto
     found = next(entry.version for entry in model.opset_import if entry.domain == "")
     if found != opset:
-        raise ExportError(f"torch wrote opset {found} instead of {opset}; use --opset {found}")
+        raise ExportError(f"torch wrote opset {found} instead of {opset}; use `opset` {found}")
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     if not batch.dim_param:
         raise ExportError(f"torch froze the batch size to {batch.dim_value}; this is a bug, please report it")
@@ -172,3 +195,17 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+ONNX = Format(
+    suffixes=(".onnx",),
+    convert=to_onnx,
+    read=open_onnx,
+    cold_start=predictor_command,
+    precisions=PRECISIONS,
+    options=frozenset({"batch", "external_data", "embed_resize"}),
+    golden_files=True,
+    providers=True,
+    graph=read_graph,
+    bisect=bisect,
+)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 from imgcls_infer.errors import one_line
-from imgcls_infer.golden import GOLDEN_KEY, GoldenSample, golden_to_json
+from imgcls_infer.golden import GOLDEN_KEY, golden_to_json
 from imgcls_infer.manifest import MANIFEST_KEY, Manifest
 
 from imgcls.errors import ExportError
-from imgcls.export.job import Converted, Job
+from imgcls.export.cold_start import torch_script
+from imgcls.export.format import Converted, Format, Job
+from imgcls.parity.runtimes import open_torch_export
 
 
 def to_torch_export(job: Job) -> Converted:
@@ -30,10 +32,18 @@ def to_torch_export(job: Job) -> Converted:
         node.meta.pop("stack_trace", None)  # paths of this machine
     program.example_inputs = None  # torch saves them as a pickle, which a file of data has no use for
 
-    def save(path: Path, manifest: Manifest, golden: list[GoldenSample]) -> None:
-        extra = {MANIFEST_KEY: manifest.to_json(), GOLDEN_KEY: golden_to_json(golden)}
+    def write(path: Path, manifest: Manifest) -> None:
+        extra = {MANIFEST_KEY: manifest.to_json(), GOLDEN_KEY: golden_to_json(list(job.golden))}
         content = io.BytesIO()  # a path's random temporary name would get into the archive
         torch.export.save(program, content, extra_files=extra)
         path.write_bytes(content.getbuffer())
 
-    return Converted(save)
+    return Converted(write)  # torch writes an archive whole: sealing it is writing it again
+
+
+TORCH_EXPORT = Format(
+    suffixes=(".pt2",),
+    convert=to_torch_export,
+    read=open_torch_export,
+    cold_start=torch_script("module = torch.export.load(sys.argv[1]).module()"),
+)

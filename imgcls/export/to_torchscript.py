@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 from imgcls_infer.errors import one_line
-from imgcls_infer.golden import GOLDEN_KEY, GoldenSample, golden_to_json
+from imgcls_infer.golden import GOLDEN_KEY, golden_to_json
 from imgcls_infer.manifest import MANIFEST_KEY, Manifest
 
 from imgcls.errors import ExportError
-from imgcls.export.job import Converted, Job
+from imgcls.export.cold_start import torch_script
+from imgcls.export.format import Converted, Format, Job
+from imgcls.parity.runtimes import open_torchscript
 
 
 def to_torchscript(job: Job) -> Converted:
@@ -29,12 +31,20 @@ def to_torchscript(job: Job) -> Converted:
         except RuntimeError as error:
             raise ExportError(f"torch can't trace this network ({one_line(error)})") from error
 
-    def save(path: Path, manifest: Manifest, golden: list[GoldenSample]) -> None:
-        extra = {MANIFEST_KEY: manifest.to_json(), GOLDEN_KEY: golden_to_json(golden)}
+    def write(path: Path, manifest: Manifest) -> None:
+        extra = {MANIFEST_KEY: manifest.to_json(), GOLDEN_KEY: golden_to_json(list(job.golden))}
         content = io.BytesIO()  # a path's random temporary name would get into the archive
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.jit.save(module, content, _extra_files=extra)
         path.write_bytes(content.getbuffer())
 
-    return Converted(save)
+    return Converted(write)  # torch writes an archive whole: sealing it is writing it again
+
+
+TORCHSCRIPT = Format(
+    suffixes=(".pt", ".ts", ".torchscript"),
+    convert=to_torchscript,
+    read=open_torchscript,
+    cold_start=torch_script("module = torch.jit.load(sys.argv[1])"),
+)

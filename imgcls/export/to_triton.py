@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from imgcls_infer.manifest import Manifest
 
 from imgcls.errors import ExportError
-from imgcls.export.job import Folder
+from imgcls.export.format import Layout
+from imgcls.export.to_onnx import ONNX
 from imgcls.parity.probes import BATCH_SIZES
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -45,4 +47,9 @@ def describe(name: str, manifest: Manifest, _: str | None) -> dict[str, str]:
     return {"config.pbtxt": config, "labels.txt": "".join(f"{label}\n" for label in manifest.classes)}
 
 
-TRITON = Folder("1/model.onnx", ("config.pbtxt", "labels.txt"), describe)
+TRITON = replace(
+    ONNX,
+    suffixes=(),
+    options=frozenset({"embed_resize"}),
+    folder=Layout("1/model.onnx", ("config.pbtxt", "labels.txt"), describe),
+)

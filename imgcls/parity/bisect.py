@@ -26,7 +26,7 @@ from imgcls.errors import ExportError
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.fold import fold_classifier
 from imgcls.parity.rounding import SPREAD, UNITS, deviations, node_values, typical_pictures
-from imgcls.parity.runtimes import open_model
+from imgcls.parity.runtimes import open_onnx
 from imgcls.system.files import AnyPath
 
 _OPERATORS = {  # how fx and the exporter call the same thing
@@ -121,7 +121,7 @@ def bisect(checkpoint: Checkpoint, path: AnyPath, pixels: np.ndarray | None = No
     InferError where it is no model of ours.
     """
     path = Path(path)
-    opened = open_model(path)
+    opened = open_onnx(path)
     if opened.manifest.precision != "fp32":
         raise ExportError(f"{path}: bisection needs a float32 model; this one is {opened.manifest.precision}")
     model = onnx.load(path)

@@ -1,4 +1,7 @@
-"""Everything that can run a classifier here, behind one shape: uint8 pictures in, logits and probabilities out."""
+"""Everything that can run a classifier here, behind one shape: uint8 pictures in, logits and probabilities out.
+
+Which reader is whose file's, imgcls.export.formats knows.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,9 @@ from imgcls.checkpoint import Checkpoint
 from imgcls.networks.classifier import Classifier
 from imgcls.parity.archive import require_data_alone
 from imgcls.system.device import float32
-from imgcls.system.files import AnyPath
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 Module = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
-
-TORCHSCRIPT_SUFFIXES = (".pt", ".ts", ".torchscript")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Runtime:
     """Something that runs stage 2.
 
     run: uint8 [N, S, S, 3] -> logits, probabilities, float32 [N, K] each. name: for tables. manifest, golden: its own.
-    with_threads: the same on that many CPU threads; None where threads are not for us to choose.
+    with_threads: the same on that many CPU threads; None if the number of threads cannot be set.
     """
 
     name: str
@@ -60,21 +60,8 @@ def run_module(module: torch.nn.Module | Module, device: str = "cpu") -> Run:
     return run
 
 
-def is_torch_file(path: Path) -> bool:
-    """Whether torch runs an exported file, by its suffix; else it is ONNX, and onnxruntime does."""
-    return path.suffix.lower() in (*TORCHSCRIPT_SUFFIXES, ".pt2")
-
-
-def open_model(path: AnyPath, provider: str = "cpu", threads: int | None = None) -> Runtime:
-    """An exported file: TorchScript or torch.export by suffix, else ONNX, through the device's own predictor.
-
-    threads: of onnxruntime on the CPU, by default all; torch's number is the process's. Raises InferError.
-    """
-    path = Path(path)
-    if path.suffix.lower() in TORCHSCRIPT_SUFFIXES:
-        return _open_torch(path, "TorchScript", _load_torchscript)
-    if path.suffix.lower() == ".pt2":
-        return _open_torch(path, "torch.export", _load_torch_export)
+def open_onnx(path: Path, provider: str = "cpu", threads: int | None = None) -> Runtime:
+    """An ONNX file, through the device's own predictor. threads: of the CPU, by default all. Raises InferError."""
     from imgcls_infer.predictor import Predictor
 
     predictor = Predictor(path, provider=provider, threads=threads)
@@ -88,9 +75,14 @@ def open_model(path: AnyPath, provider: str = "cpu", threads: int | None = None)
     )
 
 
-def open_on_each(path: Path, providers: tuple[str, ...]) -> list[Runtime]:
-    """An exported file on each execution provider; TorchScript and torch.export have one. Raises InferError."""
-    return [open_model(path, provider) for provider in (providers[:1] if is_torch_file(path) else providers)]
+def open_torchscript(path: Path, provider: str = "cpu", threads: int | None = None) -> Runtime:
+    """A TorchScript file on the CPU; torch's number of threads is the process's. Raises ModelError."""
+    return _open_torch(path, "TorchScript", _load_torchscript)
+
+
+def open_torch_export(path: Path, provider: str = "cpu", threads: int | None = None) -> Runtime:
+    """A .pt2 of torch.export on the CPU; torch's number of threads is the process's. Raises ModelError."""
+    return _open_torch(path, "torch.export", _load_torch_export)
 
 
 def _torch_threads(run: Run) -> Callable[[int], Run]:

@@ -7,7 +7,6 @@ the half of the contract that is broken, as the device's self-check does.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,7 +24,7 @@ from imgcls.errors import DataError
 from imgcls.parity.compare import Outputs, ParityReport, compare
 from imgcls.parity.probes import Probe, adversarial, adversarial_pictures, batch_invariance, thread_invariance
 from imgcls.parity.rounding import probability_tolerance, typical_pictures
-from imgcls.parity.runtimes import Run, Runtime, eager, golden_samples, open_model
+from imgcls.parity.runtimes import Run, Runtime, eager, golden_samples
 from imgcls.system.files import AnyPath
 from imgcls.system.progress import progress_bar
 
@@ -73,20 +72,18 @@ class VerifyResult:
 
 def verify(
     checkpoint: Checkpoint,
-    models: Sequence[AnyPath | tuple[str, Runtime]],
+    models: Sequence[tuple[str, Runtime]],
     folder: Folder | AnyPath,
     tolerance: float | None = None,
 ) -> VerifyResult:
-    """Compare exported models with their checkpoint over a folder of pictures.
+    """Compare runtimes with their checkpoint over a folder of pictures.
 
-    models: files, or (file name, runtime) pairs. folder: its path, or scanned with the checkpoint's classes.
-    tolerance: of |dp|; None takes each precision's from the rounding model (rounding.py). Raises DataError where no
-    picture can be read, InferError of a model.
+    models: (file name, runtime) pairs. folder: its path, or scanned with the checkpoint's classes. tolerance: of |dp|;
+    None takes each precision's from the rounding model (rounding.py). Raises DataError where no picture can be read.
     """
     folder = as_folder(folder, checkpoint.manifest.classes)
-    opened = [model if isinstance(model, tuple) else (os.fspath(model), open_model(model)) for model in models]
     reference = eager(checkpoint)
-    runtimes = [reference, *(runtime for _, runtime in opened)]
+    runtimes = [reference, *(runtime for _, runtime in models)]
     outputs, pixels, kept = _run_all(runtimes, folder)
     labels = np.asarray(folder.labels)[kept]
     paths = tuple(str(folder.paths[index]) for index in kept)
@@ -110,7 +107,7 @@ def verify(
             tolerance=tolerances[runtime.manifest.precision],
             probes=_probe(runtime, checkpoint.manifest, reference.run, pixels, tricky),
         )
-        for (path, runtime), found in zip(opened, outputs[1:], strict=True)
+        for (path, runtime), found in zip(models, outputs[1:], strict=True)
     )
     return VerifyResult(reports, len(folder.paths) - len(kept), checkpoint.manifest, paths, outputs[0], pixels)
 

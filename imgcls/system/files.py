@@ -100,7 +100,14 @@ def real_file(path: AnyPath) -> Path:
 
 
 def write_atomically(path: AnyPath, write: Callable[[Path], object]) -> None:
-    """Have `write` make a temporary file beside `path`, flush it to the disk, then give it its name.
+    """Have `write` make the file: see new_file."""
+    with new_file(path) as temporary:
+        write(temporary)
+
+
+@contextlib.contextmanager
+def new_file(path: AnyPath) -> Iterator[Path]:
+    """A temporary file beside `path`, for the block to fill; after the block it is on the disk and has the name `path`.
 
     If anything fails, what stood at `path` before stands there still, and the temporary file is gone.
     Raises ImgclsError where the folder can't be written, the disk is full, or no regular file is at `path`.
@@ -114,7 +121,7 @@ def write_atomically(path: AnyPath, write: Callable[[Path], object]) -> None:
         raise ImgclsError(f"{path}: can't be written ({error.strerror})") from error
     temporary = Path(name)
     try:
-        write(temporary)
+        yield temporary
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
         _flush(temporary)
         temporary.replace(path)
@@ -153,7 +160,14 @@ def require_replaceable(path: Path, names: set[str]) -> None:
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a temporary folder beside `path`, flush it to the disk, then give it its name.
+    """Have `write` fill the folder: see new_folder."""
+    with new_folder(path) as folder:
+        write(folder)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, for the block to fill; after the block it is on the disk, named `path`.
 
     A folder that stands at `path` is replaced (see require_replaceable). If anything fails, it stands there still.
     Raises ImgclsError where the folder can't be written or the disk is full.
@@ -163,7 +177,7 @@ def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None
         with temporary_folder(path) as name:
             new = Path(name) / "new"
             new.mkdir()
-            write(new)
+            yield new
             for file in [*new.rglob("*"), new]:
                 _flush(file)
             _exchange(new, path, Path(name) / _OLD)

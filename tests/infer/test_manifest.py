@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from imgcls_infer import Manifest, ModelError, ResizePolicy
-from imgcls_infer.manifest import INTERPOLATIONS, MAX_IMAGE_SIZE, PRECISIONS, RESIZE_MODES
+from imgcls_infer.manifest import INTERPOLATIONS, MAX_IMAGE_SIZE, PRECISIONS, RESIZE_MODES, Parity
 
 from .tiny import tiny_manifest
 
@@ -20,6 +20,7 @@ JSON = st.recursive(
     max_leaves=6,
 )
 OBJECTS = st.dictionaries(st.text(max_size=5), JSON, max_size=3)
+PARITIES = OBJECTS | st.dictionaries(st.sampled_from(["tolerance", "batch_sizes", "golden_samples", "runtime"]), JSON)
 MANIFESTS = st.builds(
     Manifest,
     arch=st.text(min_size=1),
@@ -34,7 +35,7 @@ MANIFESTS = st.builds(
     dataset=OBJECTS,
     training=OBJECTS,
     versions=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
-    parity=OBJECTS,
+    parity=PARITIES.map(Parity.from_dict),
 )
 RAW = tiny_manifest().to_dict()
 REQUIRED = ["arch", "classes", "image_size", "mean", "std", "precision", "weights_sha256"]
@@ -187,3 +188,17 @@ def test_a_manifest_is_checked_when_it_is_made_too():
         tiny_manifest(mean=(0.5, 0.5, float("nan")))
     with pytest.raises(ModelError, match=r"^bad std"):
         tiny_manifest(std=(1.0, 0.0, 1.0))
+
+
+def test_what_the_export_recorded_is_fields_and_the_rest_is_kept():
+    raw = {"tolerance": 1e-5, "batch_sizes": [1, 2], "golden_samples": True, "newer": {"x": [1]}}
+    found = Manifest.from_dict({**RAW, "parity": raw})
+    assert (found.parity.tolerance, found.parity.batch_sizes, found.parity.runtime) == (1e-5, [1, 2], None)
+    assert found.parity.golden_samples is None  # no number
+    assert found.parity.other == {"golden_samples": True, "newer": {"x": [1]}}
+    assert found.to_dict()["parity"] == raw
+
+
+@given(PARITIES)
+def test_the_parity_of_any_file_is_written_as_it_was_read(raw):
+    assert json.dumps(Parity.from_dict(raw).to_dict(), sort_keys=True) == json.dumps(raw, sort_keys=True)

@@ -16,6 +16,7 @@ from imgcls_infer.cli import command
 from imgcls_infer.golden import (
     GOLDEN_FILES_KEY,
     GoldenFile,
+    Parity,
     golden_files_from_json,
     golden_files_to_json,
     golden_to_json,
@@ -213,14 +214,14 @@ def test_class_names_in_another_order_are_named(tmp_path):
 def test_the_manifests_tolerance_decides(tmp_path):
     samples = tiny_golden()
     moved = [replace(s, probabilities=(s.probabilities[0] + 1e-3, *s.probabilities[1:])) for s in samples]
-    loose = tiny_manifest(parity={"tolerance": 1e-2}).to_json()
+    loose = tiny_manifest(parity=Parity(tolerance=1e-2)).to_json()
     assert not checked(model_file(tmp_path / "strict.onnx", golden=golden_to_json(moved)))
     assert checked(model_file(tmp_path / "loose.onnx", golden=golden_to_json(moved), manifest=loose))
 
 
 @pytest.mark.parametrize("tolerance", [True, "1", -1.0, 0.0, 5.0, None])
 def test_a_senseless_tolerance_is_not_taken(tolerance):
-    assert selfcheck.tolerance_of(tiny_manifest(parity={"tolerance": tolerance})) == 1e-5
+    assert selfcheck.tolerance_of(tiny_manifest(parity=Parity.from_dict({"tolerance": tolerance}))) == 1e-5
 
 
 # --- the command ---

@@ -24,6 +24,8 @@ from imgcls.config import BenchConfig, ExportConfig
 from imgcls.data.folder import Folder, scan_folder
 from imgcls.errors import DataError, ImgclsError
 from imgcls.export import export_model
+from imgcls.export.cold_start import ColdStart
+from imgcls.export.formats import format_of
 from imgcls.report.bench import plot_bench
 from imgcls.report.tables import bench_cells, short_names
 
@@ -68,12 +70,11 @@ def test_real_processes_and_real_figures(trained, models, tmp_path):
         assert min(image.size) > 500
 
 
-@pytest.mark.parametrize(("name", "kind"), [("cnn.pt", "torchscript"), ("cnn.pt2", "torch.export")])
-def test_the_short_scripts_run(trained, models, name, kind):
-    resize = json.dumps(vars(trained[1].manifest.resize))
+@pytest.mark.parametrize("name", ["cnn.pt", "cnn.pt2"])
+def test_the_short_scripts_run(trained, models, name):
     picture = min((SAMPLE / "test").glob("*/*.png"))
-    script = (sys.executable, "-c", module._script(kind), str(models / name), "1", str(picture), resize)
-    seconds, peak = module.run_process(script, name)
+    start = ColdStart(models / name, 1, str(picture), trained[1].manifest.resize)
+    seconds, peak = module.run_process(format_of(models / name).cold_start(start), name)
     assert seconds > 0.1
     assert peak is None or peak > 1e8
 

@@ -103,7 +103,7 @@ def exported(request, trained, tmp_path_factory):
 
 
 def test_the_manifest_records_what_the_resize_costs(exported):
-    figures = exported[0].manifest.parity["embedded_resize"]
+    figures = exported[0].manifest.parity.embedded_resize
     assert figures["max_levels"] == 1
     assert 0 < figures["pixels_off"] < 0.1
     assert 0 < figures["max_abs_diff"] < 0.05
@@ -118,7 +118,7 @@ def test_the_predictor_does_stage_1_itself_and_keeps_the_exact_contract(exported
     pixels = preprocess(picture, checkpoint.manifest.resize)
     found = predictor.predict(picture).probabilities
     np.testing.assert_array_equal(found, predictor.run(pixels[None])[1][0])
-    tolerance = result.manifest.parity["tolerance"]
+    tolerance = result.manifest.parity.tolerance
     np.testing.assert_allclose(found, run_module(checkpoint.classifier())(pixels[None])[1][0], atol=tolerance)
     assert self_check(predictor)
 
@@ -158,7 +158,7 @@ def test_a_resize_that_is_off_by_more_is_not_written(trained, tmp_path, monkeypa
 
 def test_only_onnx_and_bilinear_resizing_can_be_embedded(trained, tmp_path):
     path, checkpoint = trained
-    with pytest.raises(ExportError, match="--embed-resize goes with onnx"):
+    with pytest.raises(ExportError, match="`embed_resize` goes with onnx"):
         export_model(ExportConfig(path, "torchscript", tmp_path / "a.pt", embed_resize=True), checkpoint)
     with pytest.raises(ExportError, match="trained with bicubic"):
         embed_resize(onnx.ModelProto(), ResizePolicy(32, "crop", "bicubic"))

@@ -19,8 +19,8 @@ from imgcls.cli import command
 from imgcls.config import ExportConfig
 from imgcls.errors import ExportError
 from imgcls.export import export_model
+from imgcls.export.format import Job
 from imgcls.export.info import info
-from imgcls.export.job import Job
 from imgcls.parity.bisect import bisect
 from imgcls.parity.runtimes import run_module
 
@@ -176,5 +176,5 @@ def test_a_model_without_its_weights_says_which_file_is_missing(exported, tmp_pa
 @pytest.mark.parametrize("name", ["torchscript", "torch-export"])
 def test_only_onnx_has_external_data(trained, tmp_path, name):
     output = tmp_path / f"a{export_module.FORMATS[name].suffix}"
-    with pytest.raises(ExportError, match="--external-data goes with onnx"):
+    with pytest.raises(ExportError, match="`external_data` goes with onnx"):
         export_model(ExportConfig(trained[0], name, output, external_data=True), trained[1])

@@ -12,7 +12,7 @@ from imgcls_infer.manifest import Manifest, ResizePolicy
 from torch import nn
 
 from imgcls.errors import ExportError
-from imgcls.export.job import Job
+from imgcls.export.format import Job
 from imgcls.export.to_onnx import to_onnx
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.fold import MatrixPool, fold_batch_norm, fold_classifier
@@ -195,7 +195,7 @@ def test_a_pool_becomes_no_gather_in_onnx_either(tmp_path, image_size, pooling):
     """3 x 3 cells go into the linear layer, 14 x 14 are averaged by equal windows, 12 x 12 by two matrix products."""
     folded = fold_classifier(classifier(Narrow(3, side=7), image_size))
     manifest = Manifest("cnn", ("a", "b", "c"), ResizePolicy(image_size), MEAN, STD, "00")
-    to_onnx(Job(folded, opset=18)).save(tmp_path / "a.onnx", manifest, [])
+    to_onnx(Job(folded, opset=18)).write(tmp_path / "a.onnx", manifest)
     operators = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
     plain = {"Transpose", "Cast", "Add", "Conv", "Relu", "MaxPool", "Reshape", "Gemm", "Softmax"}
     assert operators == plain | pooling

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import SAMPLE
-from imgcls_infer.manifest import RESIZE_MODES, ResizePolicy
+from imgcls_infer.manifest import RESIZE_MODES, Parity, ResizePolicy
 from imgcls_infer.predictor import Predictor
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import self_check
@@ -142,12 +142,12 @@ def test_the_model_card_is_the_hubs(trained, tmp_path):
     assert card.data.license == "apache-2.0"
     (found,) = card.data.eval_results  # the Hub's own reading of model-index
     assert (found.metric_type, found.metric_value) == ("accuracy", checkpoint.manifest.dataset["test_accuracy"])
-    assert f"{result.manifest.parity['max_abs_diff']:.1e}" in card.text
+    assert f"{result.manifest.parity.max_abs_diff:.1e}" in card.text
 
 
 def test_an_int8_card_claims_no_accuracy_that_was_not_measured(trained):
-    parity = {"max_abs_diff": 0.1, "tolerance": 0.2, "batch_sizes": [1], "runtime": "x"}
-    parity["quantization"] = {"target": "arm64", "agreement": 0.995, "judged": 512}
+    quantization = {"target": "arm64", "agreement": 0.995, "judged": 512}
+    parity = Parity(0.1, 0.2, batch_sizes=[1], runtime="x", quantization=quantization)
     manifest = replace(trained[1].manifest, precision="int8", parity=parity)
     card = describe_huggingface("cnn", manifest, None)["README.md"]
     assert "model-index" not in card
@@ -157,7 +157,7 @@ def test_an_int8_card_claims_no_accuracy_that_was_not_measured(trained):
 
 @pytest.mark.parametrize("mode", RESIZE_MODES)
 def test_the_configurations_say_what_the_manifest_says(trained, mode):
-    parity = {"max_abs_diff": 0.0, "tolerance": 0.0, "batch_sizes": [1], "runtime": "x"}
+    parity = Parity(0.0, 0.0, batch_sizes=[1], runtime="x")
     manifest = replace(trained[1].manifest, resize=ResizePolicy(32, mode), parity=parity)
     texts = describe_huggingface("cnn", manifest, None)
     config, processor = (json.loads(texts[name]) for name in ("config.json", "preprocessor_config.json"))
@@ -172,7 +172,7 @@ def test_the_configurations_say_what_the_manifest_says(trained, mode):
 @pytest.mark.parametrize("mode", ["crop", "squash"])
 def test_transformers_processor_gives_the_same_pixels(trained, tmp_path, mode):
     transformers = pytest.importorskip("transformers", minversion="5.23", reason="transformers 5.23+ is not installed")
-    parity = {"max_abs_diff": 0.0, "tolerance": 0.0, "batch_sizes": [1], "runtime": "x"}
+    parity = Parity(0.0, 0.0, batch_sizes=[1], runtime="x")
     manifest = replace(trained[1].manifest, resize=ResizePolicy(32, mode), parity=parity)
     for name, text in describe_huggingface("cnn", manifest, None).items():
         (tmp_path / name).write_text(text)
@@ -185,7 +185,7 @@ def test_transformers_processor_gives_the_same_pixels(trained, tmp_path, mode):
 
 def test_a_licence_goes_with_huggingface_alone(trained, tmp_path):
     path, checkpoint = trained
-    with pytest.raises(ExportError, match="--license goes with huggingface"):
+    with pytest.raises(ExportError, match="`license` goes with huggingface"):
         export_model(ExportConfig(path, "triton", tmp_path / "cnn", license="mit"), checkpoint)
 
 
@@ -201,7 +201,7 @@ def test_the_configuration_is_tritons_and_fits_the_graph(trained, tmp_path):
     text = (result.path / "config.pbtxt").read_text()
     config = text_format.Parse(text, triton.model_config_pb2.ModelConfig())
     assert (config.name, config.backend) == (result.path.name, "onnxruntime")
-    assert config.max_batch_size == max(result.manifest.parity["batch_sizes"])
+    assert config.max_batch_size == max(result.manifest.parity.batch_sizes)
     types = {triton.model_config_pb2.TYPE_UINT8: "tensor(uint8)", triton.model_config_pb2.TYPE_FP32: "tensor(float)"}
     session = Predictor(result.path / "1" / "model.onnx")._session
     for stated, real in ((config.input, session.get_inputs()), (config.output, session.get_outputs())):

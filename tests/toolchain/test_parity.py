@@ -17,7 +17,7 @@ from helpers import SAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgcls_infer import Predictor
-from imgcls_infer.manifest import MANIFEST_KEY, Manifest, ResizePolicy
+from imgcls_infer.manifest import MANIFEST_KEY, Manifest, Parity, ResizePolicy
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES
 from onnx import numpy_helper
@@ -27,6 +27,7 @@ from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.errors import DataError
 from imgcls.export import export_model
+from imgcls.export.formats import open_exported
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.precision import narrow
 from imgcls.parity import rounding
@@ -43,7 +44,7 @@ from imgcls.parity.probes import (
     thread_invariance,
 )
 from imgcls.parity.rounding import SPREAD, UNITS, deviations, typical_pictures
-from imgcls.parity.runtimes import Runtime, eager, open_model, run_module
+from imgcls.parity.runtimes import Runtime, eager, run_module
 from imgcls.parity.verify import VerifyResult, default_tolerance, verify
 from imgcls.report.parity import write_parity
 from imgcls.report.tables import parity_cells
@@ -63,7 +64,7 @@ def sample():
 
 
 def check(checkpoint, path, folder):
-    return verify(checkpoint, [(str(path), open_model(path))], folder).reports[0]
+    return verify(checkpoint, [(str(path), open_exported(path))], folder).reports[0]
 
 
 def test_an_honest_export_passes_on_real_pictures(trained, model_file, sample):
@@ -151,7 +152,7 @@ def test_whatever_a_model_says_otherwise_of_itself_is_a_problem(field, value):
     )
     assert problem == f"the manifest's {field} is not the checkpoint's"
     assert half == (FILE_TO_PIXELS if field == "resize" else PIXELS_TO_PROBABILITIES)
-    assert manifest_problems(MANIFEST, replace(MANIFEST, precision="int8", parity={"tolerance": 1.0})) == ()
+    assert manifest_problems(MANIFEST, replace(MANIFEST, precision="int8", parity=Parity(tolerance=1.0))) == ()
 
 
 def test_another_checkpoint_than_the_models_own_fails(trained, model_file, sample):
@@ -168,14 +169,14 @@ def test_unreadable_pictures_are_counted_and_left_out(trained, model_file, pictu
         (pictures / old).rename(pictures / new)
     (pictures / checkpoint.manifest.classes[0] / "00.png").write_bytes(b"no picture")
     folder = scan_folder(pictures, checkpoint.manifest.classes)
-    result = verify(checkpoint, [("m", open_model(model_file))], folder)
+    result = verify(checkpoint, [("m", open_exported(model_file))], folder)
     assert result.skipped == 1
     assert result.reports[0].count == 11
     assert result.paths == tuple(str(path) for path in folder.paths[1:])  # each with its own answer and label
     for path in folder.paths:
         path.write_bytes(b"no picture")
     with pytest.raises(DataError, match="none of its 12"):
-        verify(checkpoint, [("m", open_model(model_file))], folder)
+        verify(checkpoint, [("m", open_exported(model_file))], folder)
 
 
 MANIFEST = Manifest("cnn", ("a", "b", "c"), ResizePolicy(8), (0.5,) * 3, (0.5,) * 3, "")
@@ -255,7 +256,7 @@ def test_zero_probabilities_give_a_finite_divergence():
 
 
 def test_every_runtime_answers_alike_in_every_batch_and_on_tricky_pictures(trained, model_file, sample):
-    runtime = open_model(model_file)
+    runtime = open_exported(model_file)
     batches, threads = [], []
 
     def run(pixels):
@@ -377,7 +378,7 @@ def test_a_probe_says_how_decided_the_answers_were_that_a_model_overturns():
 
 
 def test_a_model_that_answers_otherwise_in_a_batch_fails(trained, model_file, sample):
-    runtime = open_model(model_file)
+    runtime = open_exported(model_file)
 
     def biased(pixels):
         logits, probabilities = runtime.run(pixels)
@@ -404,7 +405,7 @@ def test_border_pictures_lie_where_the_answer_changes(trained):
 def test_the_tolerance_is_that_of_the_error_model_and_travels_in_the_file(trained, model_file, sample):
     report = check(trained[1], model_file, sample)
     assert report.tolerance == default_tolerance(trained[1], "fp32")
-    assert Predictor(model_file).manifest.parity["tolerance"] == report.tolerance
+    assert Predictor(model_file).manifest.parity.tolerance == report.tolerance
     assert report.max_abs < report.tolerance < 1e-4
 
 
@@ -486,7 +487,7 @@ def test_the_page_holds_everything_in_one_file(trained, model_file, sample, tmp_
     change_one_weight(model)
     onnx.save(model, tmp_path / "<b>.onnx")
     path = str(tmp_path / "<b>.onnx")
-    result = verify(trained[1], [(path, open_model(Path(path))), ("m", open_model(model_file))], sample)
+    result = verify(trained[1], [(path, open_exported(Path(path))), ("m", open_exported(model_file))], sample)
     write_parity(result, tmp_path / "page.html", ["conv2_layer is the first node"])
     page = (tmp_path / "page.html").read_text()
     assert "<b>.onnx" not in page

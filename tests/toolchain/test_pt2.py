@@ -14,7 +14,7 @@ from imgcls_infer.errors import ModelError
 
 from imgcls.config import ExportConfig
 from imgcls.export import export_model
-from imgcls.parity.runtimes import open_model
+from imgcls.export.formats import open_exported
 
 PROGRAM = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -154,7 +154,7 @@ def test_what_could_run_code_on_loading_is_refused_unopened(exported, tmp_path, 
     with pytest.raises(
         ModelError, match=r"planted\.pt2: (refused: .*export it again|not a torch.export file)"
     ) as caught:
-        open_model(path)
+        open_exported(path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "exploded").exists()
 
@@ -167,9 +167,9 @@ def test_the_layout_of_older_torch_is_no_model(exported, tmp_path, monkeypatch):
         for name, data in content.items():
             archive.writestr(name, data)
     with pytest.raises(ModelError, match=r"old\.pt2: not a torch\.export file"):
-        open_model(tmp_path / "old.pt2")
+        open_exported(tmp_path / "old.pt2")
     assert not (tmp_path / "exploded").exists()
 
 
 def test_the_same_records_written_again_open(exported, tmp_path):
-    assert open_model(write(tmp_path / "again.pt2", records(exported))).manifest.arch == "cnn"
+    assert open_exported(write(tmp_path / "again.pt2", records(exported))).manifest.arch == "cnn"

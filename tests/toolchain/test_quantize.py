@@ -18,8 +18,9 @@ from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.errors import DataError, ExportError, ImgclsError
 from imgcls.export import export_model, quantize
+from imgcls.export.formats import open_exported
 from imgcls.export.info import info
-from imgcls.parity.runtimes import open_model, run_module
+from imgcls.parity.runtimes import run_module
 from imgcls.parity.verify import verify
 
 
@@ -42,7 +43,7 @@ def weights(path):
 def test_the_file_is_small_and_says_what_was_chosen(exported):
     assert exported.size <= 0.6e6  # 541,094 parameters, and all that proves them
     assert exported.manifest.precision == "int8"
-    chosen = exported.manifest.parity["quantization"]
+    chosen = exported.manifest.parity.quantization
     assert chosen["method"] in quantize.METHODS
     assert chosen["target"] == "x86-vnni"
     assert chosen["calibrated"] == chosen["judged"] == 48
@@ -50,7 +51,7 @@ def test_the_file_is_small_and_says_what_was_chosen(exported):
 
 
 def test_it_answers_as_pytorch_does_on_pictures_that_it_was_not_calibrated_on(trained, exported):
-    report = verify(trained[1], [("int8", open_model(exported.path))], scan_folder(SAMPLE / "test")).reports[0]
+    report = verify(trained[1], [("int8", open_exported(exported.path))], scan_folder(SAMPLE / "test")).reports[0]
     assert report, report.problems
     assert report.top1_agreement >= 0.98
     assert abs(report.accuracy - report.reference_accuracy) <= 0.015
@@ -66,7 +67,7 @@ def test_input_and_outputs_are_those_of_every_other_precision(exported):
 def test_all_layers_are_integers_and_the_logits_are_not_rounded(exported):
     model = onnx.load(exported.path)
     operators = Counter(node.op_type for node in model.graph.node)
-    floats = len(exported.manifest.parity["quantization"]["float_layers"])
+    floats = len(exported.manifest.parity.quantization["float_layers"])
     assert (operators["Conv"], operators["Gemm"]) == (3, 2)
     quantised = [name for name in weights(exported.path) if name.endswith(".weight_quantized")]
     assert len(quantised) == 5 - floats
@@ -86,7 +87,7 @@ def test_onnxruntime_computes_every_layer_in_integers(exported, tmp_path):
     options.log_severity_level = 3
     ort.InferenceSession(str(exported.path), options, providers=["CPUExecutionProvider"])
     operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
-    floats = len(exported.manifest.parity["quantization"]["float_layers"])
+    floats = len(exported.manifest.parity.quantization["float_layers"])
     assert operators["QLinearConv"] + operators["QGemm"] == 5 - floats
     assert operators["Conv"] + operators["Gemm"] + operators["FusedConv"] == floats
 
@@ -109,7 +110,7 @@ def test_a_target_decides_the_types_and_the_range_of_weights(trained, tmp_path, 
 def test_a_fixed_batch_goes_with_int8(trained, tmp_path):
     result = int8(trained, tmp_path / "cnn.onnx", batch=2)
     assert ort.InferenceSession(str(result.path)).get_inputs()[0].shape == [2, 32, 32, 3]
-    assert result.manifest.parity["batch_sizes"] == [2]
+    assert result.manifest.parity.batch_sizes == [2]
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +216,7 @@ def test_layers_go_back_to_float_while_that_helps_and_the_file_stays_small(train
     """Agreement that can't be reached: every layer that is small enough and helps is freed, the large one never."""
     monkeypatch.setattr(quantize, "AGREEMENT", 1.1)
     result = int8(trained, tmp_path / "cnn.onnx", calibration_size=64)
-    freed = result.manifest.parity["quantization"]["float_layers"]
+    freed = result.manifest.parity.quantization["float_layers"]
     assert freed
     assert "fc1_layer" not in freed
     values = weights(result.path)
@@ -245,7 +246,7 @@ def test_a_cpu_without_vnni_gets_a_warning_unless_the_file_is_made_for_it(
     exported, tmp_path, monkeypatch, flags, target, warned
 ):
     manifest = exported.manifest
-    manifest.parity["quantization"]["target"] = target
+    manifest.parity.quantization["target"] = target
     monkeypatch.setattr(session.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(session.Path, "read_text", lambda path: f"flags : {flags}")
     assert bool(session._saturation_note(manifest)) == warned

@@ -16,9 +16,9 @@ from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.errors import CheckpointError, ImgclsError
 from imgcls.export import export_model
+from imgcls.export.formats import open_exported
 from imgcls.networks.registry import NETWORKS, NetworkRow, find, register
 from imgcls.parity.bisect import bisect
-from imgcls.parity.runtimes import open_model
 from imgcls.parity.verify import verify
 from imgcls.training import train, train_config
 
@@ -53,7 +53,7 @@ def trained(tmp_path):
 def test_a_registered_network_trains_exports_verifies_and_bisects(tiny, tmp_path):
     root, result = trained(tmp_path)
     model = export_model(ExportConfig(result.path), result.checkpoint).path
-    verdict = verify(result.checkpoint, [(str(model), open_model(model))], scan_folder(root))
+    verdict = verify(result.checkpoint, [(str(model), open_exported(model))], scan_folder(root))
     assert verdict
     assert bisect(result.checkpoint, model, verdict.pixels)
 
@@ -64,7 +64,7 @@ def test_a_network_can_be_given_with_its_weights_instead(tiny, tmp_path):
     with pytest.raises(ImgclsError, match="tiny"):
         load_checkpoint(result.path).network()
     given = load_checkpoint(result.path, build=lambda classes, size: Tiny(classes))
-    assert export_model(ExportConfig(result.path), given).manifest.parity["max_abs_diff"] < 1e-5
+    assert export_model(ExportConfig(result.path), given).manifest.parity.max_abs_diff < 1e-5
     with pytest.raises(CheckpointError, match="do not fit"):
         load_checkpoint(result.path, build=lambda classes, size: Tiny(classes, 5)).network()
     register(NetworkRow("tiny", lambda classes, size, dropout: Tiny(classes), 8, "head", {}))

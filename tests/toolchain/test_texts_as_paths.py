@@ -23,9 +23,9 @@ from imgcls.bench import bench
 from imgcls.config import BenchConfig
 from imgcls.data.check import check_folder
 from imgcls.data.folder import scan_folder
+from imgcls.export.formats import open_exported
 from imgcls.export.info import info
 from imgcls.parity.bisect import bisect
-from imgcls.parity.runtimes import open_model
 from imgcls.report.evaluation import write_evaluation
 from imgcls.report.parity import write_parity
 
@@ -80,11 +80,11 @@ def test_folders_are_scanned_checked_and_evaluated(trained, few, tmp_path):
 
 
 def test_exported_files_are_opened_verified_bisected_and_measured(trained, exported, few, tmp_path):
-    assert open_model(exported).manifest.arch == info(exported).manifest.arch == "cnn"
+    assert open_exported(exported).manifest.arch == info(exported).manifest.arch == "cnn"
     assert bisect(trained[1], exported)
     result = verify(trained[1], [exported], few)
     assert result.reports[0].path == exported
-    assert result == verify(trained[1], [(exported, open_model(Path(exported)))], scan_folder(few, SAMPLE_CLASSES))
+    assert result == verify(trained[1], [(exported, open_exported(Path(exported)))], scan_folder(few, SAMPLE_CLASSES))
     write_parity(result, os.fspath(tmp_path / "page.html"))
     config = BenchConfig(os.fspath(trained[0]), (exported,), pictures=2, repeats=1)
     assert bench(trained[1], config, few).pictures == 2

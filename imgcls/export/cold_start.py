@@ -1,0 +1,53 @@
+"""Commands of processes that open an exported file, classify one picture, and end: imgcls bench times them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgcls_infer.manifest import ResizePolicy
+
+# What a short script on PyTorch alone does for one picture; sys.argv: model, threads, picture, resize policy
+_HEAD = """
+import json, sys
+import torch
+from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.preprocess import preprocess
+torch.set_num_threads(int(sys.argv[2]))
+pixels = torch.tensor(preprocess(sys.argv[3], ResizePolicy(**json.loads(sys.argv[4]))))[None]
+"""
+_TAIL = """
+with torch.inference_mode():
+    print(int(module(pixels)[1].argmax()))
+"""
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """One process. threads: of the CPU. picture: a file. resize: the model's policy. provider: onnxruntime's."""
+
+    model: Path
+    threads: int
+    picture: str
+    resize: ResizePolicy
+    provider: str = "cpu"
+
+
+def predictor_command(start: ColdStart) -> tuple[str, ...]:
+    """The device's own predictor."""
+    options = ("--model", str(start.model), "--provider", start.provider, "--threads", str(start.threads))
+    return (sys.executable, "-m", "imgcls_infer", *options, start.picture)
+
+
+def torch_script(load: str) -> Callable[[ColdStart], tuple[str, ...]]:
+    """A short script on PyTorch. load: Python that makes `module` of the file sys.argv[1]."""
+
+    def command(start: ColdStart) -> tuple[str, ...]:
+        resize = json.dumps(vars(start.resize))
+        words = (str(start.model), str(start.threads), start.picture, resize)
+        return (sys.executable, "-c", _HEAD + load + _TAIL, *words)
+
+    return command

@@ -16,11 +16,11 @@ from imgcls_infer.cli import command
 from imgcls_infer.golden import (
     GOLDEN_FILES_KEY,
     GoldenFile,
-    Parity,
     golden_files_from_json,
     golden_files_to_json,
     golden_to_json,
 )
+from imgcls_infer.manifest import Parity
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, pixels_sha256, self_check
 from onnx import numpy_helper
 from PIL import Image

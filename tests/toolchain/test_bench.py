@@ -235,10 +235,7 @@ def test_the_first_start_of_a_process_warms_the_systems_cache_and_does_not_count
     seconds = iter(range(9))
     monkeypatch.setattr(module, "run_process", lambda command, file: (next(seconds), 10))
     candidate = SimpleNamespace(command=("imgcls-infer",), file="a.onnx")
-    checkpoint = SimpleNamespace(manifest=SimpleNamespace(resize=SimpleNamespace(image_size=8)))
-    ((times, peaks),) = module._cold_starts(
-        [candidate], "a.png", checkpoint, SimpleNamespace(repeats=3), lambda steps: None
-    )
+    ((times, peaks),) = module._cold_starts([candidate], SimpleNamespace(repeats=3), lambda steps: None)
     assert (times.values, peaks.values) == ((1, 2, 3), (10, 10, 10))
 
 

@@ -5,8 +5,14 @@ what to answer.
 from __future__ import annotations
 
 import pytest
-from imgcls_infer.golden import GOLDEN_FILES_KEY, GOLDEN_KEY, GoldenFile, GoldenSample, golden_files_to_json, golden_to_json
-from imgcls_infer.manifest import 
+from imgcls_infer.golden import (
+    GOLDEN_FILES_KEY,
+    GOLDEN_KEY,
+    GoldenFile,
+    GoldenSample,
+    golden_files_to_json,
+    golden_to_json,
+)
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, pixels_sha256
 from infer.pictures import encode, noise
 from infer.tiny import SIDE, tiny_manifest

@@ -13,6 +13,7 @@ from imgcls_infer.golden import (
     golden_files_to_json,
     golden_to_json,
 )
+from imgcls_infer.manifest import Parity
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, pixels_sha256
 from infer.pictures import encode, noise
 from infer.tiny import SIDE, tiny_manifest
@@ -29,7 +30,7 @@ def model(stage1, answer=ANSWER, manifest=None, **changes):
         GOLDEN_KEY: golden_to_json([GoldenSample(png, ANSWER)]),
         GOLDEN_FILES_KEY: golden_files_to_json([GoldenFile("plain.png", png, **fields)]),
     }
-    manifest = {**tiny_manifest(parity={"tolerance": 1e-5}).to_dict(), **(manifest or {})}
+    manifest = {**tiny_manifest(parity=Parity(tolerance=1e-5)).to_dict(), **(manifest or {})}
     (found,) = stage1([{"manifest": manifest, "probabilities": answer, "golden": golden}])
     return found
 

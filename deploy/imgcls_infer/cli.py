@@ -300,12 +300,26 @@ def run_command(command: Callable[[], object]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        command()
+        try:
+            command()
+        except SystemExit as end:
+            if not end.code:  # a known error stays the only one
+                sys.stdout.flush()
+            raise
     except OSError as error:  # of standard output: those of pictures, models and sockets are translated elsewhere
         if error.errno not in _WRITE_ERRORS or error.filename is not None:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it again at exit
         raise failure(f"standard output can't be written ({error.strerror})") from None
+    finally:
+        _let_go_of_output()
+
+
+def _let_go_of_output() -> None:
+    """Flush standard output. If that fails, discard what is left: at exit the interpreter would fail on it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _open_closed_streams() -> None:

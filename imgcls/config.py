@@ -12,6 +12,9 @@ from imgcls.errors import ImgclsError
 
 HALF = (0.5, 0.5, 0.5)
 
+Triple = tuple[float, float, float]
+"""A number for each of red, green and blue."""
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-Triple = tuple[float, float, float]
+from imgcls.config import Triple
 
 
 def channel_statistics(images: np.ndarray) -> tuple[Triple, Triple]:

@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from imgcls.config import HALF, Recipe
+from imgcls.config import HALF, Recipe, Triple
 from imgcls.errors import ImgclsError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)

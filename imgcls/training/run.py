@@ -191,8 +191,8 @@ def _open(run: Run, resume: Path | None) -> None:
         run.load_state_dict(state)
         progress = run.progress
         run.report(f"going on in epoch {progress.epoch} after {progress.step} of {run.feed.steps} steps")
-    if run.folder:
-        run.folder.write_config(run.config)
+    if resume and run.folder:
+        run.folder.write_config(run.config)  # it may go on for other epochs
 
 
 def _normalised(config: TrainConfig, data: Sets, start: Start | None) -> TrainConfig:

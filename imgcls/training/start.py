@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from imgcls.checkpoint import StateDict, is_bare, load_checkpoint, read_state_dict
+from imgcls.config import Triple
 from imgcls.errors import CheckpointError
-from imgcls.networks.registry import NetworkRow, Triple
+from imgcls.networks.registry import NetworkRow
 
 
 @dataclass(frozen=True)

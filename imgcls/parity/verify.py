@@ -116,7 +116,7 @@ def default_tolerance(checkpoint: Checkpoint, precision: str) -> float:
     """Largest |dp| that passes for a model of this checkpoint in that precision, by imgcls.parity.rounding."""
     classifier = checkpoint.classifier()
     samples = golden_samples(classifier, list(checkpoint.samples))
-    return probability_tolerance(classifier, typical_pictures(samples, classifier.image_size), precision)
+    return probability_tolerance(classifier, typical_pictures(samples, classifier.size), precision)
 
 
 def _run_all(runtimes: list[Runtime], folder: Folder) -> tuple[list[Outputs], np.ndarray, list[int]]:

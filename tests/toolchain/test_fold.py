@@ -66,7 +66,7 @@ def pixels(image_size, count=3, seed=0):
 def differences(plain, folded=None):
     """Largest |difference| of logits and of probabilities on noise; both in the plain network's dtype."""
     folded = folded or fold_classifier(plain)
-    images = pixels(plain.image_size)
+    images = pixels(plain.size[0])
     with torch.inference_mode():
         pairs = list(zip(plain(images), folded(images), strict=True))
     return [float((expected - found).abs().max()) for expected, found in pairs]

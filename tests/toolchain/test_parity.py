@@ -504,7 +504,7 @@ def test_the_report_as_json(trained, model_file, sample):
     document = json.loads(done.output)
     assert document["passed"] is True
     assert document["models"][0]["top1_agreement"] == 1.0
-    assert document["bisect"][str(model_file)].endswith("agree with it")
+    assert document["bisect"][str(model_file)].endswith("agree with PyTorch")
 
 
 @pytest.mark.parametrize("off", [(0, 0), (0, 1), (1, 0), (1, 1)])

@@ -5,7 +5,7 @@ rounded once:
 
 - Dropout and Identity do nothing in eval mode and go.
 - Batch norm directly after a convolution goes into its weights, where nothing else uses the convolution or its output.
-  (torch's ONNX exporter does the same by itself, in float32, and so does TorchScript's freezing; torch.export does not.)
+  (torch's ONNX exporter does the same by itself, in float32, and so does TorchScript's freezing, but not torch.export.)
 - Adaptive average pool, flatten, linear: a pool from h x w to H x W cells is a matrix A, so W' = W (I x A). Done where
   it makes the layer no larger (h w <= H W: VGG16 below 224 pixels and at it). Where it would, the pool becomes a plain
   average pool if its windows are equal, else two small matrix products: no exporter writes either as gathers.
@@ -72,7 +72,7 @@ def fold_classifier(classifier: Classifier) -> Classifier:
         folded = _fold(classifier)
         difference = _largest_difference(classifier, folded)
     except Exception as error:  # tracing runs the network's own code on values that are no tensors
-        raise ExportError(f"this network can't be folded ({one_line(error)}); export it with --no-fold") from error
+        raise ExportError(f"this network can't be folded ({one_line(error, 120)})") from error
     if not difference <= _WRONG:
         raise ExportError(f"this network can't be folded (it would answer otherwise, by {difference:.0e})")
     return folded

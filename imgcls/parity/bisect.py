@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -76,7 +77,10 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Bisection:
-    """compared: nodes matched with PyTorch. nodes: all of the file's. divergence: None where all agree; bool(bisection) is that."""
+    """compared: nodes matched with PyTorch. nodes: all of the file's. divergence: None where all agree.
+
+    bool(bisection) is whether they do.
+    """
 
     compared: int
     nodes: int
@@ -173,7 +177,7 @@ def _divergence(
 def _sides(classifier: Classifier, model: onnx.ModelProto, path: Path) -> _Sides:
     reference = _reference(classifier, model)
     nodes = {node.name: node for node in reference.program.graph.nodes}
-    graph = reference.program.module(check_guards=False)
+    graph = reference.program.module()
     assert isinstance(graph, fx.GraphModule)
     known = {
         node.name for node in graph.graph.nodes if node.op == "call_function" and isinstance(node.meta["val"], Tensor)
@@ -192,12 +196,12 @@ def _reference(classifier: Classifier, model: onnx.ModelProto) -> OnnxGraph:
     """The export of this classifier, folded or plain, that has more of the file's names."""
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     names = {node.name for node in model.graph.node}
-    ways = [_folded, lambda plain: plain]
+    folds = [True, False]
     if any(tensor.name == "scale" for tensor in model.graph.initializer):  # of the normalisation: a fold takes it in
-        ways.reverse()
+        folds.reverse()
     references = []
-    for way in ways:
-        references.append(trace(way(classifier), opset))
+    for fold in folds:
+        references.append(trace(_folded(classifier) if fold else classifier, opset))
         if {node.name for node in references[-1].model.graph.node} == names:
             return references[-1]
     return max(references, key=lambda found: -len({node.name for node in found.model.graph.node} ^ names))
@@ -213,11 +217,12 @@ def _folded(classifier: Classifier) -> Classifier:
 
 def _source(origin: fx.Node) -> str:
     """The module of PyTorch that gives a value; with the operation where the module has others too."""
-    if origin.target.__name__ == "getitem":
-        return _source(origin.args[0])
-    operator = origin.target.overloadpacket.__name__
-    paths = [path for path, _ in origin.meta.get("nn_module_stack", {}).values()]
-    path = paths[-1] if paths else ""
+    operation: Any = origin.target
+    if operation.__name__ == "getitem":
+        return _source(cast(fx.Node, origin.args[0]))
+    operator = str(operation.overloadpacket.__name__)
+    stack = origin.meta.get("nn_module_stack", {}).values()
+    path = str([path for path, _ in stack][-1]) if stack else ""
     if not path:
         return operator
     return path if any(layer in operator for layer in _LAYERS) else f"{path} ({operator})"

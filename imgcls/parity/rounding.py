@@ -166,7 +166,7 @@ class _Rounding(TorchDispatchMode):
     """
 
     def __init__(self, scale: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.precision = "fp32"
         self.scale = scale
         self.noise: list[list[Tensor | None]] = []  # standard deviations, by operation and its output
@@ -205,6 +205,8 @@ class _Call:
 
     def __init__(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         self.func = func
+        self.args: Any
+        self.kwargs: Any
         self.args, self.kwargs = tree_map(_copied, (args, kwargs)) if func._schema.is_mutable else (args, kwargs)
         self.others: dict[torch.dtype, list[Tensor]] = {}
 
@@ -232,8 +234,8 @@ class _Call:
     def _measured(self, y: Tensor, error: Tensor, index: int, precision: str) -> Tensor:
         if precision in NARROW:
             narrowed = self._error(y, index, NARROW[precision])
-            return (narrowed**2 + UNITS[precision] ** 2 / 3 * y**2).sqrt()
-        return LIBRARIES * (error**2 + UNITS["fp32"] ** 2 / 3 * y**2).sqrt()
+            return torch.sqrt(narrowed**2 + UNITS[precision] ** 2 / 3 * y**2)
+        return torch.sqrt(LIBRARIES**2 * (error**2 + UNITS["fp32"] ** 2 / 3 * y**2))
 
     def _error(self, y: Tensor, index: int, dtype: torch.dtype) -> Tensor:
         """What y has more than the same operation with its inputs in another dtype; float32."""

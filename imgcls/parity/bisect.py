@@ -11,7 +11,7 @@ tolerance is SPREAD sqrt(2) of its own deviation by the model of rounding (imgcl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,12 +79,13 @@ class Divergence:
 class Bisection:
     """compared: nodes matched with PyTorch. nodes: all of the file's. divergence: None where all agree.
 
-    bool(bisection) is whether they do.
+    matched: names of the nodes that are compared. bool(bisection) is whether all agree.
     """
 
     compared: int
     nodes: int
     divergence: Divergence | None
+    matched: frozenset[str] = field(default=frozenset(), repr=False)
 
     def __bool__(self) -> bool:
         return self.divergence is None
@@ -149,15 +150,15 @@ def bisect(checkpoint: Checkpoint, path: AnyPath, pixels: np.ndarray | None = No
             known = largest.get(value.name, 0.0)
             largest[value.name] = max(_difference(expected, actual), known, key=lambda found: (found != found, found))
     sigmas = node_deviations(sides.graph, typical)
-    nodes = {value.node.name for value in sides.values}
+    nodes = frozenset(value.node.name for value in sides.values)
     for value in sides.values:
         softmax = 8 * UNITS["fp32"] * (value.node.op_type == "Softmax")
         tolerance = SPREAD * 2**0.5 * sigmas.get(value.origin.name, 0.0) + softmax
         if not largest[value.name] <= tolerance:
             between = _between(model, value.node, nodes)
             divergence = _divergence(sides, value, batches, largest[value.name], tolerance, between)
-            return Bisection(len(nodes), len(model.graph.node), divergence)
-    return Bisection(len(nodes), len(model.graph.node), None)
+            return Bisection(len(nodes), len(model.graph.node), divergence, nodes)
+    return Bisection(len(nodes), len(model.graph.node), None, nodes)
 
 
 def _divergence(
@@ -262,7 +263,7 @@ def _session(model: onnx.ModelProto, values: list[_Value], path: Path) -> ort.In
         raise ExportError(f"{path}: the graph does not run ({one_line(error)})") from error
 
 
-def _between(model: onnx.ModelProto, node: onnx.NodeProto, matched: set[str]) -> tuple[str, ...]:
+def _between(model: onnx.ModelProto, node: onnx.NodeProto, matched: frozenset[str]) -> tuple[str, ...]:
     """Nodes without a counterpart through which `node` gets its input, nearest last."""
     makers = {output: maker for maker in model.graph.node for output in maker.output}
     waiting, found = list(node.input), []

@@ -99,14 +99,17 @@ def logit_deviation(classifier: Classifier, pixels: np.ndarray, precision: str =
     def run(image: Tensor, rounding: _Rounding) -> Values:
         with rounding.of("fp32"):
             normalised = classifier.normalise(image)
-        with rounding.of(precision):
+        with rounding.of(precision), _plain_attention():
             return {"logits": classifier.network(normalised)}
 
     return deviations(run, pixels, precision)["logits"]
 
 
 def node_deviations(graph: fx.GraphModule, pixels: np.ndarray) -> dict[str, float]:
-    """sigma of what each node of a graph of ATen operators gives, float32, by the node's name."""
+    """sigma of what each node of a graph of ATen operators gives, float32, by the node's name.
+
+    Attention is one operator there, and is measured: the graph is made for the memory layout that it gives.
+    """
 
     def run(image: Tensor, rounding: _Rounding) -> Values:
         with rounding.of("fp32"):
@@ -129,7 +132,7 @@ def deviations(
     """sigma of each value that `run` gives, under the rounding that it is handed."""
     scale = _MAGNIFIED if precision == "fp32" else 1.0
     largest: dict[str, float] = {}
-    with torch.no_grad(), _plain_attention():
+    with torch.no_grad():
         for batch in torch.from_numpy(pixels).split(batch_size(pixels.shape[1:3])):
             rounding = _Rounding(scale)
             clean = run(batch, rounding)

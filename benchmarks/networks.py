@@ -60,17 +60,17 @@ from imgcls.parity.runtimes import eager
 from imgcls.parity.verify import run_in_batches
 
 CLASSES = tuple(f"class {number}" for number in range(10))
-PHOTOGRAPHS = (
+PHOTOGRAPHS = (  # noqa: SIM905
     "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png coins.png grass.png "
     "gravel.png hubble_deep_field.jpg ihc.png microaneurysms.png moon.png motorcycle_left.png "
     "motorcycle_right.png page.png retina.jpg rocket.jpg text.png"
-).split()  # noqa: SIM905
+).split()
 LARGE = 250_000_000  # parameters: 1 GB
 BATCHES = (1, 2, 7)
 LEAD = 4.0  # of the top logit over the second, in the median
 HALF = (0.5, 0.5, 0.5)
 
-TIMM = (
+TIMM = (  # noqa: SIM905
     "cait_xxs24_224 coat_tiny coatnet_nano_rw_224 convnext_atto convnextv2_atto crossvit_tiny_240 cspresnet50 "
     "davit_tiny deit_tiny_distilled_patch16_224 densenet121 dla34 dpn68 edgenext_xx_small efficientformer_l1 "
     "efficientnet_lite0 efficientvit_b0 efficientvit_m0 eva02_tiny_patch14_224 fastvit_t8 fbnetc_100 "
@@ -79,8 +79,8 @@ TIMM = (
     "poolformer_s12 pvt_v2_b0 regnetx_002 repvgg_a0 res2net50d resnest14d resnetv2_50 rexnet_100 seresnet50 "
     "swinv2_cr_tiny_224 tf_efficientnet_b0 tiny_vit_5m_224 twins_pcpvt_small vit_tiny_patch16_224 vovnet39a "
     "xcit_nano_12_p8_224"
-).split()  # noqa: SIM905
-SMALL = ("torchvision/resnet18 torchvision/mobilenet_v3_small hf/vit hf/swin hf/convnext hf/efficientnet").split()  # noqa: SIM905
+).split()
+SMALL = ("torchvision/resnet18 torchvision/mobilenet_v3_small hf/vit hf/swin hf/convnext hf/efficientnet").split()
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,9 @@ TIMM = (  # noqa: SIM905
     "swinv2_cr_tiny_224 tf_efficientnet_b0 tiny_vit_5m_224 twins_pcpvt_small vit_tiny_patch16_224 vovnet39a "
     "xcit_nano_12_p8_224"
 ).split()
-SMALL = ("torchvision/resnet18 torchvision/mobilenet_v3_small hf/vit hf/swin hf/convnext hf/efficientnet").split()
+SMALL = (  # noqa: SIM905
+    "torchvision/resnet18 torchvision/mobilenet_v3_small hf/vit hf/swin hf/convnext hf/efficientnet"
+).split()
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,9 @@ def _export(classifier: Classifier, opset: int) -> torch.onnx.ONNXProgram:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise ExportError(f"torch can't export this network at opset {opset} ({one_line(error)})") from error
+            raise ExportError(
+                f"torch can't export this network at opset {opset} ({one_line(error.__cause__ or error)})"
+            ) from error
     assert program is not None
     return program
 

@@ -190,7 +190,9 @@ def bench(checkpoint: Checkpoint, config: BenchConfig, folder: Folder | AnyPath)
     with tempfile.TemporaryDirectory() as temporary, _torch_threads(config.threads):
         own = Path(temporary, "checkpoint.pth")  # a bare .pth does not say how it is opened
         save_checkpoint(own, checkpoint.network(), checkpoint.manifest)
-        start = partial(ColdStart, threads=config.threads, picture=paths[0], resize=checkpoint.manifest.resize)
+        start = partial(
+            ColdStart, threads=config.threads, picture=paths[0], preprocessing=checkpoint.manifest.preprocessing
+        )
         candidates = [_eager(own, config, start), *_exported(config, start)]
         with progress_bar("benchmarking", _steps(config, len(candidates), len(pixels))) as advance:
             runtimes, loads = _load(candidates, config.repeats, advance)
@@ -240,7 +242,7 @@ def _exported(config: BenchConfig, start: Callable[..., ColdStart]) -> Iterator[
 def _require_export(file: str, runtime: Runtime, checkpoint: Checkpoint) -> None:
     """Figures side by side mean something for the same network on the same pixels only."""
     own, expected = runtime.manifest, checkpoint.manifest
-    if own.weights_sha256 != expected.weights_sha256 or own.resize != expected.resize:
+    if own.weights_sha256 != expected.weights_sha256 or own.preprocessing != expected.preprocessing:
         raise ImgclsError(f"{file}: is no export of this checkpoint (other weights or another resize); export it again")
 
 
@@ -251,7 +253,7 @@ def _pictures(folder: Folder, checkpoint: Checkpoint, count: int) -> tuple[list[
     for index in order.tolist():
         start = time.perf_counter()
         try:
-            pixels.append(preprocess(folder.paths[index], checkpoint.manifest.resize))
+            pixels.append(preprocess(folder.paths[index], checkpoint.manifest.preprocessing))
         except ImageError:
             continue
         seconds.append(time.perf_counter() - start)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from imgcls_infer.steps import Preprocessing, shorthand
+
 from imgcls.errors import ImgclsError
 
 HALF = (0.5, 0.5, 0.5)
@@ -95,6 +97,11 @@ class TrainConfig(_Configuration):
     cache_dir: Path | None = None
     cache_limit: int = 20_000_000_000
     cuda_graphs: bool = True
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Stage 1 of the network that is trained."""
+        return shorthand(self.image_size, self.recipe.resize)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.steps import Preprocessing, Size
 from torch import Tensor
 
 from imgcls.checkpoint import Checkpoint
@@ -132,7 +132,7 @@ def evaluate_folder(
     """
     folder = as_folder(folder, checkpoint.manifest.classes)
     classifier = checkpoint.classifier().to(resolve_device(device))
-    logits, kept, unreadable = _predict_folder(classifier, folder, checkpoint.manifest.resize)
+    logits, kept, unreadable = _predict_folder(classifier, folder, checkpoint.manifest.preprocessing)
     broken = int((~logits.isfinite()).any(1).sum())
     if broken:
         raise CheckpointError(
@@ -157,7 +157,7 @@ def predict_logits(classifier: Classifier, images: Tensor, batch_size: int | Non
     was_training = classifier.training
     classifier.eval()
     device = classifier.scale.device
-    batches = torch.split(images, batch_size or _batch_size(images.shape[1]))
+    batches = torch.split(images, batch_size or _batch_size((images.shape[1], images.shape[2])))
     with float32():
         parts = [classifier(batch.to(device))[0].float().cpu() for batch in batches]
     classifier.train(was_training)
@@ -269,15 +269,15 @@ def most_wrong(
 
 
 def _predict_folder(
-    classifier: Classifier, folder: Folder, policy: ResizePolicy
+    classifier: Classifier, folder: Folder, preprocessing: Preprocessing
 ) -> tuple[Tensor, list[int], tuple[tuple[Path, str], ...]]:
     """Logits [n, K] of the readable pictures, their positions in the folder, and the unreadable ones with reasons."""
     logits: list[Tensor] = []
     kept: list[int] = []
     unreadable: list[tuple[Path, str]] = []
-    decoded = enumerate(decode_all(folder.paths, policy))
+    decoded = enumerate(decode_all(folder.paths, preprocessing))
     with progress_bar("evaluating", len(folder.paths)) as advance:
-        while batch := list(islice(decoded, _batch_size(policy.image_size))):
+        while batch := list(islice(decoded, _batch_size(preprocessing.size))):
             pixels = {row: found for row, found in batch if not isinstance(found, ImageError)}
             unreadable += [(folder.paths[row], str(found)) for row, found in batch if isinstance(found, ImageError)]
             if pixels:
@@ -301,5 +301,5 @@ def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _batch_size(side: int) -> int:
-    return min(500, max(1, _BATCH_PIXELS // side**2))
+def _batch_size(size: Size) -> int:
+    return min(500, max(1, _BATCH_PIXELS // (size[0] * size[1])))

@@ -77,8 +77,8 @@ def test_classifying_a_picture_loads_the_four_dependencies_alone():
 
 
 def test_a_decoder_starts_without_numpy():
-    code = "from imgcls_infer.decoder_process import _answer; from types import SimpleNamespace as N; "
-    code += f"_answer([{str(PICTURE)!r}], N(image_size=8, mode='crop', interpolation='bilinear'), 1.0)"
+    code = "from imgcls_infer.decoder_process import _answer; from imgcls_infer.steps import shorthand; "
+    code += f"_answer([{str(PICTURE)!r}], shorthand(8), 1.0)"
     modules = loaded(code)
     assert third_party(modules) == {"imgcls_infer", "PIL"}
     assert not modules & {"dataclasses", "inspect", "queue", "imgcls_infer.manifest"}
@@ -103,8 +103,9 @@ PUBLIC = {
         "ModelError",
         "Prediction",
         "Predictor",
+        "Preprocessing",
         "ProviderError",
-        "ResizePolicy",
+        "shorthand",
     ],
     "imgcls": [
         "Checkpoint",
@@ -194,7 +195,8 @@ TOOLCHAIN_MODULES = modules_of(TOOLCHAIN)
 LAYERS = {
     "imgcls_infer": 0,  # its names load on first use
     "imgcls_infer.errors": 1,
-    "imgcls_infer.manifest": 2,
+    "imgcls_infer.steps": 2,
+    "imgcls_infer.manifest": 3,
     "imgcls_infer.external": 2,
     "imgcls_infer.png_rows": 2,
     "imgcls_infer.container": 2,

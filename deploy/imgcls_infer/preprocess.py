@@ -1,4 +1,4 @@
-"""Stage 1 of the contract: picture file -> uint8 pixels [image_size, image_size, 3], RGB.
+"""Stage 1 of the contract: picture file -> uint8 pixels [height, width, 3] as a network takes them, RGB.
 
 This is the only implementation. Training, evaluation, calibration, verification and the device all call it, so they
 see the same bits. The steps, in order:
@@ -7,10 +7,11 @@ see the same bits. The steps, in order:
    first frame counts.
 2. Decoding is Pillow's, whole and exact: no `draft`, no `thumbnail`, no `reducing_gap` (they shift pixels by 3 to 9
    levels). A truncated file is an error, not a grey area.
-3. Colour becomes 8-bit RGB: 16-bit samples keep their high byte; transparency is laid over white (what a viewer shows);
-   CMYK, greyscale and palettes are converted as Pillow does; colour profiles are ignored.
-4. The EXIF orientation is applied.
-5. The picture is resized by the model's policy.
+3. Colour becomes 8-bit RGB: 16-bit samples keep their high byte; transparency is laid over white (what a viewer
+   shows), or ignored if the model says so; CMYK, greyscale and palettes are converted as Pillow does; colour profiles
+   are ignored.
+4. The EXIF orientation is applied, unless the model says otherwise.
+5. The model's own steps follow: resize, crop, pad (steps.py).
 
 numpy is imported where it is used: processes that only decode (decoder_process.py) start without it.
 """
@@ -35,12 +36,11 @@ from imgcls_infer import container
 from imgcls_infer.container import MAX_FILE_BYTES, MAX_PIXELS, MAX_WEBP_PIXELS, format_of
 from imgcls_infer.errors import ImageError, one_line
 from imgcls_infer.errors import printable as printable
+from imgcls_infer.steps import DECODE, Crop, Decode, Preprocessing, Resize, Step
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.ImageFile import ImageFile
-
-    from imgcls_infer.manifest import ResizePolicy
 
 Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, Image.Image, "np.ndarray"]
 
@@ -65,37 +65,37 @@ _FLIPS = {2: (True, False), 3: (True, True), 4: (False, True), 6: (False, True),
 """Whether an orientation reverses the stored columns, and the stored rows; 5 and up then swap the two."""
 
 
-def preprocess(source: Source, policy: ResizePolicy) -> np.ndarray:
-    """A picture as the network takes it: uint8 [image_size, image_size, 3], RGB, C-contiguous.
+def preprocess(source: Source, preprocessing: Preprocessing) -> np.ndarray:
+    """A picture as the network takes it: uint8 [height, width, 3], RGB, C-contiguous.
 
     source: a path, the bytes of a picture file, a PIL image, or a uint8 array [H, W, 3] (RGB). A PIL image that still
-    carries an EXIF orientation is turned as its file would be (`ImageOps.exif_transpose` turns it and drops the tag).
+    carries an EXIF orientation is treated as its file would be (`ImageOps.exif_transpose` turns it and drops the tag).
     Raises ImageError.
     """
     import numpy as np
 
-    return np.asarray(prepare(source, policy))
+    return np.asarray(prepare(source, preprocessing))
 
 
-def preprocess_or_error(source: Source, policy: ResizePolicy) -> Union[np.ndarray, ImageError]:
+def preprocess_or_error(source: Source, preprocessing: Preprocessing) -> Union[np.ndarray, ImageError]:
     """What `preprocess` gives, or its ImageError as a value, for callers that keep errors: it has no traceback."""
     try:
-        return preprocess(source, policy)
+        return preprocess(source, preprocessing)
     except ImageError as error:
         return ImageError(str(error))
 
 
-def prepare(source: Source, policy: ResizePolicy) -> Image.Image:
+def prepare(source: Source, preprocessing: Preprocessing) -> Image.Image:
     """What `preprocess` gives, as a PIL image in mode RGB. Raises ImageError."""
     name = describe(source)
-    return resize(_open_rgb(source, name), policy, name)
+    return run_steps(_open_rgb(source, name, preprocessing.decode), preprocessing.steps, name)
 
 
-def decode_rgb(source: Source, name: str) -> np.ndarray:
-    """The picture in its own size: uint8 [H, W, 3], RGB, EXIF orientation applied. Raises ImageError."""
+def decode_rgb(source: Source, name: str, decode: Decode = DECODE) -> np.ndarray:
+    """The picture in its own size: uint8 [H, W, 3], RGB. Raises ImageError."""
     import numpy as np
 
-    return np.asarray(_open_rgb(source, name))
+    return np.asarray(_open_rgb(source, name, decode))
 
 
 def describe(source: object) -> str:
@@ -107,35 +107,42 @@ def describe(source: object) -> str:
     return type(source).__name__
 
 
-def resize(image: Image.Image, policy: ResizePolicy, name: str = "picture") -> Image.Image:
-    """An RGB image by `policy`, image_size x image_size.
+def run_steps(image: Image.Image, steps: tuple[Step, ...], name: str = "picture") -> Image.Image:
+    """An RGB image after a model's steps. A cut that follows a resize saves the pixels that it would cut off.
 
-    `crop` matches torchvision's Resize(image_size) and CenterCrop(image_size) on PIL images bit for bit.
-    Raises ImageError where the enlarged picture would pass MAX_PIXELS (a picture thousands of times longer than wide).
+    Raises ImageError where a resized picture would pass MAX_PIXELS (a picture thousands of times longer than wide).
     """
-    side = policy.image_size
-    width, height = image.size
-    if policy.mode == "squash":
-        return _resample(image, (side, side), policy)
-    if policy.mode == "pad":
-        longer = max(width, height)
-        inner = _resample(image, (max(1, round(side * width / longer)), max(1, round(side * height / longer))), policy)
-        canvas = Image.new("RGB", (side, side))
-        canvas.paste(inner, ((side - inner.width) // 2, (side - inner.height) // 2))
-        return canvas
-    shorter = min(width, height)
-    target = (side * width // shorter, side * height // shorter)
-    if target[0] * target[1] > MAX_PIXELS:
-        del image  # the error's traceback would hold it
-        raise ImageError(f"{name}: {width} x {height} is too elongated to crop; use a model that was trained with pad")
-    if target == (side, side):
-        return _resample(image, target, policy)
-    left, top = (round((length - side) / 2) for length in target)
-    return _resample(image, target, policy, (left, top, left + side, top + side))
+    position = 0
+    while position < len(steps):
+        step = steps[position]
+        position += 1
+        width, height = image.size
+        if isinstance(step, Resize):
+            new_height, new_width = step.target(height, width)
+            if new_height * new_width > MAX_PIXELS:
+                del image  # the error's traceback would hold it
+                raise ImageError(
+                    f"{name}: {width} x {height} is too elongated to crop; use a model that was trained with pad"
+                )
+            cut = steps[position] if position < len(steps) else None
+            box = cut.box(new_height, new_width) if isinstance(cut, Crop) else None
+            inside = box is not None and min(box) >= 0 and box[2] <= new_width and box[3] <= new_height
+            if inside:
+                position += 1
+                box = None if box == (0, 0, new_width, new_height) else box
+            image = _resample(image, (new_width, new_height), step.filter, box if inside else None)
+        elif isinstance(step, Crop):
+            image = image.crop(step.box(height, width))
+        else:
+            new_height, new_width = step.canvas(height, width)
+            canvas = Image.new("RGB", (new_width, new_height), step.fill)
+            canvas.paste(image, ((new_width - width) // 2, (new_height - height) // 2))
+            image = canvas
+    return image
 
 
 def _resample(
-    image: Image.Image, size: tuple[int, int], policy: ResizePolicy, box: tuple[int, int, int, int] | None = None
+    image: Image.Image, size: tuple[int, int], interpolation: str, box: tuple[int, int, int, int] | None = None
 ) -> Image.Image:
     """An RGB image resized to `size`, then cut to `box`: (left, upper, right, lower).
 
@@ -145,7 +152,7 @@ def _resample(
     """
     if image.size == size:
         return image if box is None else image.crop(box)
-    interpolation = Image.Resampling[policy.interpolation.upper()]
+    resampling = Image.Resampling[interpolation.upper()]
     (width, height), (new_width, new_height) = image.size, size
     height_first = height - new_height > max(0, 2 * (width - new_width))
     between = (width, new_height) if height_first else (new_width, height)
@@ -153,14 +160,14 @@ def _resample(
         left, upper, right, lower = box or (0, 0, *size)
         passes = [(0, new_width, left, right), (1, new_height, upper, lower)]
         for axis, length, start, stop in reversed(passes) if height_first else passes:
-            image = _resample_axis(image, axis, length, (start, stop), interpolation)
+            image = _resample_axis(image, axis, length, (start, stop), resampling)
         return image
-    scaled = image.resize(between, interpolation).resize(size, interpolation)
+    scaled = image.resize(between, resampling).resize(size, resampling)
     return scaled if box is None else scaled.crop(box)
 
 
 def _resample_axis(
-    image: Image.Image, axis: int, length: int, kept: tuple[int, int], interpolation: Image.Resampling
+    image: Image.Image, axis: int, length: int, kept: tuple[int, int], resampling: Image.Resampling
 ) -> Image.Image:
     """One pass of `_resample`, of which only the range `kept` is kept. axis: 0 the width, 1 the height.
 
@@ -175,7 +182,7 @@ def _resample_axis(
     for start in range(0, lines, step):
         stop = min(start + step, lines)
         strip = image.crop((*_by_axis(axis, 0, start), *_by_axis(axis, old, stop)))
-        strip = strip.resize(_by_axis(axis, length, stop - start), interpolation)
+        strip = strip.resize(_by_axis(axis, length, stop - start), resampling)
         strip = strip.crop((*_by_axis(axis, kept[0], 0), *_by_axis(axis, kept[1], stop - start)))
         result.paste(strip, _by_axis(axis, 0, start))
     return result
@@ -198,24 +205,24 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _open_rgb(source: Any, name: str) -> Image.Image:
-    """A source's picture in RGB and upright. Raises ImageError.
+def _open_rgb(source: Any, name: str, decode: Decode) -> Image.Image:
+    """A source's picture in RGB, turned as its EXIF block says where `decode` wants it. Raises ImageError.
 
     The error is made anew: the first one's traceback holds the file and what was decoded of it, hundreds of megabytes
     for as long as somebody keeps the error.
     """
     try:
-        return _decoded(source, name)
+        return _decoded(source, name, decode)
     except ImageError as error:
         problem = str(error)
     raise ImageError(problem)
 
 
-def _decoded(source: Any, name: str) -> Image.Image:
+def _decoded(source: Any, name: str, decode: Decode) -> Image.Image:
     if isinstance(source, Image.Image):
         with _translated(name):
             _load(source, name)
-            return _upright_rgb(source, source.info.get("exif", b""), name)
+            return _upright_rgb(source, source.info.get("exif", b""), name, decode)
     if isinstance(source, (str, os.PathLike)):
         data = read_file(source, name)
     elif isinstance(source, (bytes, bytearray, memoryview)):
@@ -230,7 +237,7 @@ def _decoded(source: Any, name: str) -> Image.Image:
         if image.format == "PNG":
             _check_png(image, file, name)
         file.close()  # and frees it: a large file is not kept beside its pixels
-        return _upright_rgb(image, _exif_block(image), name)
+        return _upright_rgb(image, _exif_block(image), name, decode)
 
 
 def _load(image: Image.Image, name: str) -> None:
@@ -265,11 +272,11 @@ def _exif_block(image: ImageFile) -> bytes:
     return b"".join(segment[len(_EXIF) :] for segment in segments)
 
 
-def _upright_rgb(image: Image.Image, exif: bytes, name: str) -> Image.Image:
+def _upright_rgb(image: Image.Image, exif: bytes, name: str, decode: Decode) -> Image.Image:
     """The image in RGB and turned as its EXIF block says: the peak is two copies of the picture, not three."""
-    orientation = exif_orientation(exif)
+    orientation = exif_orientation(exif) if decode.exif else 1
     if orientation == 1:
-        return _to_rgb(image, name)
+        return _to_rgb(image, name, decode.alpha)
     method = _ORIENTATIONS[orientation]
     if _is_rgb(image):
         return image.transpose(method)
@@ -278,7 +285,8 @@ def _upright_rgb(image: Image.Image, exif: bytes, name: str) -> Image.Image:
     result = Image.new("RGB", (height, width) if orientation >= 5 else (width, height))
     for box in _tiles(image.size):
         x, y = width - box[2] if mirrored else box[0], height - box[3] if inverted else box[1]
-        result.paste(_to_rgb(image.crop(box), name).transpose(method), (y, x) if orientation >= 5 else (x, y))
+        tile = _to_rgb(image.crop(box), name, decode.alpha).transpose(method)
+        result.paste(tile, (y, x) if orientation >= 5 else (x, y))
     return result
 
 
@@ -384,24 +392,25 @@ def _is_rgb(image: Image.Image) -> bool:
     return image.mode == "RGB" and "transparency" not in image.info
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, alpha: str) -> Image.Image:
     if _is_rgb(image):
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
-        return _high_bytes(image)
+        return _high_bytes(image, image.info.get("transparency") if alpha == "white" else None)
     if image.mode == "F":
         raise ImageError(f"{name}: floating-point pixels have no agreed range; save it as 8-bit first")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+    if alpha == "white" and (image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info):
         return _over_white(image)
+    if image.mode == "RGBa":  # its colours are multiplied by alpha
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def _high_bytes(image: Image.Image) -> Image.Image:
-    """16-bit grey to RGB; the level that a PNG names as transparent becomes white."""
+def _high_bytes(image: Image.Image, clear: object) -> Image.Image:
+    """16-bit grey to RGB. clear: the level that becomes white, where it is a number."""
     import numpy as np
 
     result = Image.new("L", image.size)
-    clear = image.info.get("transparency")
     for box in _tiles(image.size):
         samples = np.asarray(image.crop(box))
         grey = (samples >> 8).clip(0, 255).astype(np.uint8)

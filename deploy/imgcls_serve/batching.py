@@ -96,7 +96,7 @@ class Batcher:
         return together
 
     def submit(self, pixels: np.ndarray) -> asyncio.Future[Outputs]:
-        """A future of the answer to pixels after stage 1, uint8 [image_size, image_size, 3]. It may be cancelled."""
+        """A future of the answer to pixels after stage 1, uint8 [height, width, 3]. It may be cancelled."""
         answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
         with self._changed:
             self._waiting.append(_Waiting(pixels, answer))
@@ -114,7 +114,7 @@ class Batcher:
         picture, answer = encoded
         waiting = []
         try:
-            found = preprocess_or_error(picture, self._predictor.manifest.resize)
+            found = preprocess_or_error(picture, self._predictor.manifest.preprocessing)
             if isinstance(found, ImageError):
                 _deliver([answer], [found])
             else:

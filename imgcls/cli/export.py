@@ -107,7 +107,7 @@ def _with_samples(checkpoint: Checkpoint, folder: Path, count: int) -> Checkpoin
     from imgcls.data.folder import scan_folder
     from imgcls.data.packed import pack_folder, pick_samples
 
-    packed = pack_folder(scan_folder(folder, checkpoint.manifest.classes), checkpoint.manifest.resize)
+    packed = pack_folder(scan_folder(folder, checkpoint.manifest.classes), checkpoint.manifest.preprocessing)
     return replace(checkpoint, samples=pick_samples(packed, count))
 
 

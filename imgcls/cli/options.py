@@ -118,7 +118,7 @@ def open_checkpoint(
     std: tuple[float, float, float] | None,
 ) -> Checkpoint:
     """A checkpoint of ours; or a bare state dict with what checkpoint_options' options say of it."""
-    from imgcls_infer.manifest import ResizePolicy
+    from imgcls_infer.steps import shorthand
 
     from imgcls.checkpoint import is_bare, load_article_checkpoint, load_checkpoint
 
@@ -129,8 +129,8 @@ def open_checkpoint(
         raise click.UsageError(f"{path} says itself how it was trained; leave out {_names(given, given=True)}")
     if arch is None or classes is None or image_size is None or mean is None or std is None:
         raise click.UsageError(f"{path} is a bare state dict; say {_names(given, given=False)} as well")
-    policy = ResizePolicy(image_size, resize or "squash")
-    return load_article_checkpoint(path, arch, _class_names(classes), policy, mean, std)
+    preprocessing = shorthand(image_size, resize or "squash")
+    return load_article_checkpoint(path, arch, _class_names(classes), preprocessing, mean, std)
 
 
 def _names(options: dict[str, Any], given: bool) -> str:

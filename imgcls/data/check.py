@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import printable
+from imgcls_infer.steps import shorthand
 
 from imgcls.data.folder import Folder, scan_folder
 from imgcls.data.packed import decode_all
@@ -47,7 +47,7 @@ def check_folder(root: AnyPath) -> FolderReport:
     folder = scan_folder(root)
     unreadable = []
     with progress_bar("checking", len(folder.paths)) as advance:
-        for path, pixels in zip(folder.paths, decode_all(folder.paths, ResizePolicy(32, "squash")), strict=True):
+        for path, pixels in zip(folder.paths, decode_all(folder.paths, shorthand(32, "squash")), strict=True):
             if isinstance(pixels, ImageError):
                 unreadable.append((path, str(pixels)))
             advance(1)

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import describe, preprocess, read_file
+from imgcls_infer.steps import Preprocessing
 from PIL import Image
 
 from imgcls.data.cache import Cache
@@ -51,16 +51,16 @@ class PackedImages:
 
 
 def pack_folder(
-    folder: Folder, policy: ResizePolicy, cache: Cache | None = None, description: str = "reading pictures"
+    folder: Folder, preprocessing: Preprocessing, cache: Cache | None = None, description: str = "reading pictures"
 ) -> PackedImages:
     """Every picture of a folder, decoded and resized, in parallel; from the cache where it holds them.
 
     Raises DataError where none can be read.
     """
-    key = cache_key(folder, policy)
+    key = cache_key(folder, preprocessing)
     found = cache.load(key) if cache else None
     if found is None:
-        found = _decode(folder, policy, description)
+        found = _decode(folder, preprocessing, description)
         if cache:
             cache.store(key, *found)
     images, reasons = found
@@ -76,14 +76,14 @@ def pack_folder(
     return PackedImages(images, labels, folder.classes, paths, unreadable)
 
 
-def cache_key(folder: Folder, policy: ResizePolicy) -> str:
-    """SHA-256 hex over the policy, the decoder, and each file's content, in the folder's order.
+def cache_key(folder: Folder, preprocessing: Preprocessing) -> str:
+    """SHA-256 hex over the preprocessing, the decoder, and each file's content, in the folder's order.
 
     Names, sizes and times do not tell sets apart: archives that unpack reproducibly give every file the same time.
     """
     from PIL import __version__ as pillow
 
-    digest = hashlib.sha256(repr((policy, pillow)).encode())
+    digest = hashlib.sha256(repr((preprocessing, pillow)).encode())
     for contents in run_ahead(_contents, _chunks(folder.paths)):
         digest.update(contents)
     return digest.hexdigest()
@@ -118,14 +118,14 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode_all(paths: Sequence[Path], policy: ResizePolicy) -> Iterator[np.ndarray | ImageError]:
+def decode_all(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[np.ndarray | ImageError]:
     """Stage 1 for many pictures, in order, in threads: pixels, or the error of a picture that can't be read.
 
     Threads, not processes: Pillow decodes without Python's lock, and a caller's script needs no __main__ guard.
     """
 
     def decode(chunk: Sequence[Path]) -> list[np.ndarray | ImageError]:
-        return [_decode_one(path, policy) for path in chunk]
+        return [_decode_one(path, preprocessing) for path in chunk]
 
     yield from (pixels for result in run_ahead(decode, _chunks(paths)) for pixels in result)
 
@@ -149,9 +149,9 @@ def run_ahead(function: Callable[[Any], Result], items: Iterator[Any], workers: 
                 future.cancel()
 
 
-def _decode_one(path: Path, policy: ResizePolicy) -> np.ndarray | ImageError:
+def _decode_one(path: Path, preprocessing: Preprocessing) -> np.ndarray | ImageError:
     try:
-        return preprocess(path, policy)
+        return preprocess(path, preprocessing)
     except ImageError as error:
         return error
 
@@ -161,16 +161,16 @@ def _name(path: Path) -> str:
     return f"{describe(path)}: "
 
 
-def _decode(folder: Folder, policy: ResizePolicy, description: str) -> tuple[np.ndarray, dict[int, str]]:
-    """Pixels uint8 [readable, S, S, 3], and the reason for each picture that can't be read, by its index.
+def _decode(folder: Folder, preprocessing: Preprocessing, description: str) -> tuple[np.ndarray, dict[int, str]]:
+    """Pixels uint8 [readable, H, W, 3], and the reason for each picture that can't be read, by its index.
 
     Reasons are without the picture's name: a copy of the set finds them in the cache under names of its own.
     """
-    count, side = len(folder.paths), policy.image_size
-    images = np.empty((count, side, side, 3), np.uint8)
+    count = len(folder.paths)
+    images = np.empty((count, *preprocessing.size, 3), np.uint8)
     reasons: dict[int, str] = {}
     with progress_bar(description, count) as advance:
-        for index, pixels in enumerate(decode_all(folder.paths, policy)):
+        for index, pixels in enumerate(decode_all(folder.paths, preprocessing)):
             if isinstance(pixels, ImageError):
                 reasons[index] = str(pixels).removeprefix(_name(folder.paths[index]))
             else:

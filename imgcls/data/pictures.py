@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import preprocess
+from imgcls_infer.steps import Preprocessing
 from torch import Tensor
 
 from imgcls.data.folder import Folder
@@ -109,9 +109,9 @@ class StreamedPictures:
     A picture that can't be read is dropped from its batch, and counted in `unreadable`.
     """
 
-    def __init__(self, folder: Folder, policy: ResizePolicy, device: torch.device) -> None:
+    def __init__(self, folder: Folder, preprocessing: Preprocessing, device: torch.device) -> None:
         self.folder = folder
-        self.policy = policy
+        self.preprocessing = preprocessing
         self.device = device
         self.labels = torch.tensor(folder.labels)
         self.images: Tensor | None = None
@@ -126,21 +126,20 @@ class StreamedPictures:
         for position, index in enumerate(chunk.tolist()):
             path = self.folder.paths[index]
             try:
-                pictures.append(preprocess(path, self.policy))
+                pictures.append(preprocess(path, self.preprocessing))
                 kept.append(position)
             except ImageError as error:
                 self.unreadable[path] = str(error)
                 if len(self.unreadable) == len(self.folder.paths):
                     raise DataError(f"{self.folder.root}: none of its pictures can be read; one: {error}") from error
-        side = self.policy.image_size
-        stacked = np.stack(pictures) if pictures else np.empty((0, side, side, 3), np.uint8)
+        stacked = np.stack(pictures) if pictures else np.empty((0, *self.preprocessing.size, 3), np.uint8)
         return torch.tensor(kept, dtype=torch.int64), torch.from_numpy(stacked)
 
     def fingerprint(self) -> str:
         """Of file names, sizes and times: reading every picture only for this would cost as much as an epoch."""
         from PIL import __version__ as pillow
 
-        digest = hashlib.sha256(repr((self.policy, pillow)).encode())
+        digest = hashlib.sha256(repr((self.preprocessing, pillow)).encode())
         for path in self.folder.paths:
             relative = os.fsencode(path.relative_to(self.folder.root))
             digest.update(b"%s\0%d\0%d\n" % (relative, *_size_and_time(path)))
@@ -156,7 +155,7 @@ class StreamedPictures:
         return np.stack(self._decode(chosen.tolist()))
 
     def _decode(self, indices: list[int]) -> list[np.ndarray]:
-        decoded = decode_all([self.folder.paths[index] for index in indices], self.policy)
+        decoded = decode_all([self.folder.paths[index] for index in indices], self.preprocessing)
         pixels = [item for item in decoded if not isinstance(item, ImageError)]
         if not pixels:
             raise DataError(f"{self.folder.root}: none of {len(indices)} pictures tried can be read")

@@ -10,6 +10,7 @@ import numpy as np
 from imgcls_infer.errors import ImageError, ModelError, one_line
 from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import Manifest, Parity
+from imgcls_infer.steps import Size
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.config import ExportConfig
@@ -113,7 +114,7 @@ class _Pipeline:
         sizes = (self.config.batch,) if self.config.batch else BATCH_SIZES
         parity = check(written, self.reference, self.golden, sizes)
         if self.config.embed_resize:
-            return replace(parity, embedded_resize=check_resize(written.run, self.manifest.resize, self.golden))
+            return replace(parity, embedded_resize=check_resize(written.run, self.manifest.preprocessing, self.golden))
         return parity
 
     def _open(self, path: Path) -> Runtime:
@@ -196,12 +197,12 @@ def check(
     reference: the float32 classifier. Raises ExportError where a probability differs from its by more than the
     rounding model allows the model's precision (imgcls.parity.rounding).
     """
-    side = model.manifest.resize.image_size
-    tolerance = probability_tolerance(reference, typical_pictures(golden, side), model.manifest.precision)
+    size = model.manifest.preprocessing.size
+    tolerance = probability_tolerance(reference, typical_pictures(golden, size), model.manifest.precision)
     expected = run_module(reference)
     largest = 0.0
-    for size in batch_sizes:
-        pixels = _noise_after(golden, side, size)
+    for count in batch_sizes:
+        pixels = _noise_after(golden, size, count)
         largest = max(largest, float(np.abs(model.run(pixels)[1] - expected(pixels)[1]).max()))
     if not largest <= tolerance:
         raise ExportError(
@@ -245,7 +246,7 @@ def _job(
         calibration=_calibration_pictures(config, manifest) if config.precision == "int8" else None,
         target=config.target,
         golden_files=make_golden_files(reference, golden, manifest) if chosen.golden_files else (),
-        embedded=manifest.resize if config.embed_resize else None,
+        embedded=manifest.preprocessing if config.embed_resize else None,
         external_data=config.external_data,
         name=name,
         golden=tuple(golden),
@@ -253,20 +254,20 @@ def _job(
 
 
 def _calibration_pictures(config: ExportConfig, manifest: Manifest) -> np.ndarray:
-    """Pictures of the folder, drawn with a fixed seed: uint8 [N, S, S, 3], N at most calibration_size."""
+    """Pictures of the folder, drawn with a fixed seed: uint8 [N, H, W, 3], N at most calibration_size."""
     assert config.calibration is not None
     paths = scan_folder(config.calibration, manifest.classes).paths
     order = np.random.default_rng(0).permutation(len(paths))[: config.calibration_size]
-    decoded = decode_all([paths[index] for index in order], manifest.resize)
+    decoded = decode_all([paths[index] for index in order], manifest.preprocessing)
     readable = [pixels for pixels in decoded if not isinstance(pixels, ImageError)]
     if len(readable) < 2:
         raise DataError(f"{config.calibration}: int8 needs at least 2 readable pictures, better 1,000")
     return np.stack(readable)
 
 
-def _noise_after(golden: list[GoldenSample], side: int, count: int) -> np.ndarray:
-    """`count` pictures: the golden samples, then noise from a fixed seed. uint8 [count, side, side, 3]."""
-    pictures = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+def _noise_after(golden: list[GoldenSample], size: Size, count: int) -> np.ndarray:
+    """`count` pictures: the golden samples, then noise from a fixed seed. uint8 [count, H, W, 3]."""
+    pictures = np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
     for index, sample in enumerate(golden[:count]):
         pictures[index] = sample.pixels()
     return pictures

@@ -12,7 +12,8 @@ from typing import Protocol
 
 import numpy as np
 from imgcls_infer.golden import GoldenFile, GoldenSample
-from imgcls_infer.manifest import Manifest, Parity, ResizePolicy
+from imgcls_infer.manifest import Manifest, Parity
+from imgcls_infer.steps import Preprocessing
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.export.cold_start import ColdStart
@@ -49,7 +50,7 @@ class Job:
     calibration: np.ndarray | None = None
     target: str = "x86-vnni"
     golden_files: tuple[GoldenFile, ...] = ()
-    embedded: ResizePolicy | None = None
+    embedded: Preprocessing | None = None
     external_data: bool = False
     name: str = ""
     golden: tuple[GoldenSample, ...] = ()

@@ -45,7 +45,7 @@ def make_golden_files(
 
 
 def _golden_file(name: str, data: bytes, classifier: Classifier, manifest: Manifest) -> GoldenFile:
-    pixels = preprocess(data, manifest.resize)
+    pixels = preprocess(data, manifest.preprocessing)
     probabilities = run_module(classifier)(pixels[None])[1][0]
     return GoldenFile(
         name=name,
@@ -58,7 +58,7 @@ def _golden_file(name: str, data: bytes, classifier: Classifier, manifest: Manif
 
 
 def _odd(side: int, index: int) -> tuple[int, int]:
-    """An oblong size with odd sides, upright or lying: every resize policy has work to do."""
+    """An oblong size with odd sides, upright or lying: every resize preprocessing has work to do."""
     shorter, longer = (min(_LARGEST, side * eighths // 8 | 1) for eighths in (11, 17))
     return (longer + 2 * index, shorter) if index % 2 else (shorter, longer + 2 * index)
 

@@ -95,8 +95,10 @@ class _File:
 
 
 def _trace(job: Job) -> onnx.ModelProto:
-    side, opset = job.classifier.image_size, job.opset
-    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)  # 2: a batch of 1 would be taken for a constant
+    opset = job.opset
+    example = torch.zeros(
+        2, *job.classifier.size, 3, dtype=torch.uint8
+    )  # 2: a batch of 1 would be taken for a constant
     with _quiet():
         try:
             program = torch.onnx.export(

@@ -19,10 +19,11 @@ from imgcls.parity.runtimes import open_torch_export
 def to_torch_export(job: Job) -> Converted:
     """Capture the classifier as a graph of ATen operators, without Python code.
 
-    The program: uint8 [N, S, S, 3] -> (logits, probabilities), float32 [N, K] each. Raises ExportError.
+    The program: uint8 [N, H, W, 3] -> (logits, probabilities), float32 [N, K] each. Raises ExportError.
     """
-    side = job.classifier.image_size
-    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)  # 2: a batch of 1 would be taken for a constant
+    example = torch.zeros(
+        2, *job.classifier.size, 3, dtype=torch.uint8
+    )  # 2: a batch of 1 would be taken for a constant
     try:
         program = torch.export.export(job.classifier, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # torch's exporter raises its own, torch._dynamo's and Python's exceptions

@@ -20,10 +20,9 @@ from imgcls.parity.runtimes import open_torchscript
 def to_torchscript(job: Job) -> Converted:
     """Trace the classifier.
 
-    The module: uint8 [N, S, S, 3] -> (logits, probabilities), float32 [N, K] each. Raises ExportError.
+    The module: uint8 [N, H, W, 3] -> (logits, probabilities), float32 [N, K] each. Raises ExportError.
     """
-    side = job.classifier.image_size
-    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    example = torch.zeros(2, *job.classifier.size, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates TorchScript; devices that have it still want it
         try:

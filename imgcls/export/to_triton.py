@@ -22,7 +22,7 @@ _CONFIG = """\
 name: "{name}"
 backend: "onnxruntime"
 max_batch_size: {batch}
-input [ {{ name: "image", data_type: TYPE_UINT8, dims: [ {side}, {side}, 3 ] }} ]
+input [ {{ name: "image", data_type: TYPE_UINT8, dims: [ {height}, {width}, 3 ] }} ]
 output [
   {{ name: "logits", data_type: TYPE_FP32, dims: [ {classes} ] }},
   {{ name: "probabilities", data_type: TYPE_FP32, dims: [ {classes} ], label_filename: "labels.txt" }}
@@ -41,8 +41,9 @@ def describe(name: str, manifest: Manifest, _: str | None) -> dict[str, str]:
         raise ExportError(f"Triton can't call a model {name!r}; name the folder with letters, digits, '.', '_' and '-'")
     if broken := [label for label in manifest.classes if len(label.splitlines()) != 1]:
         raise ExportError(f"Triton's labels.txt holds one class a line; the name {broken[0]!r} breaks it")
+    height, width = manifest.preprocessing.size
     config = _CONFIG.format(
-        name=name, side=manifest.resize.image_size, classes=len(manifest.classes), batch=max(BATCH_SIZES)
+        name=name, height=height, width=width, classes=len(manifest.classes), batch=max(BATCH_SIZES)
     )
     return {"config.pbtxt": config, "labels.txt": "".join(f"{label}\n" for label in manifest.classes)}
 

@@ -6,6 +6,7 @@ import copy
 from typing import TypeVar
 
 import torch
+from imgcls_infer.steps import Size, sides
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -14,7 +15,7 @@ Module = TypeVar("Module", bound=nn.Module)
 class Classifier(nn.Module):
     """Stage 2 of the contract around a network: what is evaluated, verified and exported.
 
-    Input `image`: uint8 [N, S, S, 3], RGB. Outputs: logits and probabilities, float32 [N, K] each.
+    Input `image`: uint8 [N, H, W, 3], RGB. Outputs: logits and probabilities, float32 [N, K] each.
     Normalisation is one multiply and one add per channel, x * scale + shift with scale = 1 / (255 std) and
     shift = -mean / std, both rounded once from float64: torchvision's ToTensor and Normalize within float32 rounding.
     """
@@ -25,19 +26,19 @@ class Classifier(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        image_size: int,
+        size: int | Size,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
     ) -> None:
         super().__init__()
         self.network = network
-        self.image_size = image_size
+        self.size = sides(size)
         mean64, std64 = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         self.register_buffer("scale", (1 / (255 * std64)).float().view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean64 / std64).float().view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """uint8 [N, S, S, 3] -> float32 [N, 3, S, S] (channels-last in memory)."""
+        """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] (channels-last in memory)."""
         return image.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:

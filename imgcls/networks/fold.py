@@ -22,6 +22,7 @@ from typing import TypeVar, cast
 
 import torch
 from imgcls_infer.errors import one_line
+from imgcls_infer.steps import Size
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
@@ -38,8 +39,8 @@ class FoldedClassifier(Classifier):
     offset: [3], in the network's dtype: what is still to be added to a pixel, -255 mean or zeros.
     """
 
-    def __init__(self, network: nn.Module, image_size: int, offset: Tensor) -> None:
-        super().__init__(network, image_size, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # scale 1, shift 0
+    def __init__(self, network: nn.Module, size: Size, offset: Tensor) -> None:
+        super().__init__(network, size, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # scale 1, shift 0
         self.shift = offset.view(1, 3, 1, 1)
         self.adds = bool(offset.any())
 
@@ -143,7 +144,7 @@ def _fold_normalisation(network: fx.GraphModule, classifier: Classifier) -> Clas
     if not _pads_zeros(convolution):
         bias, offset = bias + torch.einsum("kcij,c->k", weight, shift), torch.zeros_like(offset)
     _replace(network, first, _convolution(convolution, weight * scale.view(3, 1, 1), bias))
-    return FoldedClassifier(network, classifier.image_size, offset.to(convolution.weight.dtype))
+    return FoldedClassifier(network, classifier.size, offset.to(convolution.weight.dtype))
 
 
 def _calls(network: fx.GraphModule, kind: type[Module]) -> list[tuple[fx.Node, Module]]:
@@ -197,9 +198,8 @@ def _replace(network: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
 
 def _input_sizes(network: fx.GraphModule, nodes: list[fx.Node], classifier: Classifier) -> list[tuple[int, int]]:
     """(height, width) of what each node gets, told by running one black picture."""
-    side = classifier.image_size
     with torch.inference_mode():
-        ShapeProp(network).propagate(torch.zeros(1, 3, side, side, dtype=classifier.scale.dtype))
+        ShapeProp(network).propagate(torch.zeros(1, 3, *classifier.size, dtype=classifier.scale.dtype))
     shapes = [cast(fx.Node, node.args[0]).meta["tensor_meta"].shape for node in nodes]
     return [(int(shape[-2]), int(shape[-1])) for shape in shapes]
 

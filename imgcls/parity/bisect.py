@@ -197,7 +197,7 @@ def _pictures(
     checkpoint: Checkpoint, golden: tuple[GoldenSample, ...], pixels: np.ndarray | None, model: onnx.ModelProto
 ) -> np.ndarray:
     """What both run; where the graph takes a fixed number of pictures, that many."""
-    pictures = typical_pictures(golden, checkpoint.manifest.resize.image_size)
+    pictures = typical_pictures(golden, checkpoint.manifest.preprocessing.size)
     if pixels is not None:
         pictures = np.concatenate([pictures, pixels[: 3 * len(pictures)]])
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value

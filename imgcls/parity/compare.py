@@ -149,7 +149,7 @@ def compare(
         return ParityReport(name, path, count, Differences(), known, 0.0, tolerance, problems=problems)
     differences = measure(expected, actual)
     changed = _changed(expected.probabilities, actual.probabilities, reference.classes, paths)
-    half = FILE_TO_PIXELS if reference.resize != candidate.resize else PIXELS_TO_PROBABILITIES
+    half = FILE_TO_PIXELS if reference.preprocessing != candidate.preprocessing else PIXELS_TO_PROBABILITIES
     problems += tuple(Problem(half, text) for text in _over(differences, changed, tolerance, count))
     problems += tuple(
         Problem(PIXELS_TO_PROBABILITIES, text)

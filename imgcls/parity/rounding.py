@@ -20,6 +20,7 @@ is a node's deviation sigma. Two runtimes differ by sqrt(2) sigma; SPREAD times 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import TOLERANCES
+from imgcls_infer.steps import Size
 from torch import Tensor, fx, nn
 
 from imgcls.networks.classifier import Classifier
@@ -58,10 +60,10 @@ def probability_tolerance(classifier: Classifier, pixels: np.ndarray, precision:
     return min(1.0, max(least, SPREAD * 2**0.5 * logits / 2 + softmax))
 
 
-def typical_pictures(samples: Sequence[GoldenSample], side: int) -> np.ndarray:
-    """Pictures for the model: the samples, then noise from a fixed seed. uint8 [N, side, side, 3], N from 2 to 16."""
-    count = max(2, min(16, _PIXELS // side**2))
-    pictures = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+def typical_pictures(samples: Sequence[GoldenSample], size: Size) -> np.ndarray:
+    """Pictures for the model: the samples, then noise from a fixed seed. uint8 [N, H, W, 3], N from 2 to 16."""
+    count = max(2, min(16, _PIXELS // math.prod(size)))
+    pictures = np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
     for index, sample in enumerate(samples[:count]):
         pictures[index] = sample.pixels()
     return pictures

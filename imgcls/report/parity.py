@@ -64,8 +64,8 @@ def write_parity(result: VerifyResult, path: AnyPath, findings: Sequence[str] = 
         f"<p>{passed} of {len(result.reports)} runtimes answer as the checkpoint does. {first.count:,} pictures"
         f"{skipped}, from file to probability, against PyTorch eager in float32 on the CPU (accuracy "
         f"{first.reference_accuracy:.2%}).</p>",
-        f'<p class="note">{_text(manifest.arch)}, {len(manifest.classes)} classes, {manifest.resize.image_size} pixels '
-        f"a side, {manifest.resize.mode}; weights {_text(manifest.weights_sha256[:16])}. "
+        f'<p class="note">{_text(manifest.arch)}, {len(manifest.classes)} classes, '
+        f"{manifest.preprocessing.describe()}; weights {_text(manifest.weights_sha256[:16])}. "
         f"Verified with {_versions()}.</p>",
         _parity_table(result.reports),
         *(f'<p class="found">{_text(finding)}</p>' for finding in findings),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.manifest import Manifest
 
 import imgcls
 from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -40,7 +40,7 @@ def write_checkpoint(run: Run, path: Path, row: dict[str, Any]) -> Checkpoint:
     manifest = Manifest(
         arch=config.arch,
         classes=data.classes,
-        resize=ResizePolicy(config.image_size, recipe.resize),
+        preprocessing=config.preprocessing,
         mean=recipe.mean,
         std=recipe.std,
         weights_sha256="",

@@ -7,9 +7,9 @@ import struct
 import numpy as np
 import pytest
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import INTERPOLATIONS, RESIZE_MODES, ResizePolicy
 from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
+from imgcls_infer.steps import FILTERS, MODES, shorthand
 from infer.pictures import chunk, encode, exif, noise
 
 from .conftest import encoded
@@ -17,7 +17,7 @@ from .pngs import PNGS, png_of
 
 
 def policy_of(policy):
-    return {"imageSize": policy.image_size, "mode": policy.mode, "interpolation": policy.interpolation}
+    return {"imageSize": policy.size[0], "mode": policy.mode, "interpolation": policy.filters[0]}
 
 
 def random_cases(count, seed):
@@ -27,8 +27,8 @@ def random_cases(count, seed):
         width, height = (int(2 ** rng.uniform(0, 7.5)) for _ in range(2))
         pixels = noise(height, width, seed=index) if index % 4 else np.full((height, width, 3), 255, np.uint8)
         pixels[:, : width // 3] = rng.integers(0, 2) * 255  # hard edges, where cubic filters overshoot
-        mode, interpolation = RESIZE_MODES[index % 3], INTERPOLATIONS[index % len(INTERPOLATIONS) - index // 6 % 2]
-        yield pixels, ResizePolicy(int(rng.integers(1, 80)), mode, interpolation)
+        mode, interpolation = MODES[index % 3], FILTERS[index % len(FILTERS) - index // 6 % 2]
+        yield pixels, shorthand(int(rng.integers(1, 80)), mode, interpolation)
 
 
 def test_resizing_is_pillows_bit_for_bit(stage1):
@@ -46,7 +46,7 @@ def test_resizing_is_pillows_bit_for_bit(stage1):
 @pytest.mark.parametrize("size", [(1008, 756), (756, 1008), (1000, 1), (1, 999), (366, 97)])
 def test_photographs_and_slivers_too(stage1, size):
     pixels = noise(size[1], size[0])
-    policies = [ResizePolicy(32), ResizePolicy(224, "pad"), ResizePolicy(97, "squash")]
+    policies = [shorthand(32), shorthand(224, "pad"), shorthand(97, "squash")]
     request = {"pixels": encoded(pixels), "width": size[0], "height": size[1]}
     answers = stage1([{**request, "policy": policy_of(policy)} for policy in policies])
     assert [answer["sha256"] for answer in answers] == [pixels_sha256(preprocess(pixels, p)) for p in policies]
@@ -74,7 +74,7 @@ def test_exif_orientations_are_applied(stage1):
 
 
 def compare(stage1, files):
-    policy = ResizePolicy(9, "pad")
+    policy = shorthand(9, "pad")
     answers = stage1([{"file": encoded(data), "policy": policy_of(policy)} for data in files.values()])
     for (name, data), answer in zip(files.items(), answers, strict=True):
         decoded = decode_rgb(data, name)
@@ -89,11 +89,11 @@ def compare(stage1, files):
 def test_damaged_files_are_refused_as_python_refuses_them(stage1):
     whole = encode(noise(40, 40), "PNG")
     damaged = [whole[:60], whole[:-400], whole[:20], b"GIF", b"", whole[:200] + b"\0\1\2\3" + whole[204:]]
-    answers = stage1([{"file": encoded(data), "policy": policy_of(ResizePolicy(9))} for data in damaged])
+    answers = stage1([{"file": encoded(data), "policy": policy_of(shorthand(9))} for data in damaged])
     for data, answer in zip(damaged, answers, strict=True):
         assert set(answer) == {"error"}, data[:20]
         with pytest.raises(ImageError):
-            preprocess(data, ResizePolicy(9))
+            preprocess(data, shorthand(9))
 
 
 def chunks_of(png):
@@ -135,7 +135,7 @@ def test_a_damaged_png_is_refused_by_both_or_has_the_same_pixels(stage1):
     rng = np.random.default_rng(0)
     whole = [*PNGS.values(), *(png_of(colour, 8, interlaced=True) for colour in (0, 2, 6))]
     files = [mutated(rng, whole[rng.integers(len(whole))]) for _ in range(600)]
-    answers = stage1([{"file": encoded(data), "policy": policy_of(ResizePolicy(9))} for data in files])
+    answers = stage1([{"file": encoded(data), "policy": policy_of(shorthand(9))} for data in files])
     taken, refused, differing = 0, 0, []
     for data, answer in zip(files, answers, strict=True):
         try:
@@ -153,7 +153,7 @@ def test_a_damaged_png_is_refused_by_both_or_has_the_same_pixels(stage1):
 # --- limits ---
 
 MAX_PIXELS = 50_000_000  # docs/contract.md
-POLICY = policy_of(ResizePolicy(64))
+POLICY = policy_of(shorthand(64))
 
 
 def png_that_claims(width, height):
@@ -190,9 +190,9 @@ def test_a_picture_too_elongated_to_crop_is_refused_as_python_refuses_it(stage1)
     short, long = 900, MAX_PIXELS // 64**2 + 1
     requests = [{"pixels": encoded(pixels(width)), "width": width, "height": 1} for width in (short, long)]
     assert reasons(stage1, requests) == ["", f"{long} x 1 is too elongated to crop"]
-    preprocess(pixels(short), ResizePolicy(64))
+    preprocess(pixels(short), shorthand(64))
     with pytest.raises(ImageError, match="too elongated to crop"):
-        preprocess(pixels(long), ResizePolicy(64))
+        preprocess(pixels(long), shorthand(64))
 
 
 def test_a_webps_orientation_counts_where_its_header_announces_it(stage1):

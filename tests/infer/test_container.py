@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from imgcls_infer import ImageError, ResizePolicy, container, preprocess
+from imgcls_infer import ImageError, container, preprocess, shorthand
 from imgcls_infer.preprocess import decode_rgb, prepare
 from PIL import Image
 
@@ -251,7 +251,7 @@ def _turned_by_pillow(image: Image.Image, orientation: int) -> Image.Image:
 @pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
 def test_a_picture_resized_in_strips_has_the_pixels_of_the_whole(mode, interpolation, monkeypatch):
     rng = np.random.default_rng(1)
-    policy = ResizePolicy(16, mode, interpolation)
+    policy = shorthand(16, mode, interpolation)
     sizes = [tuple(int(side) for side in rng.integers(1, 200, 2)) for _ in range(12)]
     pictures = [Image.fromarray(noise(*size)) for size in [*sizes, (300, 5), (5, 300), (17, 90), (90, 17)]]
     whole = [np.asarray(prepare(picture, policy)) for picture in pictures]

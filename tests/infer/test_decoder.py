@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from imgcls_infer import ImageError, Prediction, ResizePolicy, decoder_client, pipeline
+from imgcls_infer import ImageError, Prediction, decoder_client, pipeline, shorthand
 from imgcls_infer.decoder_client import DecoderClient, DecoderDiedError, DecoderPreparer
 from imgcls_infer.pipeline import PATIENCE, in_order
 from imgcls_infer.preprocess import preprocess
@@ -25,7 +25,7 @@ from imgcls_infer.preprocess import preprocess
 from .pictures import encode, exif, noise, png
 from .tiny import SAMPLE, SIDE
 
-POLICY = ResizePolicy(SIDE)
+POLICY = shorthand(SIDE)
 KINDS = {
     "png": encode(noise(20, 30), "PNG"),
     "jpeg": encode(noise(30, 20), "JPEG", exif=exif(orientation=6)),
@@ -116,7 +116,7 @@ def test_a_decoder_gives_the_pixels_and_errors_of_stage_1(decoding, tmp_path_fac
 @pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_decoder_keeps_to_the_models_policy(mode, interpolation):
-    policy = ResizePolicy(13, mode, interpolation)
+    policy = shorthand(13, mode, interpolation)
     process = DecoderClient(policy)
     process.ask([KINDS["png"]])
     ((pixels,), seconds) = process.answer()

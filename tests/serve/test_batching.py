@@ -147,7 +147,7 @@ def test_the_pixels_of_pictures_that_failed_are_not_kept_until_their_request_end
     """A form's answer waits for all of its pictures; an error's traceback would hold what was decoded so far."""
     pixels, kept = [], []
 
-    def fail(picture, name):
+    def fail(picture, name, decode):
         kept.append(sum(made() is not None for made in pixels))
         decoded = np.zeros(1)
         pixels.append(weakref.ref(decoded))

@@ -54,7 +54,7 @@ def test_one_document_is_parsed_at_a_time(monkeypatch):
     monkeypatch.setattr(open_inference, "_json_object", watched)
     body, headers = raw_request()
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: parse_inference(body, headers[BINARY_HEADER], SIDE), range(8)))
+        list(pool.map(lambda _: parse_inference(body, headers[BINARY_HEADER], (SIDE, SIDE)), range(8)))
     assert most == [1] * 8
 
 
@@ -67,7 +67,7 @@ def test_a_refused_document_is_not_kept_until_its_answer_is_sent(monkeypatch):
     monkeypatch.setattr(open_inference, "_json_object", lambda _, documents=[document]: documents.pop())
     del document
     with pytest.raises(ProtocolError, match="one input"):
-        parse_inference(b"{}", None, SIDE)
+        parse_inference(b"{}", None, (SIDE, SIDE))
     assert watched() is None
 
 
@@ -192,7 +192,7 @@ def test_tritons_own_client_works(client, tiny):
 def test_a_tensor_that_is_not_the_models_is_a_bad_request(changes, message):
     body = json.dumps({"inputs": [{**TENSOR, "data": [0] * 576, **changes}]}).encode()
     with pytest.raises(ProtocolError, match=message):
-        parse_inference(body, None, SIDE)
+        parse_inference(body, None, (SIDE, SIDE))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_header_length_outside_the_body_is_refused(client, length):
 def test_raw_data_that_is_too_short_is_refused(cut):
     body, headers = raw_request()
     with pytest.raises(ProtocolError):
-        parse_inference(body[:-cut], headers[BINARY_HEADER], SIDE)
+        parse_inference(body[:-cut], headers[BINARY_HEADER], (SIDE, SIDE))
 
 
 KEYS = st.sampled_from(["inputs", "outputs", "id", "parameters", "name", "shape", "datatype", "data"])
@@ -286,6 +286,12 @@ def test_three_numbers_are_a_pixel(values):
 def test_an_output_that_does_not_say_how_it_comes_comes_as_the_request_says():
     listed = [{"name": "logits"}, {"name": "probabilities", "parameters": {"binary_data": False}}]
     body, headers = raw_request(parameters={"binary_data_output": True}, outputs=listed)
-    assert parse_inference(body, headers[BINARY_HEADER], SIDE).outputs == {"logits": True, "probabilities": False}
+    assert parse_inference(body, headers[BINARY_HEADER], (SIDE, SIDE)).outputs == {
+        "logits": True,
+        "probabilities": False,
+    }
     body, headers = raw_request(outputs=listed)
-    assert parse_inference(body, headers[BINARY_HEADER], SIDE).outputs == {"logits": False, "probabilities": False}
+    assert parse_inference(body, headers[BINARY_HEADER], (SIDE, SIDE)).outputs == {
+        "logits": False,
+        "probabilities": False,
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.steps import shorthand
 from PIL import Image
 
 from imgcls.config import HALF
@@ -24,7 +24,7 @@ from imgcls.training import train, train_config
 from imgcls.training.distributed import Group
 from imgcls.training.feed import Feed
 
-POLICY = ResizePolicy(16)
+POLICY = shorthand(16)
 BIG = 1 << 40
 
 
@@ -56,7 +56,7 @@ def test_the_second_time_nothing_is_decoded_and_the_pixels_are_the_same(pictures
 
 def test_another_policy_content_order_or_decoder_is_another_entry(pictures, monkeypatch):
     folder = scan_folder(pictures)
-    keys = {cache_key(folder, POLICY), cache_key(folder, ResizePolicy(16, "pad")), cache_key(folder, ResizePolicy(8))}
+    keys = {cache_key(folder, POLICY), cache_key(folder, shorthand(16, "pad")), cache_key(folder, shorthand(8))}
     path = folder.paths[0]
     path.write_bytes(path.read_bytes() + b"x")
     keys.add(cache_key(folder, POLICY))

@@ -13,8 +13,9 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
-from imgcls_infer.manifest import Manifest, Parity, ResizePolicy
+from imgcls_infer.manifest import Manifest, Parity
 from imgcls_infer.predictor import Predictor
+from imgcls_infer.steps import shorthand
 
 from imgcls.checkpoint import Checkpoint, weights_sha256
 from imgcls.cli import command
@@ -271,7 +272,7 @@ def vgg16(tmp_path_factory):
     """A real VGG16 for 32x32 pictures, folded: the checkpoint, the result, and its graph."""
     torch.manual_seed(0)
     state = build_network("vgg16", 3, 32).state_dict()
-    manifest = Manifest("vgg16", ("a", "b", "c"), ResizePolicy(32), HALF, HALF, weights_sha256(state))
+    manifest = Manifest("vgg16", ("a", "b", "c"), shorthand(32), HALF, HALF, weights_sha256(state))
     checkpoint = Checkpoint(state, manifest)
     path = tmp_path_factory.mktemp("vgg16") / "v.onnx"
     return export_model(ExportConfig(path.with_suffix(".pth"), "onnx", path), checkpoint), onnx.load(path)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.manifest import Manifest
+from imgcls_infer.steps import shorthand
 from torch import nn
 
 from imgcls.errors import ExportError
@@ -66,7 +67,7 @@ def pixels(image_size, count=3, seed=0):
 def differences(plain, folded=None):
     """Largest |difference| of logits and of probabilities on noise; both in the plain network's dtype."""
     folded = folded or fold_classifier(plain)
-    images = pixels(plain.image_size)
+    images = pixels(plain.size[0])
     with torch.inference_mode():
         pairs = list(zip(plain(images), folded(images), strict=True))
     return [float((expected - found).abs().max()) for expected, found in pairs]
@@ -194,7 +195,7 @@ def test_a_network_that_cant_be_traced_is_an_error_that_says_what_to_do():
 def test_a_pool_becomes_no_gather_in_onnx_either(tmp_path, image_size, pooling):
     """3 x 3 cells go into the linear layer, 14 x 14 are averaged by equal windows, 12 x 12 by two matrix products."""
     folded = fold_classifier(classifier(Narrow(3, side=7), image_size))
-    manifest = Manifest("cnn", ("a", "b", "c"), ResizePolicy(image_size), MEAN, STD, "00")
+    manifest = Manifest("cnn", ("a", "b", "c"), shorthand(image_size), MEAN, STD, "00")
     to_onnx(Job(folded, opset=18)).write(tmp_path / "a.onnx", manifest)
     operators = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
     plain = {"Transpose", "Cast", "Add", "Conv", "Relu", "MaxPool", "Reshape", "Gemm", "Softmax"}

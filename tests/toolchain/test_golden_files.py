@@ -9,8 +9,9 @@ import pytest
 from helpers import SAMPLE
 from imgcls_infer import preprocess
 from imgcls_infer.golden import GoldenSample
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.manifest import Manifest
 from imgcls_infer.selfcheck import pixels_sha256
+from imgcls_infer.steps import shorthand
 from PIL import Image, ImageFilter
 
 from imgcls.export.golden_files import make_golden_files
@@ -19,7 +20,7 @@ from imgcls.networks.registry import build_network
 
 SIDE = 32
 PLAIN, TRANSPARENT, JPEG, TURNED = "plain.png", "transparent.png", "plain.jpg", "turned.jpg"
-MANIFEST = Manifest("cnn", ("ant", "bee", "cow"), ResizePolicy(SIDE), (0.5,) * 3, (0.25,) * 3, "00")
+MANIFEST = Manifest("cnn", ("ant", "bee", "cow"), shorthand(SIDE), (0.5,) * 3, (0.25,) * 3, "00")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_every_file_shows_another_resize(files, mode):
     """They are oblong, upright and lying, and no side is the network's."""
     for name, file in files.items():
         others = {
-            pixels_sha256(preprocess.preprocess(file.data, ResizePolicy(SIDE, mode, interpolation)))
+            pixels_sha256(preprocess.preprocess(file.data, shorthand(SIDE, mode, interpolation)))
             for interpolation in ("nearest", "bilinear", "bicubic", "lanczos")
         }
         assert len(others) == 4, name

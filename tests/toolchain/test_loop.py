@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_pictures
-from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.steps import shorthand
 
 from imgcls.data.batches import Augmentation, plan_epoch
 from imgcls.data.folder import scan_folder
@@ -188,7 +188,7 @@ class PlainOptimizer:
 def plain_loop(config):
     """(weights, learning rate, sum of losses, right answers) of each step, and the averaged weights in the end."""
     recipe = config.recipe
-    packed = pack_folder(scan_folder(config.train_dir), ResizePolicy(8, recipe.resize))
+    packed = pack_folder(scan_folder(config.train_dir), shorthand(8, recipe.resize))
     labels = torch.from_numpy(packed.labels)
     torch.manual_seed(config.seed)
     network = build_network("cnn", 3, 8, dropout=0.0).to(memory_format=torch.channels_last).train()
@@ -271,7 +271,7 @@ def test_the_loop_is_a_plain_one_step_by_step(config, monkeypatch, options):
         assert row["train_loss"] == pytest.approx(sum(loss for _, _, loss, _ in steps) / 13, rel=1e-5)
         assert row["train_accuracy"] == sum(right for *_, right in steps) / 13
     manifest = result.checkpoint.manifest
-    assert (manifest.resize, manifest.mean, manifest.std) == (ResizePolicy(8, "squash"), MEAN, STD)
+    assert (manifest.preprocessing, manifest.mean, manifest.std) == (shorthand(8, "squash"), MEAN, STD)
     assert_close(result.checkpoint.state_dict.values(), average)
 
 
@@ -297,7 +297,7 @@ def assert_close(found, expected):
 def test_an_epochs_figures_are_those_of_the_float32_network_that_is_saved(config, options):
     """On other pictures than those of training: as they are, in eval mode, by the plain loss."""
     result = train(config.changed(epochs=6, test_dir=config.train_dir, **options))
-    packed = pack_folder(scan_folder(config.train_dir), ResizePolicy(8, "squash"))
+    packed = pack_folder(scan_folder(config.train_dir), shorthand(8, "squash"))
     labels = torch.from_numpy(packed.labels)
     with torch.inference_mode():
         logits, probabilities = result.checkpoint.classifier()(torch.from_numpy(packed.images))

@@ -17,9 +17,10 @@ from helpers import SAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgcls_infer import Predictor
-from imgcls_infer.manifest import MANIFEST_KEY, Manifest, Parity, ResizePolicy
+from imgcls_infer.manifest import MANIFEST_KEY, Manifest, Parity
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES
+from imgcls_infer.steps import shorthand
 from onnx import numpy_helper
 
 from imgcls.cli import command
@@ -105,7 +106,7 @@ def swap_two_classes(model):
 
 
 def resize_otherwise(model):
-    edit_manifest(model, lambda manifest: replace(manifest, resize=replace(manifest.resize, mode="pad")))
+    edit_manifest(model, lambda found: replace(found, preprocessing=shorthand(found.preprocessing.size, "pad")))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_swapped_class_names_are_wrong_answers_by_name(trained, model_file, samp
         ("std", (0.5, 0.5, 0.4)),
         ("weights_sha256", "0" * 64),
         ("classes", ("b", "a", "c")),
-        ("resize", ResizePolicy(8, "pad")),
+        ("preprocessing", shorthand(8, "pad")),
     ],
 )
 def test_whatever_a_model_says_otherwise_of_itself_is_a_problem(field, value):
@@ -151,7 +152,7 @@ def test_whatever_a_model_says_otherwise_of_itself_is_a_problem(field, value):
         str(text).split(": ") for text in manifest_problems(MANIFEST, replace(MANIFEST, **{field: value}))
     )
     assert problem == f"the manifest's {field} is not the checkpoint's"
-    assert half == (FILE_TO_PIXELS if field == "resize" else PIXELS_TO_PROBABILITIES)
+    assert half == (FILE_TO_PIXELS if field == "preprocessing" else PIXELS_TO_PROBABILITIES)
     assert manifest_problems(MANIFEST, replace(MANIFEST, precision="int8", parity=Parity(tolerance=1.0))) == ()
 
 
@@ -179,7 +180,7 @@ def test_unreadable_pictures_are_counted_and_left_out(trained, model_file, pictu
         verify(checkpoint, [("m", open_exported(model_file))], folder)
 
 
-MANIFEST = Manifest("cnn", ("a", "b", "c"), ResizePolicy(8), (0.5,) * 3, (0.5,) * 3, "")
+MANIFEST = Manifest("cnn", ("a", "b", "c"), shorthand(8), (0.5,) * 3, (0.5,) * 3, "")
 
 
 def answers(seed, rows=20):
@@ -282,7 +283,7 @@ def count_of_batches():
 
 
 def test_tricky_pictures_are_those_of_their_names_and_none_twice(trained, sample):
-    pixels = np.stack([preprocess(path, ResizePolicy(32)) for path in sample.paths[::8]])
+    pixels = np.stack([preprocess(path, shorthand(32)) for path in sample.paths[::8]])
     pictures = adversarial_pictures(eager(trained[1]).run, pixels)
     assert sum(name.startswith("border") for name in pictures) == BORDER_PICTURES
     assert len({picture.tobytes() for picture in pictures.values()}) == len(pictures)
@@ -392,7 +393,7 @@ def test_a_model_that_answers_otherwise_in_a_batch_fails(trained, model_file, sa
 
 def test_border_pictures_lie_where_the_answer_changes(trained):
     run = eager(trained[1]).run
-    pixels = np.stack([preprocess(path, ResizePolicy(32)) for path in sorted(SAMPLE.glob("test/*/*.png"))[::25]])
+    pixels = np.stack([preprocess(path, shorthand(32)) for path in sorted(SAMPLE.glob("test/*/*.png"))[::25]])
     borders = border_pictures(run, pixels)
     top = np.sort(run(borders)[1], axis=1)
     assert len(borders) > 5
@@ -413,7 +414,7 @@ def test_the_tolerance_grows_with_the_unit_and_with_the_depth(trained):
     fine, half, brain = (default_tolerance(trained[1], precision) for precision in ("fp32", "fp16", "bf16"))
     assert fine * 300 < half < brain  # 2^13 for the unit, less for sums in float32
     classifier = trained[1].classifier()
-    sigmas = deviations(classifier, typical_pictures([], 32))
+    sigmas = deviations(classifier, typical_pictures([], (32, 32)))
     layers = [sigmas[f"network_{name}"] for name in ("conv1_layer", "conv2_layer", "conv3_layer")]
     assert all(sigma > 0 for sigma in layers)
 
@@ -465,10 +466,10 @@ def test_the_variance_of_a_layer_is_that_of_the_page(kind, precision):
 def test_the_model_covers_what_the_runtime_does_and_not_a_hundred_times_it(trained, sample, precision):
     """torch itself in another precision, against the prediction."""
     classifier = trained[1].classifier()
-    pixels = np.stack([preprocess(path, ResizePolicy(32)) for path in sample.paths[::5]])
+    pixels = np.stack([preprocess(path, shorthand(32)) for path in sample.paths[::5]])
     other = narrow(classifier, torch.bfloat16) if precision == "bf16" else copy.deepcopy(classifier).double()
     exact = run_module(classifier)(pixels)[0]
-    *_, sigma, _ = deviations(classifier, typical_pictures([], 32), precision).values()
+    *_, sigma, _ = deviations(classifier, typical_pictures([], (32, 32)), precision).values()
     if precision == "fp32":
         image = torch.from_numpy(pixels).permute(0, 3, 1, 2).double()
         with torch.inference_mode():

@@ -65,13 +65,13 @@ def test_cutout_paints_one_square_and_nothing_else(row, column, share):
 
 def test_class_weights_are_in_inverse_proportion_to_the_counts(tmp_path):
     root = make_pictures(tmp_path / "p", {"ant": 30, "bee": 3})
-    from imgcls_infer.manifest import ResizePolicy
+    from imgcls_infer.steps import shorthand
 
     from imgcls.training.distributed import Group
     from imgcls.training.sets import load_sets
 
     config = train_config(root, tmp_path / "a.pth", class_weights=True, cache_dir=tmp_path / "cache")
-    weights = load_sets(config, ResizePolicy(32), torch.device("cpu"), Group(), lambda line: None).class_weights()
+    weights = load_sets(config, shorthand(32), torch.device("cpu"), Group(), lambda line: None).class_weights()
     assert (weights * torch.tensor([30, 3])).tolist() == pytest.approx([16.5, 16.5])
 
 

@@ -395,7 +395,7 @@ def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pict
     # the average hardly leaves the first weights, while the network itself learns these pictures
     result = train(config.changed(test_dir=pictures, epochs=10, **options))
     (matrix,) = plotted
-    packed = pack_folder(scan_folder(pictures), result.checkpoint.manifest.resize)
+    packed = pack_folder(scan_folder(pictures), result.checkpoint.manifest.preprocessing)
     answers = result.checkpoint.classifier()(torch.from_numpy(packed.images))[0].argmax(1)
     expected = torch.zeros(3, 3, dtype=torch.int64)
     for label, answer in zip(packed.labels, answers.tolist(), strict=True):
@@ -452,7 +452,7 @@ def test_an_epoch_that_can_not_be_reported_is_kept(config, tmp_path, number):
 
 def test_the_held_out_figures_are_of_the_pictures_that_are_held_out(config, pictures):
     result = train(config.changed(val_fraction=0.25, epochs=1))
-    packed = pack_folder(scan_folder(pictures), result.checkpoint.manifest.resize)
+    packed = pack_folder(scan_folder(pictures), result.checkpoint.manifest.preprocessing)
     labels = torch.from_numpy(packed.labels)
     _, rows = split_rows(labels, 0.25, config.seed)
     found = score(predict_logits(result.checkpoint.classifier(), torch.from_numpy(packed.images)[rows]), labels[rows])
@@ -478,7 +478,7 @@ def test_the_state_is_saved_every_so_many_seconds_and_at_the_end(config, monkeyp
 def test_the_checkpoints_samples_are_of_the_test_folder_where_there_is_one(config, tmp_path):
     test = make_pictures(tmp_path / "test", {"ant": 1, "bee": 1, "cow": 1}, seed=1)
     checkpoint = train(config.changed(test_dir=test, epochs=1)).checkpoint
-    assert checkpoint.samples == pick_samples(pack_folder(scan_folder(test), checkpoint.manifest.resize))
+    assert checkpoint.samples == pick_samples(pack_folder(scan_folder(test), checkpoint.manifest.preprocessing))
 
 
 def test_an_epochs_seconds_are_those_of_its_steps_however_often_it_is_saved(config, monkeypatch):

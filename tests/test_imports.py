@@ -63,9 +63,21 @@ def test_the_servers_help_loads_click_alone():
     assert third_party(loaded(command("imgcls_serve", "--help"))) == {"imgcls_serve", "imgcls_infer", "click"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["verify", "--help"]], ids=" ".join)
+TOOLCHAIN_HELP = [["--help"], *([name, "--help"] for name in ("train", "export", "verify", "bench"))]
+
+
+@pytest.mark.parametrize("arguments", TOOLCHAIN_HELP, ids=" ".join)
 def test_the_toolchains_help_loads_click_alone(arguments):
     assert third_party(loaded(command("imgcls", *arguments))) == {"imgcls", "imgcls_infer", "click"}
+
+
+def test_a_missing_checkpoint_is_told_before_anything_of_onnx_loads():
+    code = "import sys; from imgcls.cli import main\n"
+    code += "for name in ('export', 'verify', 'bench'):\n"
+    code += "    sys.argv = ['imgcls', name, 'missing.pth', *['missing.onnx'] * (name != 'export')]\n"
+    code += "    try: main()\n"
+    code += "    except SystemExit as end: assert end.code == 1, (name, end.code)\n"
+    assert not third_party(loaded(code)) & {"onnx", "onnxruntime"}
 
 
 def test_classifying_a_picture_loads_the_four_dependencies_alone():

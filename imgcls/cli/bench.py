@@ -46,7 +46,6 @@ def command(
     File size, load time, cold start and peak memory of a whole process, latency of one picture, throughput in batches,
     and parity. Exits with 1 if a file does not answer as the checkpoint does.
     """
-    from imgcls.bench import bench as run
     from imgcls.config import BenchConfig
     from imgcls.data.folder import scan_folder
     from imgcls.system.files import require_writable
@@ -57,8 +56,12 @@ def command(
         require_writable(plot)
     described = {name: options.pop(name) for name in DESCRIPTION}
     loaded = open_checkpoint(checkpoint, **described)
-    result = run(loaded, BenchConfig(checkpoint, models, **options), scan_folder(data_dir, loaded.manifest.classes))
+    folder = scan_folder(data_dir, loaded.manifest.classes)
+    # late, since they load onnx, which none of the errors above needs
+    from imgcls.bench import bench as run
     from imgcls.report.tables import bench_markdown
+
+    result = run(loaded, BenchConfig(checkpoint, models, **options), folder)
 
     if as_json:
         show_json(result.to_dict())

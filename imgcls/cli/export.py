@@ -78,13 +78,14 @@ def command(checkpoint: Path, samples: Path | None, **options: Any) -> None:
     CHECKPOINT is a .pth of imgcls, or a bare state dict described by the options.
     """
     from imgcls.config import ExportConfig
-    from imgcls.export import export_model as run
 
     described = {name: options.pop(name) for name in DESCRIPTION}
     config = ExportConfig(checkpoint, **options)
     loaded = open_checkpoint(checkpoint, **described)
     if samples is not None:
         loaded = _with_samples(loaded, samples, config.golden)
+    from imgcls.export import export_model as run  # late: it loads onnx, which none of the errors above needs
+
     result = run(config, loaded)
     parity = result.manifest.parity
     if not parity.golden_samples:

@@ -49,20 +49,23 @@ def command(
     Exits with 1 if a file does not answer as the checkpoint does.
     """
     from imgcls.data.folder import scan_folder
-    from imgcls.export.formats import bisect_of, open_on_each
-    from imgcls.parity.runtimes import eager
-    from imgcls.parity.verify import verify as run
-    from imgcls.system.device import resolve_device
     from imgcls.system.files import require_writable
 
     if report is not None:
         require_writable(report)
-    if bisect and not any(map(bisect_of, models)):
-        raise click.UsageError("--bisect needs an ONNX file: the other formats have no nodes to compare")
+    if bisect:
+        _require_nodes(models)
     loaded = open_checkpoint(checkpoint, **described)
+    folder = scan_folder(data_dir, loaded.manifest.classes)
+    # late, since they load onnx, which none of the errors above needs
+    from imgcls.export.formats import open_on_each
+    from imgcls.parity.runtimes import eager
+    from imgcls.parity.verify import verify as run
+    from imgcls.system.device import resolve_device
+
     opened = [(str(path), runtime) for path in models for runtime in open_on_each(path, providers)]
     opened += [(str(checkpoint), eager(loaded, str(resolve_device(device)))) for device in devices]
-    result = run(loaded, opened, scan_folder(data_dir, loaded.manifest.classes), tolerance)
+    result = run(loaded, opened, folder, tolerance)
     findings = _bisect(loaded, models, result) if bisect else {}
     if as_json:
         show_json({**result.to_dict(), **({"bisect": findings} if bisect else {})})
@@ -78,6 +81,13 @@ def command(
     if not result:
         halves = dict.fromkeys(half for found in result.reports for half in found.broken())
         raise ImgclsError(f"the exported model does not answer as its checkpoint does; broken: {', '.join(halves)}")
+
+
+def _require_nodes(models: tuple[Path, ...]) -> None:
+    from imgcls.export.formats import bisect_of
+
+    if not any(map(bisect_of, models)):
+        raise click.UsageError("--bisect needs an ONNX file: the other formats have no nodes to compare")
 
 
 def _bisect(checkpoint: Checkpoint, models: tuple[Path, ...], result: VerifyResult) -> dict[str, str]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imgcls.cli.options import DESCRIPTION, FILE, checkpoint_options, open_checkpoint
-from imgcls.cli.output import megabytes
 
 if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint
@@ -85,6 +84,7 @@ def command(checkpoint: Path, samples: Path | None, **options: Any) -> None:
     if samples is not None:
         loaded = _with_samples(loaded, samples, config.golden)
     from imgcls.export import export_model as run  # late: it loads onnx, which none of the errors above needs
+    from imgcls.system.files import megabytes
 
     result = run(config, loaded)
     parity = result.manifest.parity

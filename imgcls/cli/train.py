@@ -11,6 +11,8 @@ import click
 from imgcls.cli.options import ARCH, FILE, POSITIVE, RESIZE, SHARE, Command, Number, published, recipe_values, triple
 from imgcls.cli.output import report_line
 
+_FREE = {"epochs": "--epochs", "cuda_graphs": "--cuda-graphs/--no-cuda-graphs"}  # may be given with --resume
+
 
 def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command], Command]:
     """An option for a field of Recipe; its help ends with the value that each recipe has."""
@@ -30,7 +32,8 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     "--resume",
     type=FILE,
     metavar="RUN",
-    help="Go on with the run in this folder, with its own options; --epochs: for that many in all.",
+    help="Go on with the run in this folder, with its own options. --epochs, which sets how many it has in all, and "
+    "--cuda-graphs/--no-cuda-graphs may be given anew.",
 )
 @click.option(
     "--config", type=FILE, metavar="FILE", help="Take options from a JSON or TOML file, like a run's config.json."
@@ -105,22 +108,23 @@ def command(resume: Path | None, config: Path | None, **options: Any) -> None:
 
     context = click.get_current_context()
     if resume:
-        _only_resume(context)
-        chosen = load_config(resume)
-        if options["epochs"]:
-            chosen = chosen.changed(epochs=options["epochs"])
-        if not options["cuda_graphs"]:
-            chosen = chosen.changed(cuda_graphs=False)
+        anew = _given_anew(context, options)
+        chosen = load_config(resume).changed(**anew)
     else:
         chosen = train_config(**_merged(context, config, options))
     train(chosen, report=report_line, resume=resume)
 
 
-def _only_resume(context: click.Context) -> None:
-    """A run goes on as it was begun, but for what changes none of its steps so far."""
-    free = {"resume", "epochs", "cuda_graphs"}
-    if given := [option for name, option in _given(context).items() if name not in free]:
-        raise click.UsageError(f"--resume takes the run's own options but for --epochs; leave out {', '.join(given)}")
+def _given_anew(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Those options given beside --resume that change none of the steps that the run has made so far.
+
+    Raises click.UsageError where another option is given.
+    """
+    given = _given(context)
+    if others := [option for name, option in given.items() if name not in ("resume", *_FREE)]:
+        free = " and ".join(_FREE.values())
+        raise click.UsageError(f"--resume takes the run's own options but for {free}; leave out {', '.join(others)}")
+    return {name: options[name] for name in _FREE if name in given}
 
 
 def _merged(context: click.Context, config: Path | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def bench(checkpoint: Checkpoint, config: BenchConfig, folder: Folder | AnyPath)
     InferError of a model, ImgclsError where a model is no export of this checkpoint or a process of its own fails.
     """
     folder = as_folder(folder, checkpoint.manifest.classes)
-    paths, pixels, labels, stage_1 = _pictures(folder, checkpoint, config.pictures)
+    paths, pixels, labels, stage_1 = _sample(folder, checkpoint, config.pictures)
     with tempfile.TemporaryDirectory() as temporary, _torch_threads(config.threads):
         own = Path(temporary, "checkpoint.pth")  # a bare .pth does not say how it is opened
         save_checkpoint(own, checkpoint.network(), checkpoint.manifest)
@@ -246,7 +246,9 @@ def _require_export(file: str, runtime: Runtime, checkpoint: Checkpoint) -> None
         raise ImgclsError(f"{file}: is no export of this checkpoint (other weights or another resize); export it again")
 
 
-def _pictures(folder: Folder, checkpoint: Checkpoint, count: int) -> tuple[list[str], np.ndarray, np.ndarray, Series]:
+def _sample(
+    folder: Folder, checkpoint: Checkpoint, count: int
+) -> tuple[list[str], np.ndarray, np.ndarray, Series]:
     """Readable pictures drawn with a fixed seed: paths, uint8 [N, S, S, 3], labels, and the time that each took."""
     order = np.random.default_rng(0).permutation(len(folder.paths))[:count]
     paths, pixels, labels, seconds = [], [], [], []

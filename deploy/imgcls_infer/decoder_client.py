@@ -137,14 +137,14 @@ class DecoderPreparer:
     def ask(self, items: Sequence[Item]) -> None:
         """Send the process those items that it can decode; `answer` must follow."""
         self._asked = [(item, _sendable(item) if self._decoder else None) for item in items]
-        pictures = self._pictures()
+        pictures = self._sendable_pictures()
         if self._decoder and pictures:
             with contextlib.suppress(DecoderDiedError):  # `answer` meets the dead process and replaces it
                 self._decoder.ask(pictures)
 
     def answer(self) -> tuple[list[Decoded], float]:
         """The first of the items asked for, at least one, and the seconds that they took."""
-        decoded, seconds = self._decoded(self._pictures())
+        decoded, seconds = self._decoded(self._sendable_pictures())
         start = time.monotonic()
         elsewhere = iter(decoded)
         results: list[Decoded] = []
@@ -178,7 +178,7 @@ class DecoderPreparer:
         if self._stopped:  # `stop` came while the process started, and ended only its predecessor
             self.stop()
 
-    def _pictures(self) -> list[Picture]:
+    def _sendable_pictures(self) -> list[Picture]:
         return [picture for _, picture in self._asked if picture is not None]
 
     def _decoded(self, pictures: list[Picture]) -> tuple[list[Decoded], float]:

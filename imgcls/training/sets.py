@@ -63,9 +63,9 @@ def load_sets(config: TrainConfig, device: torch.device, group: Group, report: R
     test_folder = scan_folder(config.test_dir, folder.classes) if config.test_dir else None
     test_set = None
     with group.leader_first():  # it decodes, the others find the cache filled
-        train_set = _pictures(folder, config, device, "reading training pictures", report)
+        train_set = _packed_or_streamed(folder, config, device, "reading training pictures", report)
         if test_folder:
-            test_set = _pictures(test_folder, config, device, "reading test pictures", report)
+            test_set = _packed_or_streamed(test_folder, config, device, "reading test pictures", report)
     _require_classes(folder, train_set.labels)
     train_rows, val_rows = split_rows(train_set.labels, config.val_fraction, config.seed)
     return Sets(folder.classes, train_set, test_set, train_rows, val_rows)
@@ -88,7 +88,7 @@ def split_rows(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
     return torch.nonzero(keep).flatten(), val_rows
 
 
-def _pictures(
+def _packed_or_streamed(
     folder: Folder,
     config: TrainConfig,
     device: torch.device,

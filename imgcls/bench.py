@@ -246,9 +246,7 @@ def _require_export(file: str, runtime: Runtime, checkpoint: Checkpoint) -> None
         raise ImgclsError(f"{file}: is no export of this checkpoint (other weights or another resize); export it again")
 
 
-def _sample(
-    folder: Folder, checkpoint: Checkpoint, count: int
-) -> tuple[list[str], np.ndarray, np.ndarray, Series]:
+def _sample(folder: Folder, checkpoint: Checkpoint, count: int) -> tuple[list[str], np.ndarray, np.ndarray, Series]:
     """Readable pictures drawn with a fixed seed: paths, uint8 [N, S, S, 3], labels, and the time that each took."""
     order = np.random.default_rng(0).permutation(len(folder.paths))[:count]
     paths, pixels, labels, seconds = [], [], [], []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imgcls.cli.options import DESCRIPTION, FILE, checkpoint_options, open_checkpoint
+from imgcls.config import FORMATS
 
 if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 @checkpoint_options
 @click.option(
     "--format",
-    type=click.Choice(["onnx", "torchscript", "torch-export", "huggingface", "triton"]),
+    type=click.Choice(list(FORMATS)),
     help="A file; or a folder with the ONNX file and what the Hugging Face Hub or the Triton server want beside it. "
     "Default: by the suffix of --output, else onnx.",
 )

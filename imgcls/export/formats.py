@@ -1,28 +1,22 @@
-"""The table of formats: the one place that knows which suffix is whose."""
+"""The formats by name, as imgcls.config.FORMATS lists them, and which format a file's suffix belongs to."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
+from imgcls import config
 from imgcls.export.format import Bisect, Format
-from imgcls.export.to_huggingface import HUGGINGFACE
-from imgcls.export.to_onnx import ONNX
-from imgcls.export.to_torch_export import TORCH_EXPORT
-from imgcls.export.to_torchscript import TORCHSCRIPT
-from imgcls.export.to_triton import TRITON
 from imgcls.parity.runtimes import Runtime
 from imgcls.system.files import AnyPath
 
 FORMATS: dict[str, Format] = {
-    "onnx": ONNX,
-    "torchscript": TORCHSCRIPT,
-    "torch-export": TORCH_EXPORT,
-    "huggingface": HUGGINGFACE,
-    "triton": TRITON,
+    name: getattr(import_module(f"imgcls.export.{module}"), constant)
+    for name, (module, constant) in config.FORMATS.items()
 }
 
 USUAL = "onnx"
-"""What is exported where nothing else is said, and what a file without a suffix of the table is taken for."""
+"""The format of an export that names none, and of a file whose suffix belongs to no format."""
 
 
 def register(name: str, added: Format) -> None:

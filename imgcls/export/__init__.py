@@ -1,4 +1,4 @@
-"""export_model(config): a checkpoint -> one self-describing file, checked against PyTorch before it has its name."""
+"""Exports a checkpoint as one self-describing file, which is checked against PyTorch before it gets its name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from imgcls.parity.rounding import probability_tolerance, typical_pictures
 from imgcls.parity.runtimes import Runtime, golden_samples, run_module
 from imgcls.system.files import new_file, new_folder, one_writer, real_file, require_replaceable
 
-_LACKS = {  # what a format without the option says, and who has it
+_LACKS = {  # option: why a format that lacks it refuses it, in the words of the error
     "batch": "takes any number of pictures",
     "license": "has no place for a licence",
     "external_data": "has no weights beside the model",
@@ -40,9 +40,10 @@ _LACKS = {  # what a format without the option says, and who has it
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written. path: file or folder. size: bytes. manifest: the model's; its parity has the check's figures.
+    """What an export wrote.
 
-    weights: the file beside the model that has its weights; None where it has them itself. Its bytes count in size.
+    path: the file or folder. size: bytes of the model and of its weights file. manifest: the model's, with the figures
+    of the check in its parity. weights: the weights file beside the model; None if the model holds its weights.
     """
 
     path: Path
@@ -54,8 +55,8 @@ class ExportResult:
 def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
     """Write the checkpoint's classifier in config.format, check the file against PyTorch, and give it its name.
 
-    Raises ExportError where the format or precision is unknown, a weight is no finite number, or the file fails its
-    check (nothing is left under its name then); DataError where there are no calibration pictures.
+    Raises ExportError if the format or the precision is unknown, a weight is not finite, or the file fails its check
+    (it does not get its name then); DataError if there are no calibration pictures.
     """
     name, path = destination(config)
     config, chosen = replace(config, format=name), FORMATS[name]
@@ -72,13 +73,16 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
             model.parent.mkdir(exist_ok=True)
             manifest = pipeline.make(model)
             for file, text in chosen.folder.describe(path.resolve().name, manifest, config.license).items():
-                (folder / file).write_text(text, encoding="utf-8", errors="backslashreplace")  # classes may hold any
+                (folder / file).write_text(text, encoding="utf-8", errors="backslashreplace")  # names hold anything
         return _result(path, path / chosen.folder.model, manifest, pipeline.weights)
 
 
 @dataclass(frozen=True)
 class _Pipeline:
-    """One conversion on its way to a file. reference: the float32 classifier. manifest: without the check's figures."""
+    """A converted network, and what its file is written and checked with.
+
+    reference: the float32 classifier. manifest: the model's, still without the figures of the check.
+    """
 
     config: ExportConfig
     format: Format
@@ -98,11 +102,11 @@ class _Pipeline:
 
     @property
     def weights(self) -> str:
-        """Name of the file beside the model that has its weights, empty where there is none."""
+        """Name of the weights file beside the model; empty if the model holds its weights."""
         return self.converted.weights.name if self.converted.weights else ""
 
     def make(self, model: Path) -> Manifest:
-        """Write the file, check it, seal it with the check's figures, name it: the manifest that is in it."""
+        """Write the file, check it, put the check's figures into it, and give it its name. Returns its manifest."""
         outside, converted = self.converted.weights, self.converted
         with outside.beside(model) if outside else contextlib.nullcontext(), new_file(model) as temporary:
             converted.write(temporary, self.manifest)
@@ -118,7 +122,7 @@ class _Pipeline:
         return parity
 
     def _open(self, path: Path) -> Runtime:
-        """A file just written. Raises ExportError where what was asked for doesn't run here."""
+        """Open a file that was just written. Raises ExportError if it does not run on this machine."""
         try:
             return self.format.read(path)
         except ModelError as error:
@@ -129,9 +133,9 @@ class _Pipeline:
 
 
 def destination(config: ExportConfig) -> tuple[str, Path]:
-    """The format and the path of an export: what is not given follows from the other, and from the checkpoint.
+    """The name of the format and the path of an export. If one is not given, it follows from the other.
 
-    Raises ExportError where the format is unknown, or the path's suffix is that of another format or of none.
+    Raises ExportError if the format is unknown, or the path's suffix belongs to another format or to none.
     """
     suffix = config.output.suffix.lower() if config.output else ""
     owner = named_format(config.output) if config.output else USUAL
@@ -166,7 +170,7 @@ def _default_path(config: ExportConfig, name: str) -> Path:
 
 
 def _free_path(path: Path, config: ExportConfig, chosen: Format) -> Path:
-    """Where the model is written: what `path` links to, if it is a link. Raises ImgclsError where that may not be."""
+    """The path to write to: the target of `path` if it is a link. Raises ImgclsError if it must not be overwritten."""
     if path.resolve() == config.checkpoint.resolve():
         raise ExportError(f"{path}: would overwrite the checkpoint; give another name with `output`")
     if not chosen.folder:
@@ -177,7 +181,7 @@ def _free_path(path: Path, config: ExportConfig, chosen: Format) -> Path:
 
 
 def _finite(checkpoint: Checkpoint) -> Checkpoint:
-    """The same. Raises ExportError where a weight is no finite number: every answer would be NaN."""
+    """The checkpoint itself. Raises ExportError if a weight is not finite, since every answer would then be NaN."""
     for name, tensor in checkpoint.state_dict.items():
         if not tensor.isfinite().all():
             raise ExportError(f"the checkpoint's {name} is not finite; train again with a smaller learning rate")
@@ -192,10 +196,11 @@ def _result(path: Path, model: Path, manifest: Manifest, weights: str) -> Export
 def check(
     model: Runtime, reference: Classifier, golden: list[GoldenSample], batch_sizes: tuple[int, ...] = BATCH_SIZES
 ) -> Parity:
-    """Run a written file on its golden samples and on noise, in every batch size; its parity with the figures of that.
+    """Compare a written file with the reference on the golden samples and on noise, in every batch size.
 
-    reference: the float32 classifier. Raises ExportError where a probability differs from its by more than the
-    rounding model allows the model's precision (imgcls.parity.rounding).
+    reference: the float32 classifier. Returns the file's parity with the figures of this check. Raises ExportError if
+    a probability differs from the reference by more than the rounding model allows the file's precision
+    (imgcls.parity.rounding).
     """
     size = model.manifest.preprocessing.size
     tolerance = probability_tolerance(reference, typical_pictures(golden, size), model.manifest.precision)
@@ -219,7 +224,7 @@ def check(
 
 
 def _require_options(config: ExportConfig, chosen: Format) -> None:
-    """Raises ExportError where the format has no such precision, or not what one of the other options asks for."""
+    """Raises ExportError if the format lacks the precision or one of the other options that are given."""
     if config.precision not in chosen.precisions:
         raise ExportError(f"{config.format} has no {config.precision}; it has {', '.join(chosen.precisions)}")
     for option, reason in _LACKS.items():

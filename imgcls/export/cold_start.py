@@ -1,4 +1,4 @@
-"""Commands of processes that open an exported file, classify one picture, and end: imgcls bench times them."""
+"""Commands of processes that open an exported file, classify one picture and exit. imgcls bench times them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from imgcls_infer.steps import Preprocessing
 
-# What a short script on PyTorch alone does for one picture; sys.argv: model, threads, picture, preprocessing
+# A short PyTorch script that classifies one picture; sys.argv: model, threads, picture, preprocessing
 _HEAD = """
 import json, sys
 import torch
@@ -27,7 +27,11 @@ with torch.inference_mode():
 
 @dataclass(frozen=True)
 class ColdStart:
-    """One process. threads: of the CPU. picture: a file. preprocessing: the model's. provider: onnxruntime's."""
+    """One process to time.
+
+    threads: CPU threads. picture: path of the picture file. preprocessing: the model's. provider: onnxruntime's
+    execution provider.
+    """
 
     model: Path
     threads: int
@@ -37,13 +41,13 @@ class ColdStart:
 
 
 def predictor_command(start: ColdStart) -> tuple[str, ...]:
-    """The device's own predictor."""
+    """The command of imgcls-infer, the predictor that runs on devices."""
     options = ("--model", str(start.model), "--provider", start.provider, "--threads", str(start.threads))
     return (sys.executable, "-m", "imgcls_infer", *options, start.picture)
 
 
 def torch_script(load: str) -> Callable[[ColdStart], tuple[str, ...]]:
-    """A short script on PyTorch. load: Python that makes `module` of the file sys.argv[1]."""
+    """The command of a short PyTorch script. load: Python code that opens the file sys.argv[1] as `module`."""
 
     def command(start: ColdStart) -> tuple[str, ...]:
         preprocessing = json.dumps(start.preprocessing.to_dict())

@@ -2,10 +2,10 @@
 
 ONNX's Resize (opset 18) with antialias and exclude_outside is Pillow's filter: both shrink with a triangle as wide as
 the shrinking, cut at the border and normalised. onnxruntime's uint8 kernel also rounds as Pillow does, in fixed point
-and once after each direction, so that no pixel is more than a level off and most are not off at all; float32 with one
-rounding at the end is more often off. Sizes and offsets are the same integers that imgcls_infer.preprocess computes,
-ties to even included. A picture that has the model's size already passes unchanged, whatever the steps: the predictor
-goes on doing the whole of stage 1 itself, and the contract stays exact there.
+and once after each direction. No pixel therefore differs from Pillow's by more than one level, and most are equal; a
+float32 resize with one rounding at the end differs more often. Sizes and offsets are the same integers that
+imgcls_infer.preprocess computes, ties to even included. A picture that already has the model's size passes unchanged,
+whatever the steps are, so the predictor still does all of stage 1 itself, exactly as the contract says.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from imgcls.export.graph import PIXELS
 from imgcls.parity.runtimes import Run
 
 MAX_LEVELS = 1
-"""Of 255, between the graph's pixels and Pillow's."""
+"""Largest difference between a pixel of the graph and Pillow's that passes the check, in levels of 255."""
 
 _SPANS = ((0.5, 0.9), (1.1, 0.7), (1.4, 2.1), (3.1, 2.3), (0.8, 6.7), (7.9, 5.2), (12.5, 2.6))
-"""Height and width of the pictures that an export is measured on, in image sizes: smaller, larger, and oblong ones."""
+"""Height and width of each picture that an export is checked on, as multiples of the image size."""
 
 
 def embed_resize(model: onnx.ModelProto, preprocessing: Preprocessing) -> None:
-    """Put a model's steps in front of its graph. Raises ExportError if it resizes by a filter other than bilinear."""
+    """Insert a model's steps before its graph. Raises ExportError if one resizes with a filter other than bilinear."""
     if others := set(preprocessing.filters) - {"bilinear"}:
         raise ExportError(f"`embed_resize` is for bilinear resizing; this model resizes with {', '.join(others)}")
     graph = model.graph
@@ -50,7 +50,7 @@ def embed_resize(model: onnx.ModelProto, preprocessing: Preprocessing) -> None:
 
 
 def resize_session(preprocessing: Preprocessing) -> ort.InferenceSession:
-    """The same nodes alone: `image` uint8 [N, H, W, 3] -> `resize.pixels` uint8 [N, height, width, 3]."""
+    """A session of the steps alone: `image` uint8 [N, H, W, 3] -> PIXELS uint8 [N, height, width, 3]."""
     nodes, constants = _stage_1(preprocessing)
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", "height", "width", 3])
     graph = helper.make_graph(nodes, "resize", [image], [_pixels(preprocessing.size)], constants)
@@ -61,10 +61,11 @@ def resize_session(preprocessing: Preprocessing) -> ort.InferenceSession:
 
 
 def check_resize(run: Run, preprocessing: Preprocessing, golden: Sequence[GoldenSample]) -> dict[str, Any]:
-    """Run the written file on whole pictures and on what Pillow makes of them; figures for the manifest.
+    """Compare the embedded resize, and the answers after it, with Pillow's resize. Returns figures for the manifest.
 
-    The pictures are mosaics of the golden samples, cut to sizes that the steps must shrink, enlarge and cut: real
-    pixels, with hard edges between them. Raises ExportError where a pixel is more than MAX_LEVELS off.
+    run: runs the written file. The pictures are mosaics of the golden samples in sizes that the steps must shrink,
+    enlarge and crop: real pixels, with hard edges between the samples. Raises ExportError if a pixel differs by more
+    than MAX_LEVELS.
     """
     resize = resize_session(preprocessing)
     pictures = _mosaics(golden, preprocessing.size)
@@ -77,7 +78,8 @@ def check_resize(run: Run, preprocessing: Preprocessing, golden: Sequence[Golden
         difference = max(difference, float(np.abs(run(picture[None])[1] - run(exact[None])[1]).max()))
     if levels > MAX_LEVELS:
         raise ExportError(
-            f"the embedded resize is up to {levels} levels of 255 off Pillow's, over {MAX_LEVELS}; not written"
+            f"the embedded resize differs from Pillow's by up to {levels} levels of 255 (allowed: {MAX_LEVELS}); "
+            "not written"
         )
     return {
         "max_levels": levels,
@@ -96,15 +98,15 @@ def _stage_1(preprocessing: Preprocessing) -> tuple[list[onnx.NodeProto], list[o
     graph = _Nodes(preprocessing)
     for step in preprocessing.steps:
         graph.add(step)
-    shape = graph.constant("shape", np.array([0, *preprocessing.size, 3], np.int64))  # 0: as it is
-    graph.node("Reshape", graph.picture, shape, output=PIXELS)  # changes nothing; from here on the sizes are known
+    shape = graph.constant("shape", np.array([0, *preprocessing.size, 3], np.int64))  # 0: the batch
+    graph.node("Reshape", graph.picture, shape, output=PIXELS)  # states the sizes for the nodes after it
     return graph.nodes, graph.constants
 
 
 class _Nodes:
-    """Nodes under construction. picture, size: names of the values that are the picture and its [height, width] so far.
+    """Collects nodes and constants. picture, size: the names of the present picture and of its [height, width].
 
-    Each method but `add` gives the name of a value.
+    The methods that return text return the name of a value.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -127,7 +129,7 @@ class _Nodes:
         return output or name
 
     def add(self, step: Step) -> None:
-        """The nodes of one step."""
+        """Add the nodes of one step."""
         if isinstance(step, Resize):
             self.size = self._unless_ready(self._target(step))
             self.picture = self._resized(self.size)
@@ -142,23 +144,23 @@ class _Nodes:
             self._pad_to(self._unless_ready(self._sizes(step.size)), step.fill)
 
     def _has_size(self, size: Size) -> str:
-        """Whether the picture has `size` already: bool."""
+        """A bool value: whether the picture already has `size`."""
         equal = self.node("Cast", self.node("Equal", self.size, self._sizes(size)), to=TensorProto.INT64)
         return self.node("Cast", self.node("ReduceMin", equal, keepdims=1), to=TensorProto.BOOL)
 
     def _unless_ready(self, size: str) -> str:
-        """`size`; the picture's own if it came in the model's."""
+        """`size`, or the picture's own size if the picture came in the model's size."""
         return self.node("Where", self._ready, self.size, size) if self._ready else size
 
     def _target(self, step: Resize) -> str:
-        """Of both axes' factors the larger one covers the box, and the smaller one fits into it."""
+        """The size after a resize: the larger factor of both axes covers the box, and the smaller one fits into it."""
         if step.edge == "exact":
             return self._sizes(step.size)
         scaled = [self._scaled(axis, step) for axis in (0, 1)]
         return self.node("Max" if step.edge == "short" else "Min", *scaled)
 
     def _scaled(self, axis: int, step: Resize) -> str:
-        """The picture's size by the factor that gives `axis` its length in the step."""
+        """The picture's size, scaled by the factor that gives `axis` its length in the step."""
         place = self.constant(f"axis_{axis}", np.array([axis], np.int64))
         old = self.node("Gather", self.size, place)
         scaled = self.node("Mul", self.size, self._number(step.size[axis]))
@@ -176,7 +178,7 @@ class _Nodes:
         return self.node("Cast", self.node("Round", product), to=TensorProto.INT64)
 
     def _resized(self, size: str) -> str:
-        """The picture in `size`, int64 [height, width]."""
+        """The picture resized to `size`, int64 [height, width]."""
         return self.node(
             "Resize",
             *(self.picture, "", "", size),
@@ -188,7 +190,7 @@ class _Nodes:
         )
 
     def _pad_to(self, size: str, fill: tuple[int, int, int]) -> None:
-        """The picture on the centre of a canvas of `size`, where that is larger."""
+        """Put the picture in the centre of a canvas of `size`, along each axis where the canvas is larger."""
         canvas = self.node("Max", self.size, size)
         margin = self.node("Sub", canvas, self.size)
         before = self.node("Div", margin, self._number(2))
@@ -214,7 +216,7 @@ class _Nodes:
 
 
 def _keeps_own_size(preprocessing: Preprocessing) -> bool:
-    """Whether the steps leave a picture of the model's size as it is."""
+    """Whether the steps leave a picture of the model's size unchanged."""
     return all(
         (step.target(*preprocessing.size) if isinstance(step, Resize) else step.size) == preprocessing.size
         for step in preprocessing.steps
@@ -222,7 +224,7 @@ def _keeps_own_size(preprocessing: Preprocessing) -> bool:
 
 
 def _mosaics(golden: Sequence[GoldenSample], size: Size) -> list[np.ndarray]:
-    """uint8 [H, W, 3] each, of _SPANS: cut from a mosaic of the samples, or from noise where there are none."""
+    """A picture uint8 [H, W, 3] for each of _SPANS, cut from a mosaic of the samples, or of noise without samples."""
     tiles = [sample.pixels() for sample in golden]
     if not tiles:
         tiles = list(np.random.default_rng(0).integers(0, 256, (8, *size, 3), np.uint8))

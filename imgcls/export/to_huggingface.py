@@ -1,4 +1,4 @@
-"""Around the ONNX file, a folder as the Hugging Face Hub takes it: a model card and the configurations."""
+"""A folder for the Hugging Face Hub: the ONNX file, with a model card and configuration files beside it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ With onnxruntime alone, from pixels that are {height} x {width} already:
     logits, probabilities = session.run(["logits", "probabilities"], {{"image": pixels}})
 
 `image` is uint8 `[N, {height}, {width}, 3]`, RGB, channels last, values 0 to 255; do not normalise it. Both outputs are
-float32 `[N, {count}]`. A picture file becomes such pixels so: {stage_1}.
+float32 `[N, {count}]`. To turn a picture file into such pixels: {stage_1}.
 {transformers}
 
 ## Training
@@ -59,13 +59,14 @@ _RESIZES = {
 }
 
 _SPOKEN = """\
-`preprocessor_config.json` says this to transformers, whose `AutoImageProcessor` has no words for EXIF and transparency:
-`backend="pil"` gives the same pixels for other pictures, the default ones that differ by a level; channels first."""
-_RECORDED = "`preprocessor_config.json` records this; transformers has no processor that does the same."
+`preprocessor_config.json` describes the resize for transformers, whose `AutoImageProcessor` has no setting for EXIF
+orientation and transparency. For other pictures `backend="pil"` gives the same pixels, and the default backend gives
+pixels that differ by at most one level. Its pixels have channels first."""
+_RECORDED = "`preprocessor_config.json` records this resize; no image processor of transformers does the same."
 
 
 def describe(name: str, manifest: Manifest, license: str | None) -> dict[str, str]:
-    """README.md, config.json and preprocessor_config.json. license: for the card, as the Hub abbreviates it."""
+    """The text of README.md, config.json and preprocessor_config.json. license: the Hub's identifier, for the card."""
     return {
         "README.md": _card(name, manifest, license),
         "config.json": _json(_config(manifest)),
@@ -93,7 +94,7 @@ def _card(name: str, manifest: Manifest, license: str | None) -> str:
 
 
 def _front_matter(name: str, manifest: Manifest, license: str | None) -> list[tuple[str, Any]]:
-    """Keys and values; JSON is YAML. The accuracy is the float32 checkpoint's: another precision may have another."""
+    """Keys and values, which stand in the YAML as JSON. The accuracy is the checkpoint's, so only fp32 has it."""
     fields: list[tuple[str, Any]] = [
         ("pipeline_tag", "image-classification"),
         ("library_name", "onnx"),
@@ -114,7 +115,7 @@ def _front_matter(name: str, manifest: Manifest, license: str | None) -> list[tu
 
 
 def _figures(manifest: Manifest) -> list[tuple[str, str]]:
-    """What the manifest says of results and parity, in words."""
+    """The manifest's figures of accuracy and parity, each with its label."""
     data, parity = manifest.dataset, manifest.parity
     figures = [
         ("accuracy of the float32 checkpoint on the test pictures", _percent(data.get("test_accuracy"))),
@@ -146,7 +147,7 @@ def _config(manifest: Manifest) -> dict[str, Any]:
 
 
 def _stage_1(preprocessing: Preprocessing) -> str:
-    """The preprocessing in words."""
+    """The preprocessing as text."""
     decode, mode = preprocessing.decode, preprocessing.mode
     transparency = "transparency over white" if decode.alpha == "white" else "transparency ignored"
     turned = "upright by its EXIF orientation" if decode.exif else "as it is stored, whatever its EXIF orientation"
@@ -159,9 +160,10 @@ def _side_or_sides(size: Size) -> int | list[int]:
 
 
 def _preprocessor(preprocessing: Preprocessing) -> dict[str, Any]:
-    """In the words of transformers' image processors; for `pad` none is named. Scaling and normalising are the graph's.
+    """The resize as fields of transformers' image processors. Scaling and normalisation are off: the graph has them.
 
-    Checked with transformers 5.23: backend="pil" gives crop's and squash's pixels bit for bit, the default within 1.
+    None of the processors does `pad`, so none is named for it. Checked with transformers 5.23: backend="pil" gives the
+    pixels of `crop` and `squash` bit for bit, the default backend within 1 level.
     """
     height, width = preprocessing.size
     square = {"height": height, "width": width}

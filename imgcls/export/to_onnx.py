@@ -1,4 +1,4 @@
-"""Classifier -> ONNX: one file with the contract's graph, the manifest and the golden samples."""
+"""Converts a Classifier to ONNX: one file with the contract's graph, the manifest and the golden samples."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from imgcls.parity.bisect import bisect
 from imgcls.parity.runtimes import open_onnx
 
 LARGEST = 2_000_000_000
-"""Bytes of weights in one file: protobuf ends at 2 GiB, and the manifest has to fit in too."""
+"""Bytes of weights that one file can hold: protobuf's limit is 2 GiB, and the manifest has to fit too."""
 
 IR_VERSION = 10
-"""The newest that onnxruntime 1.20, the oldest supported, can read."""
+"""The newest version that onnxruntime 1.20, the oldest supported one, can read."""
 
 
 def to_onnx(job: Job) -> Converted:
-    """Trace the classifier, and quantise it where job.calibration says so.
+    """Trace the classifier, and quantise it if the job has calibration pictures.
 
-    The graph: `image` uint8 [batch, S, S, 3], with job.embedded [batch, height, width, 3] -> `logits`, `probabilities`
-    float32 [batch, K]. Raises ExportError.
+    The graph: `image` uint8 [batch, S, S, 3] ([batch, height, width, 3] with job.embedded) -> `logits`, `probabilities`
+    float32 [batch, K]. Raises ExportError if torch or ONNX can't express the network.
     """
     model = _trace(job)
     _strip(model)
@@ -54,10 +54,10 @@ def to_onnx(job: Job) -> Converted:
         facts = replace(facts, quantization=quantization.to_dict())
     if job.embedded:
         embed_resize(model, job.embedded)
-        facts = replace(facts, embedded_resize={})  # its figures come with the file's check
+        facts = replace(facts, embedded_resize={})  # the check of the written file adds its figures
     if job.batch:
         _fix_batch(model.graph, job.batch)
-    if not large:  # ONNX's checker is given one message, and can't have a larger one
+    if not large:  # ONNX's checker takes one protobuf message, which can't be larger
         _check(model)
     weights = take_weights_out(model, job.name) if job.external_data or large else None
     if weights:
@@ -71,10 +71,10 @@ def to_onnx(job: Job) -> Converted:
 
 @dataclass(frozen=True)
 class _File:
-    """A serialised model, and what its metadata says beside the manifest.
+    """A serialised model, and its metadata without the manifest.
 
-    The metadata is a model of its own at the end of the file: protobuf reads messages one after the other as one, and
-    metadata_props is the last field that a model of ours has, so these are the bytes of the whole serialised at once.
+    The metadata stands at the end of the file as a message of its own. Protobuf reads concatenated messages as one, and
+    metadata_props is the last field of our models, so the bytes are those of the whole model serialised at once.
     """
 
     model: bytes
@@ -85,7 +85,7 @@ class _File:
         self.seal(path, manifest)
 
     def seal(self, path: Path, manifest: Manifest) -> None:
-        """Put the metadata with this manifest at the file's end, in place of any that is there."""
+        """Write the metadata with this manifest at the end of the file, in place of the metadata that is there."""
         end = onnx.ModelProto()
         onnx.helper.set_model_props(end, {MANIFEST_KEY: manifest.to_json(), **self.metadata})
         with path.open("r+b") as file:
@@ -125,7 +125,7 @@ def _trace(job: Job) -> onnx.ModelProto:
 
 
 def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:
-    """Put a number where the shapes say `batch`."""
+    """Replace the symbol of the batch size by a number in all shapes."""
     symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dimension in value.type.tensor_type.shape.dim:
@@ -137,19 +137,20 @@ def _check(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        opset = model.opset_import[0].version
-        reason = one_line(error, 120)
-        raise ExportError(f"ONNX opset {opset} can't hold this network so ({reason}); try fp16 or int8") from error
+        opset, reason = model.opset_import[0].version, one_line(error, 120)
+        raise ExportError(
+            f"ONNX opset {opset} can't express this network in this precision ({reason}); try fp16 or int8"
+        ) from error
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Drop what only the exporter knows (stack traces with this machine's paths, signatures); fix the IR version."""
+    """Remove the exporter's notes (stack traces with paths of this machine, signatures), and set the IR version."""
     model.ir_version = min(model.ir_version, IR_VERSION)
     model.doc_string = ""
     model.graph.name = "imgcls"
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
-    shapes = [value for value in graph.value_info if value.name not in weights]  # an initializer has its own
+    shapes = [value for value in graph.value_info if value.name not in weights]  # an initializer has its own shape
     del graph.value_info[:]
     graph.value_info.extend(shapes)
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -158,7 +159,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 def _rename(graph: onnx.GraphProto) -> None:
-    """Call nodes by the layer whose weights they hold, else by their operator; values as the nodes that give them."""
+    """Name each node after the layer whose weights it uses, else after its operator, and each value after its node."""
     weights = {tensor.name for tensor in graph.initializer}
     kept = {value.name for value in (*graph.input, *graph.output)}
     renamed = {name: name.replace("network.", "") for name in weights}
@@ -178,7 +179,7 @@ def _rename(graph: onnx.GraphProto) -> None:
 
 
 def _unused(name: str, taken: set[str]) -> str:
-    """`name`, or `name_1`, `name_2` and so on; noted as taken."""
+    """The first of `name`, `name_1`, `name_2` ... that is not in `taken`. It is added to `taken`."""
     candidates = (name, *(f"{name}_{number}" for number in range(1, len(taken) + 1)))
     free = next(candidate for candidate in candidates if candidate not in taken)
     taken.add(free)
@@ -187,7 +188,7 @@ def _unused(name: str, taken: set[str]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter prints and warns about its own internals; errors still come as exceptions."""
+    """Silence torch's exporter, which prints and warns about its own internals. It still raises its errors."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

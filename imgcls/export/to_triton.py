@@ -1,4 +1,4 @@
-"""Around the ONNX file, a model folder of a Triton Inference Server's model repository."""
+"""A folder for the model repository of a Triton Inference Server: the ONNX file, its configuration and its labels."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ dynamic_batching {{ }}
 
 
 def describe(name: str, manifest: Manifest, _: str | None) -> dict[str, str]:
-    """config.pbtxt and labels.txt of the model `name`. The largest batch is the largest that the export has checked.
+    """The text of config.pbtxt and labels.txt. The largest batch is the largest one that the export checks.
 
-    Raises ExportError where Triton could not call a model so, or a class's name does not fit on a line.
+    Raises ExportError if Triton does not take a model of this name, or if the name of a class is not one line.
     """
     if not _NAME.fullmatch(name):
         raise ExportError(f"Triton can't call a model {name!r}; name the folder with letters, digits, '.', '_' and '-'")

@@ -90,7 +90,7 @@ def test_the_peak_memory_is_the_processs_own_and_not_its_parents():
 
 def test_a_process_that_fails_is_one_line():
     script = "import sys; print('no luck', file=sys.stderr); sys.exit(3)"
-    with pytest.raises(ImgclsError, match=r"m\.onnx: a process of its own fails with code 3 \(no luck\)"):
+    with pytest.raises(ImgclsError, match=r"m\.onnx: a new process fails with code 3 \(no luck\)"):
         module.run_process((sys.executable, "-c", script), "m.onnx")
 
 

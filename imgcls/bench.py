@@ -1,4 +1,4 @@
-"""Measures all runtimes of a checkpoint on the same pictures: size, load, cold start, latency, throughput, parity ...
+"""Measures all runtimes of a checkpoint on the same pictures: size, load, start, memory, latency, throughput, parity.
 
 All runtimes take turns in every round, so that other load on the machine affects all of them alike. A ratio is the
 median over the rounds of the runtime's figure / PyTorch eager's in the same round; it depends less on the machine and

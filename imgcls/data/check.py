@@ -1,4 +1,4 @@
-"""One report on all that is out of order in a folder of pictures."""
+"""Checks a folder of pictures, and reports everything in it that is out of order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from imgcls.system.progress import progress_bar
 
 @dataclass(frozen=True)
 class FolderReport:
-    """folder: what was found. unreadable: pictures that can't be decoded, with the reason. True if there is none."""
+    """What a check found. bool(report): whether every picture can be decoded.
+
+    folder: the scanned folder. unreadable: pictures that can't be decoded, each with the reason.
+    """
 
     folder: Folder
     unreadable: tuple[tuple[Path, str], ...]
@@ -27,7 +30,7 @@ class FolderReport:
         return not self.unreadable
 
     def lines(self) -> Iterator[str]:
-        """The report for people: counts first, then one line a finding."""
+        """The report as text: counts first, then a line for each finding."""
         folder = self.folder
         yield f"{folder.root}: {len(folder.paths):,} pictures in {len(folder.classes)} classes"
         for name, count in zip(folder.classes, folder.counts(), strict=True):
@@ -43,7 +46,7 @@ class FolderReport:
 
 
 def check_folder(root: AnyPath) -> FolderReport:
-    """Scan a folder and decode every picture in it. Raises DataError where there is nothing to check."""
+    """Scan a folder and decode every picture in it. Raises DataError if the folder has no pictures."""
     folder = scan_folder(root)
     unreadable = []
     with progress_bar("checking", len(folder.paths)) as advance:

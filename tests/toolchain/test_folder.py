@@ -93,7 +93,7 @@ def test_a_class_folder_whose_name_is_no_utf8_is_one_clear_error(pictures):
     ):
         result = CliRunner().invoke(command, arguments)
         assert (result.exit_code, result.output.count("\n")) == (1, 1), result.output
-        assert r"caf\udce9: its name is no UTF-8; rename it" in result.output
+        assert r"caf\udce9: its name is not UTF-8; rename it" in result.output
 
 
 @pytest.mark.parametrize("place", ["ant/link.png", "ant/folder", "class"])

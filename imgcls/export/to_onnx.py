@@ -30,14 +30,14 @@ LARGEST = 2_000_000_000
 """Bytes of weights that one file can hold: protobuf's limit is 2 GiB, and the manifest has to fit too."""
 
 IR_VERSION = 10
-"""The newest version that onnxruntime 1.20, the oldest supported one, can read."""
+"""The newest that onnxruntime 1.20, the oldest supported, can read."""
 
 
 def to_onnx(job: Job) -> Converted:
     """Trace the classifier, and quantise it if the job has calibration pictures.
 
-    The graph: `image` uint8 [batch, S, S, 3] ([batch, height, width, 3] with job.embedded) -> `logits`, `probabilities`
-    float32 [batch, K]. Raises ExportError if torch or ONNX can't express the network.
+    The graph: `image` uint8 [batch, S, S, 3], with job.embedded [batch, height, width, 3] -> `logits`, `probabilities`
+    float32 [batch, K]. Raises ExportError.
     """
     model = _trace(job)
     _strip(model)
@@ -144,13 +144,13 @@ def _check(model: onnx.ModelProto) -> None:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Remove the exporter's notes (stack traces with paths of this machine, signatures), and set the IR version."""
+    """Drop what only the exporter knows (stack traces with this machine's paths, signatures); fix the IR version."""
     model.ir_version = min(model.ir_version, IR_VERSION)
     model.doc_string = ""
     model.graph.name = "imgcls"
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
-    shapes = [value for value in graph.value_info if value.name not in weights]  # an initializer has its own shape
+    shapes = [value for value in graph.value_info if value.name not in weights]  # an initializer has its own
     del graph.value_info[:]
     graph.value_info.extend(shapes)
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -159,7 +159,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 def _rename(graph: onnx.GraphProto) -> None:
-    """Name each node after the layer whose weights it uses, else after its operator, and each value after its node."""
+    """Call nodes by the layer whose weights they hold, else by their operator; values as the nodes that give them."""
     weights = {tensor.name for tensor in graph.initializer}
     kept = {value.name for value in (*graph.input, *graph.output)}
     renamed = {name: name.replace("network.", "") for name in weights}
@@ -179,7 +179,7 @@ def _rename(graph: onnx.GraphProto) -> None:
 
 
 def _unused(name: str, taken: set[str]) -> str:
-    """The first of `name`, `name_1`, `name_2` ... that is not in `taken`. It is added to `taken`."""
+    """`name`, or `name_1`, `name_2` and so on; noted as taken."""
     candidates = (name, *(f"{name}_{number}" for number in range(1, len(taken) + 1)))
     free = next(candidate for candidate in candidates if candidate not in taken)
     taken.add(free)
@@ -188,7 +188,7 @@ def _unused(name: str, taken: set[str]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's exporter, which prints and warns about its own internals. It still raises its errors."""
+    """torch's exporter prints and warns about its own internals; errors still come as exceptions."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

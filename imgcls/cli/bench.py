@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 @click.command("bench", epilog="Example: imgcls bench models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test")
 @comparison_options
-@click.option("--batch-size", type=click.IntRange(1, 65536), default=64, show_default=True, help="Of the throughput.")
+@click.option("--batch-size", type=click.IntRange(1, 65536), default=64, show_default=True, help="For throughput.")
 @click.option(
     "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of each runtime."
 )
-@click.option("--pictures", type=click.IntRange(min=1), default=256, show_default=True, help="Pictures to take.")
+@click.option("--pictures", type=click.IntRange(min=1), default=256, show_default=True, help="Pictures to use.")
 @click.option(
     "--repeats",
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="Rounds of opening, of fresh processes, and through the pictures.",
+    help="How often to open each file, start each process, and classify the pictures.",
 )
-@click.option("--plot", type=FILE, metavar="FILE.png", help="Draw the figures, too.")
+@click.option("--plot", type=FILE, metavar="FILE.png", help="Also draw the figures.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output instead of the table.")
-@click.option("--markdown", is_flag=True, help="A Markdown table on standard output instead.")
+@click.option("--markdown", is_flag=True, help="Print a Markdown table on standard output instead.")
 def command(
     checkpoint: Path,
     models: tuple[Path, ...],

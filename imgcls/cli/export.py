@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     type=click.Choice(list(FORMATS)),
-    help="A file; or a folder with the ONNX file and what the Hugging Face Hub or the Triton server want beside it. "
-    "Default: by the suffix of --output, else onnx.",
+    help="huggingface and triton are folders: the ONNX file, and beside it the files that the Hugging Face Hub or the "
+    "Triton server needs. Default: by the suffix of --output, else onnx.",
 )
 @click.option(
     "--output",
@@ -34,44 +34,43 @@ if TYPE_CHECKING:
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Inside; input and outputs stay as they are. int8: ONNX only. bf16: not with onnxruntime's CPU.",
+    help="Of the network; input and outputs stay as they are. int8: ONNX only. bf16: not on onnxruntime's CPU.",
 )
 @click.option("--calibration", type=FILE, help="int8: folder of training pictures, <class>/*; never the test pictures.")
 @click.option(
-    "--calibration-size", type=click.IntRange(min=2), default=1024, show_default=True, help="int8: pictures to take."
+    "--calibration-size", type=click.IntRange(min=2), default=1024, show_default=True, help="int8: pictures to use."
 )
 @click.option(
     "--target",
     type=click.Choice(["x86-vnni", "x86-avx2", "arm64"]),
     default="x86-vnni",
     show_default=True,
-    help="int8: the device's CPU. x86-avx2 keeps 8-bit sums from overflowing where there is no VNNI.",
+    help="int8: the device's CPU. x86-avx2 is for CPUs without VNNI, where 8-bit sums could overflow.",
 )
 @click.option(
     "--fold/--no-fold",
     default=True,
     show_default=True,
-    help="Merge linear maps first: same answers, less work. --no-fold writes the plain graph.",
+    help="Merge linear operations: same answers, less work. --no-fold writes the plain graph.",
 )
-@click.option("--batch", type=click.IntRange(1, 4096), help="onnx: pictures at once. Default: any number.")
+@click.option("--batch", type=click.IntRange(1, 4096), help="onnx: fixed batch size. Default: any.")
 @click.option(
     "--external-data",
     is_flag=True,
-    help="onnx: weights in a file beside it: a large float model starts at once, batches take longer.",
+    help="onnx: put the weights into a file beside the model. Large float models start faster, batches take longer.",
 )
 @click.option(
     "--embed-resize",
     is_flag=True,
-    help="onnx: put the resize into the graph, for hosts without Pillow: pictures of any size, within a level of 255.",
+    help="onnx: put the resize into the graph, for hosts without Pillow. Pictures may have any size; pixels differ from "
+    "Pillow's by at most one level of 255.",
 )
 @click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option(
     "--samples", type=FILE, help="Folder of <class>/* to take golden samples from. Default: the checkpoint's."
 )
 @click.option("--golden", type=click.IntRange(0, 64), default=8, show_default=True, help="Golden samples in the file.")
-@click.option(
-    "--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none is named."
-)
+@click.option("--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none.")
 def command(checkpoint: Path, samples: Path | None, **options: Any) -> None:
     """Write a checkpoint as one self-describing file for devices.
 

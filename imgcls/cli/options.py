@@ -78,7 +78,9 @@ def checkpoint_options(function: Command) -> Command:
         click.argument("checkpoint", type=FILE),
         click.option("--arch", type=ARCH, help="Bare .pth: its network."),
         click.option("--classes", help="Bare .pth: its classes in order, a,b,c; or a folder of class folders."),
-        click.option("--image-size", type=click.IntRange(8, 4096), help="Bare .pth: pixels a side in its training."),
+        click.option(
+            "--image-size", type=click.IntRange(8, 4096), help="Bare .pth: image size in its training, in pixels."
+        ),
         click.option(
             "--resize",
             type=RESIZE,
@@ -94,7 +96,9 @@ def comparison_options(function: Command) -> Command:
     """CHECKPOINT and the exported files that are held against it, on which pictures and execution providers."""
     decorators = (
         click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=FILE),
-        click.option("--data", "data_dir", type=FILE, default="data/test", show_default=True, help="<class>/*."),
+        click.option(
+            "--data", "data_dir", type=FILE, default="data/test", show_default=True, help="Folder of <class>/*."
+        ),
         click.option(
             "--provider",
             "providers",
@@ -102,7 +106,7 @@ def comparison_options(function: Command) -> Command:
             default=("cpu",),
             show_default=True,
             multiple=True,
-            help="For ONNX: cpu, cuda or another that onnxruntime has here; each file runs on each that is given.",
+            help="ONNX: cpu, cuda or another of onnxruntime's. May be given several times: each file runs on each.",
         ),
     )
     return checkpoint_options(_decorated(function, decorators))

@@ -27,9 +27,13 @@ _NARROW = ("max |dp|", "allowed", "same class", "accuracy")
 @click.option(
     "--eager", "devices", multiple=True, metavar="cpu|cuda[:N]|mps", help="Compare PyTorch eager on this device too."
 )
-@click.option("--tolerance", type=Number(min=0), help="Largest |dp| that passes. Default: by a model of rounding.")
-@click.option("--bisect", is_flag=True, help="Name the first node of each float32 ONNX file that leaves the tolerance.")
-@click.option("--report", type=FILE, metavar="FILE.html", help="Write a page with plots and the changed pictures.")
+@click.option("--tolerance", type=Number(min=0), help="Largest |dp| that passes. Default: from a model of rounding.")
+@click.option(
+    "--bisect", is_flag=True, help="Name the first node of each float32 ONNX file that exceeds the tolerance."
+)
+@click.option(
+    "--report", type=FILE, metavar="FILE.html", help="Write a page with plots and the pictures whose class differs."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output instead of the table.")
 def command(
     checkpoint: Path,
@@ -45,7 +49,7 @@ def command(
 ) -> None:
     """Compare exported files with PyTorch on real pictures, from picture file to probability.
 
-    Each also runs in batches of 1, 2, 7 and 64, with several numbers of threads, and on pictures made to trip it.
+    Each file also runs in batches of 1, 2, 7 and 64, with several numbers of threads, and on adversarial pictures.
     Exits with 1 if a file does not answer as the checkpoint does.
     """
     from imgcls.data.folder import scan_folder

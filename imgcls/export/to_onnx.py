@@ -138,9 +138,7 @@ def _check(model: onnx.ModelProto) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         opset, reason = model.opset_import[0].version, one_line(error, 120)
-        raise ExportError(
-            f"ONNX opset {opset} can't express this network in this precision ({reason}); try fp16 or int8"
-        ) from error
+        raise ExportError(f"ONNX opset {opset} can't express this network ({reason}); try fp16 or int8") from error
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from imgcls_infer import preprocess
 from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import Manifest
 from imgcls_infer.selfcheck import pixels_sha256
-from imgcls_infer.steps import shorthand
+from imgcls_infer.steps import Decode, shorthand
 from PIL import Image, ImageFilter
 
 from imgcls.export.golden_files import make_golden_files
@@ -34,6 +35,14 @@ def files(classifier):
     return {file.name: file for file in make_golden_files(classifier, samples, MANIFEST)}
 
 
+@pytest.mark.parametrize("decode", [Decode(exif=False), Decode(alpha="drop")], ids=str)
+def test_they_record_the_pixels_of_the_models_own_decoding(classifier, decode):
+    preprocessing = MANIFEST.preprocessing._replace(decode=decode)
+    samples = [GoldenSample(path.read_bytes(), ()) for path in sorted(SAMPLE.glob("test/*/*.png"))[::100]]
+    for file in make_golden_files(classifier, samples, replace(MANIFEST, preprocessing=preprocessing)):
+        assert pixels_sha256(preprocess.decode_rgb(file.data, file.name, decode)) == file.decoded_sha256, file.name
+
+
 def opened(file):
     return Image.open(io.BytesIO(file.data))
 
@@ -53,7 +62,7 @@ def test_nothing_is_broken_here(files):
     assert list(files) == [PLAIN, TRANSPARENT, JPEG, TURNED]
     assert decoding_otherwise(files) == set()
     for name, file in files.items():
-        pixels = preprocess.preprocess(file.data, MANIFEST.resize)
+        pixels = preprocess.preprocess(file.data, MANIFEST.preprocessing)
         assert pixels_sha256(pixels) == file.pixels_sha256, name
         assert file.label == MANIFEST.classes[int(np.argmax(file.probabilities))], name
 
@@ -81,8 +90,8 @@ def test_the_turned_file_alone_shows_that_orientations_are_not_applied(monkeypat
 def test_the_jpeg_files_alone_show_another_jpeg_decoder(monkeypatch, files):
     honest = preprocess._upright_rgb
 
-    def smoothed(image, exif, name):
-        rgb = honest(image, exif, name)
+    def smoothed(image, exif, name, decode):
+        rgb = honest(image, exif, name, decode)
         return rgb.filter(ImageFilter.BLUR) if image.format == "JPEG" else rgb
 
     assert shown_by(monkeypatch, files, "_upright_rgb", smoothed) == {JPEG, TURNED}

@@ -115,7 +115,7 @@ def resize_otherwise(model):
         (change_one_weight, "max |dp|"),
         (swap_mean_and_std, "max |dp|"),
         (swap_two_classes, "classes"),
-        (resize_otherwise, "resize"),
+        (resize_otherwise, "preprocessing"),
     ],
 )
 def test_a_model_damaged_on_purpose_fails(trained, model_file, sample, tmp_path, damage, word):

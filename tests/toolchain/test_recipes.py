@@ -28,6 +28,12 @@ def test_an_epochs_plan_is_a_function_of_seed_and_epoch():
     assert int(plans[0].shifts.max()) <= 8
 
 
+def test_no_two_epochs_of_any_two_seeds_have_the_same_plan():
+    pairs = [(seed, epoch) for seed in range(6) for epoch in range(6)]
+    orders = {tuple(plan_epoch(20, 8, Augmentation(), *pair).order.tolist()) for pair in pairs}
+    assert len(orders) == len(pairs)
+
+
 @given(count=st.integers(1, 200), size=st.integers(1, 64), start=st.integers(0, 5))
 def test_batches_resume_where_they_stopped(count, size, start):
     whole = [(part.start, part.stop) for part in batch_slices(count, size)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import json
@@ -515,3 +516,23 @@ def test_the_caches_limit_is_given_in_gigabytes(tmp_path, pictures, monkeypatch)
     for gigabytes in ("0", "0.5", "20"):
         assert CliRunner().invoke(command, ["train", *given, gigabytes]).exit_code == 0
     assert seen == [0, 500_000_000, 20_000_000_000]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 5])  # of 9, before the run is interrupted
+def test_the_bar_ends_with_the_last_step_from_wherever_the_run_goes_on(config, monkeypatch, steps):
+    if steps:
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(TrainingError):
+                train(config)
+    bars = []
+
+    @contextlib.contextmanager
+    def bar(description, total):
+        done = []
+        yield done.append
+        bars.append((total, done))
+
+    monkeypatch.setattr(loop, "progress_bar", bar)
+    train(config, resume=config.run_dir if steps else None)
+    assert bars == [(9, [steps, *[1] * (9 - steps)])]

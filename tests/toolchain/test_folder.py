@@ -59,13 +59,14 @@ def test_pictures_in_subfolders_of_a_class_count(pictures):
 
 def test_training_and_the_predictor_find_the_same_files(tmp_path):
     names = ["a.png", "b.JPEG", "c.jpe", "d.jfif", "e.webp", "f.bmp", "g.gif", "deeper/h.jpg", "i.txt", "jpg", ".k.png"]
+    names += [".hidden/l.png", "deeper/.hidden/m.png", "deeper/.hidden/deeper/n.png", "deeper/O.JPG"]
     for name in names:
         path = tmp_path / "class" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     found = sorted(expand([str(tmp_path)], recursive=True, read=lambda _: b""))
     assert sorted(map(str, scan_folder(tmp_path).paths)) == found
-    assert len(found) == 8
+    assert len(found) == 9
 
 
 @pytest.mark.parametrize("make", ["missing", "file", "empty", "only_files", "no_pictures"])

@@ -16,6 +16,8 @@ from infer.pictures import chunk, encode, exif, noise
 from .conftest import encoded
 from .pngs import PNGS, png_of
 
+DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # bits a sample, by colour type
+
 
 def policy_of(policy):
     return {"imageSize": policy.image_size, "mode": policy.mode, "interpolation": policy.interpolation}
@@ -62,6 +64,19 @@ def test_png_files_of_every_kind_decode_as_in_pillow(stage1):
 def test_interlaced_png_files_do_too(stage1, colour, depth):
     shapes = ((1, 1), (3, 2), (13, 19), (8, 8), (1, 9))
     compare(stage1, {f"{shape}": png_of(colour, depth, shape, interlaced=True) for shape in shapes})
+
+
+@pytest.mark.parametrize("interlaced", [False, True], ids=["plain", "interlaced"])
+def test_rows_in_every_filter_do_too(stage1, interlaced):
+    """Whatever the bits of a pixel: the pixel to the left is a byte back at least."""
+    kinds = [(colour, depth) for colour, depths in DEPTHS.items() for depth in depths]
+    shapes = ((17, 29), (9, 2), (6, 1))
+    files = {
+        f"{kind} {shape}": png_of(*kind, shape, interlaced=interlaced, filtered=True)
+        for kind in kinds
+        for shape in shapes
+    }
+    compare(stage1, files)
 
 
 def test_pillows_own_files_with_their_row_filters_too(stage1):

@@ -99,7 +99,13 @@ def test_each_option_of_the_recipe_changes_the_weights(config, tmp_path, option)
 
 
 TOGETHER = {
-    **{"optimizer": "adamw", "weight_decay": 0.1, "schedule": "one-cycle", "label_smoothing": 0.1, "class_weights": True},
+    **{
+        "optimizer": "adamw",
+        "weight_decay": 0.1,
+        "schedule": "one-cycle",
+        "label_smoothing": 0.1,
+        "class_weights": True,
+    },
     **{"crop": 0.25, "flip": True, "colour": 0.3, "cutout": 0.4, "dropout": 0.3, "ema": 0.5, "clip_norm": 0.5},
     "val_fraction": 0.3,
 }

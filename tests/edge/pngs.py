@@ -13,7 +13,7 @@ CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
 def rows_of(values, depth, filtered):
-    """The bytes of rows: samples [H, W, C] of `depth` bits each, each row said to be in another filter if `filtered`."""
+    """The bytes of rows: samples [H, W, C] of `depth` bits each. filtered: each row is said to be in another filter."""
     flat = values.reshape(len(values), -1)
     if depth < 8:
         bits = (flat[..., None] >> np.arange(depth - 1, -1, -1)) & 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import make_pictures
 from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import preprocess
 from PIL import Image
@@ -156,6 +157,13 @@ def test_streamed_pictures_are_the_packed_ones(pictures):
     for (_, pixels), expected in zip(found, packed_set.images, strict=True):
         assert torch.equal(pixels, expected)
     assert list(streamed.unreadable) == [pictures / "bee" / "bad.png"]
+
+
+def test_a_streamed_sets_samples_are_the_first_of_each_class(tmp_path):
+    root = make_pictures(tmp_path / "many", {f"class {number:02d}": 2 for number in range(10)}, size=8)
+    streamed = StreamedPictures(scan_folder(root), POLICY, torch.device("cpu"))
+    expected = [preprocess(root / f"class {number:02d}" / "00.png", POLICY) for number in range(8)]
+    assert streamed.sample_pngs() == tuple(map(encode_png, expected))
 
 
 def test_a_streamed_run_learns_what_a_packed_one_learns(tmp_path, pictures):

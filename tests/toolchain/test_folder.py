@@ -9,6 +9,7 @@ from imgcls_infer.sources import expand
 from PIL import Image
 
 from imgcls.cli import command
+from imgcls.data.check import check_folder
 from imgcls.data.folder import scan_folder
 from imgcls.errors import DataError
 
@@ -125,3 +126,10 @@ def test_data_check_of_a_clean_folder_passes(pictures):
     result = CliRunner().invoke(command, ["data", "check", str(pictures)])
     assert result.exit_code == 0, result.output
     assert "12 pictures in 3 classes" in result.output
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_data_check_refuses_no_picture_for_its_shape(pictures, size):
+    """Whether it is too elongated to crop is a matter of the model's size."""
+    Image.new("RGB", size).save(pictures / "ant" / "line.png")
+    assert check_folder(pictures)

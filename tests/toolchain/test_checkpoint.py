@@ -229,7 +229,7 @@ def test_the_prefix_of_parallel_training_is_taken_off_names_that_begin_with_it(t
     assert set(read_state_dict(tmp_path / "a.pth")) == {"a.weight", "b.module.weight", "module.c", "a_module.d"}
 
 
-@pytest.mark.parametrize("samples", [["not base64!"], ["QUJD", "QU?D"], ["QUJ"], [7], 7, None], ids=repr)
+@pytest.mark.parametrize("samples", [["QUJD", "Q!UJD"], ["QUJD\n"], ["QUJ"], [7], 7, None], ids=repr)
 def test_damaged_sample_pictures_are_one_clear_error(trained, tmp_path, samples):
     content = torch.load(trained[0], weights_only=True)
     torch.save({**content, "samples": samples}, tmp_path / "a.pth")

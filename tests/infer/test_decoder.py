@@ -171,13 +171,16 @@ def test_every_kind_of_source_goes_through_a_stream_with_processes(tiny, write):
     path = write("a.png", data)
     array = noise(SIDE, SIDE)
     error = ImageError("made by the caller")
-    sources = [path, str(path), data, bytearray(data), memoryview(data), array, error, b"words", "/dev/null"] * 9
-    answers = [answer for _, answer in tiny.stream(sources, workers=2, processes=True)]
+    with path.open("rb") as opened:  # in this process, and in no other
+        mine = [f"{folder}/{opened.fileno()}" for folder in ("/dev/fd", "/proc/self/fd")]
+        good = [path, str(path), data, bytearray(data), memoryview(data), array, *mine]
+        sources = [*good, error, b"words", "/dev/null"] * 9
+        answers = [answer for _, answer in tiny.stream(sources, workers=2, processes=True)]
     assert len({answer.label for answer in answers if isinstance(answer, Prediction)}) == 1
-    assert [type(answer) for answer in answers] == ([Prediction] * 6 + [ImageError] * 3) * 9
-    assert answers[6] is error
-    assert "not a PNG" in str(answers[7])
-    assert "/dev/null: is a pipe or a device" in str(answers[8])
+    assert [type(answer) for answer in answers] == ([Prediction] * 8 + [ImageError] * 3) * 9
+    assert answers[8] is error
+    assert "not a PNG" in str(answers[9])
+    assert "/dev/null: is a pipe or a device" in str(answers[10])
 
 
 # --- processes come and go ---

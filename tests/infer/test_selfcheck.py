@@ -125,7 +125,10 @@ def flipped_bit(pixels: Image.Image) -> Image.Image:
 
 
 def only_this_half(result, half: str) -> str:
+    """The verdict of the half that is broken; the other one was checked as well, and holds."""
     assert result.broken() == (half,), result.verdicts
+    other = next(name for name in selfcheck.HALVES if name != half)
+    assert result.verdicts[selfcheck.HALVES.index(other)].startswith(f"{other}: holds")
     return result.verdicts[selfcheck.HALVES.index(half)]
 
 
@@ -179,7 +182,10 @@ def test_bgr_is_named(tmp_path, monkeypatch):
         return Image.fromarray(np.array(honest(image, name, alpha))[:, :, ::-1].copy())
 
     monkeypatch.setattr(preprocess, "_to_rgb", bgr)
-    assert FILE_TO_PIXELS in checked(path).broken()
+    result = checked(path)
+    assert result.broken() == (FILE_TO_PIXELS,)
+    assert "not checked, its samples are PNG pictures" in result.verdicts[1]  # they do not decode as they did either
+    assert [check.name for check in result.checks if check.half == PIXELS_TO_PROBABILITIES] == []
 
 
 # --- the second half breaks: the graph, the provider ---

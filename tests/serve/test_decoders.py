@@ -133,6 +133,34 @@ def test_an_idle_decoder_takes_up_a_request_that_holds_none_any_more(start, deco
     decode.has_begun("a0", "a1", "b0", "c0", "c1")
 
 
+def test_a_request_that_has_used_little_gets_the_last_decoder_once_it_holds_none(start, decode, monkeypatch):
+    monkeypatch.setattr(decoders_module, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+    decoders = start(2)
+    decoders.add(["a0", "a1"])
+    decode.has_begun("a0")
+    decoders.add(["b0", "b1"])
+    decode.has_begun("a0", "b0")
+    decode.end("a0")
+    decode.has_begun("a0", "b0", "a1")
+    decode.end("b0")
+    decode.has_begun("a0", "b0", "a1", "b1")
+
+
+def test_a_request_starts_at_its_fair_share_of_the_time_so_far(start, decode, monkeypatch):
+    """So it goes before those that have had more than it would have had, and not before all others."""
+    monkeypatch.setattr(decoders_module, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    decoders = start(1)  # each decode takes a second
+    assert decoders.add(["a0", "a1", "a2"]).start == 0
+    decode.has_begun("a0")
+    decoders.add(["b0"])
+    decode.end("a0")
+    decode.has_begun("a0", "b0")
+    assert decoders.add([]).start == pytest.approx(1 / 3)  # two requests waited, and a newcomer would have
+    decode.end("b0")
+    decode.has_begun("a0", "b0", "a1")
+    assert decoders.add([]).start == pytest.approx(1 / 3 + 1 / 2)
+
+
 def test_what_is_dropped_is_never_begun(start, decode):
     decoders = start(2)
     request = decoders.add(["a0", "a1", "a2"])

@@ -37,6 +37,34 @@ def raw_request(**parameters) -> tuple[bytes, dict[str, str]]:
     return head + PIXELS.tobytes(), {BINARY_HEADER: str(len(head)), "Content-Type": "application/octet-stream"}
 
 
+# --- sizes ---
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+@pytest.mark.parametrize("claimed", [1, 2, 3])
+@pytest.mark.parametrize("sent", [1, 2, 3])
+def test_the_shape_the_size_and_the_bytes_of_a_raw_tensor_agree(pictures, claimed, sent):
+    size = 3 * SIDE * SIDE
+    tensor = {**TENSOR, "shape": [pictures, SIDE, SIDE, 3], "parameters": {"binary_data_size": claimed * size}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    body = head + PIXELS[:sent].tobytes()
+    if pictures == claimed == sent:
+        assert np.array_equal(parse_inference(body, str(len(head)), SIDE).pixels, PIXELS[:sent])
+    else:
+        with pytest.raises(ProtocolError, match="bytes of binary data"):
+            parse_inference(body, str(len(head)), SIDE)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3 * SIDE * SIDE - 1, 3 * SIDE * SIDE, 3 * SIDE * SIDE + 1])
+def test_a_tensor_in_json_has_as_many_numbers_as_its_shape(size):
+    body = json.dumps({"inputs": [{**TENSOR, "shape": [1, SIDE, SIDE, 3], "data": [7] * size}]}).encode()
+    if size == 3 * SIDE * SIDE:
+        assert parse_inference(body, None, SIDE).pixels.shape == (1, SIDE, SIDE, 3)
+    else:
+        with pytest.raises(ProtocolError, match="something else"):
+            parse_inference(body, None, SIDE)
+
+
 # --- what it may cost ---
 
 

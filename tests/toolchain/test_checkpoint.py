@@ -214,3 +214,24 @@ def test_names_that_no_file_encodes_are_one_clear_error(trained, tmp_path):
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match="do not fit"):
         load_checkpoint(tmp_path / "odd.pth").network()
+
+
+@pytest.mark.parametrize("wrapped", [{}, {"state_dict": {}}, {"model": {}}])
+def test_a_state_dict_without_tensors_is_refused(tmp_path, wrapped):
+    torch.save(wrapped, tmp_path / "empty.pth")
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        read_state_dict(tmp_path / "empty.pth")
+
+
+def test_the_prefix_of_parallel_training_is_taken_off_names_that_begin_with_it(tmp_path):
+    names = ["module.a.weight", "b.module.weight", "module.module.c", "a_module.d"]
+    torch.save({name: torch.zeros(1) for name in names}, tmp_path / "a.pth")
+    assert set(read_state_dict(tmp_path / "a.pth")) == {"a.weight", "b.module.weight", "module.c", "a_module.d"}
+
+
+@pytest.mark.parametrize("samples", [["QUJD", "Q!UJD"], ["QUJD\n"], ["QUJ"], [7], 7, None], ids=repr)
+def test_damaged_sample_pictures_are_one_clear_error(trained, tmp_path, samples):
+    content = torch.load(trained[0], weights_only=True)
+    torch.save({**content, "samples": samples}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="sample pictures are damaged"):
+        load_checkpoint(tmp_path / "a.pth")

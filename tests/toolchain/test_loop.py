@@ -98,6 +98,35 @@ def test_each_option_of_the_recipe_changes_the_weights(config, tmp_path, option)
     assert sha256(config.changed(**option)) != plain
 
 
+TOGETHER = {
+    **{
+        "optimizer": "adamw",
+        "weight_decay": 0.1,
+        "schedule": "one-cycle",
+        "label_smoothing": 0.1,
+        "class_weights": True,
+    },
+    **{"crop": 0.25, "flip": True, "colour": 0.3, "cutout": 0.4, "dropout": 0.3, "ema": 0.5, "clip_norm": 0.5},
+    "val_fraction": 0.3,
+}
+
+
+def test_each_option_counts_beside_all_others(config):
+    config = config.changed(epochs=1)
+    together = sha256(config.changed(**TOGETHER))
+    plain = {name: getattr(config, name, getattr(config.recipe, name, None)) for name in TOGETHER}
+    same = [name for name in TOGETHER if sha256(config.changed(**{**TOGETHER, name: plain[name]})) == together]
+    assert same == []
+
+
+@pytest.mark.parametrize("option", ["crop", "flip", "colour", "cutout"])
+def test_a_frozen_body_sees_the_augmentation_that_is_asked_for(config, tmp_path, option):
+    start = tmp_path / "start.pth"
+    train(config.changed(output=start))
+    frozen = config.changed(freeze=True, weights=start, seed=1)
+    assert sha256(frozen.changed(**{option: TOGETHER[option]})) != sha256(frozen)
+
+
 @pytest.mark.parametrize("option", [{"test_dir": True}, {"save_every": 0.0}], ids=["figures", "saving"])
 def test_what_happens_between_steps_leaves_the_weights_alone(config, option):
     """Dropout is on again after an epoch's figures, and the average does not stay in the network's place."""

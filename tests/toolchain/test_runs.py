@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import json
+import math
 import os
 import re
 import signal
@@ -24,7 +26,9 @@ from imgcls.data.packed import pack_folder, pick_samples
 from imgcls.errors import ImgclsError, TrainingError
 from imgcls.evaluation import predict_logits, score
 from imgcls.training import loop, run, train, train_config
+from imgcls.training.distributed import Group
 from imgcls.training.learner import Learner
+from imgcls.training.meter import Meter
 from imgcls.training.run_folder import RunFolder, load_config, load_state
 from imgcls.training.sets import split_rows
 
@@ -527,3 +531,46 @@ def test_the_caches_limit_is_given_in_gigabytes(tmp_path, pictures, monkeypatch)
     for gigabytes in ("0", "0.5", "20"):
         assert CliRunner().invoke(command, ["train", *given, gigabytes]).exit_code == 0
     assert seen == [0, 500_000_000, 20_000_000_000]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 5])  # of 9, before the run is interrupted
+def test_the_bar_ends_with_the_last_step_from_wherever_the_run_goes_on(config, monkeypatch, steps):
+    if steps:
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(TrainingError):
+                train(config)
+    bars = []
+
+    @contextlib.contextmanager
+    def bar(description, total):
+        done = []
+        yield done.append
+        bars.append((total, done))
+
+    monkeypatch.setattr(loop, "progress_bar", bar)
+    train(config, resume=config.run_dir if steps else None)
+    assert bars == [(9, [steps, *[1] * (9 - steps)])]
+
+
+@pytest.mark.parametrize("losses", [[1, 2, 3], [1, math.inf, 2, math.nan], [math.nan, 1], [2, 3, -math.inf]], ids=str)
+@pytest.mark.parametrize("saved", range(5))
+def test_a_meter_that_is_saved_and_loaded_counts_as_if_nothing_had_been(losses, saved):
+    def count(meter, loss, number):
+        logits = torch.eye(3)[: 1 + number % 3]
+        meter.count(torch.full((len(logits),), float(loss)), logits, torch.zeros(len(logits), dtype=torch.int64))
+
+    whole, part = Meter(torch.device("cpu")), Meter(torch.device("cpu"))
+    for number, loss in enumerate(losses):
+        if number == saved:
+            state = json.loads(json.dumps(part.state_dict()))  # plain values
+            part = Meter(torch.device("cpu"))
+            part.load_state_dict(state)
+        count(whole, loss, number)
+        count(part, loss, number)
+    assert str(part.scores(Group())) == str(whole.scores(Group()))  # a NaN is not equal to itself
+    bad = [number for number, loss in enumerate(losses, 1) if not math.isfinite(loss)]
+    assert part.first_bad_step == whole.first_bad_step == (bad or [0])[0]
+    pictures = [1 + number % 3 for number in range(len(losses))]
+    assert whole.scores(Group()).count == sum(pictures)
+    assert whole.scores(Group()).accuracy == len(losses) / sum(pictures)  # the first of each batch is right

@@ -6,10 +6,12 @@ Also read: article-style .pth files, which are a bare state dict without a word 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import pickle
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +51,8 @@ class Checkpoint:
 
     def network(self) -> nn.Module:
         """The network with these weights, in eval mode, on the CPU. Raises CheckpointError."""
-        with torch.device("meta"):  # shapes first: a manifest may ask for a network of any size
+        # shapes first: a manifest may ask for a network of any size; some, as RegNet, compute while they are made
+        with contextlib.suppress(NotImplementedError), torch.device("meta"):
             self._load({name: tensor.to("meta") for name, tensor in self.state_dict.items()})
         network = self._load(self.state_dict)
         require_finite(network.state_dict())
@@ -60,7 +63,7 @@ class Checkpoint:
         classes, size = len(manifest.classes), manifest.preprocessing.size
         network = self.build(classes, size) if self.build else build_network(manifest.arch, classes, size)
         try:
-            network.load_state_dict(state)
+            network.load_state_dict(_with_versions(state, network))
         except RuntimeError as error:
             raise CheckpointError(f"the weights do not fit {manifest.arch} ({_mismatch(error)})") from error
         return network
@@ -229,6 +232,20 @@ def _samples(raw: Any, path: AnyPath) -> tuple[bytes, ...]:
         return tuple(base64.b64decode(picture, validate=True) for picture in raw)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its sample pictures are damaged") from error
+
+
+def _with_versions(state: StateDict, network: nn.Module) -> StateDict:
+    """A state dict that says of each module which version of it wrote its tensors: the one that is installed.
+
+    Some networks (torchvision's MNASNet) refuse a state dict that does not say so. A module that lacks a tensor is left
+    out: an older version wrote it, which the module itself makes up for, as batch norm does.
+    """
+    current: Any = network.state_dict()  # an OrderedDict with an attribute of torch's own
+    incomplete = {name.rpartition(".")[0] for name in current.keys() - state.keys()}
+    versioned: Any = OrderedDict(state)
+    versioned._metadata = {path: facts for path, facts in current._metadata.items() if path not in incomplete}
+    complete: StateDict = versioned
+    return complete
 
 
 def _mismatch(error: RuntimeError) -> str:

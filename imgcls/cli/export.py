@@ -90,6 +90,8 @@ def command(checkpoint: Path, samples: Path | None, **options: Any) -> None:
     parity = result.manifest.parity
     if not parity.golden_samples:
         click.echo("note: no golden samples in the file; --samples FOLDER puts some in", err=True)
+    if result.note:
+        click.echo(f"note: {result.note}; the plain graph is in the file", err=True)
     if parity.quantization:
         _show_quantization(parity.quantization)
     if parity.embedded_resize:

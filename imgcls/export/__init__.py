@@ -44,12 +44,14 @@ class ExportResult:
 
     path: the file or folder. size: bytes of the model and of its weights file. manifest: the model's, with the figures
     of the check in its parity. weights: the weights file beside the model; None if the model holds its weights.
+    note: why the network could not be folded; empty if it was, or was not to be.
     """
 
     path: Path
     size: int
     manifest: Manifest
     weights: Path | None = None
+    note: str = ""
 
 
 def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
@@ -67,14 +69,14 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
         if chosen.folder is None:
             manifest = pipeline.make(path)
             remove_old_weights(path, keep=pipeline.weights)
-            return _result(path, path, manifest, pipeline.weights)
+            return _result(path, path, manifest, pipeline)
         with new_folder(path) as folder:
             model = folder / chosen.folder.model
             model.parent.mkdir(exist_ok=True)
             manifest = pipeline.make(model)
             for file, text in chosen.folder.describe(path.resolve().name, manifest, config.license).items():
                 (folder / file).write_text(text, encoding="utf-8", errors="backslashreplace")  # names hold anything
-        return _result(path, path / chosen.folder.model, manifest, pipeline.weights)
+        return _result(path, path / chosen.folder.model, manifest, pipeline)
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,17 @@ class _Pipeline:
     golden: list[GoldenSample]
     converted: Converted
     manifest: Manifest
+    note: str
 
     @classmethod
     def of(cls, config: ExportConfig, chosen: Format, checkpoint: Checkpoint, name: str) -> _Pipeline:
         """name: file name of the model."""
         reference = _finite(checkpoint).classifier()
         golden = golden_samples(reference, list(checkpoint.samples[: config.golden]))
-        converted = chosen.convert(_job(config, chosen, name, reference, checkpoint.manifest, golden))
+        classifier, note = _folded(reference) if config.fold else (reference, "")
+        converted = chosen.convert(_job(config, chosen, name, reference, classifier, checkpoint.manifest, golden))
         manifest = replace(checkpoint.manifest, precision=config.precision, parity=converted.facts)
-        return cls(config, chosen, reference, golden, converted, manifest)
+        return cls(config, chosen, reference, golden, converted, manifest, note)
 
     @property
     def weights(self) -> str:
@@ -188,9 +192,18 @@ def _finite(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def _result(path: Path, model: Path, manifest: Manifest, weights: str) -> ExportResult:
-    files = [model, *([model.with_name(weights)] if weights else [])]
-    return ExportResult(path, sum(file.stat().st_size for file in files), manifest, *files[1:])
+def _folded(reference: Classifier) -> tuple[Classifier, str]:
+    """The classifier folded, or itself with the reason why it can't be."""
+    try:
+        return fold_classifier(reference), ""
+    except ExportError as error:
+        return reference, str(error)
+
+
+def _result(path: Path, model: Path, manifest: Manifest, pipeline: _Pipeline) -> ExportResult:
+    beside = model.with_name(pipeline.weights) if pipeline.weights else None
+    size = sum(file.stat().st_size for file in (model, beside) if file)
+    return ExportResult(path, size, manifest, beside, pipeline.note)
 
 
 def check(
@@ -238,10 +251,10 @@ def _job(
     chosen: Format,
     name: str,
     reference: Classifier,
+    classifier: Classifier,
     manifest: Manifest,
     golden: list[GoldenSample],
 ) -> Job:
-    classifier = fold_classifier(reference) if config.fold else reference
     if config.precision in NARROW:
         classifier = narrow(classifier, NARROW[config.precision])
     return Job(

@@ -16,6 +16,7 @@ class Classifier(nn.Module):
     """Stage 2 of the contract around a network: what is evaluated, verified and exported.
 
     Input `image`: uint8 [N, H, W, 3], RGB. Outputs: logits and probabilities, float32 [N, K] each.
+    size: (height, width) of the pictures; a number is the side of a square.
     Normalisation is one multiply and one add per channel, x * scale + shift with scale = 1 / (255 std) and
     shift = -mean / std, both rounded once from float64: torchvision's ToTensor and Normalize within float32 rounding.
     """

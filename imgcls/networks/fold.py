@@ -4,7 +4,8 @@ Four rewrites of the network's graph in eval mode, each an identity over the rea
 rounded once:
 
 - Dropout and Identity do nothing in eval mode and go.
-- Batch norm after a convolution goes into its weights.
+- Batch norm directly after a convolution goes into its weights, where nothing else uses the convolution or its output.
+  (torch's ONNX exporter does the same by itself, in float32, and so does TorchScript's freezing, but not torch.export.)
 - Adaptive average pool, flatten, linear: a pool from h x w to H x W cells is a matrix A, so W' = W (I x A). Done where
   it makes the layer no larger (h w <= H W: VGG16 below 224 pixels and at it). Where it would, the pool becomes a plain
   average pool if its windows are equal, else two small matrix products: no exporter writes either as gathers.
@@ -12,15 +13,22 @@ rounded once:
   convolution's weights, whatever its padding, since scaling and padding commute. The subtraction may follow it only
   where the convolution pads no zeros. Zeros around a normalised picture are the mean colour around a raw one, which
   isn't a whole number and differs from channel to channel, so no padding of the uint8 picture gives them: it stays.
-  (tests/toolchain/test_fold.py proves that the border would differ.) Both networks pad: both keep one addition.
+  (tests/toolchain/test_fold.py proves that the border would differ.) A network that pads keeps one addition.
+
+Only torch's own layers are folded: a subclass, a parametrised layer or one with hooks may compute something else. All
+other norms are left alone. The folded network is run once against the plain one: tracing follows one path through
+Python code, and another path is found out here. A network that can't be traced is exported as it is.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TypeVar, cast
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from imgcls_infer.errors import one_line
 from imgcls_infer.steps import Size
 from torch import Tensor, fx, nn
@@ -31,6 +39,11 @@ from imgcls.networks.classifier import Classifier, with_module
 from imgcls.networks.pooling import fold_pool, pool_matrix
 
 Module = TypeVar("Module", bound=nn.Module)
+
+_INERT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+_WRONG = 1e-3
+"""Of the largest logit: a folded network that is off by more computes something else. Rounding stays far below."""
 
 
 class FoldedClassifier(Classifier):
@@ -45,7 +58,7 @@ class FoldedClassifier(Classifier):
         self.adds = bool(offset.any())
 
     def normalise(self, image: Tensor) -> Tensor:
-        """uint8 [N, S, S, 3] -> float32 [N, 3, S, S]: pixels 0..255 less 255 mean, or as they are."""
+        """uint8 [N, H, W, 3] -> float32 [N, 3, H, W]: pixels 0..255 less 255 mean, or as they are."""
         pixels = image.permute(0, 3, 1, 2).to(self.shift.dtype)
         return pixels + self.shift if self.adds else pixels
 
@@ -53,12 +66,21 @@ class FoldedClassifier(Classifier):
 def fold_classifier(classifier: Classifier) -> Classifier:
     """The same function with less work: see above. `classifier`, in eval mode, stays as it is; weights are shared.
 
-    Returns a Classifier whose network is a torch.fx.GraphModule. Raises ExportError where fx can't trace the network.
+    Returns a Classifier whose network is a torch.fx.GraphModule. Raises ExportError where the network can't be traced,
+    or the folded one does not answer as the plain one.
     """
     try:
-        network = fx.symbolic_trace(classifier.network)
-    except fx.proxy.TraceError as error:
-        raise ExportError(f"this network can't be folded ({one_line(error)}); export it with --no-fold") from error
+        folded = _fold(classifier)
+        difference = _largest_difference(classifier, folded)
+    except Exception as error:  # tracing runs the network's own code on values that are no tensors
+        raise ExportError(f"this network can't be folded ({one_line(error, 120)})") from error
+    if not difference <= _WRONG:
+        raise ExportError(f"this network can't be folded (it would answer otherwise, by {difference:.0e})")
+    return folded
+
+
+def _fold(classifier: Classifier) -> Classifier:
+    network = fx.GraphModule(classifier.network, _Tracer().trace(classifier.network), type(classifier.network).__name__)
     _drop_inert(network)
     _fold_batch_norms(network)
     _fold_pools(network, classifier)
@@ -67,6 +89,24 @@ def fold_classifier(classifier: Classifier) -> Classifier:
     network.graph.lint()
     network.recompile()
     return folded.eval()
+
+
+class _Tracer(fx.Tracer):
+    """Gives a network the pictures alone: its other arguments keep their defaults and are no part of the graph."""
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        name = next(iter(inspect.signature(self.root.forward).parameters))
+        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
+
+
+def _largest_difference(plain: Classifier, folded: Classifier) -> float:
+    """Of their logits for a picture of noise, as a share of the largest."""
+    noise = torch.randint(256, (1, *plain.size, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected, found = plain(noise)[0], folded(noise)[0]
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
 def fold_batch_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
@@ -99,8 +139,9 @@ class MatrixPool(nn.Module):
 
 
 def _drop_inert(network: fx.GraphModule) -> None:
-    for node, _ in [*_calls(network, nn.Dropout), *_calls(network, nn.Identity)]:
-        _bypass(network, node)
+    for kind in _INERT:
+        for node, _ in _calls(network, kind):
+            _bypass(network, node)
 
 
 def _fold_batch_norms(network: fx.GraphModule) -> None:
@@ -113,12 +154,12 @@ def _fold_batch_norms(network: fx.GraphModule) -> None:
 
 
 def _fold_pools(network: fx.GraphModule, classifier: Classifier) -> None:
-    pools = _calls(network, nn.AdaptiveAvgPool2d)
+    pools = _pools(network)
     if not pools:
         return
     sizes = _input_sizes(network, [node for node, _ in pools], classifier)
-    for (node, pool), cells in zip(pools, sizes, strict=True):
-        outputs = _output_size(pool, cells)
+    for (node, size), cells in zip(pools, sizes, strict=True):
+        outputs = _output_size(size, cells)
         if cells == outputs:
             _bypass(network, node)
             continue
@@ -131,6 +172,16 @@ def _fold_pools(network: fx.GraphModule, classifier: Classifier) -> None:
             _replace(network, node, nn.AvgPool2d((cells[0] // outputs[0], cells[1] // outputs[1])))
         else:
             _replace(network, node, MatrixPool(cells, outputs, classifier.scale.dtype))
+
+
+def _pools(network: fx.GraphModule) -> list[tuple[fx.Node, Any]]:
+    """The nodes that pool adaptively, as a module or as a function, with the size that they give as torch takes it."""
+    called = [
+        (node, (*node.args[1:], *node.kwargs.values())[0])
+        for node in network.graph.nodes
+        if node.target is F.adaptive_avg_pool2d and len(node.args) + len(node.kwargs) == 2 and node.args
+    ]
+    return [(node, pool.output_size) for node, pool in _calls(network, nn.AdaptiveAvgPool2d)] + called
 
 
 def _fold_normalisation(network: fx.GraphModule, classifier: Classifier) -> Classifier:
@@ -148,19 +199,29 @@ def _fold_normalisation(network: fx.GraphModule, classifier: Classifier) -> Clas
 
 
 def _calls(network: fx.GraphModule, kind: type[Module]) -> list[tuple[fx.Node, Module]]:
-    """The nodes that call a module of this class, with the module."""
+    """The nodes that call a module of this very class, with the module."""
     found = [
         (node, network.get_submodule(str(node.target))) for node in network.graph.nodes if node.op == "call_module"
     ]
-    return [(node, module) for node, module in found if isinstance(module, kind)]
+    return [(node, cast(Module, module)) for node, module in found if _is_plain(module, kind)]
 
 
 def _module(network: fx.GraphModule, node: fx.Node, kind: type[Module]) -> Module | None:
     """The module of `kind` that this node calls and no other node does; else None: two users can't both be folded."""
-    if node.op != "call_module" or sum(other.target == node.target for other in network.graph.nodes) > 1:
+    if node.op != "call_module" or _users(network, node) > 1:
         return None
     module = network.get_submodule(str(node.target))
-    return module if isinstance(module, kind) else None
+    return cast(Module, module) if _is_plain(module, kind) else None
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module computes what its class says: hooks and parametrisations may change its weights."""
+    return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def _users(network: fx.GraphModule, node: fx.Node) -> int:
+    """How many nodes call the module of this one."""
+    return sum(other.op == "call_module" and other.target == node.target for other in network.graph.nodes)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -192,8 +253,19 @@ def _bypass(network: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _replace(network: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
-    """Have `node` call `module`. The GraphModule's containers are its own: the traced network keeps what it had."""
+    """Have `node`, and no other, call `module`. The GraphModule's containers are its own: the network keeps its own."""
+    if node.op == "call_function":
+        node.op, node.args, node.kwargs = "call_module", node.args[:1], {}
+        node.target = _free_path(network, node.name)
+    elif _users(network, node) > 1:
+        node.target = _free_path(network, str(node.target))
     network.add_submodule(str(node.target), module)
+
+
+def _free_path(network: fx.GraphModule, path: str) -> str:
+    """`path` with a number behind it, where there is no module yet."""
+    taken = {name for name, _ in network.named_modules()}
+    return next(f"{path}_{number}" for number in range(1, len(taken) + 2) if f"{path}_{number}" not in taken)
 
 
 def _input_sizes(network: fx.GraphModule, nodes: list[fx.Node], classifier: Classifier) -> list[tuple[int, int]]:
@@ -204,10 +276,10 @@ def _input_sizes(network: fx.GraphModule, nodes: list[fx.Node], classifier: Clas
     return [(int(shape[-2]), int(shape[-1])) for shape in shapes]
 
 
-def _output_size(pool: nn.AdaptiveAvgPool2d, cells: tuple[int, int]) -> tuple[int, int]:
+def _output_size(size: Any, cells: tuple[int, int]) -> tuple[int, int]:
     """torch's output_size is a number or a pair, and None keeps the input's size."""
-    size = pool.output_size if isinstance(pool.output_size, tuple) else (pool.output_size, pool.output_size)
-    return size[0] or cells[0], size[1] or cells[1]
+    height, width = (size, size) if isinstance(size, int) or size is None else size
+    return height or cells[0], width or cells[1]
 
 
 def _pads_zeros(convolution: nn.Conv2d) -> bool:

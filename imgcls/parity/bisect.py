@@ -1,17 +1,19 @@
 """Where does an ONNX file part from PyTorch? The first node whose output leaves the tolerance, and what it gave.
 
-The checkpoint's classifier is traced by torch.fx, plain and folded as an export folds it; whichever the file looks like
-is the reference. Every node of the file has the name of the layer whose weights it holds, else of its operator and a
-number (imgcls.export.to_onnx), so both graphs are matched by name. All values of both are computed for the same
-pictures, the file's without graph optimisations, and compared in the order of the graph; each node's tolerance is
-SPREAD sqrt(2) of its own deviation by the model of rounding (imgcls.parity.rounding).
+The checkpoint's classifier is exported once more in memory, folded or plain as the file looks. That graph has the
+file's names, and torch's exporter says of its values which operation of torch.export's graph gives the same value
+(imgcls.networks.onnx_graph): so nodes are matched by where they come from, also where the exporter has merged several.
+All values of both are computed for the same pictures, the file's without graph optimisations, and compared in the
+order of the file; `logits` and `probabilities` are compared with the network's own in eager mode. Each value's
+tolerance is SPREAD sqrt(2) of its own deviation by the model of rounding (imgcls.parity.rounding).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -19,28 +21,18 @@ import onnxruntime as ort
 import torch
 from imgcls_infer.errors import one_line
 from imgcls_infer.golden import GoldenSample
-from torch import fx, nn
+from torch import Tensor, fx
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.errors import ExportError
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.fold import fold_classifier
-from imgcls.parity.rounding import SPREAD, UNITS, deviations, node_values, typical_pictures
+from imgcls.networks.onnx_graph import OnnxGraph, trace
+from imgcls.parity.rounding import SPREAD, UNITS, batch_size, node_deviations, node_values, typical_pictures
 from imgcls.parity.runtimes import open_onnx
 from imgcls.system.files import AnyPath
 
-_OPERATORS = {  # how fx and the exporter call the same thing
-    "permute": "transpose",
-    "to": "cast",
-    "max_pool2d": "maxpool",
-    "boolean_dispatch": "maxpool",
-    "MaxPool2d": "maxpool",
-    "AvgPool2d": "averagepool",
-    "flatten": "reshape",
-    "Flatten": "reshape",
-    "ReLU": "relu",
-    **{name: name for name in ("relu", "mul", "add", "matmul", "softmax")},
-}
+_LAYERS = ("conv", "linear", "norm")  # in the names of operators that are a whole module: its path says enough
 
 
 @dataclass(frozen=True)
@@ -85,144 +77,193 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Bisection:
-    """compared: nodes with a counterpart in PyTorch. divergence: None where all agree; bool(bisection) is that."""
+    """compared: nodes matched with PyTorch. nodes: all of the file's. divergence: None where all agree.
+
+    matched: names of the nodes that are compared. bool(bisection) is whether all agree.
+    """
 
     compared: int
     nodes: int
     divergence: Divergence | None
+    matched: frozenset[str] = field(default=frozenset(), repr=False)
 
     def __bool__(self) -> bool:
         return self.divergence is None
 
     def __str__(self) -> str:
-        return str(self.divergence or f"all {self.compared} of {self.nodes} nodes that PyTorch has too agree with it")
+        agreement = f"All {self.compared} matched nodes (of {self.nodes}) agree with PyTorch"
+        return str(self.divergence or agreement)
 
 
 @dataclass(frozen=True)
-class _Reference:
-    """A traced classifier. names: fx node by the ONNX node's name."""
+class _Value:
+    """A value of the file that PyTorch gives too. node: the file's. origin: torch.export's."""
 
-    classifier: Classifier
+    name: str
+    node: onnx.NodeProto
+    origin: fx.Node
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """What computes the values: the file's session, and PyTorch's graph and eager network."""
+
+    path: Path
+    values: list[_Value]
+    session: ort.InferenceSession
     graph: fx.GraphModule
-    names: dict[str, fx.Node]
+    outputs: tuple[str, str]
+    classifier: Classifier
 
-    @classmethod
-    def of(cls, classifier: Classifier) -> _Reference:
-        graph = fx.symbolic_trace(classifier)
-        return cls(classifier, graph, _onnx_names(graph))
+    def compute(self, pictures: np.ndarray, values: list[_Value]) -> Iterator[tuple[_Value, np.ndarray, np.ndarray]]:
+        """(value, PyTorch's, the file's) for uint8 [N, H, W, 3]."""
+        image = torch.from_numpy(pictures)
+        expected = node_values(self.graph, image)
+        with torch.no_grad():
+            expected.update(zip(self.outputs, self.classifier(image), strict=True))
+        try:
+            actual = self.session.run([value.name for value in values], {"image": pictures})
+        except Exception as error:  # onnxruntime's exceptions have no common base class of their own
+            raise ExportError(f"{self.path}: the graph does not run ({one_line(error)})") from error
+        for value, found in zip(values, actual, strict=True):
+            yield value, expected[value.origin.name].numpy(), found
 
 
 def bisect(checkpoint: Checkpoint, path: AnyPath, pixels: np.ndarray | None = None) -> Bisection:
     """Find the first node of a float32 ONNX file that differs from the checkpoint's network.
 
-    pixels: real pictures after stage 1, uint8 [N, S, S, 3], beside the file's golden samples and noise: a fault in a
+    pixels: real pictures after stage 1, uint8 [N, H, W, 3], beside the file's golden samples and noise: a fault in a
     unit that no picture wakes stays hidden. Of large pictures only some are taken.
-    Raises ExportError where the file is of another precision, does not run, or nothing in it has a known name;
-    InferError where it is no model of ours.
+    Raises ExportError where the file is of another precision or does not run, InferError where it is no model of ours.
     """
     path = Path(path)
     opened = open_onnx(path)
     if opened.manifest.precision != "fp32":
         raise ExportError(f"{path}: bisection needs a float32 model; this one is {opened.manifest.precision}")
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     classifier = checkpoint.classifier()
-    references = (_Reference.of(classifier), _Reference.of(fold_classifier(classifier)))
-    reference = max(references, key=lambda found: _likeness(found, model))
-    matched = [node for node in model.graph.node if node.name in reference.names]
-    if not matched:
-        raise ExportError(f"{path}: no node has a name that PyTorch's network knows; export it again")
-    pictures = _pictures(checkpoint, opened.golden, pixels, model)
-    expected = node_values(reference.graph, torch.from_numpy(pictures))
-    sigmas = deviations(reference.classifier, pictures)
-    actual = _run(model, [node.output[0] for node in matched], pictures, path)
-    for node, value in zip(matched, actual, strict=True):
-        source = reference.names[node.name]
-        tolerance = SPREAD * 2**0.5 * sigmas[source.name] + 8 * UNITS["fp32"] * (node.op_type == "Softmax")
-        wanted = expected[source.name].numpy()
-        difference = _difference(wanted, value)
-        if not difference <= tolerance:
-            found = Divergence(
-                node.name,
-                node.op_type,
-                str(source.target) if source.op == "call_module" else _name_of(reference.graph, source),
-                difference,
-                tolerance,
-                _statistics(wanted),
-                _statistics(value),
-                _between(model, node, {other.name for other in matched}),
-            )
-            return Bisection(len(matched), len(model.graph.node), found)
-    return Bisection(len(matched), len(model.graph.node), None)
+    sides = _sides(classifier, model, path)
+    typical, batches = _pictures(classifier, opened.golden, pixels, model)
+    largest: dict[str, float] = {}
+    for batch in batches:
+        for value, expected, actual in sides.compute(batch, sides.values):
+            known = largest.get(value.name, 0.0)
+            largest[value.name] = max(_difference(expected, actual), known, key=lambda found: (found != found, found))
+    sigmas = node_deviations(sides.graph, typical)
+    nodes = frozenset(value.node.name for value in sides.values)
+    for value in sides.values:
+        softmax = 8 * UNITS["fp32"] * (value.node.op_type == "Softmax")
+        tolerance = SPREAD * 2**0.5 * sigmas.get(value.origin.name, 0.0) + softmax
+        if not largest[value.name] <= tolerance:
+            between = _between(model, value.node, nodes)
+            divergence = _divergence(sides, value, batches, largest[value.name], tolerance, between)
+            return Bisection(len(nodes), len(model.graph.node), divergence, nodes)
+    return Bisection(len(nodes), len(model.graph.node), None, nodes)
 
 
-def _onnx_names(graph: fx.GraphModule) -> dict[str, fx.Node]:
-    """The fx nodes that an export keeps, by the name that it gives them: as imgcls.export.to_onnx names nodes."""
-    names: dict[str, fx.Node] = {}
-    for node in graph.graph.nodes:
-        if _is_batch_norm(graph, node):  # torch's exporter folds it into the convolution before, whose name stays
-            names |= {name: node for name, source in names.items() if source is node.args[0]}
-        name = _name_of(graph, node)
-        if name:
-            free = (f"{name}_{number}" if number else name for number in range(len(names) + 1))
-            names[next(candidate for candidate in free if candidate not in names)] = node
-    return names
+def _divergence(
+    sides: _Sides,
+    value: _Value,
+    batches: list[np.ndarray],
+    max_abs: float,
+    tolerance: float,
+    between: tuple[str, ...],
+) -> Divergence:
+    pairs = [pair for batch in batches for _, *pair in sides.compute(batch, [value])]
+    expected, actual = (_statistics(np.concatenate(side)) for side in zip(*pairs, strict=True))
+    node, source = value.node, _source(value.origin)
+    return Divergence(node.name, node.op_type, source, max_abs, tolerance, expected, actual, between)
 
 
-def _name_of(graph: fx.GraphModule, node: fx.Node) -> str:
-    """A layer's own name if it has weights, its operator's for the rest, empty for what no export keeps."""
-    if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            return str(node.target).removeprefix("network.")
-        return _OPERATORS.get(type(module).__name__, "")
-    if node.op == "call_method":
-        return _OPERATORS.get(str(node.target), "")
-    if node.op != "call_function":
-        return ""
-    qualified = getattr(node.target, "__qualname__", getattr(node.target, "__name__", ""))
-    return next((_OPERATORS[part] for part in qualified.split(".") if part in _OPERATORS), "")
+def _sides(classifier: Classifier, model: onnx.ModelProto, path: Path) -> _Sides:
+    reference = _reference(classifier, model)
+    nodes = {node.name: node for node in reference.program.graph.nodes}
+    graph = reference.program.module()
+    assert isinstance(graph, fx.GraphModule)
+    known = {
+        node.name for node in graph.graph.nodes if node.op == "call_function" and isinstance(node.meta["val"], Tensor)
+    }
+    values = [
+        _Value(name, node, nodes[origin])
+        for node in model.graph.node
+        for name in node.output
+        if (origin := reference.origins.get(name)) in known
+    ]
+    logits, probabilities = (reference.origins[name] for name in ("logits", "probabilities"))
+    return _Sides(path, values, _session(model, values, path), graph, (logits, probabilities), classifier)
 
 
-def _is_batch_norm(graph: fx.GraphModule, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), nn.BatchNorm2d)
+def _reference(classifier: Classifier, model: onnx.ModelProto) -> OnnxGraph:
+    """The export of this classifier, folded or plain, that has more of the file's names."""
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    names = {node.name for node in model.graph.node}
+    folds = [True, False]
+    if any(tensor.name == "scale" for tensor in model.graph.initializer):  # of the normalisation: a fold takes it in
+        folds.reverse()
+    references = []
+    for fold in folds:
+        references.append(trace(_folded(classifier) if fold else classifier, opset))
+        if {node.name for node in references[-1].model.graph.node} == names:
+            return references[-1]
+    return max(references, key=lambda found: -len({node.name for node in found.model.graph.node} ^ names))
 
 
-def _likeness(reference: _Reference, model: onnx.ModelProto) -> int:
-    """Names in common, less those that only one of the two has."""
-    known, found = set(reference.names), {node.name for node in model.graph.node}
-    return len(known & found) - len(known ^ found)
+def _folded(classifier: Classifier) -> Classifier:
+    """As an export folds it."""
+    try:
+        return fold_classifier(classifier)
+    except ExportError:
+        return classifier
+
+
+def _source(origin: fx.Node) -> str:
+    """The module of PyTorch that gives a value; with the operation where the module has others too."""
+    operation: Any = origin.target
+    if operation.__name__ == "getitem":
+        return _source(cast(fx.Node, origin.args[0]))
+    operator = str(operation.overloadpacket.__name__)
+    stack = origin.meta.get("nn_module_stack", {}).values()
+    path = str([path for path, _ in stack][-1]) if stack else ""
+    if not path:
+        return operator
+    return path if any(layer in operator for layer in _LAYERS) else f"{path} ({operator})"
 
 
 def _pictures(
-    checkpoint: Checkpoint, golden: tuple[GoldenSample, ...], pixels: np.ndarray | None, model: onnx.ModelProto
-) -> np.ndarray:
-    """What both run; where the graph takes a fixed number of pictures, that many."""
-    pictures = typical_pictures(golden, checkpoint.manifest.preprocessing.size)
+    classifier: Classifier, golden: tuple[GoldenSample, ...], pixels: np.ndarray | None, model: onnx.ModelProto
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """What the tolerances are measured on, and all that both sides run, in batches; of a fixed size where it is."""
+    typical = typical_pictures(golden, classifier.size)
+    pictures = typical
     if pixels is not None:
-        pictures = np.concatenate([pictures, pixels[: 3 * len(pictures)]])
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    return np.resize(pictures, (batch, *pictures.shape[1:])) if batch else pictures
+        pictures = np.concatenate([typical, pixels[: 3 * len(typical)]])
+        typical = pictures[: 2 * len(typical)]
+    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    if fixed:
+        return typical, [np.resize(pictures, (fixed, *pictures.shape[1:]))]
+    size = batch_size(classifier.size)
+    return typical, [pictures[start : start + size] for start in range(0, len(pictures), size)]
 
 
-def _run(model: onnx.ModelProto, names: list[str], pictures: np.ndarray, path: Path) -> list[np.ndarray]:
-    """The named values of the file's graph, as it is written: nothing is fused."""
+def _session(model: onnx.ModelProto, values: list[_Value], path: Path) -> ort.InferenceSession:
+    """The file's graph as it is written, nothing fused, which gives these values too."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     present = {output.name for output in watched.graph.output}
     watched.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(names) if name not in present
+        onnx.helper.make_empty_tensor_value_info(value.name) for value in values if value.name not in present
     )
     options = ort.SessionOptions()
     options.log_severity_level = 4  # fatal only: the errors come as exceptions
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        session = ort.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return cast(list[np.ndarray], session.run(names, {"image": pictures}))
+        return ort.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base class of their own
         raise ExportError(f"{path}: the graph does not run ({one_line(error)})") from error
 
 
-def _between(model: onnx.ModelProto, node: onnx.NodeProto, matched: set[str]) -> tuple[str, ...]:
+def _between(model: onnx.ModelProto, node: onnx.NodeProto, matched: frozenset[str]) -> tuple[str, ...]:
     """Nodes without a counterpart through which `node` gets its input, nearest last."""
     makers = {output: maker for maker in model.graph.node for output in maker.output}
     waiting, found = list(node.input), []
@@ -237,7 +278,11 @@ def _between(model: onnx.ModelProto, node: onnx.NodeProto, matched: set[str]) ->
 def _difference(expected: np.ndarray, actual: np.ndarray) -> float:
     if expected.shape != actual.shape:
         return float("inf")
-    return float(np.abs(actual.astype(np.float64) - expected).max())
+    if not expected.size:
+        return 0.0
+    with np.errstate(invalid="ignore"):  # equal infinities, as in a mask
+        difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+    return float(np.where(actual == expected, 0.0, difference).max())
 
 
 def _statistics(value: np.ndarray) -> Statistics:

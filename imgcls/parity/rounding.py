@@ -2,37 +2,49 @@
 
 A runtime rounds each operation its own way: sums in another order, in wider or narrower blocks, fused or not. Each
 rounding is an independent relative error, uniform within half a unit in the last place: its variance is u^2 / 3, with
-u = 2^-24 (fp32), 2^-11 (fp16), 2^-8 (bf16). For a layer y = sum of n products w x, with Q = sum of (w x)^2:
+u = 2^-24 (fp32), 2^-11 (fp16), 2^-8 (bf16). Every operation that the network runs is seen as PyTorch dispatches it,
+without tracing, and gets the variance of its own rounding:
 
-- fp32: the sum's k-th partial result is rounded. With signs as they fall its square is about k/n Q, plus (k/n y)^2
+- Convolutions and matrix products, y = sum of n products w x, with Q = sum of (w x)^2.
+  fp32: the sum's k-th partial result is rounded. With signs as they fall its square is about k/n Q, plus (k/n y)^2
   where the products pull one way; summed over k that is n/2 Q + n/3 y^2 (the square-root law of N. Higham and T. Mary,
   A New Approach to Probabilistic Rounding Error Analysis, SIAM J. Sci. Comput. 41(5), 2019; there as a bound, here as
   a variance). Folding rounds each weight once more: + Q. Variance: u^2 / 3 ((n/2 + 1) Q + n/3 y^2 + y^2).
-- fp16, bf16: weights and inputs are rounded, sums are float32, the output is rounded: u^2 / 3 (2 Q + y^2).
-- int8: weights have steps s_w = max|w| / 127 per channel, inputs s_x = (max - min) / 255; a value rounded to a step s
+  fp16, bf16: weights and inputs are rounded, sums are float32, the output is rounded: u^2 / 3 (2 Q + y^2).
+  int8: weights have steps s_w = max|w| / 127 per channel, inputs s_x = (max - min) / 255; a value rounded to a step s
   is off with variance s^2 / 12: s_w^2 / 12 sum x^2 + s_x^2 / 12 sum w^2.
+- Averages and sums over cells: the same sum, with weights of 1 / n or 1, in float32.
+- Every other operation is measured: it runs once more in float64 on the same inputs, and e is what float32 gives more.
+  Where that is 0 everywhere (a view, a maximum, a rectifier) it is exact. Otherwise its variance is
+  LIBRARIES^2 (e^2 + u^2 / 3 y^2): other libraries have other exponentials, and sum a norm's squares in another order.
+  fp16, bf16: e is what rounded inputs and weights change, and the variance is e^2 + u^2 / 3 y^2.
+  An operation that cannot run so counts with e = u (|y| + max|x|): never as exact.
 
-What a layer's error does further on is not modelled but measured: normal noise of that variance is put on every layer's
-output at once, and the network carries it on. The root mean square over draws, at its largest over pictures and values,
-is a node's deviation sigma. Two runtimes differ by sqrt(2) sigma; SPREAD times that passes. Of softmax,
-|dp| <= max|dz| / 2, since the derivatives of p sum to at most 2 p (1 - p) <= 1/2.
+What an operation's error does further on is not modelled but measured: normal noise of that variance is put on every
+operation's output at once, and the network carries it on. The root mean square over draws, at its largest over
+pictures and values, is a value's deviation sigma. Two runtimes differ by sqrt(2) sigma; SPREAD times that passes. Of
+softmax, |dp| <= max|dz| / 2, since the derivatives of p sum to at most 2 p (1 - p) <= 1/2.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import TOLERANCES
-from imgcls_infer.steps import Size
-from torch import Tensor, fx, nn
+from imgcls_infer.steps import Size, sides
+from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from imgcls.networks.classifier import Classifier
+from imgcls.networks.precision import NARROW
 
 SPREAD = 6.0
 """Deviations that pass. A normal value lies beyond 6 once in 5e8; 10,000 pictures have 1e5 probabilities."""
@@ -40,62 +52,101 @@ SPREAD = 6.0
 UNITS = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 """Half a unit in the last place of 1, by precision."""
 
+LIBRARIES = 4.0
+"""How many times torch's own error in a measured operation another library's may be."""
+
 _DRAWS = 8
 _MAGNIFIED = 2.0**10
 """float32 noise is planted this many times larger, and divided again: what float32 rounds itself is then lost in it."""
 
 _NOISE_SEED = 0
-_PIXELS = 1 << 16  # of all typical pictures together, where there are more than two
+_PIXELS = 1 << 16  # of all typical pictures together, where there are more than two; of one batch
+
+Values = dict[str, Tensor]
 
 
 def probability_tolerance(classifier: Classifier, pixels: np.ndarray, precision: str = "fp32") -> float:
     """Largest honest |dp| of a runtime of that precision against PyTorch float32 on the CPU.
 
-    classifier: float32, in eval mode, on the CPU. pixels: uint8 [N, S, S, 3], a few typical ones. int8: at least
+    classifier: float32, in eval mode, on the CPU. pixels: uint8 [N, H, W, 3], a few typical ones. int8: at least
     TOLERANCES has it, since a value beyond the calibrated range is clipped, which is no rounding and not modelled.
     """
-    *_, logits, _ = deviations(classifier, pixels, precision).values()
     softmax = 8 * UNITS["fp32"]  # exponential, sum and quotient
     least = TOLERANCES["int8"] if precision == "int8" else 0.0
-    return min(1.0, max(least, SPREAD * 2**0.5 * logits / 2 + softmax))
+    return min(1.0, max(least, SPREAD * 2**0.5 * logit_deviation(classifier, pixels, precision) / 2 + softmax))
 
 
-def typical_pictures(samples: Sequence[GoldenSample], size: Size) -> np.ndarray:
-    """Pictures for the model: the samples, then noise from a fixed seed. uint8 [N, H, W, 3], N from 2 to 16."""
-    count = max(2, min(16, _PIXELS // math.prod(size)))
-    pictures = np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
+def typical_pictures(samples: Sequence[GoldenSample], size: int | Size) -> np.ndarray:
+    """Pictures for the model: the samples, then noise from a fixed seed. uint8 [N, H, W, 3], N from 2 to 16.
+
+    size: (height, width); a number is the side of a square.
+    """
+    height, width = sides(size)
+    count = max(2, min(16, _PIXELS // (height * width)))
+    pictures = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
     for index, sample in enumerate(samples[:count]):
         pictures[index] = sample.pixels()
     return pictures
 
 
-def deviations(classifier: Classifier, pixels: np.ndarray, precision: str = "fp32") -> dict[str, float]:
-    """sigma of every node of the classifier's graph, in the graph's order, by the node's name in torch.fx.
+def batch_size(size: Sequence[int]) -> int:
+    """How many pictures of (height, width) are run at once where all values of a network are kept."""
+    return max(1, _PIXELS // (size[0] * size[1]))
 
-    The last two are the logits' and the probabilities'.
+
+def logit_deviation(classifier: Classifier, pixels: np.ndarray, precision: str = "fp32") -> float:
+    """sigma of the logits: see above. pixels: uint8 [N, H, W, 3]. Nothing is traced."""
+
+    def run(image: Tensor, rounding: _Rounding) -> Values:
+        with rounding.of("fp32"):
+            normalised = classifier.normalise(image)
+        with rounding.of(precision), _plain_attention():
+            return {"logits": classifier.network(normalised)}
+
+    return deviations(run, pixels, precision)["logits"]
+
+
+def node_deviations(graph: fx.GraphModule, pixels: np.ndarray) -> dict[str, float]:
+    """sigma of what each node of a graph of ATen operators gives, float32, by the node's name.
+
+    Attention is one operator there, and is measured: the graph is made for the memory layout that it gives.
     """
-    graph = fx.symbolic_trace(classifier)
-    image = torch.from_numpy(pixels)
-    generator = torch.Generator().manual_seed(_NOISE_SEED)
-    scale = _MAGNIFIED if precision == "fp32" else 1.0
-    clean = _Clean(graph, precision)
-    noisy = _Noisy(graph, clean.noise, scale, generator)
-    squares: dict[str, Tensor] = {}
-    with torch.inference_mode():
-        clean.run(image)
-        for _ in range(_DRAWS):
-            noisy.run(image)
-            for name, value in noisy.values.items():
-                squares[name] = squares.get(name, 0) + ((value.float() - clean.values[name]) / scale) ** 2
-    return {name: float((square.max() / _DRAWS) ** 0.5) for name, square in squares.items()}
+
+    def run(image: Tensor, rounding: _Rounding) -> Values:
+        with rounding.of("fp32"):
+            return node_values(graph, image)
+
+    return deviations(run, pixels, "fp32")
 
 
-def node_values(graph: fx.GraphModule, image: Tensor) -> dict[str, Tensor]:
-    """What each node of a traced classifier gives for image uint8 [N, S, S, 3]: tensors by the node's name."""
+def node_values(graph: fx.GraphModule, image: Tensor) -> Values:
+    """What the nodes of a traced classifier give for image uint8 [N, H, W, 3]: tensors by the node's name."""
     recorder = _Recorder(graph)
-    with torch.inference_mode():
+    with torch.no_grad():
         recorder.run(image)
     return recorder.values
+
+
+def deviations(
+    run: Callable[[Tensor, _Rounding], Values], pixels: np.ndarray, precision: str = "fp32"
+) -> dict[str, float]:
+    """sigma of each value that `run` gives, under the rounding that it is handed."""
+    scale = _MAGNIFIED if precision == "fp32" else 1.0
+    largest: dict[str, float] = {}
+    with torch.no_grad():
+        for batch in torch.from_numpy(pixels).split(batch_size(pixels.shape[1:3])):
+            rounding = _Rounding(scale)
+            clean = run(batch, rounding)
+            squares = {name: torch.zeros_like(value) for name, value in clean.items() if value.is_floating_point()}
+            for _ in range(_DRAWS):
+                rounding.draw()
+                noisy = run(batch, rounding)
+                for name, square in squares.items():
+                    square += ((noisy[name] - clean[name]).nan_to_num(0.0) / scale) ** 2  # a mask is infinite
+            for name, square in squares.items():
+                sigma = float((square.max() / _DRAWS) ** 0.5) if square.numel() else 0.0
+                largest[name] = max(largest.get(name, 0.0), sigma)
+    return largest
 
 
 class _Recorder(fx.Interpreter):
@@ -103,85 +154,203 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
-        self.values: dict[str, Tensor] = {}
+        self.values: Values = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor) and n.op not in ("get_attr", "placeholder"):
-            value = self.keep(n, value)
             self.values[n.name] = value.clone()  # the next one may work in place
         return value
 
-    def keep(self, node: fx.Node, value: Tensor) -> Tensor:
-        """What the node is taken to give."""
-        return value
 
+class _Rounding(TorchDispatchMode):
+    """Sees every operation of a run. In the first run it notes each one's own rounding; in the next it plants it.
 
-class _Clean(_Recorder):
-    """Notes the standard deviation of each node's own rounding in `noise`."""
+    The runs must take the same operations in the same order.
+    """
 
-    def __init__(self, graph: fx.GraphModule, precision: str) -> None:
-        super().__init__(graph)
-        self.precision = precision
-        self.noise: dict[str, Tensor] = {}
-
-    def keep(self, node: fx.Node, value: Tensor) -> Tensor:
-        module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            x = self.fetch_args_kwargs_from_env(node)[0][0]
-            self.noise[node.name] = _layer_variance(module, x, value, self.precision).sqrt()
-        elif isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
-            x = self.fetch_args_kwargs_from_env(node)[0][0]
-            self.noise[node.name] = _pool_variance(module, x, value).sqrt()
-        elif getattr(node.target, "__name__", "") in ("add", "mul", "matmul"):  # around the network: in float32
-            self.noise[node.name] = UNITS["fp32"] / 3**0.5 * value.abs()
-        return value
-
-
-class _Noisy(_Recorder):
-    """Puts normal noise on the nodes that round, `scale` times as large as `noise` says."""
-
-    def __init__(
-        self, graph: fx.GraphModule, noise: dict[str, Tensor], scale: float, generator: torch.Generator
-    ) -> None:
-        super().__init__(graph)
-        self.noise = noise
+    def __init__(self, scale: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.precision = "fp32"
         self.scale = scale
-        self.generator = generator
+        self.noise: list[list[Tensor | None]] = []  # standard deviations, by operation and its output
+        self.position: int | None = None  # of the operation in a run with noise
+        self.generator = torch.Generator().manual_seed(_NOISE_SEED)
 
-    def keep(self, node: fx.Node, value: Tensor) -> Tensor:
-        if node.name not in self.noise:
+    @contextlib.contextmanager
+    def of(self, precision: str) -> Iterator[None]:
+        """While this lasts, operations round in that precision."""
+        self.precision = precision
+        with self:
+            yield
+
+    def draw(self) -> None:
+        """The next run is one with noise."""
+        self.position = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if self.position is None:
+            call = _Call(func, args, kwargs)
+            value = func(*args, **kwargs)
+            outputs = enumerate(_floats(value))
+            self.noise.append([call.deviation(output, index, self.precision) for index, output in outputs])
             return value
-        return value + self.scale * self.noise[node.name] * torch.randn(value.shape, generator=self.generator)
+        value = func(*args, **kwargs)
+        planned, self.position = self.noise[self.position], self.position + 1
+        for output, noise in zip(_floats(value), planned, strict=True):
+            if noise is not None:
+                output.add_(self.scale * noise * torch.randn(output.shape, generator=self.generator))
+        return value
 
 
-def _layer_variance(module: nn.Conv2d | nn.Linear, x: Tensor, y: Tensor, precision: str) -> Tensor:
-    """Of the rounding inside one layer, by the formulas above; broadcasts to y's shape."""
-    weight = module.weight
+class _Call:
+    """An operation about to run, with its inputs before it works on them in place."""
+
+    def __init__(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        self.func = func
+        self.args: Any
+        self.kwargs: Any
+        self.args, self.kwargs = tree_map(_copied, (args, kwargs)) if func._schema.is_mutable else (args, kwargs)
+        self.others: dict[torch.dtype, list[Tensor]] = {}
+
+    def deviation(self, y: Tensor, index: int, precision: str) -> Tensor | None:
+        """Standard deviation of the rounding of its `index`-th output y, elementwise; None where that is exact."""
+        if self.func.is_view or not y.numel():
+            return None
+        name = self.func.overloadpacket.__name__
+        if name in _PRODUCTS:
+            deviation = _product_variance(_PRODUCTS[name](*self.args), y, precision).sqrt()
+        elif name in _SUMS:
+            deviation = self._sum_variance(y, average=_SUMS[name]).sqrt()
+        elif bool((error := self._error(y, index, torch.float64)).any()):
+            deviation = self._measured(y, error, index, precision)
+        else:
+            return None
+        return deviation.nan_to_num(0.0, 0.0)  # a mask's infinities
+
+    def _sum_variance(self, y: Tensor, average: bool) -> Tensor:
+        x, *rest = self.args
+        terms = max(1.0, x.numel() / y.numel())
+        squares: Tensor = self.func(x**2, *rest, **self.kwargs) / (terms if average else 1)
+        return UNITS["fp32"] ** 2 / 3 * (terms / 2 * squares + (terms / 3 + 1) * y**2)
+
+    def _measured(self, y: Tensor, error: Tensor, index: int, precision: str) -> Tensor:
+        if precision in NARROW:
+            narrowed = self._error(y, index, NARROW[precision])
+            return torch.sqrt(narrowed**2 + UNITS[precision] ** 2 / 3 * y**2)
+        return torch.sqrt(LIBRARIES**2 * (error**2 + UNITS["fp32"] ** 2 / 3 * y**2))
+
+    def _error(self, y: Tensor, index: int, dtype: torch.dtype) -> Tensor:
+        """What y has more than the same operation with its inputs in another dtype; float32."""
+        if dtype not in self.others:
+            self.others[dtype] = self._run(dtype)
+        if len(self.others[dtype]) <= index or self.others[dtype][index].shape != y.shape:
+            inputs = [float(x.abs().max()) for x in _floats((self.args, self.kwargs)) if x.numel()]
+            return UNITS["fp32"] * (y.abs() + max(inputs, default=1.0))
+        other = self.others[dtype][index].double()
+        return torch.where(y == other, 0.0, y.double() - other).nan_to_num(0.0).float()
+
+    def _run(self, dtype: torch.dtype) -> list[Tensor]:
+        """Its float outputs where its inputs are rounded to `dtype`; none where it can't run in float64.
+
+        Half precision is that of storage: the operation itself computes in float32.
+        """
+        computed = torch.float64 if dtype == torch.float64 else torch.float32
+        try:
+            args, kwargs = tree_map(
+                lambda leaf: leaf.to(dtype, copy=True).to(computed) if _is_float(leaf) else leaf,
+                (self.args, dict(self.kwargs)),
+            )
+            return _floats(self.func(*args, **kwargs))
+        except (RuntimeError, TypeError):  # no such kernel
+            return []
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A convolution or a matrix product of x and a weight. terms: how many products a value sums.
+
+    apply: (x, weight) -> the product without a bias. shared: the weight's dimensions that one output channel spans.
+    spread: a number a channel, as a sum over `shared` gives it -> a tensor that broadcasts to the output.
+    """
+
+    x: Tensor
+    weight: Tensor
+    terms: int
+    apply: Callable[[Tensor, Tensor], Tensor]
+    shared: tuple[int, ...]
+    spread: Callable[[Tensor], Tensor]
+
+
+def _product_variance(product: _Product, y: Tensor, precision: str) -> Tensor:
+    """Of the rounding inside one product, by the formulas above; broadcasts to y's shape."""
+    x, weight, apply = product.x, product.weight, product.apply
     if precision == "int8":
-        steps = weight.abs().flatten(1).amax(1) / 127
-        channels = (-1, *[1] * (weight.dim() - 2)) if weight.dim() > 2 else (-1,)
-        inputs = _apply(module, x**2, torch.ones_like(weight)) * (steps**2).view(channels)
+        steps = weight.abs().amax(product.shared, keepdim=True) / 127
         step = (x.max() - x.min()) / 255
-        weights: Tensor = (weight**2).flatten(1).sum(1).view(channels) * step**2
-        return (inputs + weights) / 12
-    products = _apply(module, x**2, weight**2)
+        inputs = apply(x**2, (steps**2).expand_as(weight))
+        return (inputs + product.spread((weight**2).sum(product.shared, keepdim=True)) * step**2) / 12
+    products = apply(x**2, weight**2)
     unit = UNITS[precision] ** 2 / 3
     if precision != "fp32":
         return unit * (2 * products + y**2)
-    terms = weight[0].numel()
-    return unit * ((terms / 2 + 1) * products + (terms / 3 + 1) * y**2)
+    return unit * ((product.terms / 2 + 1) * products + (product.terms / 3 + 1) * y**2)
 
 
-def _pool_variance(module: nn.AvgPool2d | nn.AdaptiveAvgPool2d, x: Tensor, y: Tensor) -> Tensor:
-    """An average is a sum of n products with 1 / n, in float32 whatever the precision."""
-    terms = x.shape[-2:].numel() / y.shape[-2:].numel()
-    squares: Tensor = module(x**2) / terms
-    return UNITS["fp32"] ** 2 / 3 * (terms / 2 * squares + (terms / 3 + 1) * y**2)
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> _Product:
+    """geometry: stride, padding, dilation, transposed, output_padding, groups."""
+    transposed, groups = geometry[3], geometry[5]
+    cells = weight[0, 0].numel()
+    terms = weight.shape[0] // groups * cells if transposed else weight[0].numel()
+    channel = 1 if transposed else 0
+    shared = tuple(axis for axis in range(weight.dim()) if axis != channel)
+    return _Product(
+        x,
+        weight,
+        terms,
+        lambda x, weight: torch.convolution(x, weight, None, *geometry),
+        shared,
+        lambda sums: sums.flatten().repeat(groups if transposed else 1).view(-1, *[1] * (weight.dim() - 2)),
+    )
 
 
-def _apply(module: nn.Conv2d | nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
-    """The layer with another weight and no bias."""
-    if isinstance(module, nn.Linear):
-        return F.linear(x, weight)
-    return F.conv2d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
+def _matmul(x: Tensor, weight: Tensor) -> _Product:
+    return _Product(x, weight, x.shape[-1], torch.matmul, (-2,) if weight.dim() > 1 else (-1,), lambda sums: sums)
+
+
+_PRODUCTS: dict[str, Callable[..., _Product]] = {
+    "convolution": _convolution,
+    **dict.fromkeys(("mm", "bmm", "matmul"), _matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), lambda bias, x, weight: _matmul(x, weight)),
+    "linear": lambda x, weight, bias=None: _matmul(x, weight.mT),
+}
+"""By the operator's name: its arguments -> what is multiplied."""
+
+_SUMS = {"mean": True, "sum": False, "avg_pool2d": True, "_adaptive_avg_pool2d": True, "adaptive_avg_pool2d": True}
+"""Operators that sum cells, and whether they divide by their number."""
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _floats(values: Any) -> list[Tensor]:
+    """The float tensors in values that are nested in any way."""
+    return [leaf for leaf in tree_leaves(values) if _is_float(leaf)]
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as the products and the softmax that it is made of, whose rounding is known."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -186,8 +186,8 @@ class Deciding(nn.Module):
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
 
-def test_a_network_that_cant_be_traced_is_an_error_that_says_what_to_do():
-    with pytest.raises(ExportError, match="--no-fold"):
+def test_a_network_that_cant_be_traced_is_an_error():
+    with pytest.raises(ExportError, match="can't be folded"):
         fold_classifier(Classifier(Deciding(), 8, MEAN, STD))
 
 

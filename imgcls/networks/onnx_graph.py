@@ -1,0 +1,176 @@
+"""Classifier -> ONNX graph with readable names, and the operation of PyTorch that each value comes from.
+
+torch's exporter names a value after the operation that gives it in the graph of torch.export, and its optimisation
+keeps that name where it merges or replaces nodes. That is the origin that is kept here, beside the graph: the names in
+the file are for people.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx
+import torch
+from imgcls_infer.errors import one_line
+from torch.export import ExportedProgram
+
+from imgcls.errors import ExportError
+from imgcls.networks.classifier import Classifier
+
+IR_VERSION = 10
+"""The newest that onnxruntime 1.20, the oldest supported, can read."""
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_ORIGIN = "pkg.torch.onnx.fx_node"
+_WRAPPERS = re.compile(r"^(network\.)+")  # the Classifier's own name for its network, and the one of half precision
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class OnnxGraph:
+    """model: what a file holds, without metadata. program: the operations that it was made from.
+
+    origins: names of values in the model -> names of the program's nodes that give the same value.
+    """
+
+    model: onnx.ModelProto
+    program: ExportedProgram
+    origins: dict[str, str]
+
+
+def trace(classifier: Classifier, opset: int) -> OnnxGraph:
+    """Trace a classifier, in eval mode and on the CPU.
+
+    The graph: `image` uint8 [batch, H, W, 3] -> `logits`, `probabilities` float32 [batch, K]. Raises ExportError.
+    """
+    exported = _export(classifier, opset)
+    assert exported.exported_program is not None
+    model: onnx.ModelProto = exported.model_proto
+    _check_opset(model, opset)
+    origins = _origins(model.graph, exported.exported_program)
+    renamed = _rename(model.graph)
+    strip(model)
+    return OnnxGraph(model, exported.exported_program, {renamed.get(name, name): of for name, of in origins.items()})
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Drop what only the exporter knows (stack traces with this machine's paths, signatures); fix the IR version."""
+    model.ir_version = min(model.ir_version, IR_VERSION)
+    model.doc_string = ""
+    model.graph.name = "imgcls"
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    shapes = [value for value in graph.value_info if value.name not in weights]  # an initializer has its own
+    del graph.value_info[:]
+    graph.value_info.extend(shapes)
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def _export(classifier: Classifier, opset: int) -> torch.onnx.ONNXProgram:
+    example = torch.zeros(2, *classifier.size, 3, dtype=torch.uint8)  # 2: a batch of 1 would be taken for a constant
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                classifier,
+                (example,),
+                input_names=["image"],
+                output_names=["logits", "probabilities"],
+                opset_version=opset,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise ExportError(f"torch can't export this network at opset {opset} ({one_line(error)})") from error
+    assert program is not None
+    return program
+
+
+def _check_opset(model: onnx.ModelProto, opset: int) -> None:
+    found = next(entry.version for entry in model.opset_import if entry.domain == "")
+    if found != opset:
+        raise ExportError(f"torch wrote opset {found} instead of {opset}; use `opset` {found}")
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    if not batch.dim_param:
+        raise ExportError(f"torch froze the batch size to {batch.dim_value}; this is a bug, please report it")
+
+
+def _origins(graph: onnx.GraphProto, program: ExportedProgram) -> dict[str, str]:
+    """Values of the graph, by the exporter's names -> the program's nodes."""
+    known = {node.name for node in program.graph.nodes if node.op == "call_function"}
+    outputs = [spec.arg.name for spec in program.graph_signature.output_specs]
+    named = {value.name: origin for value, origin in zip(graph.output, outputs, strict=True)}
+    values = (output for node in graph.node for output in node.output)
+    return {name: name for name in values if name in known} | named
+
+
+def _rename(graph: onnx.GraphProto) -> dict[str, str]:
+    """Call nodes by the layer whose weights they hold, else by their operator; values as the nodes that give them.
+
+    Returns the new names of values and weights. Of nodes, and of values and weights, no two have the same.
+    """
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    taken = set(kept)
+    weights = [tensor.name for tensor in graph.initializer]
+    constants = {name for name in weights if name.startswith("val_")}  # the exporter's name for one, like a shape
+    renamed = {name: _unused(_WRAPPERS.sub("", name), taken) for name in weights if name not in constants}
+    for node in graph.node:
+        node.name = _unused(_layer(node, {*weights}) or node.op_type.lower(), taken)
+        for position, name in enumerate(node.input):
+            if name in constants and name not in renamed:
+                renamed[name] = _unused(f"{node.name}.{position}", taken)
+        for position, name in enumerate(node.output):
+            if name and name not in kept:
+                renamed[name] = _unused(f"{node.name}.output{position}", taken) if position else node.name
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for part in (*graph.initializer, *graph.value_info):
+        part.name = renamed.get(part.name, part.name)
+    return renamed
+
+
+def _layer(node: onnx.NodeProto, weights: set[str]) -> str:
+    """Path of the module whose weights a node holds, empty for none.
+
+    By the exporter's scopes: weights of equal values are stored once, under the name of one of their layers.
+    """
+    held = [name for name in node.input if name in weights]
+    layer = next((name.removesuffix(".weight") for name in held if name.endswith(".weight")), "")
+    facts = {entry.key: entry.value for entry in node.metadata_props}
+    linear = bool(held) and node.op_type in _LAYERS and "aten.linear" in facts.get(_ORIGIN, "")
+    scopes = ast.literal_eval(facts.get(_SCOPES, "[]"))
+    if (layer or linear) and len(scopes) > 1:
+        layer = scopes[-2]
+    return _WRAPPERS.sub("", layer)
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """`name`, or `name_1`, `name_2` and so on; noted as taken."""
+    candidates = (name, *(f"{name}_{number}" for number in range(1, len(taken) + 1)))
+    free = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(free)
+    return free
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter prints and warns about its own internals; errors still come as exceptions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -23,11 +23,10 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Any, Union
 
 from PIL import Image
@@ -51,6 +50,7 @@ _PIXELS_AT_ONCE = 2 * MAX_PIXELS
 """A picture before, between and after the two passes of its resizing; more of them are resized in strips."""
 
 _EXIF = b"Exif\0\0"
+_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,7 +74,8 @@ def preprocess(source: Source, preprocessing: Preprocessing) -> np.ndarray:
     """
     import numpy as np
 
-    return np.asarray(prepare(source, preprocessing))
+    with SILENCE:
+        return np.asarray(prepare(source, preprocessing))
 
 
 def preprocess_or_error(source: Source, preprocessing: Preprocessing) -> Union[np.ndarray, ImageError]:
@@ -86,7 +87,7 @@ def preprocess_or_error(source: Source, preprocessing: Preprocessing) -> Union[n
 
 
 def prepare(source: Source, preprocessing: Preprocessing) -> Image.Image:
-    """What `preprocess` gives, as a PIL image in mode RGB. Raises ImageError."""
+    """What `preprocess` gives, as a PIL image in mode RGB. Raises ImageError. For callers that hold SILENCE."""
     name = describe(source)
     return run_steps(_open_rgb(source, name, preprocessing.decode), preprocessing.steps, name)
 
@@ -95,7 +96,8 @@ def decode_rgb(source: Source, name: str, decode: Decode = DECODE) -> np.ndarray
     """The picture in its own size: uint8 [H, W, 3], RGB. Raises ImageError."""
     import numpy as np
 
-    return np.asarray(_open_rgb(source, name, decode))
+    with SILENCE:
+        return np.asarray(_open_rgb(source, name, decode))
 
 
 def describe(source: object) -> str:
@@ -220,9 +222,7 @@ def _open_rgb(source: Any, name: str, decode: Decode) -> Image.Image:
 
 def _decoded(source: Any, name: str, decode: Decode) -> Image.Image:
     if isinstance(source, Image.Image):
-        with _translated(name):
-            _load(source, name)
-            return _upright_rgb(source, source.info.get("exif", b""), name, decode)
+        return _translated(_decode_image, source, name, decode)
     if isinstance(source, (str, os.PathLike)):
         data = read_file(source, name)
     elif isinstance(source, (bytes, bytearray, memoryview)):
@@ -232,20 +232,46 @@ def _decoded(source: Any, name: str, decode: Decode) -> Image.Image:
     image_class = _image_class(data, name)
     file = io.BytesIO(data)
     del data
-    with _translated(name), image_class(file) as image:
-        _load(image, name)
+    return _translated(_decode_file, (image_class, file), name, decode)
+
+
+def _translated(
+    open_rgb: Callable[[Any, str, Decode], Image.Image], source: Any, name: str, decode: Decode
+) -> Image.Image:
+    """What `open_rgb` gives. Pillow's exceptions become ImageError."""
+    try:
+        return open_rgb(source, name, decode)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(f"{name}: not enough memory to decode this picture") from error
+    # A damaged file makes Pillow raise almost anything: OSError, ValueError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise ImageError(f"{name}: damaged picture ({one_line(error)})") from error
+
+
+def _decode_image(image: Image.Image, name: str, decode: Decode) -> Image.Image:
+    _load(image, name)
+    return _upright_rgb(image, image.info.get("exif", b""), name, decode)
+
+
+def _decode_file(opening: tuple[type[ImageFile], io.BytesIO], name: str, decode: Decode) -> Image.Image:
+    image_class, file = opening
+    with image_class(file) as image:
+        pixels = _load(image, name)
         if image.format == "PNG":
-            _check_png(image, file, name)
+            _check_png(image, pixels, file, name)
         file.close()  # and frees it: a large file is not kept beside its pixels
         return _upright_rgb(image, _exif_block(image), name, decode)
 
 
-def _load(image: Image.Image, name: str) -> None:
+def _load(image: Image.Image, name: str) -> Any:
+    """Pillow's access to the pixels, which it decodes."""
     _check_size(image.size, name, MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS)
-    image.load()
+    return image.load()
 
 
-def _check_png(image: Image.Image, file: io.BytesIO, name: str) -> None:
+def _check_png(image: Image.Image, pixels: Any, file: io.BytesIO, name: str) -> None:
     """Raises ImageError for what Pillow makes a picture of that the format does not allow and other decoders refuse.
 
     Compressed data that end early are among it: Pillow leaves the rest black. They are inflated a second time only
@@ -253,7 +279,8 @@ def _check_png(image: Image.Image, file: io.BytesIO, name: str) -> None:
     """
     if image.mode == "P" and image.palette is None:
         raise ImageError(f"{name}: damaged picture (it lacks its palette)")
-    last = image.getpixel((image.width - 1, image.height - 1))
+    width, height = image.size
+    last = pixels[width - 1, height - 1]
     if "interlace" in image.info or last in (0, (0, 0), (0, 0, 0), (0, 0, 0, 0)):
         from imgcls_infer.png_rows import has_all_rows
 
@@ -290,21 +317,6 @@ def _upright_rgb(image: Image.Image, exif: bytes, name: str, decode: Decode) -> 
     return result
 
 
-@contextmanager
-def _translated(name: str) -> Iterator[None]:
-    """Pillow's exceptions become ImageError, and its warnings are silenced."""
-    with SILENCE:
-        try:
-            yield
-        except ImageError:
-            raise
-        except MemoryError as error:
-            raise ImageError(f"{name}: not enough memory to decode this picture") from error
-        # A damaged file makes Pillow raise almost anything: OSError, ValueError, SyntaxError, struct.error, ...
-        except Exception as error:
-            raise ImageError(f"{name}: damaged picture ({one_line(error)})") from error
-
-
 class _Silence:
     """No warnings while any thread decodes: Pillow's (a corrupt EXIF block, a palette's transparency) are noise here.
 
@@ -335,31 +347,45 @@ class _Silence:
 SILENCE = _Silence()
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """open()'s opener: a FIFO that nobody writes to must not hold it up."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+_READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+"""How picture files are opened. O_NONBLOCK: a FIFO that nobody writes to must not hold it up."""
 
 
 def read_file(path: Union[str, os.PathLike[str]], name: str) -> bytes:
     """The bytes of a regular file of at most MAX_FILE_BYTES. Raises ImageError that says what is wrong with it."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not S_ISREG(status.st_mode):
-                raise ImageError(f"{name}: is a pipe or a device, not a file; a picture on standard input is named -")
-            if status.st_size > MAX_FILE_BYTES:
-                raise ImageError(
-                    f"{name}: {status.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} that are accepted; shrink it"
-                )
-            data = file.read(status.st_size)
+        file = os.open(path, _READING)  # open() would make four system calls more
+        try:
+            data = _read(file, _accepted_size(os.fstat(file), name))
+        finally:
+            os.close(file)
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name}: is a folder, not a picture") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ImageError(f"{name}: can't be read ({getattr(error, 'strerror', None) or one_line(error)})") from error
     if not data:
         raise ImageError(f"{name}: empty file")
+    return data
+
+
+def _accepted_size(status: os.stat_result, name: str) -> int:
+    """The size of a file that may be read. Raises ImageError."""
+    if S_ISREG(status.st_mode) and status.st_size <= MAX_FILE_BYTES:
+        return status.st_size
+    if S_ISDIR(status.st_mode):
+        raise ImageError(f"{name}: is a folder, not a picture")
+    if S_ISREG(status.st_mode):
+        raise ImageError(
+            f"{name}: {status.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} that are accepted; shrink it"
+        )
+    raise ImageError(f"{name}: is a pipe or a device, not a file; a picture on standard input is named -")
+
+
+def _read(file: int, size: int) -> bytes:
+    """Up to `size` bytes of an open file. The system may give them in parts."""
+    data = os.read(file, size)
+    while len(data) < size and (part := os.read(file, size - len(data))):
+        data += part
     return data
 
 
@@ -447,7 +473,7 @@ def exif_orientation(exif: bytes) -> int:
     TIFF reader. Layout: EXIF 2.32, section 4.5: a TIFF header, then IFD0 of 12-byte entries.
     """
     tiff = exif.removeprefix(_EXIF)
-    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
+    order = _BYTE_ORDERS.get(tiff[:4])
     if order is None:
         return 1
     try:

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from imgcls_infer.predictor import Predictor
+from imgcls_infer.steps import shorthand
 from rich.console import Console
 from rich.table import Table
 
@@ -78,7 +79,7 @@ class Network:
 
     @property
     def size(self) -> int:
-        return self.checkpoint.manifest.resize.image_size
+        return self.checkpoint.manifest.preprocessing.size[0]
 
     @property
     def name(self) -> str:
@@ -112,14 +113,14 @@ def load(argument: str, options: argparse.Namespace) -> Network:
     """CHECKPOINT[:SIZE[:COUNT]]. At another size than its own the golden samples are made anew."""
     path, size, count = [*argument.split(":"), "", ""][:3]
     checkpoint = load_checkpoint(Path(path))
-    policy = checkpoint.manifest.resize
+    policy = checkpoint.manifest.preprocessing
     wanted = int(count or options.count)
-    if not size or int(size) == policy.image_size:
-        return Network(checkpoint, policy.image_size, wanted)
-    manifest = replace(checkpoint.manifest, resize=replace(policy, image_size=int(size)))
+    if not size or int(size) == policy.size[0]:
+        return Network(checkpoint, policy.size[0], wanted)
+    manifest = replace(checkpoint.manifest, preprocessing=shorthand(int(size), policy.mode, policy.filters[0]))
     pixels, _, _ = _pictures(options.calibration, Checkpoint({}, manifest), SAMPLES)
     samples = tuple(encode_png(picture) for picture in pixels)
-    return Network(Checkpoint(checkpoint.state_dict, manifest, samples), policy.image_size, wanted)
+    return Network(Checkpoint(checkpoint.state_dict, manifest, samples), int(size), wanted)
 
 
 def write(network: Network, name: str, folder: Path, options: argparse.Namespace) -> File:
@@ -220,7 +221,7 @@ def _pictures(folder: Path, checkpoint: Checkpoint, count: int) -> tuple[np.ndar
     """`count` readable pictures of all classes: uint8 [N, S, S, 3], their labels and paths."""
     found = scan_folder(folder, checkpoint.manifest.classes)
     order = np.random.default_rng(0).permutation(len(found.paths))[:count]
-    decoded = list(decode_all([found.paths[index] for index in order], checkpoint.manifest.resize))
+    decoded = list(decode_all([found.paths[index] for index in order], checkpoint.manifest.preprocessing))
     rows = [row for row, pixels in enumerate(decoded) if isinstance(pixels, np.ndarray)]
     labels = np.asarray(found.labels)[order][rows]
     return np.stack([np.asarray(decoded[row]) for row in rows]), labels, [str(found.paths[order[row]]) for row in rows]

@@ -24,6 +24,7 @@ import torch
 from imgcls_infer import Predictor, preprocess
 from imgcls_infer.manifest import MANIFEST_KEY, Manifest
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, self_check
+from imgcls_infer.steps import shorthand
 from onnx import helper, numpy_helper
 from PIL import Image
 
@@ -180,7 +181,7 @@ def manifest(change: Callable[[Manifest], Manifest]) -> Plant:
 
 
 def other_policy(**changes: str) -> Plant:
-    return manifest(lambda found: replace(found, resize=replace(found.resize, **changes)))
+    return manifest(lambda found: replace(found, preprocessing=shorthand(found.preprocessing.size, **changes)))
 
 
 # --- faults of the machine: another decoder, another resize ---
@@ -192,7 +193,7 @@ def patched(name: str, make: Callable[[Callable[..., object]], Callable[..., obj
 
 
 def bgr(honest: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
-    return lambda image, name: Image.fromarray(np.asarray(honest(image, name))[:, :, ::-1].copy())
+    return lambda image, name, alpha: Image.fromarray(np.asarray(honest(image, name, alpha))[:, :, ::-1].copy())
 
 
 def over_black(honest: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
@@ -214,9 +215,9 @@ def without_antialias(honest: Callable[..., Image.Image]) -> Callable[..., Image
 def other_jpeg(honest: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
     """A decoder that repeats colour samples instead of smoothing them (libjpeg's do_fancy_upsampling off)."""
 
-    def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    def to_rgb(image: Image.Image, name: str, alpha: str) -> Image.Image:
         if image.format != "JPEG":
-            return honest(image, name)
+            return honest(image, name, alpha)
         luma, *colours = image.convert("YCbCr").split()
         half = (image.width // 2, image.height // 2)
         plain = [part.resize(half, Image.Resampling.NEAREST).resize(image.size, 0) for part in colours]
@@ -275,7 +276,9 @@ class Bench:
         self.planted = folder / "planted.onnx"
         export_model(ExportConfig(path, output=self.honest), checkpoint)
         self.tolerance = default_tolerance(checkpoint, "fp32")
-        self.some = np.stack([preprocess.preprocess(path, checkpoint.manifest.resize) for path in pictures.paths[::10]])
+        self.some = np.stack(
+            [preprocess.preprocess(path, checkpoint.manifest.preprocessing) for path in pictures.paths[::10]]
+        )
 
     def try_fault(self, fault: Fault) -> Outcome:
         """Plant it, ask the three tools, and take it out again."""

@@ -35,9 +35,9 @@ from typing import Any
 import crafted
 import numpy as np
 from imgcls_infer.errors import InferError
-from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.predictor import BUILT_IN, Predictor
 from imgcls_infer.preprocess import preprocess
+from imgcls_infer.steps import shorthand
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -222,7 +222,7 @@ def large_child(path: Path) -> None:
     start = time.process_time()
     try:
         if "crop to 762" in path.name:
-            preprocess(data, ResizePolicy(762))
+            preprocess(data, shorthand(762))
         else:
             predictor.predict(data)
         outcome = "answer"

@@ -287,7 +287,7 @@ def fresh_answers(path: Path, work: Path, override: str | None) -> np.ndarray:
             "import sys, numpy as np",
             "from imgcls_infer.predictor import Predictor",
             "predictor = Predictor(sys.argv[1], 'cuda')",
-            "side = predictor.manifest.resize.image_size",
+            "side = predictor.manifest.preprocessing.size[0]",
             "pixels = np.random.default_rng(0).integers(0, 256, (256, side, side, 3), np.uint8)",
             "np.save(sys.argv[2], predictor.run(pixels)[1])",
         ]
@@ -339,7 +339,7 @@ def answers(session: Any, pixels: np.ndarray) -> np.ndarray:
 
 
 def noise(predictor: Predictor, batch: int) -> np.ndarray:
-    side = predictor.manifest.resize.image_size
+    side = predictor.manifest.preprocessing.size[0]
     return np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)
 
 

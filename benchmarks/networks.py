@@ -40,8 +40,9 @@ from unittest import mock
 import numpy as np
 import onnx
 import torch
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.manifest import Manifest
 from imgcls_infer.preprocess import preprocess
+from imgcls_infer.steps import Preprocessing, shorthand
 from onnx import helper, numpy_helper
 from PIL import Image
 from rich.console import Console
@@ -200,9 +201,9 @@ def photographs() -> list[Path]:
     return [Path(spec.submodule_search_locations[0], "data", name) for name in PHOTOGRAPHS]
 
 
-def policy_of(subject: Subject) -> ResizePolicy:
+def policy_of(subject: Subject) -> Preprocessing:
     """How a network wants its pictures. One place to change when a manifest can say more."""
-    return ResizePolicy(subject.size, "crop")
+    return shorthand(subject.size, "crop")
 
 
 def make_weights(network: nn.Module, pictures: Tensor) -> nn.Module:
@@ -448,12 +449,12 @@ class Row:
 
 def examine(name: str, row: Row, folder: Path) -> None:
     checkpoint, row.parameters = make_checkpoint(name)
-    row.size = checkpoint.manifest.resize.image_size
+    row.size = checkpoint.manifest.preprocessing.size[0]
     path = folder / "model.onnx"
     with mock.patch.object(export_module, "BATCH_SIZES", BATCHES):
         result = export_model(ExportConfig(folder / "model.pth", output=path), checkpoint)
     row.exported, row.folded, row.tolerance = True, not result.note, float(result.manifest.parity.tolerance or 0)
-    pixels = np.stack([preprocess(photo, checkpoint.manifest.resize) for photo in photographs()])
+    pixels = np.stack([preprocess(photo, checkpoint.manifest.preprocessing) for photo in photographs()])
     reference = eager(checkpoint)
     expected = run_in_batches(reference.run, pixels, 4)
     ranked = np.sort(expected.logits, axis=1)

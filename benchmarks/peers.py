@@ -71,7 +71,7 @@ def eager(settings: Settings) -> Answer:
 
     def answer(file: str) -> np.ndarray:
         with torch.inference_mode():
-            return classifier(torch.tensor(preprocess(file, checkpoint.manifest.resize))[None])[1][0].numpy()
+            return classifier(torch.tensor(preprocess(file, checkpoint.manifest.preprocessing))[None])[1][0].numpy()
 
     return answer
 
@@ -226,12 +226,12 @@ def _torchscript(settings: Settings, load: Callable[[str], Any]) -> Answer:
 def openvino(settings: Settings, **own: Any) -> Answer:
     """Its runtime on our file, behind our stage 1."""
     import openvino as ov
-    from imgcls_infer.manifest import ResizePolicy
     from imgcls_infer.preprocess import preprocess
+    from imgcls_infer.steps import shorthand
 
     wanted = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": settings.threads, **own}
     compiled = ov.Core().compile_model(settings.folder / "model.onnx", "CPU", wanted)
-    return lambda file: compiled(preprocess(file, ResizePolicy(settings.size))[None])["probabilities"][0]
+    return lambda file: compiled(preprocess(file, shorthand(settings.size))[None])["probabilities"][0]
 
 
 def openvino_float32(settings: Settings) -> Answer:
@@ -284,7 +284,7 @@ def optimum(settings: Settings) -> Answer:
 def write_hf(folder: Path, checkpoint: Checkpoint, graph: bytes) -> None:
     """A folder as the Hugging Face hub has them."""
     manifest = checkpoint.manifest
-    size = manifest.resize.image_size
+    size = manifest.preprocessing.size[0]
     names = dict(enumerate(manifest.classes))
     config = {
         "model_type": "resnet",  # it must be one that transformers knows; only the names below are used
@@ -321,8 +321,8 @@ def write_files(checkpoint: Checkpoint, folder: Path, threads: int) -> Settings:
     from imgcls.export import export_model
 
     manifest = checkpoint.manifest
-    size = manifest.resize.image_size
-    if manifest.resize.mode != "crop":
+    size = manifest.preprocessing.size[0]
+    if manifest.preprocessing.mode != "crop":
         raise SystemExit("error: the peers are written for a model that was trained with --resize crop")
     network, example = checkpoint.network(), torch.zeros(1, 3, size, size)
     save_checkpoint(folder / "model.pth", network, manifest)

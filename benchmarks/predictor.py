@@ -115,7 +115,7 @@ def check_cold(options: argparse.Namespace) -> Iterator[Row]:
 def check_warm(options: argparse.Namespace) -> Iterator[Row]:
     """Whole calls against their two necessary parts, in turns: medians of this thread's own time."""
     predictor = Predictor(options.model, "cpu", 1)
-    session, policy, path = predictor._session, predictor.manifest.resize, str(options.paths[0])
+    session, policy, path = predictor._session, predictor.manifest.preprocessing, str(options.paths[0])
 
     def bare() -> object:
         return session.run(["logits", "probabilities"], {"image": preprocess(path, policy)[None]})
@@ -190,7 +190,7 @@ def floors(paths: Sequence[str], model: Path, cores: int) -> tuple[float, float]
 
 def _floor(paths: Sequence[str], model: Path, barrier: threading.Barrier, results: multiprocessing.Queue) -> None:
     predictor = Predictor(model, "cpu", 1)
-    policy = predictor.manifest.resize
+    policy = predictor.manifest.preprocessing
     predictor.run(np.stack([preprocess(path, policy) for path in paths[:BATCH]]))
     barrier.wait()
     start = time.perf_counter()
@@ -233,7 +233,7 @@ def torchscript(options: argparse.Namespace, folder: Path) -> Path:
         checkpoint = load_checkpoint(options.checkpoint)
     else:
         manifest = Predictor(options.model).manifest
-        state = build_network("cnn", len(manifest.classes), manifest.resize.image_size).state_dict()
+        state = build_network("cnn", len(manifest.classes), manifest.preprocessing.size[0]).state_dict()
         checkpoint = Checkpoint(state, replace(manifest, weights_sha256=weights_sha256(state)))
     config = ExportConfig(options.checkpoint, "torchscript", folder / "cnn.pt")
     return export_model(config, checkpoint).path

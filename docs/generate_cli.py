@@ -17,7 +17,7 @@ WIDTH = 100
 HEAD = """\
 # The commands
 
-What `--help` says of each command. This page is written by `make docs`; a test compares it with the programs.
+This page holds the `--help` of each command. `make docs` writes it, and a test compares it with the programs.
 """
 
 

@@ -1,8 +1,8 @@
-"""The same pictures through every runtime of a checkpoint: size, load, cold start, latency, throughput, memory, parity.
+"""Measures all runtimes of a checkpoint on the same pictures: size, load, start, memory, latency, throughput, parity.
 
-Everything is measured in turns, one runtime after the other, round by round, so that a busy moment hits all alike; a
-ratio is the median over the rounds of own figure / PyTorch eager's in the same round. Ratios last; seconds depend on
-the machine and its mood. What a whole process takes (cold start, peak memory) is measured on whole processes.
+All runtimes take turns in every round, so that other load on the machine affects all of them alike. A ratio is the
+median over the rounds of the runtime's figure / PyTorch eager's in the same round; it depends less on the machine and
+its load than the seconds do. Cold start and peak memory are those of whole processes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _EAGER = "PyTorch eager (cpu)"
 _PROCESS_TIMEOUT = 600  # seconds; a cold start takes a few
 
-# A process's peak memory is what wait4 says, and exec takes over its parent's: so a small process starts the large one
+# wait4 reports a process's peak memory. A process started from a large one begins with that one's peak, even after
+# exec, so a small process starts the measured one.
 _LAUNCHER = """
 import json, os, subprocess, sys, time
 start = time.perf_counter()
@@ -67,7 +68,7 @@ _EAGER_SCRIPT = torch_script(
 
 @dataclass(frozen=True)
 class Series:
-    """One figure of one runtime, round by round: seconds, or bytes of memory."""
+    """One figure of one runtime in each round: seconds, or bytes of memory."""
 
     values: tuple[float, ...]
 
@@ -79,16 +80,18 @@ class Series:
         return float(np.quantile(self.values, share))
 
     def ratio(self, reference: Series) -> float:
-        """Median over the rounds of own / the reference's in the same round."""
+        """Median over the rounds of this figure / the reference's in the same round."""
         return float(np.median(np.divide(self.values, reference.values)))
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One runtime. size: bytes of the file. latency: seconds a picture alone; batch: seconds a batch; load: of opening.
+    """One runtime.
 
-    cold_start: seconds of a whole process for one picture file, from start to exit; memory: that process's peak, bytes
-    (None where the system does not say). parity: against PyTorch eager, on the pictures of the bench.
+    size: bytes of the file. load: seconds to open it. latency: seconds for one picture alone. batch: seconds for a
+    batch. cold_start: seconds of a whole process for one picture file, from start to exit. memory: peak memory of that
+    process in bytes; None if the system does not report it. parity: against PyTorch eager, on the pictures of the
+    bench.
     """
 
     file: str
@@ -105,9 +108,9 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All runtimes, PyTorch eager first. bool(result): whether all answer as it does.
+    """All runtimes, PyTorch eager first. bool(result): whether all answer as PyTorch eager does.
 
-    stage_1: seconds from picture file to pixels, which is the same code for all. pictures: how many were used.
+    stage_1: seconds from picture file to pixels, the same code for all runtimes. pictures: number of pictures used.
     """
 
     rows: tuple[BenchRow, ...]
@@ -128,7 +131,7 @@ class BenchResult:
         return self.config.batch_size / row.batch.median
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: seconds, bytes, shares 0..1; a ratio is own / PyTorch eager's."""
+        """For JSON: seconds, bytes, shares 0..1. A ratio is the runtime's figure / PyTorch eager's."""
         return {
             "schema": SCHEMA,
             "reference": _EAGER,
@@ -171,7 +174,7 @@ class BenchResult:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A runtime to measure. open: from the file to something that runs; command: the same as a process of its own."""
+    """A runtime to measure. open: opens the file. command: starts a process that opens it and classifies a picture."""
 
     file: str
     size: int
@@ -182,15 +185,17 @@ class _Candidate:
 def bench(checkpoint: Checkpoint, config: BenchConfig, folder: Folder | AnyPath) -> BenchResult:
     """Measure PyTorch eager and each of config.models on each of config.providers, on pictures of `folder`.
 
-    folder: its path, or scanned with the checkpoint's classes. Raises DataError where no picture can be read,
-    InferError of a model, ImgclsError where a model is no export of this checkpoint or a process of its own fails.
+    folder: its path, or scanned with the checkpoint's classes. Raises DataError if no picture can be read, InferError
+    if a model can't be opened, ImgclsError if a model is no export of this checkpoint or a measured process fails.
     """
     folder = as_folder(folder, checkpoint.manifest.classes)
-    paths, pixels, labels, stage_1 = _pictures(folder, checkpoint, config.pictures)
+    paths, pixels, labels, stage_1 = _sample(folder, checkpoint, config.pictures)
     with tempfile.TemporaryDirectory() as temporary, _torch_threads(config.threads):
-        own = Path(temporary, "checkpoint.pth")  # a bare .pth does not say how it is opened
+        own = Path(temporary, "checkpoint.pth")  # describes itself, even if the checkpoint is a bare .pth
         save_checkpoint(own, checkpoint.network(), checkpoint.manifest)
-        start = partial(ColdStart, threads=config.threads, picture=paths[0], resize=checkpoint.manifest.resize)
+        start = partial(
+            ColdStart, threads=config.threads, picture=paths[0], preprocessing=checkpoint.manifest.preprocessing
+        )
         candidates = [_eager(own, config, start), *_exported(config, start)]
         with progress_bar("benchmarking", _steps(config, len(candidates), len(pixels))) as advance:
             runtimes, loads = _load(candidates, config.repeats, advance)
@@ -227,7 +232,7 @@ def _eager(path: Path, config: BenchConfig, start: Callable[..., ColdStart]) -> 
 
 
 def _exported(config: BenchConfig, start: Callable[..., ColdStart]) -> Iterator[_Candidate]:
-    """Each file on each provider, once where its format has no such choice."""
+    """Each file on each provider, or once if its format has no choice."""
     for path in config.models:
         if not path.is_file():
             raise ModelError(f"{path}: no such model file")
@@ -238,20 +243,20 @@ def _exported(config: BenchConfig, start: Callable[..., ColdStart]) -> Iterator[
 
 
 def _require_export(file: str, runtime: Runtime, checkpoint: Checkpoint) -> None:
-    """Figures side by side mean something for the same network on the same pixels only."""
+    """Raises ImgclsError unless both have the same weights and resize: other figures can't be compared side by side."""
     own, expected = runtime.manifest, checkpoint.manifest
-    if own.weights_sha256 != expected.weights_sha256 or own.resize != expected.resize:
+    if own.weights_sha256 != expected.weights_sha256 or own.preprocessing != expected.preprocessing:
         raise ImgclsError(f"{file}: is no export of this checkpoint (other weights or another resize); export it again")
 
 
-def _pictures(folder: Folder, checkpoint: Checkpoint, count: int) -> tuple[list[str], np.ndarray, np.ndarray, Series]:
-    """Readable pictures drawn with a fixed seed: paths, uint8 [N, S, S, 3], labels, and the time that each took."""
+def _sample(folder: Folder, checkpoint: Checkpoint, count: int) -> tuple[list[str], np.ndarray, np.ndarray, Series]:
+    """Readable pictures drawn with a fixed seed: paths, uint8 [N, S, S, 3], labels, and seconds for each."""
     order = np.random.default_rng(0).permutation(len(folder.paths))[:count]
     paths, pixels, labels, seconds = [], [], [], []
     for index in order.tolist():
         start = time.perf_counter()
         try:
-            pixels.append(preprocess(folder.paths[index], checkpoint.manifest.resize))
+            pixels.append(preprocess(folder.paths[index], checkpoint.manifest.preprocessing))
         except ImageError:
             continue
         seconds.append(time.perf_counter() - start)
@@ -263,7 +268,7 @@ def _pictures(folder: Folder, checkpoint: Checkpoint, count: int) -> tuple[list[
 
 
 def _load(candidates: Sequence[_Candidate], repeats: int, advance: Advance) -> tuple[list[Runtime], list[Series]]:
-    """Open every runtime `repeats` times. The first opening of all is not counted: it loads the libraries."""
+    """Open every runtime `repeats` times, after one time that is not counted since it also loads the libraries."""
     runtimes = [candidate.open() for candidate in candidates]
     seconds: list[list[float]] = [[] for _ in candidates]
     for turn in range(repeats):
@@ -283,7 +288,7 @@ def _parity(
     labels: np.ndarray,
     paths: Sequence[str],
 ) -> list[ParityReport]:
-    """Each runtime's report against the first one, in the tolerance of its precision."""
+    """The report of each runtime against the first one, with the tolerance of its precision."""
     outputs = [run_in_batches(runtime.run, pixels) for runtime in runtimes]
     precisions = {runtime.manifest.precision for runtime in runtimes}
     tolerances = {precision: default_tolerance(checkpoint, precision) for precision in precisions}
@@ -306,7 +311,7 @@ def _parity(
 def _cold_starts(
     candidates: Sequence[_Candidate], config: BenchConfig, advance: Advance
 ) -> list[tuple[Series, Series | None]]:
-    """Seconds and peak memory of a fresh process each time: import, load, one picture, exit."""
+    """Seconds and peak memory of processes that import, load, classify one picture and exit, one in each round."""
     found: list[list[tuple[float, float | None]]] = [[] for _ in candidates]
     for turn in range(-1, config.repeats):
         for index in _turns(len(candidates), turn):
@@ -324,23 +329,23 @@ def _process_series(measured: Sequence[tuple[float, float | None]]) -> tuple[Ser
 
 
 def run_process(command: tuple[str, ...], file: str) -> tuple[float, float | None]:
-    """Run a command to its end: seconds, and peak memory in bytes. Raises ImgclsError where it fails."""
+    """Seconds and peak memory in bytes of a command, which runs to its end. Raises ImgclsError if it fails."""
     launched = (sys.executable, "-I", "-S", "-c", _LAUNCHER, *command)
     try:
         done = subprocess.run(
             launched, capture_output=True, encoding="utf-8", errors="replace", timeout=_PROCESS_TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise ImgclsError(f"{file}: a process of its own takes more than {_PROCESS_TIMEOUT} seconds") from error
+        raise ImgclsError(f"{file}: a new process takes more than {_PROCESS_TIMEOUT} seconds") from error
     code, seconds, peak = json.loads(done.stdout or "[1, 0, null]")
     if code:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ImgclsError(f"{file}: a process of its own fails with code {code} ({reason[:300]})")
+        raise ImgclsError(f"{file}: a new process fails with code {code} ({reason[:300]})")
     return seconds, peak
 
 
 def _timed(runs: Sequence[Run], pixels: np.ndarray, size: int, repeats: int, advance: Advance) -> list[Series]:
-    """Seconds of each batch of `size` pictures, all pictures `repeats` times; the runs take turns batch by batch."""
+    """Seconds for each batch of `size` pictures, over `repeats` passes; the runtimes take turns at each batch."""
     count = -(-len(pixels) // size)
     batches = np.resize(pixels, (count, size, *pixels.shape[1:]))  # the last batch is filled with the first pictures
     for run in runs:
@@ -357,7 +362,7 @@ def _timed(runs: Sequence[Run], pixels: np.ndarray, size: int, repeats: int, adv
 
 
 def _turns(count: int, turn: int) -> list[int]:
-    """Everybody once, beginning with another one each time: nobody always comes after the same one."""
+    """All indices, starting at a different one in each turn, so that none comes first in every turn."""
     return [(index + turn) % count for index in range(count)]
 
 
@@ -377,7 +382,7 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 
 def _machine() -> dict[str, str]:
-    """What the seconds depend on."""
+    """The machine and the libraries that the figures depend on."""
     return {
         "cpu": _cpu_name(),
         "cpus": str(os.cpu_count()),

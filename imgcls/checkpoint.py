@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from imgcls_infer.errors import ModelError, one_line
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.manifest import Manifest
+from imgcls_infer.steps import Preprocessing, Size
 from torch import Tensor, nn
 
 from imgcls.errors import CheckpointError
@@ -39,14 +40,14 @@ class Checkpoint:
     """Weights and what they mean.
 
     state_dict: float tensors on the CPU. manifest: see imgcls_infer.manifest. samples: a few real pictures after
-    stage 1, as PNG bytes: they become the exported file's golden samples. build: (classes, image size) -> the network
-    that the weights are of; None builds the one that is registered under the manifest's arch.
+    stage 1, as PNG bytes: they become the exported file's golden samples. build: (classes, (height, width)) -> the
+    network that the weights are of; None builds the one that is registered under the manifest's arch.
     """
 
     state_dict: StateDict
     manifest: Manifest
     samples: tuple[bytes, ...] = ()
-    build: Callable[[int, int], nn.Module] | None = None
+    build: Callable[[int, Size], nn.Module] | None = None
 
     def network(self) -> nn.Module:
         """The network with these weights, in eval mode, on the CPU. Raises CheckpointError."""
@@ -59,8 +60,8 @@ class Checkpoint:
 
     def _load(self, state: StateDict) -> nn.Module:
         manifest = self.manifest
-        classes, image_size = len(manifest.classes), manifest.resize.image_size
-        network = self.build(classes, image_size) if self.build else build_network(manifest.arch, classes, image_size)
+        classes, size = len(manifest.classes), manifest.preprocessing.size
+        network = self.build(classes, size) if self.build else build_network(manifest.arch, classes, size)
         try:
             network.load_state_dict(_with_versions(state, network))
         except RuntimeError as error:
@@ -70,7 +71,7 @@ class Checkpoint:
     def classifier(self) -> Classifier:
         """Stage 2 with these weights, in eval mode, on the CPU. Raises CheckpointError."""
         manifest = self.manifest
-        return Classifier(self.network(), manifest.resize.image_size, manifest.mean, manifest.std).eval()
+        return Classifier(self.network(), manifest.preprocessing.size, manifest.mean, manifest.std).eval()
 
 
 def save_checkpoint(
@@ -90,7 +91,7 @@ def save_checkpoint(
     return Checkpoint(state, manifest, samples)
 
 
-def load_checkpoint(path: AnyPath, build: Callable[[int, int], nn.Module] | None = None) -> Checkpoint:
+def load_checkpoint(path: AnyPath, build: Callable[[int, Size], nn.Module] | None = None) -> Checkpoint:
     """Read a checkpoint of imgcls. build: as in Checkpoint.
 
     Raises CheckpointError, also for a bare state dict: see `load_article_checkpoint`.
@@ -119,7 +120,7 @@ def load_article_checkpoint(
     path: AnyPath,
     arch: str,
     classes: tuple[str, ...],
-    resize: ResizePolicy,
+    preprocessing: Preprocessing,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Checkpoint:
@@ -129,7 +130,7 @@ def load_article_checkpoint(
     """
     state = read_state_dict(path, find(arch).renamed)
     try:
-        manifest = Manifest(arch, classes, resize, mean, std, weights_sha256(state))
+        manifest = Manifest(arch, classes, preprocessing, mean, std, weights_sha256(state))
     except ModelError as error:
         raise CheckpointError(f"{path}: {error}") from error
     checkpoint = Checkpoint(state, manifest)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from imgcls_infer.steps import Preprocessing, shorthand
+
 from imgcls.errors import ImgclsError
 
 HALF = (0.5, 0.5, 0.5)
@@ -96,6 +98,11 @@ class TrainConfig(_Configuration):
     cache_limit: int = 20_000_000_000
     cuda_graphs: bool = True
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Stage 1 of the network that is trained."""
+        return shorthand(self.image_size, self.recipe.resize)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.freeze and not self.starts_from_weights:
@@ -131,13 +138,26 @@ def _require_finite(values: Mapping[str, Any]) -> None:
             raise ImgclsError(f"`{name}` is {value}; give a finite number")
 
 
+FORMATS = {
+    "onnx": ("to_onnx", "ONNX"),
+    "torchscript": ("to_torchscript", "TORCHSCRIPT"),
+    "torch-export": ("to_torch_export", "TORCH_EXPORT"),
+    "huggingface": ("to_huggingface", "HUGGINGFACE"),
+    "triton": ("to_triton", "TRITON"),
+}
+"""Each format that can be exported: the module of imgcls.export and the name in it that hold its Format.
+
+The table imports none of them, so that the command line can list the formats without loading torch.
+"""
+
+
 @dataclass(frozen=True)
 class ExportConfig(_Configuration):
     """One export.
 
-    checkpoint: the .pth that it comes from. format: None follows output's suffix, or is `onnx`. output: None puts the
-    file beside the checkpoint, like cnn.onnx or cnn-int8.onnx; a folder (huggingface, triton) into <format>/<stem>.
-    license: for huggingface's card, like `mit`.
+    checkpoint: the .pth that it comes from. format: one of FORMATS; None follows output's suffix, or is `onnx`.
+    output: None puts the file beside the checkpoint, like cnn.onnx or cnn-int8.onnx, and a folder (huggingface, triton)
+    into <format>/<stem>. license: for huggingface's card, like `mit`.
     golden: how many sample pictures travel in the file. fold: merge linear maps first (imgcls.networks.fold).
     batch: pictures that the file takes at once; None is any number.
     external_data: the weights go into a file beside it (onnx alone; over 2 GB they always do).

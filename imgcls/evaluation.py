@@ -1,4 +1,4 @@
-"""How well a classifier does: pictures to logits, logits to figures. imgcls.report writes them."""
+"""Evaluates a classifier: pictures to logits, logits to figures. imgcls.report writes the figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.steps import Preprocessing, Size
 from torch import Tensor
 
 from imgcls.checkpoint import Checkpoint
@@ -23,17 +23,17 @@ from imgcls.system.files import AnyPath
 from imgcls.system.progress import progress_bar
 
 BINS = 15
-"""Bins of the expected calibration error, as Guo et al. (2017) have them."""
+"""Bins of the expected calibration error, the number that Guo et al. (2017) use."""
 
 TOP_K = 5
-"""A picture's true class among this many most probable ones is a hit; with fewer classes, among all of them."""
+"""top_k counts a picture as right if its true class is among this many most probable ones (or all, if fewer)."""
 
-_BATCH_PIXELS = 1 << 22  # vgg16's first layers hold 512 bytes a pixel: 2 GiB
+_BATCH_PIXELS = 1 << 22  # 2 GiB for vgg16, whose first layers take 512 bytes a pixel
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures over samples (never the mean of batch means).
+    """Figures over all samples, each with the same weight.
 
     loss: mean cross-entropy in nats. accuracy: top-1, 0..1. count: pictures.
     """
@@ -45,11 +45,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """One class against the rest; shares 0..1, None where there is nothing to divide by.
+    """One class against the rest; shares 0..1.
 
-    support: pictures of the class. precision: how many of the pictures that got this class are of it (None where none
-    got it). recall: how many pictures of the class got it. f1: their harmonic mean, 2 TP / (2 TP + FP + FN).
-    Without support all three are None: what a test lacks, it can't measure.
+    support: number of pictures of the class. precision: share of the pictures predicted as this class that belong to
+    it; None if there are none. recall: share of the pictures of the class that are predicted as it. f1: their harmonic
+    mean, 2 TP / (2 TP + FP + FN). All three are None without support: a class without pictures can't be measured.
     """
 
     name: str
@@ -63,7 +63,7 @@ class ClassScores:
 class CalibrationBin:
     """Pictures whose top probability p is lower < p <= upper.
 
-    confidence: mean top probability. accuracy: share that is right. Both are None in an empty bin.
+    confidence: mean top probability. accuracy: share of right answers. Both are None in an empty bin.
     """
 
     lower: float
@@ -96,7 +96,7 @@ class DetailedScores:
 
 @dataclass(frozen=True)
 class WrongAnswer:
-    """A picture that got another class than its own, and the probability (0..1) that it got it with."""
+    """A picture that is predicted as another class than its own, and the probability (0..1) of the predicted class."""
 
     path: Path
     label: str
@@ -106,9 +106,10 @@ class WrongAnswer:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A checkpoint on a folder of pictures.
+    """The figures of a checkpoint on a folder of pictures.
 
-    wrong: the most confidently wrong answers, most confident first. unreadable: pictures left out, with the reason.
+    wrong: the wrong answers of the highest probability, highest first. unreadable: pictures left out, each with the
+    reason.
     """
 
     scores: DetailedScores
@@ -117,26 +118,26 @@ class Evaluation:
 
     @property
     def wrong_count(self) -> int:
-        """How many pictures got another class than their own."""
+        """Number of pictures that are predicted as another class than their own."""
         return self.scores.count - int(self.scores.confusion.trace())
 
 
 def evaluate_folder(
     checkpoint: Checkpoint, folder: Folder | AnyPath, device: str = "auto", wrong: int = 40
 ) -> Evaluation:
-    """Every figure for a checkpoint on a folder of pictures, a batch in memory at a time.
+    """Evaluate a checkpoint on a folder of pictures, with one batch of them in memory at a time.
 
     folder: its path, or scanned with the checkpoint's classes. device: as resolve_device takes it. wrong: how many of
-    the wrong answers to keep. Raises DeviceError; DataError where no picture can be read; CheckpointError where the
-    weights give logits that are not finite.
+    the wrong answers to keep. Raises DeviceError if the device can't be used, DataError if no picture can be read,
+    CheckpointError if a logit is not finite.
     """
     folder = as_folder(folder, checkpoint.manifest.classes)
     classifier = checkpoint.classifier().to(resolve_device(device))
-    logits, kept, unreadable = _predict_folder(classifier, folder, checkpoint.manifest.resize)
+    logits, kept, unreadable = _predict_folder(classifier, folder, checkpoint.manifest.preprocessing)
     broken = int((~logits.isfinite()).any(1).sum())
     if broken:
         raise CheckpointError(
-            f"the network's answer is not finite on {broken:,} of {len(logits):,} pictures; train it anew"
+            f"the network's logits are not finite on {broken:,} of {len(logits):,} pictures; train it anew"
         )
     labels = torch.tensor([folder.labels[row] for row in kept])
     paths = tuple(folder.paths[row] for row in kept)
@@ -149,15 +150,15 @@ def evaluate_folder(
 
 @torch.inference_mode()
 def predict_logits(classifier: Classifier, images: Tensor, batch_size: int | None = None) -> Tensor:
-    """Float32 logits [N, K] on the CPU for uint8 images [N, S, S, 3], in eval mode, on the classifier's device, without
-    TF32.
+    """Logits of uint8 images [N, S, S, 3], float32 [N, K] on the CPU.
 
-    batch_size: None takes 500 at most, and fewer of large pictures.
+    The classifier runs in eval mode, on its own device, without TF32. batch_size: None takes 500, or fewer large
+    images.
     """
     was_training = classifier.training
     classifier.eval()
     device = classifier.scale.device
-    batches = torch.split(images, batch_size or _batch_size(images.shape[1]))
+    batches = torch.split(images, batch_size or _batch_size((images.shape[1], images.shape[2])))
     with float32():
         parts = [classifier(batch.to(device))[0].float().cpu() for batch in batches]
     classifier.train(was_training)
@@ -165,14 +166,14 @@ def predict_logits(classifier: Classifier, images: Tensor, batch_size: int | Non
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:
-    """Figures for float32 logits [N, K] and int64 labels [N]."""
+    """Loss and accuracy of float32 logits [N, K] for int64 labels [N]."""
     loss = F.cross_entropy(logits.double(), labels).item()
     accuracy = (logits.argmax(1) == labels).double().mean().item()
     return Scores(loss=loss, accuracy=accuracy, count=len(labels))
 
 
 def score_details(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> DetailedScores:
-    """Every figure for finite float32 logits [N, K] and int64 labels [N]; classes: K names. N is at least 1."""
+    """All figures of finite float32 logits [N, K] for int64 labels [N]; classes: K names. N is at least 1."""
     overall = score(logits, labels)
     k = min(TOP_K, len(classes))
     confusion = confusion_matrix(logits, labels)
@@ -193,7 +194,7 @@ def score_details(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> D
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> np.ndarray:
-    """Counts, int64 [K, K]: rows are true classes, columns predicted ones; of equal logits the first class wins."""
+    """Counts, int64 [K, K]: rows are true classes, columns predicted ones; among equal logits the first wins."""
     classes = logits.shape[1]
     cells = labels * classes + logits.argmax(1)
     return np.bincount(cells.numpy(), minlength=classes**2).reshape(classes, classes)
@@ -223,9 +224,9 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
 
 
 def calibration_bins(logits: Tensor, labels: Tensor, bins: int = BINS) -> tuple[CalibrationBin, ...]:
-    """Pictures by their top probability, in `bins` bins of equal width over 0..1, each without its lower edge."""
+    """Pictures by their top probability, in `bins` bins of equal width over 0..1, each open below."""
     confidence, predicted = _answers(logits)
-    edges = np.arange(bins + 1) / bins  # not linspace: 5 / 15 must be the float that a third is
+    edges = np.arange(bins + 1) / bins  # linspace gives other floats: 5 / 15 has to equal 1 / 3
     which = np.digitize(confidence, edges[1:-1], right=True)
     counts = np.bincount(which, minlength=bins).tolist()
     confidences = np.bincount(which, weights=confidence, minlength=bins).tolist()
@@ -258,7 +259,7 @@ def expected_calibration_error(calibration: tuple[CalibrationBin, ...]) -> float
 def most_wrong(
     logits: Tensor, labels: Tensor, classes: tuple[str, ...], paths: tuple[Path, ...], count: int
 ) -> tuple[WrongAnswer, ...]:
-    """At most `count` wrong answers, those of the highest probability, highest first."""
+    """The wrong answers of the highest probability, at most `count`, highest first."""
     confidence, predicted = _answers(logits)
     wrong = np.flatnonzero(predicted != labels.numpy())
     order = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
@@ -269,15 +270,15 @@ def most_wrong(
 
 
 def _predict_folder(
-    classifier: Classifier, folder: Folder, policy: ResizePolicy
+    classifier: Classifier, folder: Folder, preprocessing: Preprocessing
 ) -> tuple[Tensor, list[int], tuple[tuple[Path, str], ...]]:
-    """Logits [n, K] of the readable pictures, their positions in the folder, and the unreadable ones with reasons."""
+    """Logits [n, K] of the readable pictures, their positions in the folder, and the others with reasons."""
     logits: list[Tensor] = []
     kept: list[int] = []
     unreadable: list[tuple[Path, str]] = []
-    decoded = enumerate(decode_all(folder.paths, policy))
+    decoded = enumerate(decode_all(folder.paths, preprocessing))
     with progress_bar("evaluating", len(folder.paths)) as advance:
-        while batch := list(islice(decoded, _batch_size(policy.image_size))):
+        while batch := list(islice(decoded, _batch_size(preprocessing.size))):
             pixels = {row: found for row, found in batch if not isinstance(found, ImageError)}
             unreadable += [(folder.paths[row], str(found)) for row, found in batch if isinstance(found, ImageError)]
             if pixels:
@@ -291,7 +292,7 @@ def _predict_folder(
 
 
 def _answers(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The top probability, float64 [N], and its class, int64 [N]."""
+    """The highest probability, float64 [N], and its class, int64 [N]."""
     predicted = logits.argmax(1)
     confidence = logits.double().softmax(1).gather(1, predicted[:, None])[:, 0]
     return confidence.numpy(), predicted.numpy()
@@ -301,5 +302,5 @@ def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _batch_size(side: int) -> int:
-    return min(500, max(1, _BATCH_PIXELS // side**2))
+def _batch_size(size: Size) -> int:
+    return min(500, max(1, _BATCH_PIXELS // (size[0] * size[1])))

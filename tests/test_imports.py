@@ -63,9 +63,21 @@ def test_the_servers_help_loads_click_alone():
     assert third_party(loaded(command("imgcls_serve", "--help"))) == {"imgcls_serve", "imgcls_infer", "click"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["verify", "--help"]], ids=" ".join)
+TOOLCHAIN_HELP = [["--help"], *([name, "--help"] for name in ("train", "export", "verify", "bench"))]
+
+
+@pytest.mark.parametrize("arguments", TOOLCHAIN_HELP, ids=" ".join)
 def test_the_toolchains_help_loads_click_alone(arguments):
     assert third_party(loaded(command("imgcls", *arguments))) == {"imgcls", "imgcls_infer", "click"}
+
+
+def test_a_missing_checkpoint_is_told_before_anything_of_onnx_loads():
+    code = "import sys; from imgcls.cli import main\n"
+    code += "for name in ('export', 'verify', 'bench'):\n"
+    code += "    sys.argv = ['imgcls', name, 'missing.pth', *['missing.onnx'] * (name != 'export')]\n"
+    code += "    try: main()\n"
+    code += "    except SystemExit as end: assert end.code == 1, (name, end.code)\n"
+    assert not third_party(loaded(code)) & {"onnx", "onnxruntime"}
 
 
 def test_classifying_a_picture_loads_the_four_dependencies_alone():
@@ -77,8 +89,8 @@ def test_classifying_a_picture_loads_the_four_dependencies_alone():
 
 
 def test_a_decoder_starts_without_numpy():
-    code = "from imgcls_infer.decoder_process import _answer; from types import SimpleNamespace as N; "
-    code += f"_answer([{str(PICTURE)!r}], N(image_size=8, mode='crop', interpolation='bilinear'), 1.0)"
+    code = "from imgcls_infer.decoder_process import _answer; from imgcls_infer.steps import shorthand; "
+    code += f"_answer([{str(PICTURE)!r}], shorthand(8), 1.0)"
     modules = loaded(code)
     assert third_party(modules) == {"imgcls_infer", "PIL"}
     assert not modules & {"dataclasses", "inspect", "queue", "imgcls_infer.manifest"}
@@ -103,8 +115,9 @@ PUBLIC = {
         "ModelError",
         "Prediction",
         "Predictor",
+        "Preprocessing",
         "ProviderError",
-        "ResizePolicy",
+        "shorthand",
     ],
     "imgcls": [
         "Checkpoint",
@@ -194,7 +207,8 @@ TOOLCHAIN_MODULES = modules_of(TOOLCHAIN)
 LAYERS = {
     "imgcls_infer": 0,  # its names load on first use
     "imgcls_infer.errors": 1,
-    "imgcls_infer.manifest": 2,
+    "imgcls_infer.steps": 2,
+    "imgcls_infer.manifest": 3,
     "imgcls_infer.external": 2,
     "imgcls_infer.png_rows": 2,
     "imgcls_infer.container": 2,
@@ -244,6 +258,7 @@ SERVE_LAYERS = {
     "imgcls_serve.notify": 1,
     "imgcls_serve.server": 1,
     "imgcls_serve.decoders": 1,
+    "imgcls_serve.costs": 1,
     "imgcls_serve.batching": 2,
     "imgcls_serve.app": 3,
     "imgcls_serve.cli": 4,

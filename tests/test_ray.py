@@ -9,11 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import imgcls_ray
 import numpy as np
 import pytest
-from imgcls_infer import Predictor
+from imgcls_infer import InferError, Predictor
 from imgcls_ray import BatchClassifier, classify
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "test"
@@ -36,6 +39,64 @@ def test_a_worker_gives_a_line_for_each_name_and_a_bad_picture_is_one_of_them(tm
 def test_a_batch_of_bad_pictures_alone_is_answered(tmp_path):
     (line,) = BatchClassifier()({"image": np.array([str(tmp_path / "none.png")])})["line"]
     assert "no such file" in json.loads(line)["error"]
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Ray as the driver sees it, in this process. Its attribute `deliver` says which of the rows arrive."""
+    ray = SimpleNamespace(deliver=lambda rows: rows)
+
+    def from_items(items, override_num_blocks):
+        ray.blocks = override_num_blocks
+        return SimpleNamespace(map_batches=partial(map_batches, items))
+
+    def map_batches(items, function, fn_args, batch_size, compute, num_cpus):
+        ray.workers = compute
+        parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+        batches = [{"image": np.array([item["image"] for item in part])} for part in parts]
+        rows = [{"line": line} for batch in batches for line in function(batch, *fn_args)["line"]]
+        return SimpleNamespace(iter_rows=lambda: iter(ray.deliver(rows)))
+
+    context = SimpleNamespace(get_current=SimpleNamespace)
+    ray.data = SimpleNamespace(from_items=from_items, TaskPoolStrategy=lambda size: size, DataContext=context)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return ray
+
+
+def test_the_driver_writes_a_line_for_each_name_that_it_was_given(in_process, tmp_path):
+    output, bad = tmp_path / "answers.jsonl", str(tmp_path / "none.png")
+    names = [*PICTURES, bad, *PICTURES[:3], bad]  # some of them twice
+    assert classify(names, output, workers=3, batch_size=8, top_k=2) == 1
+    check_each_exactly_once(output, [bad])
+    assert {len(row.get("top", "12")) for row in map(json.loads, output.read_text().splitlines())} == {2}
+    assert in_process.workers == 3
+    assert 1 <= in_process.blocks <= len(PICTURES) + 1
+
+
+@pytest.mark.parametrize(
+    ("deliver", "count"), [(lambda rows: rows[1:], 0), (lambda rows: [*rows, rows[0]], 2)], ids=["lost", "twice"]
+)
+def test_an_answer_that_is_lost_or_comes_twice_is_an_error_and_leaves_the_output_as_it_was(
+    in_process, tmp_path, deliver, count
+):
+    in_process.deliver, output = deliver, tmp_path / "answers.jsonl"
+    output.write_text("before")
+    with pytest.raises(InferError) as caught:
+        classify(PICTURES[:5], output)
+    assert str(caught.value) == f"{PICTURES[0]}: {count} answers in the output instead of one"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(output.name, "before")]
+
+
+def test_a_worker_loads_the_model_once_and_another_model_anew(monkeypatch):
+    made = []
+
+    def classifier(model, top_k):
+        made.append((model, top_k))
+        return lambda batch: (model, top_k, batch)
+
+    for model, top_k in ((b"a", 1), (b"a", 1), (b"a", 2), (b"b", 2), (b"b", 2)):
+        assert imgcls_ray._classify_batch({}, classifier, model, top_k) == (model, top_k, {})
+    assert made == [(b"a", 1), (b"a", 2), (b"b", 2)]
 
 
 @pytest.fixture

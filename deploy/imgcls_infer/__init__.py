@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imgcls_infer.errors import ImageError, InferError, ModelError, ProviderError
-    from imgcls_infer.manifest import Manifest, ResizePolicy
+    from imgcls_infer.manifest import Manifest
     from imgcls_infer.predictor import Prediction, Predictor
+    from imgcls_infer.steps import Preprocessing, shorthand
 
 __version__ = "0.1.0"
 
@@ -25,9 +26,10 @@ _HOME = {
     "ModelError": "errors",
     "ProviderError": "errors",
     "Manifest": "manifest",
-    "ResizePolicy": "manifest",
     "Prediction": "predictor",
     "Predictor": "predictor",
+    "Preprocessing": "steps",
+    "shorthand": "steps",
 }
 
 __all__ = [
@@ -37,8 +39,9 @@ __all__ = [
     "ModelError",
     "Prediction",
     "Predictor",
+    "Preprocessing",
     "ProviderError",
-    "ResizePolicy",
+    "shorthand",
 ]
 
 

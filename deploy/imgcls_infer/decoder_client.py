@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from imgcls_infer.manifest import ResizePolicy
+    from imgcls_infer.steps import Preprocessing
 
     Decoded = Union[np.ndarray, ImageError]
     Item = Union[Source, ImageError]
@@ -46,18 +46,13 @@ _START = (
 
 
 class DecoderClient:
-    """A process that decodes pictures by one model's policy. Raises DecoderDiedError if it does not start."""
+    """A process that decodes pictures by one model's preprocessing. Raises DecoderDiedError if it does not start."""
 
-    def __init__(self, policy: ResizePolicy) -> None:
+    def __init__(self, preprocessing: Preprocessing) -> None:
         import subprocess
 
-        self._side = policy.image_size
-        options = {
-            "image_size": policy.image_size,
-            "mode": policy.mode,
-            "interpolation": policy.interpolation,
-            "patience": PATIENCE,
-        }
+        self._size = preprocessing.size
+        options = {"preprocessing": preprocessing.to_dict(), "patience": PATIENCE}
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         argument = json.dumps([[package, *filter(None, sys.path)], options])
         names = f"utf8={sys.flags.utf8_mode}"  # it must read file names as they are read here
@@ -99,13 +94,13 @@ class DecoderClient:
     def answer(self) -> tuple[list[Decoded], float]:
         """The first of the pictures sent, at least one, and the seconds that they took.
 
-        Each is uint8 [image_size, image_size, 3], or its ImageError. Raises DecoderDiedError.
+        Each is uint8 [height, width, 3], or its ImageError. Raises DecoderDiedError.
         """
         import numpy as np
 
         count, seconds, length = ANSWER.unpack(read_exactly(self._from, ANSWER.size))
         errors: dict[str, str] = json.loads(read_exactly(self._from, length))
-        shape = (count - len(errors), self._side, self._side, 3)
+        shape = (count - len(errors), *self._size, 3)
         pixels = iter(np.frombuffer(read_exactly(self._from, math.prod(shape)), np.uint8).reshape(shape))
         return [ImageError(errors[str(i)]) if str(i) in errors else next(pixels) for i in range(count)], seconds
 
@@ -131,9 +126,9 @@ class DecoderPreparer:
 
     ahead = True
 
-    def __init__(self, prepare: Callable[[Item], Decoded], policy: ResizePolicy) -> None:
+    def __init__(self, prepare: Callable[[Item], Decoded], preprocessing: Preprocessing) -> None:
         self._prepare = prepare
-        self._policy = policy
+        self._preprocessing = preprocessing
         self._stopped = False
         self._asked: list[tuple[Item, Picture | None]] = []
         self._decoder: DecoderClient | None = None
@@ -142,14 +137,14 @@ class DecoderPreparer:
     def ask(self, items: Sequence[Item]) -> None:
         """Send the process those items that it can decode; `answer` must follow."""
         self._asked = [(item, _sendable(item) if self._decoder else None) for item in items]
-        pictures = self._pictures()
+        pictures = self._sendable_pictures()
         if self._decoder and pictures:
             with contextlib.suppress(DecoderDiedError):  # `answer` meets the dead process and replaces it
                 self._decoder.ask(pictures)
 
     def answer(self) -> tuple[list[Decoded], float]:
         """The first of the items asked for, at least one, and the seconds that they took."""
-        decoded, seconds = self._decoded(self._pictures())
+        decoded, seconds = self._decoded(self._sendable_pictures())
         start = time.monotonic()
         elsewhere = iter(decoded)
         results: list[Decoded] = []
@@ -177,13 +172,13 @@ class DecoderPreparer:
     def _start(self) -> None:
         self.close()
         try:
-            self._decoder = DecoderClient(self._policy)
+            self._decoder = DecoderClient(self._preprocessing)
         except DecoderDiedError:
             self._decoder = None
         if self._stopped:  # `stop` came while the process started, and ended only its predecessor
             self.stop()
 
-    def _pictures(self) -> list[Picture]:
+    def _sendable_pictures(self) -> list[Picture]:
         return [picture for _, picture in self._asked if picture is not None]
 
     def _decoded(self, pictures: list[Picture]) -> tuple[list[Decoded], float]:

@@ -6,7 +6,7 @@ of a picture file. The bytes of those files follow.
 
 An answer may cover only the first of the pictures. It is their number (uint32), the seconds that they took (float64),
 the length of its JSON (uint32), then the JSON: {index of a picture: its error's message}. The pixels of the other
-pictures follow, image_size^2 * 3 bytes each. Both are data, and nothing in them is executed.
+pictures follow, height * width * 3 bytes each. Both are data, and nothing in them is executed.
 
 The process starts in 30 ms, most of it Pillow's import: it loads no numpy, dataclasses or queues.
 """
@@ -17,14 +17,11 @@ import json
 import os
 import struct
 import time
-from types import SimpleNamespace
-from typing import IO, TYPE_CHECKING, Union, cast
+from typing import IO, Any, Union
 
 from imgcls_infer.errors import ImageError
 from imgcls_infer.preprocess import SILENCE, prepare
-
-if TYPE_CHECKING:
-    from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.steps import Preprocessing, preprocessing_from
 
 Picture = Union[str, bytes]
 """What the process takes: a path or the bytes of a picture file."""
@@ -38,13 +35,13 @@ class DecoderDiedError(Exception):
     """The process has ended, or did not start."""
 
 
-def answer_requests(image_size: int, mode: str, interpolation: str, patience: float) -> None:
+def answer_requests(preprocessing: dict[str, Any], patience: float) -> None:
     """Answer requests on standard input until it ends.
 
-    image_size, mode, interpolation: of the model's ResizePolicy. patience: seconds after which an answer leaves the
+    preprocessing: what the model's Preprocessing.to_dict gave. patience: seconds after which an answer leaves the
     remaining pictures out.
     """
-    policy = cast("ResizePolicy", SimpleNamespace(image_size=image_size, mode=mode, interpolation=interpolation))
+    stage_1 = preprocessing_from(preprocessing)
     folder = ""
     with SILENCE, open(0, "rb", buffering=0) as requests, open(1, "wb", buffering=0) as answers:
         write_whole(answers, READY)
@@ -58,16 +55,16 @@ def answer_requests(image_size: int, mode: str, interpolation: str, patience: fl
                 os.chdir(asked_in)
                 folder = asked_in
             pictures = [source if isinstance(source, str) else read_exactly(requests, source) for source in sources]
-            write_whole(answers, _answer(pictures, policy, patience))
+            write_whole(answers, _answer(pictures, stage_1, patience))
 
 
-def _answer(pictures: list[Picture], policy: ResizePolicy, patience: float) -> bytes:
+def _answer(pictures: list[Picture], preprocessing: Preprocessing, patience: float) -> bytes:
     start = time.monotonic()
     pixels, errors = [], {}
     count, seconds = 0, 0.0
     for picture in pictures:
         try:
-            pixels.append(prepare(picture, policy).tobytes())
+            pixels.append(prepare(picture, preprocessing).tobytes())
         except ImageError as error:
             errors[count] = str(error)
         count += 1

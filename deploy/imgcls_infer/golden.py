@@ -27,7 +27,7 @@ GOLDEN_FILES_KEY = "imgcls.golden_files"
 class GoldenSample:
     """One real picture after stage 1, with the answer that PyTorch gave for it.
 
-    png: the uint8 pixels [image_size, image_size, 3] as PNG bytes.
+    png: the uint8 pixels [height, width, 3] after stage 1 as PNG bytes.
     probabilities: float32 of PyTorch eager on the CPU, in class order.
     """
 
@@ -35,7 +35,7 @@ class GoldenSample:
     probabilities: tuple[float, ...]
 
     def pixels(self) -> np.ndarray:
-        """uint8 [image_size, image_size, 3]. Raises ImageError where the PNG is damaged."""
+        """uint8 [height, width, 3]. Raises ImageError where the PNG is damaged."""
         return decode_rgb(self.png, "golden sample")
 
 
@@ -44,7 +44,7 @@ class GoldenFile:
     """A picture file, with what stage 1 and PyTorch made of it on the exporting machine.
 
     name: what it tests, with its format as suffix. data: the file. decoded_sha256: of the pixels uint8 [H, W, 3] in
-    their own size, upright; pixels_sha256: of the pixels [image_size, image_size, 3] after stage 1; both hex, over the
+    their own size; pixels_sha256: of the pixels [height, width, 3] after stage 1; both hex, over the
     bytes in C order. label: the most probable class. probabilities: float32 of PyTorch eager on the CPU.
     """
 

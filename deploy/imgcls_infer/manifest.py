@@ -12,37 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imgcls_infer.errors import ModelError, printable
+from imgcls_infer.steps import Preprocessing, is_int, preprocessing_from, require, shorthand, shown
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSIONS = (1, 2)
+"""Those that can be read. 1 knows a square and one of steps.MODES, 2 any list of steps."""
+
 MANIFEST_KEY = "imgcls.manifest"
 
-RESIZE_MODES = ("crop", "squash", "pad")
-INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-MAX_IMAGE_SIZE = 4096
 
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2, "int8": 2.5e-1}
 """By precision, the largest |probability difference| to PyTorch that passes if the manifest records no tolerance."""
-
-
-@dataclass(frozen=True)
-class ResizePolicy:
-    """How a decoded picture becomes `image_size` x `image_size` pixels.
-
-    image_size: side of the square that the network takes, in pixels.
-    mode: `crop` (shorter side to image_size, centre crop), `squash` (aspect ratio given up), `pad` (longer side to
-        image_size, black bars).
-    interpolation: Pillow's filter of that name.
-    """
-
-    image_size: int
-    mode: str = "crop"
-    interpolation: str = "bilinear"
-
-    def __post_init__(self) -> None:
-        _require(_is_int(self.image_size) and 1 <= self.image_size <= MAX_IMAGE_SIZE, "image_size", self.image_size)
-        _require(self.mode in RESIZE_MODES, "resize mode", self.mode)
-        _require(self.interpolation in INTERPOLATIONS, "interpolation", self.interpolation)
 
 
 _RECORDED = {
@@ -87,7 +67,7 @@ class Parity:
     @classmethod
     def from_dict(cls, raw: Any) -> Parity:
         """Of decoded JSON. Raises ModelError where it is no object."""
-        _require(isinstance(raw, dict), "parity", raw)
+        require(isinstance(raw, dict), "parity", raw)
         known = {name: raw[name] for name, kind in _RECORDED.items() if type(raw.get(name)) is kind}
         return cls(**known, other={name: value for name, value in raw.items() if name not in known})
 
@@ -96,16 +76,18 @@ class Parity:
 class Manifest:
     """Everything that a host needs to know of a model, and where it came from.
 
-    arch: network name (`cnn`, `vgg16`). classes: names in output order.
-    mean, std: per RGB channel, of pixel values scaled to 0..1.
+    arch: network name (`cnn`, `torchvision/resnet18`). classes: names in output order.
+    preprocessing: stage 1. mean, std: per RGB channel, of pixel values scaled to 0..1.
     precision: `fp32`, `fp16`, `bf16` or `int8`. weights_sha256: hex digest of the state dict (imgcls.checkpoint).
     dataset: fingerprint, counts, measured accuracy (0..1). training: recipe and hyperparameters.
     versions: tool name to version. parity: what the export's own check recorded.
+    source: where the preprocessing came from: `library`, its `version`, `name` there, and `max_level`, the largest
+    difference of a pixel (0 to 255) to that library's own pixels; empty where it came from nowhere else.
     """
 
     arch: str
     classes: tuple[str, ...]
-    resize: ResizePolicy
+    preprocessing: Preprocessing
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     weights_sha256: str
@@ -114,23 +96,29 @@ class Manifest:
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     parity: Parity = field(default_factory=Parity)
-    schema_version: int = SCHEMA_VERSION
+    source: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.arch, str) and self.arch != "", "arch", self.arch)
-        _require(
+        require(isinstance(self.arch, str) and self.arch != "", "arch", self.arch)
+        require(
             len(self.classes) >= 1 and all(isinstance(name, str) and name for name in self.classes),
             "classes",
             self.classes,
         )
-        _require(len(set(self.classes)) == len(self.classes), "classes (a name stands twice)", self.classes)
-        _require(_is_triple(self.mean), "mean", self.mean)
-        _require(_is_triple(self.std) and all(value > 0 for value in self.std), "std", self.std)
-        _require(self.precision in PRECISIONS, "precision", self.precision)
-        _require(isinstance(self.weights_sha256, str), "weights_sha256", self.weights_sha256)
-        for name in ("dataset", "training", "versions"):
-            _require(isinstance(getattr(self, name), dict), name, getattr(self, name))
-        _require(isinstance(self.parity, Parity), "parity", self.parity)
+        require(len(set(self.classes)) == len(self.classes), "classes (a name stands twice)", self.classes)
+        require(_is_triple(self.mean), "mean", self.mean)
+        require(_is_triple(self.std) and all(value > 0 for value in self.std), "std", self.std)
+        require(self.precision in PRECISIONS, "precision", self.precision)
+        require(isinstance(self.weights_sha256, str), "weights_sha256", self.weights_sha256)
+        for name in ("dataset", "training", "versions", "source"):
+            require(isinstance(getattr(self, name), dict), name, getattr(self, name))
+        require(isinstance(self.parity, Parity), "parity", self.parity)
+
+    @property
+    def schema_version(self) -> int:
+        """The lowest schema that can say this manifest, so that as many programs as possible can read it."""
+        height, width = self.preprocessing.size
+        return 1 if height == width and self.preprocessing.mode else 2
 
     def to_json(self) -> str:
         """JSON with sorted keys, in ASCII, so that equal manifests give equal bytes."""
@@ -142,8 +130,7 @@ class Manifest:
             "schema_version": self.schema_version,
             "arch": self.arch,
             "classes": list(self.classes),
-            "image_size": self.resize.image_size,
-            "resize": {"mode": self.resize.mode, "interpolation": self.resize.interpolation},
+            **(_as_schema_1(self.preprocessing) if self.schema_version == 1 else self.preprocessing.to_dict()),
             "mean": list(self.mean),
             "std": list(self.std),
             "precision": self.precision,
@@ -152,6 +139,7 @@ class Manifest:
             "training": self.training,
             "versions": self.versions,
             "parity": self.parity.to_dict(),
+            **({"source": self.source} if self.source else {}),
         }
 
     def lines(self) -> list[str]:
@@ -172,21 +160,18 @@ class Manifest:
         if not isinstance(raw, dict):
             raise ModelError("the manifest is not a JSON object; export the model again with imgcls export")
         version = raw.get("schema_version")
-        if not _is_int(version) or version != SCHEMA_VERSION:
+        if not is_int(version) or version not in SCHEMA_VERSIONS:
             raise ModelError(
-                f"the manifest has schema version {_show(version)}, this program reads {SCHEMA_VERSION}; "
-                "update imgcls-infer, or export the model again"
+                f"the manifest has schema version {shown(version)}, this program reads "
+                f"{' and '.join(map(str, SCHEMA_VERSIONS))}; update imgcls-infer, or export the model again"
             )
         for name, value in raw.items():
-            _require(_is_finite(value), name, value)
-        resize = raw.get("resize")
-        if not isinstance(resize, dict):
-            raise ModelError(f"bad resize in the manifest: {_show(resize)}")
+            require(_is_finite(value), name, value)
         try:
             return cls(
                 arch=raw["arch"],
                 classes=_strings(raw["classes"]),
-                resize=ResizePolicy(raw["image_size"], resize["mode"], resize["interpolation"]),
+                preprocessing=_from_schema_1(raw) if version == 1 else preprocessing_from(raw),
                 mean=_triple(raw["mean"]),
                 std=_triple(raw["std"]),
                 precision=raw["precision"],
@@ -195,11 +180,26 @@ class Manifest:
                 training=raw.get("training", {}),
                 versions=raw.get("versions", {}),
                 parity=Parity.from_dict(raw.get("parity", {})),
+                source=raw.get("source", {}),
             )
         except KeyError as error:
             raise ModelError(f"the manifest lacks the field {error}; export the model again") from error
         except TypeError as error:  # an unhashable or uncomparable value where a string or a number belongs
             raise ModelError("the manifest has a field of the wrong type; export the model again") from error
+
+
+def _as_schema_1(preprocessing: Preprocessing) -> dict[str, Any]:
+    interpolation = preprocessing.filters[0]
+    resize = {"mode": preprocessing.mode, "interpolation": interpolation}
+    return {"image_size": preprocessing.size[0], "resize": resize}
+
+
+def _from_schema_1(raw: dict[str, Any]) -> Preprocessing:
+    size, resize = raw["image_size"], raw.get("resize")
+    if not isinstance(resize, dict):
+        raise ModelError(f"bad resize in the manifest: {shown(resize)}")
+    require(is_int(size), "image_size", size)
+    return shorthand(size, resize["mode"], resize["interpolation"])
 
 
 def parse_json(text: str, what: str) -> Any:
@@ -212,29 +212,12 @@ def parse_json(text: str, what: str) -> Any:
 
 def finite_floats(values: Any) -> tuple[float, ...]:
     """The numbers of a JSON list. Raises TypeError, ValueError or OverflowError where it is anything else."""
-    if not isinstance(values, list) or not all(isinstance(item, float) or _is_int(item) for item in values):
+    if not isinstance(values, list) or not all(isinstance(item, float) or is_int(item) for item in values):
         raise TypeError("not a list of numbers")
     floats = tuple(float(item) for item in values)
     if not all(map(math.isfinite, floats)):
         raise ValueError("not a finite number")
     return floats
-
-
-def _require(condition: bool, name: str, value: object) -> None:
-    if not condition:
-        raise ModelError(f"bad {name} in the manifest: {_show(value)}")
-
-
-def _show(value: object) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:  # lists in lists in lists
-        text = "..."
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_finite(value: object) -> bool:
@@ -265,5 +248,5 @@ def _triple(value: Any) -> Any:
 
 
 def _strings(value: Any) -> tuple[str, ...]:
-    _require(isinstance(value, list), "classes", value)
+    require(isinstance(value, list), "classes", value)
     return tuple(value)

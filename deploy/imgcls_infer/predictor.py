@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -127,9 +128,9 @@ class Predictor:
         A list runs as one batch. Raises ImageError for the first picture that can't be read.
         """
         if isinstance(source, (list, tuple)):
-            pixels = [preprocess(item, self.manifest.resize) for item in source]
+            pixels = [preprocess(item, self.manifest.preprocessing) for item in source]
             return self.predict_pixels(np.stack(pixels)) if pixels else []
-        _, probabilities = self.run(preprocess(source, self.manifest.resize)[None])  # type: ignore[arg-type]
+        _, probabilities = self.run(preprocess(source, self.manifest.preprocessing)[None])  # type: ignore[arg-type]
         return Prediction(self.manifest.classes, probabilities[0])
 
     def stream(
@@ -164,12 +165,12 @@ class Predictor:
     def _decoder_preparer(self) -> DecoderPreparer:
         from imgcls_infer.decoder_client import DecoderPreparer
 
-        return DecoderPreparer(self._prepare, self.manifest.resize)
+        return DecoderPreparer(self._prepare, self.manifest.preprocessing)
 
     def _prepare(self, source: Union[Source, ImageError]) -> Union[np.ndarray, ImageError]:
         if isinstance(source, ImageError):
             return source
-        return preprocess_or_error(source, self.manifest.resize)
+        return preprocess_or_error(source, self.manifest.preprocessing)
 
     def _answers(self, prepared: list[Union[np.ndarray, ImageError]]) -> list[Union[Prediction, ImageError]]:
         """Classify what a worker has prepared. Errors keep their places."""
@@ -193,16 +194,16 @@ class Predictor:
     def _at_once(self, most: int) -> int:
         """Pictures a batch, by their size: enough to amortise the cost of a call, few enough for the memory."""
         pixels = _BATCH_PIXELS if self.provider == CPU else 8 * _BATCH_PIXELS
-        size = min(max(1, pixels // self.manifest.resize.image_size**2), most)
+        size = min(max(1, pixels // math.prod(self.manifest.preprocessing.size)), most)
         return size if self.batch is None else self.batch * max(1, size // self.batch)
 
     def predict_pixels(self, pixels: np.ndarray) -> list[Prediction]:
-        """Classify preprocessed pictures: uint8 [N, image_size, image_size, 3]. Raises ModelError."""
+        """Classify preprocessed pictures: uint8 [N, height, width, 3]. Raises ModelError."""
         _, probabilities = self.run(pixels)
         return [Prediction(self.manifest.classes, row) for row in probabilities]
 
     def run(self, pixels: np.ndarray, softmax: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Stage 2 alone: uint8 [N, image_size, image_size, 3] -> logits, probabilities, float32 [N, K] each.
+        """Stage 2 alone: uint8 [N, height, width, 3] -> logits, probabilities, float32 [N, K] each.
 
         softmax: raise an error for rows that are no softmax; a comparison with PyTorch wants to see them nevertheless.
         A model with a fixed batch gets that many pictures at a time, the last ones filled up with black pictures.

@@ -1,4 +1,4 @@
-"""Stage 1 of the contract: picture file -> uint8 pixels [image_size, image_size, 3], RGB.
+"""Stage 1 of the contract: picture file -> uint8 pixels [height, width, 3] as a network takes them, RGB.
 
 This is the only implementation. Training, evaluation, calibration, verification and the device all call it, so they
 see the same bits. The steps, in order:
@@ -7,10 +7,11 @@ see the same bits. The steps, in order:
    first frame counts.
 2. Decoding is Pillow's, whole and exact: no `draft`, no `thumbnail`, no `reducing_gap` (they shift pixels by 3 to 9
    levels). A truncated file is an error, not a grey area.
-3. Colour becomes 8-bit RGB: 16-bit samples keep their high byte; transparency is laid over white (what a viewer shows);
-   CMYK, greyscale and palettes are converted as Pillow does; colour profiles are ignored.
-4. The EXIF orientation is applied.
-5. The picture is resized by the model's policy.
+3. Colour becomes 8-bit RGB: 16-bit samples keep their high byte; transparency is laid over white (what a viewer
+   shows), or ignored if the model says so; CMYK, greyscale and palettes are converted as Pillow does; colour profiles
+   are ignored.
+4. The EXIF orientation is applied, unless the model says otherwise.
+5. The model's own steps follow: resize, crop, pad (steps.py).
 
 numpy is imported where it is used: processes that only decode (decoder_process.py) start without it.
 """
@@ -22,11 +23,10 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Any, Union
 
 from PIL import Image
@@ -35,12 +35,11 @@ from imgcls_infer import container
 from imgcls_infer.container import MAX_FILE_BYTES, MAX_PIXELS, MAX_WEBP_PIXELS, format_of
 from imgcls_infer.errors import ImageError, one_line
 from imgcls_infer.errors import printable as printable
+from imgcls_infer.steps import DECODE, Crop, Decode, Preprocessing, Resize, Step
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.ImageFile import ImageFile
-
-    from imgcls_infer.manifest import ResizePolicy
 
 Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, Image.Image, "np.ndarray"]
 
@@ -51,6 +50,7 @@ _PIXELS_AT_ONCE = 2 * MAX_PIXELS
 """A picture before, between and after the two passes of its resizing; more of them are resized in strips."""
 
 _EXIF = b"Exif\0\0"
+_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -65,37 +65,39 @@ _FLIPS = {2: (True, False), 3: (True, True), 4: (False, True), 6: (False, True),
 """Whether an orientation reverses the stored columns, and the stored rows; 5 and up then swap the two."""
 
 
-def preprocess(source: Source, policy: ResizePolicy) -> np.ndarray:
-    """A picture as the network takes it: uint8 [image_size, image_size, 3], RGB, C-contiguous.
+def preprocess(source: Source, preprocessing: Preprocessing) -> np.ndarray:
+    """A picture as the network takes it: uint8 [height, width, 3], RGB, C-contiguous.
 
     source: a path, the bytes of a picture file, a PIL image, or a uint8 array [H, W, 3] (RGB). A PIL image that still
-    carries an EXIF orientation is turned as its file would be (`ImageOps.exif_transpose` turns it and drops the tag).
+    carries an EXIF orientation is treated as its file would be (`ImageOps.exif_transpose` turns it and drops the tag).
     Raises ImageError.
     """
     import numpy as np
 
-    return np.asarray(prepare(source, policy))
+    with SILENCE:
+        return np.asarray(prepare(source, preprocessing))
 
 
-def preprocess_or_error(source: Source, policy: ResizePolicy) -> Union[np.ndarray, ImageError]:
+def preprocess_or_error(source: Source, preprocessing: Preprocessing) -> Union[np.ndarray, ImageError]:
     """What `preprocess` gives, or its ImageError as a value, for callers that keep errors: it has no traceback."""
     try:
-        return preprocess(source, policy)
+        return preprocess(source, preprocessing)
     except ImageError as error:
         return ImageError(str(error))
 
 
-def prepare(source: Source, policy: ResizePolicy) -> Image.Image:
-    """What `preprocess` gives, as a PIL image in mode RGB. Raises ImageError."""
+def prepare(source: Source, preprocessing: Preprocessing) -> Image.Image:
+    """What `preprocess` gives, as a PIL image in mode RGB. Raises ImageError. For callers that hold SILENCE."""
     name = describe(source)
-    return resize(_open_rgb(source, name), policy, name)
+    return run_steps(_open_rgb(source, name, preprocessing.decode), preprocessing.steps, name)
 
 
-def decode_rgb(source: Source, name: str) -> np.ndarray:
-    """The picture in its own size: uint8 [H, W, 3], RGB, EXIF orientation applied. Raises ImageError."""
+def decode_rgb(source: Source, name: str, decode: Decode = DECODE) -> np.ndarray:
+    """The picture in its own size: uint8 [H, W, 3], RGB. Raises ImageError."""
     import numpy as np
 
-    return np.asarray(_open_rgb(source, name))
+    with SILENCE:
+        return np.asarray(_open_rgb(source, name, decode))
 
 
 def describe(source: object) -> str:
@@ -107,35 +109,42 @@ def describe(source: object) -> str:
     return type(source).__name__
 
 
-def resize(image: Image.Image, policy: ResizePolicy, name: str = "picture") -> Image.Image:
-    """An RGB image by `policy`, image_size x image_size.
+def run_steps(image: Image.Image, steps: tuple[Step, ...], name: str = "picture") -> Image.Image:
+    """An RGB image after a model's steps. A cut that follows a resize saves the pixels that it would cut off.
 
-    `crop` matches torchvision's Resize(image_size) and CenterCrop(image_size) on PIL images bit for bit.
-    Raises ImageError where the enlarged picture would pass MAX_PIXELS (a picture thousands of times longer than wide).
+    Raises ImageError where a resized picture would pass MAX_PIXELS (a picture thousands of times longer than wide).
     """
-    side = policy.image_size
-    width, height = image.size
-    if policy.mode == "squash":
-        return _resample(image, (side, side), policy)
-    if policy.mode == "pad":
-        longer = max(width, height)
-        inner = _resample(image, (max(1, round(side * width / longer)), max(1, round(side * height / longer))), policy)
-        canvas = Image.new("RGB", (side, side))
-        canvas.paste(inner, ((side - inner.width) // 2, (side - inner.height) // 2))
-        return canvas
-    shorter = min(width, height)
-    target = (side * width // shorter, side * height // shorter)
-    if target[0] * target[1] > MAX_PIXELS:
-        del image  # the error's traceback would hold it
-        raise ImageError(f"{name}: {width} x {height} is too elongated to crop; use a model that was trained with pad")
-    if target == (side, side):
-        return _resample(image, target, policy)
-    left, top = (round((length - side) / 2) for length in target)
-    return _resample(image, target, policy, (left, top, left + side, top + side))
+    position = 0
+    while position < len(steps):
+        step = steps[position]
+        position += 1
+        width, height = image.size
+        if isinstance(step, Resize):
+            new_height, new_width = step.target(height, width)
+            if new_height * new_width > MAX_PIXELS:
+                del image  # the error's traceback would hold it
+                raise ImageError(
+                    f"{name}: {width} x {height} is too elongated to crop; use a model that was trained with pad"
+                )
+            cut = steps[position] if position < len(steps) else None
+            box = cut.box(new_height, new_width) if isinstance(cut, Crop) else None
+            inside = box is not None and min(box) >= 0 and box[2] <= new_width and box[3] <= new_height
+            if inside:
+                position += 1
+                box = None if box == (0, 0, new_width, new_height) else box
+            image = _resample(image, (new_width, new_height), step.filter, box if inside else None)
+        elif isinstance(step, Crop):
+            image = image.crop(step.box(height, width))
+        else:
+            new_height, new_width = step.canvas(height, width)
+            canvas = Image.new("RGB", (new_width, new_height), step.fill)
+            canvas.paste(image, ((new_width - width) // 2, (new_height - height) // 2))
+            image = canvas
+    return image
 
 
 def _resample(
-    image: Image.Image, size: tuple[int, int], policy: ResizePolicy, box: tuple[int, int, int, int] | None = None
+    image: Image.Image, size: tuple[int, int], interpolation: str, box: tuple[int, int, int, int] | None = None
 ) -> Image.Image:
     """An RGB image resized to `size`, then cut to `box`: (left, upper, right, lower).
 
@@ -145,7 +154,7 @@ def _resample(
     """
     if image.size == size:
         return image if box is None else image.crop(box)
-    interpolation = Image.Resampling[policy.interpolation.upper()]
+    resampling = Image.Resampling[interpolation.upper()]
     (width, height), (new_width, new_height) = image.size, size
     height_first = height - new_height > max(0, 2 * (width - new_width))
     between = (width, new_height) if height_first else (new_width, height)
@@ -153,14 +162,14 @@ def _resample(
         left, upper, right, lower = box or (0, 0, *size)
         passes = [(0, new_width, left, right), (1, new_height, upper, lower)]
         for axis, length, start, stop in reversed(passes) if height_first else passes:
-            image = _resample_axis(image, axis, length, (start, stop), interpolation)
+            image = _resample_axis(image, axis, length, (start, stop), resampling)
         return image
-    scaled = image.resize(between, interpolation).resize(size, interpolation)
+    scaled = image.resize(between, resampling).resize(size, resampling)
     return scaled if box is None else scaled.crop(box)
 
 
 def _resample_axis(
-    image: Image.Image, axis: int, length: int, kept: tuple[int, int], interpolation: Image.Resampling
+    image: Image.Image, axis: int, length: int, kept: tuple[int, int], resampling: Image.Resampling
 ) -> Image.Image:
     """One pass of `_resample`, of which only the range `kept` is kept. axis: 0 the width, 1 the height.
 
@@ -175,7 +184,7 @@ def _resample_axis(
     for start in range(0, lines, step):
         stop = min(start + step, lines)
         strip = image.crop((*_by_axis(axis, 0, start), *_by_axis(axis, old, stop)))
-        strip = strip.resize(_by_axis(axis, length, stop - start), interpolation)
+        strip = strip.resize(_by_axis(axis, length, stop - start), resampling)
         strip = strip.crop((*_by_axis(axis, kept[0], 0), *_by_axis(axis, kept[1], stop - start)))
         result.paste(strip, _by_axis(axis, 0, start))
     return result
@@ -198,24 +207,22 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _open_rgb(source: Any, name: str) -> Image.Image:
-    """A source's picture in RGB and upright. Raises ImageError.
+def _open_rgb(source: Any, name: str, decode: Decode) -> Image.Image:
+    """A source's picture in RGB, turned as its EXIF block says where `decode` wants it. Raises ImageError.
 
     The error is made anew: the first one's traceback holds the file and what was decoded of it, hundreds of megabytes
     for as long as somebody keeps the error.
     """
     try:
-        return _decoded(source, name)
+        return _decoded(source, name, decode)
     except ImageError as error:
         problem = str(error)
     raise ImageError(problem)
 
 
-def _decoded(source: Any, name: str) -> Image.Image:
+def _decoded(source: Any, name: str, decode: Decode) -> Image.Image:
     if isinstance(source, Image.Image):
-        with _translated(name):
-            _load(source, name)
-            return _upright_rgb(source, source.info.get("exif", b""), name)
+        return _translated(_decode_image, source, name, decode)
     if isinstance(source, (str, os.PathLike)):
         data = read_file(source, name)
     elif isinstance(source, (bytes, bytearray, memoryview)):
@@ -225,20 +232,46 @@ def _decoded(source: Any, name: str) -> Image.Image:
     image_class = _image_class(data, name)
     file = io.BytesIO(data)
     del data
-    with _translated(name), image_class(file) as image:
-        _load(image, name)
+    return _translated(_decode_file, (image_class, file), name, decode)
+
+
+def _translated(
+    open_rgb: Callable[[Any, str, Decode], Image.Image], source: Any, name: str, decode: Decode
+) -> Image.Image:
+    """What `open_rgb` gives. Pillow's exceptions become ImageError."""
+    try:
+        return open_rgb(source, name, decode)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(f"{name}: not enough memory to decode this picture") from error
+    # A damaged file makes Pillow raise almost anything: OSError, ValueError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise ImageError(f"{name}: damaged picture ({one_line(error)})") from error
+
+
+def _decode_image(image: Image.Image, name: str, decode: Decode) -> Image.Image:
+    _load(image, name)
+    return _upright_rgb(image, image.info.get("exif", b""), name, decode)
+
+
+def _decode_file(opening: tuple[type[ImageFile], io.BytesIO], name: str, decode: Decode) -> Image.Image:
+    image_class, file = opening
+    with image_class(file) as image:
+        pixels = _load(image, name)
         if image.format == "PNG":
-            _check_png(image, file, name)
+            _check_png(image, pixels, file, name)
         file.close()  # and frees it: a large file is not kept beside its pixels
-        return _upright_rgb(image, _exif_block(image), name)
+        return _upright_rgb(image, _exif_block(image), name, decode)
 
 
-def _load(image: Image.Image, name: str) -> None:
+def _load(image: Image.Image, name: str) -> Any:
+    """Pillow's access to the pixels, which it decodes."""
     _check_size(image.size, name, MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS)
-    image.load()
+    return image.load()
 
 
-def _check_png(image: Image.Image, file: io.BytesIO, name: str) -> None:
+def _check_png(image: Image.Image, pixels: Any, file: io.BytesIO, name: str) -> None:
     """Raises ImageError for what Pillow makes a picture of that the format does not allow and other decoders refuse.
 
     Compressed data that end early are among it: Pillow leaves the rest black. They are inflated a second time only
@@ -246,7 +279,8 @@ def _check_png(image: Image.Image, file: io.BytesIO, name: str) -> None:
     """
     if image.mode == "P" and image.palette is None:
         raise ImageError(f"{name}: damaged picture (it lacks its palette)")
-    last = image.getpixel((image.width - 1, image.height - 1))
+    width, height = image.size
+    last = pixels[width - 1, height - 1]
     if "interlace" in image.info or last in (0, (0, 0), (0, 0, 0), (0, 0, 0, 0)):
         from imgcls_infer.png_rows import has_all_rows
 
@@ -265,11 +299,11 @@ def _exif_block(image: ImageFile) -> bytes:
     return b"".join(segment[len(_EXIF) :] for segment in segments)
 
 
-def _upright_rgb(image: Image.Image, exif: bytes, name: str) -> Image.Image:
+def _upright_rgb(image: Image.Image, exif: bytes, name: str, decode: Decode) -> Image.Image:
     """The image in RGB and turned as its EXIF block says: the peak is two copies of the picture, not three."""
-    orientation = exif_orientation(exif)
+    orientation = exif_orientation(exif) if decode.exif else 1
     if orientation == 1:
-        return _to_rgb(image, name)
+        return _to_rgb(image, name, decode.alpha)
     method = _ORIENTATIONS[orientation]
     if _is_rgb(image):
         return image.transpose(method)
@@ -278,23 +312,9 @@ def _upright_rgb(image: Image.Image, exif: bytes, name: str) -> Image.Image:
     result = Image.new("RGB", (height, width) if orientation >= 5 else (width, height))
     for box in _tiles(image.size):
         x, y = width - box[2] if mirrored else box[0], height - box[3] if inverted else box[1]
-        result.paste(_to_rgb(image.crop(box), name).transpose(method), (y, x) if orientation >= 5 else (x, y))
+        tile = _to_rgb(image.crop(box), name, decode.alpha).transpose(method)
+        result.paste(tile, (y, x) if orientation >= 5 else (x, y))
     return result
-
-
-@contextmanager
-def _translated(name: str) -> Iterator[None]:
-    """Pillow's exceptions become ImageError, and its warnings are silenced."""
-    with SILENCE:
-        try:
-            yield
-        except ImageError:
-            raise
-        except MemoryError as error:
-            raise ImageError(f"{name}: not enough memory to decode this picture") from error
-        # A damaged file makes Pillow raise almost anything: OSError, ValueError, SyntaxError, struct.error, ...
-        except Exception as error:
-            raise ImageError(f"{name}: damaged picture ({one_line(error)})") from error
 
 
 class _Silence:
@@ -327,31 +347,45 @@ class _Silence:
 SILENCE = _Silence()
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """open()'s opener: a FIFO that nobody writes to must not hold it up."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+_READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+"""How picture files are opened. O_NONBLOCK: a FIFO that nobody writes to must not hold it up."""
 
 
 def read_file(path: Union[str, os.PathLike[str]], name: str) -> bytes:
     """The bytes of a regular file of at most MAX_FILE_BYTES. Raises ImageError that says what is wrong with it."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not S_ISREG(status.st_mode):
-                raise ImageError(f"{name}: is a pipe or a device, not a file; a picture on standard input is named -")
-            if status.st_size > MAX_FILE_BYTES:
-                raise ImageError(
-                    f"{name}: {status.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} that are accepted; shrink it"
-                )
-            data = file.read(status.st_size)
+        file = os.open(path, _READING)  # open() would make four system calls more
+        try:
+            data = _read(file, _accepted_size(os.fstat(file), name))
+        finally:
+            os.close(file)
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name}: is a folder, not a picture") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ImageError(f"{name}: can't be read ({getattr(error, 'strerror', None) or one_line(error)})") from error
     if not data:
         raise ImageError(f"{name}: empty file")
+    return data
+
+
+def _accepted_size(status: os.stat_result, name: str) -> int:
+    """The size of a file that may be read. Raises ImageError."""
+    if S_ISREG(status.st_mode) and status.st_size <= MAX_FILE_BYTES:
+        return status.st_size
+    if S_ISDIR(status.st_mode):
+        raise ImageError(f"{name}: is a folder, not a picture")
+    if S_ISREG(status.st_mode):
+        raise ImageError(
+            f"{name}: {status.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} that are accepted; shrink it"
+        )
+    raise ImageError(f"{name}: is a pipe or a device, not a file; a picture on standard input is named -")
+
+
+def _read(file: int, size: int) -> bytes:
+    """Up to `size` bytes of an open file. The system may give them in parts."""
+    data = os.read(file, size)
+    while len(data) < size and (part := os.read(file, size - len(data))):
+        data += part
     return data
 
 
@@ -384,24 +418,25 @@ def _is_rgb(image: Image.Image) -> bool:
     return image.mode == "RGB" and "transparency" not in image.info
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, alpha: str) -> Image.Image:
     if _is_rgb(image):
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
-        return _high_bytes(image)
+        return _high_bytes(image, image.info.get("transparency") if alpha == "white" else None)
     if image.mode == "F":
         raise ImageError(f"{name}: floating-point pixels have no agreed range; save it as 8-bit first")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+    if alpha == "white" and (image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info):
         return _over_white(image)
+    if image.mode == "RGBa":  # its colours are multiplied by alpha
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def _high_bytes(image: Image.Image) -> Image.Image:
-    """16-bit grey to RGB; the level that a PNG names as transparent becomes white."""
+def _high_bytes(image: Image.Image, clear: object) -> Image.Image:
+    """16-bit grey to RGB. clear: the level that becomes white, where it is a number."""
     import numpy as np
 
     result = Image.new("L", image.size)
-    clear = image.info.get("transparency")
     for box in _tiles(image.size):
         samples = np.asarray(image.crop(box))
         grey = (samples >> 8).clip(0, 255).astype(np.uint8)
@@ -438,7 +473,7 @@ def exif_orientation(exif: bytes) -> int:
     TIFF reader. Layout: EXIF 2.32, section 4.5: a TIFF header, then IFD0 of 12-byte entries.
     """
     tiff = exif.removeprefix(_EXIF)
-    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
+    order = _BYTE_ORDERS.get(tiff[:4])
     if order is None:
         return 1
     try:

@@ -20,7 +20,7 @@ from PIL import Image, features
 from imgcls_infer.errors import ImageError, InferError, ModelError
 from imgcls_infer.golden import GoldenFile, GoldenSample
 from imgcls_infer.manifest import TOLERANCES, Manifest
-from imgcls_infer.preprocess import decode_rgb, resize
+from imgcls_infer.preprocess import decode_rgb, run_steps
 
 if TYPE_CHECKING:
     from imgcls_infer.predictor import Predictor
@@ -91,9 +91,10 @@ def tolerance_of(manifest: Manifest) -> float:
 
 
 def _check_file(predictor: Predictor, file: GoldenFile, tolerance: float) -> Check:
+    preprocessing = predictor.manifest.preprocessing
     try:
-        decoded = decode_rgb(file.data, file.name)
-        pixels = np.asarray(resize(Image.fromarray(decoded), predictor.manifest.resize, file.name))
+        decoded = decode_rgb(file.data, file.name, preprocessing.decode)
+        pixels = np.asarray(run_steps(Image.fromarray(decoded), preprocessing.steps, file.name))
     except ImageError as error:
         return Check(FILE_TO_PIXELS, file.name, None, str(error), "decode")
     answer = _run(predictor, pixels[None])
@@ -157,7 +158,7 @@ def _suspect(made: list[Check], failed: list[Check]) -> str:
     """The likely cause of the failures, by which files failed."""
     names = {check.name for check in failed}
     if any(check.stage == "resize" for check in failed):
-        return "files decode as they did, but resize otherwise: another Pillow, or another resize policy"
+        return "files decode as they did, but resize otherwise: another Pillow, or other steps in the manifest"
     if len(failed) == len(made):
         return "no file decodes as it did: colour order or decoder"
     if all(name.endswith(".jpg") for name in names):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import platform
 from dataclasses import dataclass
@@ -312,25 +313,26 @@ def _read_metadata(session: ort.InferenceSession, name: str) -> tuple[Manifest, 
 
 
 def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -> int | None:
-    """The graph's inputs and outputs are the contract's: uint8 [N, S, S, 3] -> float32 logits, probabilities [N, K].
+    """The graph's inputs and outputs are the contract's: uint8 [N, H, W, 3] -> float32 logits, probabilities [N, K].
 
-    A graph with an embedded resize takes [N, H, W, 3]; the predictor gives it S x S, which it does not change.
+    A graph with an embedded resize takes pictures of any size, and leaves those of the model's size as they are.
     Returns N if the graph fixes it, else None.
     """
     embedded = manifest.parity.embedded_resize is not None
-    side, classes = "N" if embedded else manifest.resize.image_size, len(manifest.classes)
+    size, classes = manifest.preprocessing.size, len(manifest.classes)
+    sides = ["N", "N"] if embedded else list(size)
     inputs = [(node.name, node.type, _shape(node.shape)) for node in session.get_inputs()]
     outputs = {node.name: (node.type, _shape(node.shape)) for node in session.get_outputs()}
     batch = inputs[0][2][0] if inputs and inputs[0][2] else "N"
-    if inputs != [("image", "tensor(uint8)", [batch, side, side, 3])]:
-        shape = "[N, H, W, 3]" if embedded else f"[N, {side}, {side}, 3]"
+    if inputs != [("image", "tensor(uint8)", [batch, *sides, 3])]:
+        shape = "[N, H, W, 3]" if embedded else f"[N, {size[0]}, {size[1]}, 3]"
         raise ModelError(f"{name}: its input is not image: uint8 {shape}; export it with imgcls export")
     for output in ("logits", "probabilities"):
         if outputs.get(output) != ("tensor(float)", [batch, classes]):
             raise ModelError(f"{name}: its output {output} is not float32 [N, {classes}]; export it with imgcls export")
     if not isinstance(batch, int):
         return None
-    pixels = batch * manifest.resize.image_size**2
+    pixels = batch * math.prod(size)
     if not (1 <= batch <= _LARGEST_FIXED_BATCH and pixels <= _MOST_FIXED_PIXELS):
         raise ModelError(f"{name}: it takes {batch:,} pictures at once, which no memory is for; export it with another")
     return batch

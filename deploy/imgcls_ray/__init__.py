@@ -47,7 +47,7 @@ class BatchClassifier:
         for image in batch["image"]:
             row: dict[str, Any] = {"image": str(image)}
             try:
-                pixels.append(preprocess(str(image), self._predictor.manifest.resize))
+                pixels.append(preprocess(str(image), self._predictor.manifest.preprocessing))
             except ImageError as error:
                 row["error"] = str(error)
             rows.append(row)

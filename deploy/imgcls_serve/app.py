@@ -212,9 +212,9 @@ class _Service:
 
     async def _parsed(self, request: Request, body: bytes) -> open_inference.Inference:
         length = request.headers.get(open_inference.BINARY_HEADER)
-        side = self._predictor.manifest.resize.image_size
+        size = self._predictor.manifest.preprocessing.size
         try:  # parsing megabytes of JSON would block the event loop
-            return await asyncio.to_thread(open_inference.parse_inference, body, length, side)
+            return await asyncio.to_thread(open_inference.parse_inference, body, length, size)
         except ProtocolError as error:
             raise HTTPException(400, str(error)) from error
 

@@ -24,6 +24,7 @@ from imgcls_infer.errors import ImageError
 from imgcls_infer.predictor import Predictor
 from imgcls_infer.preprocess import preprocess_or_error
 
+from imgcls_serve.costs import decoding_seconds
 from imgcls_serve.decoders import Decoders
 from imgcls_serve.metrics import Metrics
 
@@ -60,7 +61,9 @@ class Batcher:
         self._predictor = predictor
         self._batching = batching
         self._metrics = metrics
-        self._decoders: Decoders[Encoded] = Decoders(self._decode, batching.decode_threads)
+        self._decoders: Decoders[Encoded] = Decoders(
+            self._decode, batching.decode_threads, lambda encoded: decoding_seconds(encoded[0])
+        )
         self._runner = threading.Thread(target=self._work, name="session", daemon=True)
         self._changed = threading.Condition()  # guards what follows
         self._waiting: deque[_Waiting] = deque()
@@ -96,7 +99,7 @@ class Batcher:
         return together
 
     def submit(self, pixels: np.ndarray) -> asyncio.Future[Outputs]:
-        """A future of the answer to pixels after stage 1, uint8 [image_size, image_size, 3]. It may be cancelled."""
+        """A future of the answer to pixels after stage 1, uint8 [height, width, 3]. It may be cancelled."""
         answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
         with self._changed:
             self._waiting.append(_Waiting(pixels, answer))
@@ -114,7 +117,7 @@ class Batcher:
         picture, answer = encoded
         waiting = []
         try:
-            found = preprocess_or_error(picture, self._predictor.manifest.resize)
+            found = preprocess_or_error(picture, self._predictor.manifest.preprocessing)
             if isinstance(found, ImageError):
                 _deliver([answer], [found])
             else:

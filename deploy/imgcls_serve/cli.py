@@ -145,8 +145,7 @@ def _open_warm(model: str | None, provider: str, threads: int | None) -> Predict
     from imgcls_infer.predictor import Predictor
 
     predictor = Predictor(model, provider=provider, threads=threads)
-    side = predictor.manifest.resize.image_size
-    predictor.run(np.zeros((1, side, side, 3), np.uint8))
+    predictor.run(np.zeros((1, *predictor.manifest.preprocessing.size, 3), np.uint8))
     if predictor.note:
         click.echo(f"note: {predictor.note}", err=True)
     return predictor
@@ -160,8 +159,8 @@ def _model_name(model: str | None) -> str:
 
 def _summary(predictor: Predictor) -> str:
     manifest = predictor.manifest
-    side = manifest.resize.image_size
-    return f"{len(manifest.classes)} classes, {side} x {side}, {manifest.precision}, {predictor.provider}"
+    height, width = manifest.preprocessing.size
+    return f"{len(manifest.classes)} classes, {height} x {width}, {manifest.precision}, {predictor.provider}"
 
 
 def _address(host: str, port: int) -> str:

@@ -43,30 +43,30 @@ class Inference:
 
 def model_metadata(name: str, manifest: Manifest) -> dict[str, Any]:
     """The protocol's description of the model: its version, inputs and outputs."""
-    side, classes = manifest.resize.image_size, len(manifest.classes)
+    size, classes = list(manifest.preprocessing.size), len(manifest.classes)
     return {
         "name": name,
         "versions": [VERSION],
         "platform": "onnxruntime_onnx",
-        "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, side, side, 3]}],
+        "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, *size, 3]}],
         "outputs": [{"name": output, "datatype": "FP32", "shape": [-1, classes]} for output in _OUTPUTS],
     }
 
 
-def parse_inference(body: bytes, header_length: str | None, side: int) -> Inference:
+def parse_inference(body: bytes, header_length: str | None, size: tuple[int, int]) -> Inference:
     """Read an infer request. header_length: the value of BINARY_HEADER, the length of the JSON in front of raw tensors.
 
-    side: the model's image_size. Raises ProtocolError.
+    size: height and width of the model's input. Raises ProtocolError.
     """
     with _ONE_AT_A_TIME:
         try:
-            return _parsed(body, header_length, side)
+            return _parsed(body, header_length, size)
         except ProtocolError as error:
             problem = str(error)
     raise ProtocolError(problem)  # anew: the first one's traceback holds the document
 
 
-def _parsed(body: bytes, header_length: str | None, side: int) -> Inference:
+def _parsed(body: bytes, header_length: str | None, size: tuple[int, int]) -> Inference:
     head, raw = body, b""
     if header_length is not None:
         length = whole_number(header_length)
@@ -80,7 +80,7 @@ def _parsed(body: bytes, header_length: str | None, side: int) -> Inference:
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise ProtocolError("id is not a string")
-    return Inference(_pixels(inputs[0], raw, side), _wanted(document), identity)
+    return Inference(_pixels(inputs[0], raw, size), _wanted(document), identity)
 
 
 def render_inference(
@@ -125,18 +125,18 @@ def _parameters(entry: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _pixels(entry: dict[str, Any], raw: bytes, side: int) -> np.ndarray:
+def _pixels(entry: dict[str, Any], raw: bytes, size: tuple[int, int]) -> np.ndarray:
     if entry.get("name") != "image":
         raise ProtocolError(f"unknown input {entry.get('name')!r}; the model takes image"[:200])
     if entry.get("datatype") != "UINT8":
         raise ProtocolError(f"image is UINT8, not {entry.get('datatype')!r}"[:200])
     shape = entry.get("shape")
     whole = isinstance(shape, list) and all(type(length) is int for length in shape)
-    if not isinstance(shape, list) or not whole or shape[1:] != [side, side, 3] or not 1 <= shape[0] <= _MAX_PICTURES:
-        raise ProtocolError(f"image has the shape [N, {side}, {side}, 3], not {shape!r}"[:200])
-    size = _parameters(entry).get("binary_data_size")
-    if size is not None:
-        if size != math.prod(shape) or size != len(raw):
+    if not isinstance(shape, list) or not whole or shape[1:] != [*size, 3] or not 1 <= shape[0] <= _MAX_PICTURES:
+        raise ProtocolError(f"image has the shape [N, {size[0]}, {size[1]}, 3], not {shape!r}"[:200])
+    length = _parameters(entry).get("binary_data_size")
+    if length is not None:
+        if length != math.prod(shape) or length != len(raw):
             raise ProtocolError(f"image {shape} is {math.prod(shape)} bytes of binary data, got {len(raw)}"[:200])
         return np.frombuffer(raw, np.uint8).reshape(shape)
     return _json_pixels(entry.get("data"), shape)

@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 @click.command("bench", epilog="Example: imgcls bench models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test")
 @comparison_options
-@click.option("--batch-size", type=click.IntRange(1, 65536), default=64, show_default=True, help="Of the throughput.")
+@click.option("--batch-size", type=click.IntRange(1, 65536), default=64, show_default=True, help="For throughput.")
 @click.option(
     "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of each runtime."
 )
-@click.option("--pictures", type=click.IntRange(min=1), default=256, show_default=True, help="Pictures to take.")
+@click.option("--pictures", type=click.IntRange(min=1), default=256, show_default=True, help="Pictures to use.")
 @click.option(
     "--repeats",
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="Rounds of opening, of fresh processes, and through the pictures.",
+    help="How often to open each file, start each process, and classify the pictures.",
 )
-@click.option("--plot", type=FILE, metavar="FILE.png", help="Draw the figures, too.")
+@click.option("--plot", type=FILE, metavar="FILE.png", help="Also draw the figures.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output instead of the table.")
-@click.option("--markdown", is_flag=True, help="A Markdown table on standard output instead.")
+@click.option("--markdown", is_flag=True, help="Print a Markdown table on standard output instead.")
 def command(
     checkpoint: Path,
     models: tuple[Path, ...],
@@ -46,7 +46,6 @@ def command(
     File size, load time, cold start and peak memory of a whole process, latency of one picture, throughput in batches,
     and parity. Exits with 1 if a file does not answer as the checkpoint does.
     """
-    from imgcls.bench import bench as run
     from imgcls.config import BenchConfig
     from imgcls.data.folder import scan_folder
     from imgcls.system.files import require_writable
@@ -57,8 +56,12 @@ def command(
         require_writable(plot)
     described = {name: options.pop(name) for name in DESCRIPTION}
     loaded = open_checkpoint(checkpoint, **described)
-    result = run(loaded, BenchConfig(checkpoint, models, **options), scan_folder(data_dir, loaded.manifest.classes))
+    folder = scan_folder(data_dir, loaded.manifest.classes)
+    # late, since they load onnx, which none of the errors above needs
+    from imgcls.bench import bench as run
     from imgcls.report.tables import bench_markdown
+
+    result = run(loaded, BenchConfig(checkpoint, models, **options), folder)
 
     if as_json:
         show_json(result.to_dict())

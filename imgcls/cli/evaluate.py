@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command("eval", epilog="Example: imgcls eval models/cnn.pth --data data/test --output runs/eval")
 @checkpoint_options
-@click.option("--data", "data_dir", type=FILE, default="data/test", show_default=True, help="Pictures: <class>/*.")
+@click.option("--data", "data_dir", type=FILE, default="data/test", show_default=True, help="Folder of <class>/*.")
 @click.option("--output", "-o", type=FILE, help="Folder for scores.json, confusion.png, reliability.png and wrong.png.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to run.")
 @click.option(
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 400),
     default=40,
     show_default=True,
-    help="Pictures in wrong.png: the most confidently wrong ones.",
+    help="Pictures in wrong.png: the wrong answers of the highest probability.",
 )
 def command(checkpoint: Path, data_dir: Path, output: Path | None, device: str, wrong: int, **described: Any) -> None:
     """Measure a checkpoint on a folder of pictures: accuracy, precision, recall, F1, calibration, confusions.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imgcls.cli.options import DESCRIPTION, FILE, checkpoint_options, open_checkpoint
-from imgcls.cli.output import megabytes
+from imgcls.config import FORMATS
 
 if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 @checkpoint_options
 @click.option(
     "--format",
-    type=click.Choice(["onnx", "torchscript", "torch-export", "huggingface", "triton"]),
-    help="A file; or a folder with the ONNX file and what the Hugging Face Hub or the Triton server want beside it. "
-    "Default: by the suffix of --output, else onnx.",
+    type=click.Choice(list(FORMATS)),
+    help="huggingface and triton are folders: the ONNX file, and beside it the files that the Hugging Face Hub or the "
+    "Triton server needs. Default: by the suffix of --output, else onnx.",
 )
 @click.option(
     "--output",
@@ -34,57 +34,58 @@ if TYPE_CHECKING:
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Inside; input and outputs stay as they are. int8: ONNX only. bf16: not with onnxruntime's CPU.",
+    help="Of the network; input and outputs stay as they are. int8: ONNX only. bf16: not on onnxruntime's CPU.",
 )
 @click.option("--calibration", type=FILE, help="int8: folder of training pictures, <class>/*; never the test pictures.")
 @click.option(
-    "--calibration-size", type=click.IntRange(min=2), default=1024, show_default=True, help="int8: pictures to take."
+    "--calibration-size", type=click.IntRange(min=2), default=1024, show_default=True, help="int8: pictures to use."
 )
 @click.option(
     "--target",
     type=click.Choice(["x86-vnni", "x86-avx2", "arm64"]),
     default="x86-vnni",
     show_default=True,
-    help="int8: the device's CPU. x86-avx2 keeps 8-bit sums from overflowing where there is no VNNI.",
+    help="int8: the device's CPU. x86-avx2 is for CPUs without VNNI, where 8-bit sums could overflow.",
 )
 @click.option(
     "--fold/--no-fold",
     default=True,
     show_default=True,
-    help="Merge linear maps first: same answers, less work. --no-fold writes the plain graph.",
+    help="Merge linear operations: same answers, less work. --no-fold writes the plain graph.",
 )
-@click.option("--batch", type=click.IntRange(1, 4096), help="onnx: pictures at once. Default: any number.")
+@click.option("--batch", type=click.IntRange(1, 4096), help="onnx: fixed batch size. Default: any.")
 @click.option(
     "--external-data",
     is_flag=True,
-    help="onnx: weights in a file beside it: a large float model starts at once, batches take longer.",
+    help="onnx: put the weights into a file beside the model. Large float models start faster, batches take longer.",
 )
 @click.option(
     "--embed-resize",
     is_flag=True,
-    help="onnx: put the resize into the graph, for hosts without Pillow: pictures of any size, within a level of 255.",
+    help="onnx: put the resize into the graph, for hosts without Pillow. Pictures may have any size; pixels differ "
+    "from Pillow's by at most one level of 255.",
 )
 @click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option(
     "--samples", type=FILE, help="Folder of <class>/* to take golden samples from. Default: the checkpoint's."
 )
 @click.option("--golden", type=click.IntRange(0, 64), default=8, show_default=True, help="Golden samples in the file.")
-@click.option(
-    "--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none is named."
-)
+@click.option("--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none.")
 def command(checkpoint: Path, samples: Path | None, **options: Any) -> None:
     """Write a checkpoint as one self-describing file for devices.
 
     CHECKPOINT is a .pth of imgcls, or a bare state dict described by the options.
     """
     from imgcls.config import ExportConfig
-    from imgcls.export import export_model as run
 
     described = {name: options.pop(name) for name in DESCRIPTION}
     config = ExportConfig(checkpoint, **options)
     loaded = open_checkpoint(checkpoint, **described)
     if samples is not None:
         loaded = _with_samples(loaded, samples, config.golden)
+    from imgcls.export import export_model as run  # late: it loads onnx, which none of the errors above needs
+    from imgcls.system.files import megabytes
+
     result = run(config, loaded)
     parity = result.manifest.parity
     if not parity.golden_samples:
@@ -109,7 +110,7 @@ def _with_samples(checkpoint: Checkpoint, folder: Path, count: int) -> Checkpoin
     from imgcls.data.folder import scan_folder
     from imgcls.data.packed import pack_folder, pick_samples
 
-    packed = pack_folder(scan_folder(folder, checkpoint.manifest.classes), checkpoint.manifest.resize)
+    packed = pack_folder(scan_folder(folder, checkpoint.manifest.classes), checkpoint.manifest.preprocessing)
     return replace(checkpoint, samples=pick_samples(packed, count))
 
 

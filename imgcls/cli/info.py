@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from imgcls.cli.options import FILE
-from imgcls.cli.output import console, megabytes
+from imgcls.cli.output import console
 
 if TYPE_CHECKING:
     from imgcls.export.info import ModelInfo
@@ -25,6 +25,8 @@ def command(model: Path) -> None:
 
 def _show_info(model: ModelInfo) -> None:
     from rich.table import Table
+
+    from imgcls.system.files import megabytes
 
     click.echo(f"{model.path}: {megabytes(model.size)}, {model.golden} golden samples")
     for line in model.manifest.lines():

@@ -78,7 +78,9 @@ def checkpoint_options(function: Command) -> Command:
         click.argument("checkpoint", type=FILE),
         click.option("--arch", type=ARCH, help="Bare .pth: its network."),
         click.option("--classes", help="Bare .pth: its classes in order, a,b,c; or a folder of class folders."),
-        click.option("--image-size", type=click.IntRange(8, 4096), help="Bare .pth: pixels a side in its training."),
+        click.option(
+            "--image-size", type=click.IntRange(8, 4096), help="Bare .pth: image size in its training, in pixels."
+        ),
         click.option(
             "--resize",
             type=RESIZE,
@@ -94,7 +96,9 @@ def comparison_options(function: Command) -> Command:
     """CHECKPOINT and the exported files that are held against it, on which pictures and execution providers."""
     decorators = (
         click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=FILE),
-        click.option("--data", "data_dir", type=FILE, default="data/test", show_default=True, help="<class>/*."),
+        click.option(
+            "--data", "data_dir", type=FILE, default="data/test", show_default=True, help="Folder of <class>/*."
+        ),
         click.option(
             "--provider",
             "providers",
@@ -102,7 +106,7 @@ def comparison_options(function: Command) -> Command:
             default=("cpu",),
             show_default=True,
             multiple=True,
-            help="For ONNX: cpu, cuda or another that onnxruntime has here; each file runs on each that is given.",
+            help="ONNX: cpu, cuda or another of onnxruntime's. May be given several times: each file runs on each.",
         ),
     )
     return checkpoint_options(_decorated(function, decorators))
@@ -118,7 +122,7 @@ def open_checkpoint(
     std: tuple[float, float, float] | None,
 ) -> Checkpoint:
     """A checkpoint of ours; or a bare state dict with what checkpoint_options' options say of it."""
-    from imgcls_infer.manifest import ResizePolicy
+    from imgcls_infer.steps import shorthand
 
     from imgcls.checkpoint import is_bare, load_article_checkpoint, load_checkpoint
 
@@ -129,8 +133,8 @@ def open_checkpoint(
         raise click.UsageError(f"{path} says itself how it was trained; leave out {_names(given, given=True)}")
     if arch is None or classes is None or image_size is None or mean is None or std is None:
         raise click.UsageError(f"{path} is a bare state dict; say {_names(given, given=False)} as well")
-    policy = ResizePolicy(image_size, resize or "squash")
-    return load_article_checkpoint(path, arch, _class_names(classes), policy, mean, std)
+    preprocessing = shorthand(image_size, resize or "squash")
+    return load_article_checkpoint(path, arch, _class_names(classes), preprocessing, mean, std)
 
 
 def _names(options: dict[str, Any], given: bool) -> str:

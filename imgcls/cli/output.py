@@ -39,8 +39,3 @@ def show_json(document: dict[str, Any]) -> None:
     import json
 
     click.echo(json.dumps(document, indent=2, allow_nan=False))
-
-
-def megabytes(size: int) -> str:
-    """Bytes as text."""
-    return f"{size / 1e6:.2f} MB"

@@ -11,6 +11,8 @@ import click
 from imgcls.cli.options import ARCH, FILE, POSITIVE, RESIZE, SHARE, Command, Number, published, recipe_values, triple
 from imgcls.cli.output import report_line
 
+_FREE = {"epochs": "--epochs", "cuda_graphs": "--cuda-graphs/--no-cuda-graphs"}  # may be given with --resume
+
 
 def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command], Command]:
     """An option for a field of Recipe; its help ends with the value that each recipe has."""
@@ -30,7 +32,8 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     "--resume",
     type=FILE,
     metavar="RUN",
-    help="Go on with the run in this folder, with its own options; --epochs: for that many in all.",
+    help="Go on with the run in this folder, with its own options. --epochs, which sets how many it has in all, and "
+    "--cuda-graphs/--no-cuda-graphs may be given anew.",
 )
 @click.option(
     "--config", type=FILE, metavar="FILE", help="Take options from a JSON or TOML file, like a run's config.json."
@@ -41,15 +44,15 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     type=click.Choice(["default", "article"]),
     default="default",
     show_default=True,
-    help="What the options below default to. article: as the article trains.",
+    help="Sets the defaults of the options below. article: the training of the article.",
 )
 @click.option("--image-size", type=click.IntRange(8, 4096), default=32, show_default=True, help="Pixels a side.")
 @_recipe_option("--resize", "How a picture becomes square.", type=RESIZE)
 @_recipe_option("--epochs", "Times that the network sees every picture.", type=click.IntRange(min=1))
 @_recipe_option("--batch-size", "Pictures a step.", type=click.IntRange(min=1))
-@_recipe_option("--optimizer", "Method.", type=click.Choice(["adam", "adamw", "sgd"]))
-@_recipe_option("--learning-rate", "Of the schedule's peak.", type=POSITIVE)
-@_recipe_option("--schedule", "Of the learning rate.", type=click.Choice(["one-cycle", "constant"]))
+@_recipe_option("--optimizer", "Optimiser.", type=click.Choice(["adam", "adamw", "sgd"]))
+@_recipe_option("--learning-rate", "Peak learning rate.", type=POSITIVE)
+@_recipe_option("--schedule", "Schedule of the learning rate.", type=click.Choice(["one-cycle", "constant"]))
 @_recipe_option("--weight-decay", "Decoupled for adamw.", type=Number(min=0))
 @_recipe_option("--label-smoothing", "Share of the target spread over all classes.", type=SHARE)
 @_recipe_option("--dropout", "Share of activations set to zero; its own: as the network was published.", type=SHARE)
@@ -58,13 +61,25 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 @_recipe_option("--colour", "Random brightness, contrast and saturation.", type=SHARE)
 @_recipe_option("--cutout", "Random square painted over, as a share of the side.", type=SHARE)
 @_recipe_option("--ema", "Decay of averaged weights; 0: none.", type=SHARE)
-@_recipe_option("--clip-norm", "Largest gradient norm; 0: any.", type=Number(min=0))
-@_recipe_option("--class-weights/--no-class-weights", "Let each class count the same.", default=None)
-@_recipe_option("--bf16/--no-bf16", "bf16 where the device has units for it.", default=None)
+@_recipe_option("--clip-norm", "Largest gradient norm; 0: no limit.", type=Number(min=0))
+@_recipe_option(
+    "--class-weights/--no-class-weights", "Weight the loss so that each class counts the same.", default=None
+)
+@_recipe_option("--bf16/--no-bf16", "Use bf16 if the device has units for it.", default=None)
 @_recipe_option("--mean", "Normalisation; its own: measured on the training pictures.", type=triple, metavar="R,G,B")
 @_recipe_option("--std", "Normalisation; its own: measured on the training pictures.", type=triple, metavar="R,G,B")
-@click.option("--val-fraction", type=SHARE, default=0.0, help="Part of the training set that picks the best epoch.")
-@click.option("--patience", type=click.IntRange(min=0), default=0, help="Epochs without a better one until it stops.")
+@click.option(
+    "--val-fraction",
+    type=SHARE,
+    default=0.0,
+    help="Share of the training set that is held out to select the best epoch.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Stop after this many epochs without a better one; 0: never.",
+)
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -78,7 +93,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     "--weights",
     type=FILE,
     help="Start from a checkpoint of ours, normalised as it is, or from a local copy of published weights; the "
-    "recipe's learning rate is a tenth then.",
+    "recipe's learning rate is then divided by ten.",
 )
 @click.option(
     "--freeze/--fine-tune", default=False, show_default=True, help="Train the last layer only, or all of them."
@@ -91,7 +106,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     default=20.0,
     show_default=True,
     metavar="GB",
-    help="What does not fit is decoded anew in every epoch.",
+    help="Larger sets are decoded anew in every epoch.",
 )
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="Replay a captured step on CUDA. Default: yes.")
 def command(resume: Path | None, config: Path | None, **options: Any) -> None:
@@ -105,22 +120,23 @@ def command(resume: Path | None, config: Path | None, **options: Any) -> None:
 
     context = click.get_current_context()
     if resume:
-        _only_resume(context)
-        chosen = load_config(resume)
-        if options["epochs"]:
-            chosen = chosen.changed(epochs=options["epochs"])
-        if not options["cuda_graphs"]:
-            chosen = chosen.changed(cuda_graphs=False)
+        anew = _given_anew(context, options)
+        chosen = load_config(resume).changed(**anew)
     else:
         chosen = train_config(**_merged(context, config, options))
     train(chosen, report=report_line, resume=resume)
 
 
-def _only_resume(context: click.Context) -> None:
-    """A run goes on as it was begun, but for what changes none of its steps so far."""
-    free = {"resume", "epochs", "cuda_graphs"}
-    if given := [option for name, option in _given(context).items() if name not in free]:
-        raise click.UsageError(f"--resume takes the run's own options but for --epochs; leave out {', '.join(given)}")
+def _given_anew(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Those options given beside --resume that change none of the steps that the run has made so far.
+
+    Raises click.UsageError where another option is given.
+    """
+    given = _given(context)
+    if others := [option for name, option in given.items() if name not in ("resume", *_FREE)]:
+        free = " and ".join(_FREE.values())
+        raise click.UsageError(f"--resume takes the run's own options but for {free}; leave out {', '.join(others)}")
+    return {name: options[name] for name in _FREE if name in given}
 
 
 def _merged(context: click.Context, config: Path | None, options: dict[str, Any]) -> dict[str, Any]:

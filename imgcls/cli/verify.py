@@ -27,9 +27,13 @@ _NARROW = ("max |dp|", "allowed", "same class", "accuracy")
 @click.option(
     "--eager", "devices", multiple=True, metavar="cpu|cuda[:N]|mps", help="Compare PyTorch eager on this device too."
 )
-@click.option("--tolerance", type=Number(min=0), help="Largest |dp| that passes. Default: by a model of rounding.")
-@click.option("--bisect", is_flag=True, help="Name the first node of each float32 ONNX file that leaves the tolerance.")
-@click.option("--report", type=FILE, metavar="FILE.html", help="Write a page with plots and the changed pictures.")
+@click.option("--tolerance", type=Number(min=0), help="Largest |dp| that passes. Default: from a model of rounding.")
+@click.option(
+    "--bisect", is_flag=True, help="Name the first node of each float32 ONNX file that exceeds the tolerance."
+)
+@click.option(
+    "--report", type=FILE, metavar="FILE.html", help="Write a page with plots and the pictures whose class differs."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output instead of the table.")
 def command(
     checkpoint: Path,
@@ -45,24 +49,27 @@ def command(
 ) -> None:
     """Compare exported files with PyTorch on real pictures, from picture file to probability.
 
-    Each also runs in batches of 1, 2, 7 and 64, with several numbers of threads, and on pictures made to trip it.
+    Each file also runs in batches of 1, 2, 7 and 64, with several numbers of threads, and on adversarial pictures.
     Exits with 1 if a file does not answer as the checkpoint does.
     """
     from imgcls.data.folder import scan_folder
-    from imgcls.export.formats import bisect_of, open_on_each
-    from imgcls.parity.runtimes import eager
-    from imgcls.parity.verify import verify as run
-    from imgcls.system.device import resolve_device
     from imgcls.system.files import require_writable
 
     if report is not None:
         require_writable(report)
-    if bisect and not any(map(bisect_of, models)):
-        raise click.UsageError("--bisect needs an ONNX file: the other formats have no nodes to compare")
+    if bisect:
+        _require_nodes(models)
     loaded = open_checkpoint(checkpoint, **described)
+    folder = scan_folder(data_dir, loaded.manifest.classes)
+    # late, since they load onnx, which none of the errors above needs
+    from imgcls.export.formats import open_on_each
+    from imgcls.parity.runtimes import eager
+    from imgcls.parity.verify import verify as run
+    from imgcls.system.device import resolve_device
+
     opened = [(str(path), runtime) for path in models for runtime in open_on_each(path, providers)]
     opened += [(str(checkpoint), eager(loaded, str(resolve_device(device)))) for device in devices]
-    result = run(loaded, opened, scan_folder(data_dir, loaded.manifest.classes), tolerance)
+    result = run(loaded, opened, folder, tolerance)
     findings = _bisect(loaded, models, result) if bisect else {}
     if as_json:
         show_json({**result.to_dict(), **({"bisect": findings} if bisect else {})})
@@ -78,6 +85,13 @@ def command(
     if not result:
         halves = dict.fromkeys(half for found in result.reports for half in found.broken())
         raise ImgclsError(f"the exported model does not answer as its checkpoint does; broken: {', '.join(halves)}")
+
+
+def _require_nodes(models: tuple[Path, ...]) -> None:
+    from imgcls.export.formats import bisect_of
+
+    if not any(map(bisect_of, models)):
+        raise click.UsageError("--bisect needs an ONNX file: the other formats have no nodes to compare")
 
 
 def _bisect(checkpoint: Checkpoint, models: tuple[Path, ...], result: VerifyResult) -> dict[str, str]:

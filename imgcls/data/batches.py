@@ -1,4 +1,4 @@
-"""The order of an epoch and its augmentation: all drawn at once, applied in batches on the device."""
+"""The order and augmentation of an epoch. All of it is drawn at once, and applied in batches on the device."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training pictures at random, each picture on its own.
+    """Random changes of training pictures, drawn for each picture separately.
 
     crop: shift by up to this share of the side, black beyond the border (0.125 is 4 pixels at 32x32).
-    flip: left to right, every other one. colour: brightness, contrast and saturation by factors in 1 - c .. 1 + c.
-    cutout: a square of this share of the side is painted with the picture set's mean colour.
+    flip: mirror left to right, with probability 1/2. colour: brightness, contrast and saturation by factors in
+    1 - colour .. 1 + colour. cutout: a square of this share of the side is painted with the picture set's mean colour.
     """
 
     crop: float = 0.0
@@ -31,7 +31,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One epoch's random draws, a row a picture, in the order of training. On the host.
+    """One epoch's random draws on the host, one row for each picture, in the order of training.
 
     order: int64 [N]. shifts: int64 [N, 2], 0 to twice the padding. flips: bool [N]. colours: float32 [N, 3].
     holes: float32 [N, 2], centres as shares of the side.
@@ -47,7 +47,7 @@ class EpochPlan:
         return EpochPlan(*(tensor.to(device) for tensor in self._tensors()))
 
     def copy_(self, other: EpochPlan) -> None:
-        """Take over another plan's draws, in place: what was captured in a CUDA graph reads them."""
+        """Copy another plan's draws into this one's tensors, which a captured CUDA graph reads."""
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
             mine.copy_(theirs)
 
@@ -56,9 +56,9 @@ class EpochPlan:
 
 
 def plan_epoch(count: int, side: int, augmentation: Augmentation, seed: int, epoch: int) -> EpochPlan:
-    """The plan of one epoch over `count` pictures of `side` pixels: a function of its arguments alone.
+    """The plan of one epoch over `count` pictures of `side` pixels. It depends on the arguments alone.
 
-    So a resumed run, and every process of a distributed one, goes through the same pictures in the same order.
+    A resumed run, and every process of a distributed one, therefore takes the same pictures in the same order.
     """
     state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]) >> 1
     generator = torch.Generator().manual_seed(state)
@@ -78,7 +78,7 @@ def padding_pixels(side: int, augmentation: Augmentation) -> int:
 
 
 def batch_slices(count: int, batch_size: int, start: int = 0) -> Iterator[slice]:
-    """Slices over `count` rows, from batch number `start` on; the last may be shorter."""
+    """Slices over `count` rows, one for each batch from number `start` on; the last may be shorter."""
     for first in range(start * batch_size, count, batch_size):
         yield slice(first, min(first + batch_size, count))
 
@@ -102,7 +102,7 @@ def augment(pictures: Tensor, plan: EpochPlan, rows: Tensor, augmentation: Augme
 
 
 def crop_and_flip(pictures: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Shift and mirror each picture of a batch on its own.
+    """Shift and mirror each picture of a batch separately.
 
     pictures: uint8 [B, S, S, 3]. top, left: int64 [B], 0 to 2 * padding: the crop's corner in the picture padded with
     black. flip: bool [B], left to right. Returns uint8 [B, S, S, 3].

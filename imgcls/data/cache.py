@@ -1,4 +1,4 @@
-"""Preprocessed pictures on the disk: one folder an entry, memory-mapped, its checksum verified before it is used."""
+"""Preprocessed pictures on disk. Each entry is a folder; it is memory-mapped, and used if its checksum is right."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class Cache:
-    """Entries under `folder`, together at most `limit` bytes: the least recently used go first.
+    """Entries in `folder`, together at most `limit` bytes. The least recently used ones are removed first.
 
     A fault of the cache (damaged entry, full disk, unwritable folder) never ends a run: the pictures are decoded again.
     """
@@ -33,8 +33,10 @@ class Cache:
     limit: int
 
     def load(self, key: str) -> tuple[np.ndarray, dict[int, str]] | None:
-        """An entry's pixels uint8 [N, S, S, 3] (memory-mapped, copy on write) and unreadable pictures; None if there is
-        none that is whole."""
+        """Pixels of an entry, uint8 [N, S, S, 3] (memory-mapped, copy on write), and its unreadable pictures.
+
+        None if there is no intact entry.
+        """
         entry = self.folder / key
         try:
             meta = json.loads((entry / _META).read_text())
@@ -44,11 +46,11 @@ class Cache:
             os.utime(entry)
             return images, {int(index): str(reason) for index, reason in meta["unreadable"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
-            shutil.rmtree(entry, ignore_errors=True)  # not there, or not whole
+            shutil.rmtree(entry, ignore_errors=True)  # missing or damaged
             return None
 
     def store(self, key: str, images: np.ndarray, unreadable: dict[int, str]) -> None:
-        """Write an entry under its name once it is whole. Entries over the limit, and failures, are passed over."""
+        """Write an entry, which gets its name when it is complete. Too large entries and failures are skipped."""
         if images.nbytes > self.limit:
             return
         try:

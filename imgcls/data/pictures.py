@@ -1,4 +1,4 @@
-"""Where a run's pictures come from: all on the device, packed on the host, or decoded as they are needed."""
+"""The sets of pictures that a run can train on: on the device, packed on the host, or decoded when needed."""
 
 from __future__ import annotations
 
@@ -11,34 +11,37 @@ from typing import Protocol
 import numpy as np
 import torch
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import preprocess
+from imgcls_infer.steps import Preprocessing
 from torch import Tensor
 
 from imgcls.data.folder import Folder
 from imgcls.data.packed import PackedImages, decode_all, encode_png, pick_samples, run_ahead
 from imgcls.errors import DataError
 
-_RESIDENT_SHARE = 0.4  # of the device's free memory; the rest is for the network
+_RESIDENT_SHARE = 0.4  # of the device's free memory; the network needs the rest
 _STATISTICS_SAMPLE = 5000
 
 
 class Pictures(Protocol):
     """A set of labelled pictures.
 
-    labels: int64 [N] on the host. images: uint8 [N, S, S, 3] on the device where all of them lie there, else None.
+    labels: int64 [N] on the host. images: uint8 [N, S, S, 3] if all of them lie on the device, else None.
     """
 
     labels: Tensor
     images: Tensor | None
 
     def stream(self, chunks: Iterator[Tensor]) -> Iterator[tuple[Tensor | None, Tensor]]:
-        """For each chunk of indices (int64 [B], host): which of its positions could be read (None: all of them), and
-        those pictures, uint8 [B, S, S, 3] on the device."""
+        """Read the pictures of each chunk of indices (int64 [B], on the host).
+
+        Gives for each chunk the positions in it that could be read (None: all of them), and their pictures, uint8
+        [B, S, S, 3] on the device.
+        """
         ...
 
     def fingerprint(self) -> str:
-        """Of the set, as hex: the same pictures give the same one."""
+        """Text that is the same for the same set of pictures."""
         ...
 
     def sample_pngs(self) -> tuple[bytes, ...]:
@@ -51,7 +54,7 @@ class Pictures(Protocol):
 
 
 class PackedPictures:
-    """Pictures of a packed array: moved to the device once if they fit, else batch by batch, a few ahead."""
+    """Pictures of a packed array. They move to the device once if they fit, else batch by batch, a few ahead."""
 
     def __init__(self, packed: PackedImages, device: torch.device) -> None:
         self.packed = packed
@@ -81,7 +84,7 @@ class PackedPictures:
 
 
 class FeaturePictures:
-    """What a frozen network body makes of pictures, in their place. images: float32 features [N, D] on the device."""
+    """Features that a frozen network body computed from pictures. images: float32 features [N, D] on the device."""
 
     def __init__(self, pictures: Pictures, features: Tensor) -> None:
         self.pictures = pictures
@@ -104,14 +107,14 @@ class FeaturePictures:
 
 
 class StreamedPictures:
-    """Pictures decoded anew whenever they are needed: for sets that do not fit the cache.
+    """Pictures that are decoded each time they are needed, for sets that do not fit the cache.
 
     A picture that can't be read is dropped from its batch, and counted in `unreadable`.
     """
 
-    def __init__(self, folder: Folder, policy: ResizePolicy, device: torch.device) -> None:
+    def __init__(self, folder: Folder, preprocessing: Preprocessing, device: torch.device) -> None:
         self.folder = folder
-        self.policy = policy
+        self.preprocessing = preprocessing
         self.device = device
         self.labels = torch.tensor(folder.labels)
         self.images: Tensor | None = None
@@ -126,21 +129,20 @@ class StreamedPictures:
         for position, index in enumerate(chunk.tolist()):
             path = self.folder.paths[index]
             try:
-                pictures.append(preprocess(path, self.policy))
+                pictures.append(preprocess(path, self.preprocessing))
                 kept.append(position)
             except ImageError as error:
                 self.unreadable[path] = str(error)
                 if len(self.unreadable) == len(self.folder.paths):
                     raise DataError(f"{self.folder.root}: none of its pictures can be read; one: {error}") from error
-        side = self.policy.image_size
-        stacked = np.stack(pictures) if pictures else np.empty((0, side, side, 3), np.uint8)
+        stacked = np.stack(pictures) if pictures else np.empty((0, *self.preprocessing.size, 3), np.uint8)
         return torch.tensor(kept, dtype=torch.int64), torch.from_numpy(stacked)
 
     def fingerprint(self) -> str:
-        """Of file names, sizes and times: reading every picture only for this would cost as much as an epoch."""
+        """A hash of file names, sizes and times, since reading every picture would take as long as an epoch."""
         from PIL import __version__ as pillow
 
-        digest = hashlib.sha256(repr((self.policy, pillow)).encode())
+        digest = hashlib.sha256(repr((self.preprocessing, pillow)).encode())
         for path in self.folder.paths:
             relative = os.fsencode(path.relative_to(self.folder.root))
             digest.update(b"%s\0%d\0%d\n" % (relative, *_size_and_time(path)))
@@ -156,7 +158,7 @@ class StreamedPictures:
         return np.stack(self._decode(chosen.tolist()))
 
     def _decode(self, indices: list[int]) -> list[np.ndarray]:
-        decoded = decode_all([self.folder.paths[index] for index in indices], self.policy)
+        decoded = decode_all([self.folder.paths[index] for index in indices], self.preprocessing)
         pixels = [item for item in decoded if not isinstance(item, ImageError)]
         if not pixels:
             raise DataError(f"{self.folder.root}: none of {len(indices)} pictures tried can be read")
@@ -168,7 +170,7 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes, and nanoseconds of the last change; zeros of a link that leads nowhere."""
+    """Size in bytes, and time of the last change in nanoseconds; zeros for a broken link."""
     try:
         status = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""export_model(config): a checkpoint -> one self-describing file, checked against PyTorch before it has its name."""
+"""Exports a checkpoint as one self-describing file, which is checked against PyTorch before it gets its name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from imgcls_infer.errors import ImageError, ModelError, one_line
 from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import Manifest, Parity
+from imgcls_infer.steps import Size
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.config import ExportConfig
@@ -29,7 +30,7 @@ from imgcls.parity.rounding import probability_tolerance, typical_pictures
 from imgcls.parity.runtimes import Runtime, golden_samples, run_module
 from imgcls.system.files import new_file, new_folder, one_writer, real_file, require_replaceable
 
-_LACKS = {  # what a format without the option says, and who has it
+_LACKS = {  # option: why a format that lacks it refuses it, in the words of the error
     "batch": "takes any number of pictures",
     "license": "has no place for a licence",
     "external_data": "has no weights beside the model",
@@ -39,10 +40,11 @@ _LACKS = {  # what a format without the option says, and who has it
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written. path: file or folder. size: bytes. manifest: the model's; its parity has the check's figures.
+    """What an export wrote.
 
-    weights: the file beside the model that has its weights; None where it has them itself. Its bytes count in size.
-    note: why the network could not be folded; empty where it was, or was not to be.
+    path: the file or folder. size: bytes of the model and of its weights file. manifest: the model's, with the figures
+    of the check in its parity. weights: the weights file beside the model; None if the model holds its weights.
+    note: why the network could not be folded; empty if it was, or was not to be.
     """
 
     path: Path
@@ -55,8 +57,8 @@ class ExportResult:
 def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
     """Write the checkpoint's classifier in config.format, check the file against PyTorch, and give it its name.
 
-    Raises ExportError where the format or precision is unknown, a weight is no finite number, or the file fails its
-    check (nothing is left under its name then); DataError where there are no calibration pictures.
+    Raises ExportError if the format or the precision is unknown, a weight is not finite, or the file fails its check
+    (it does not get its name then); DataError if there are no calibration pictures.
     """
     name, path = destination(config)
     config, chosen = replace(config, format=name), FORMATS[name]
@@ -73,13 +75,16 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
             model.parent.mkdir(exist_ok=True)
             manifest = pipeline.make(model)
             for file, text in chosen.folder.describe(path.resolve().name, manifest, config.license).items():
-                (folder / file).write_text(text, encoding="utf-8", errors="backslashreplace")  # classes may hold any
+                (folder / file).write_text(text, encoding="utf-8", errors="backslashreplace")  # names hold anything
         return _result(path, path / chosen.folder.model, manifest, pipeline)
 
 
 @dataclass(frozen=True)
 class _Pipeline:
-    """One conversion on its way to a file. reference: the float32 classifier. manifest: without the check's figures."""
+    """A converted network, and what its file is written and checked with.
+
+    reference: the float32 classifier. manifest: the model's, still without the figures of the check.
+    """
 
     config: ExportConfig
     format: Format
@@ -101,11 +106,11 @@ class _Pipeline:
 
     @property
     def weights(self) -> str:
-        """Name of the file beside the model that has its weights, empty where there is none."""
+        """Name of the weights file beside the model; empty if the model holds its weights."""
         return self.converted.weights.name if self.converted.weights else ""
 
     def make(self, model: Path) -> Manifest:
-        """Write the file, check it, seal it with the check's figures, name it: the manifest that is in it."""
+        """Write the file, check it, put the check's figures into it, and give it its name. Returns its manifest."""
         outside, converted = self.converted.weights, self.converted
         with outside.beside(model) if outside else contextlib.nullcontext(), new_file(model) as temporary:
             converted.write(temporary, self.manifest)
@@ -117,11 +122,11 @@ class _Pipeline:
         sizes = (self.config.batch,) if self.config.batch else BATCH_SIZES
         parity = check(written, self.reference, self.golden, sizes)
         if self.config.embed_resize:
-            return replace(parity, embedded_resize=check_resize(written.run, self.manifest.resize, self.golden))
+            return replace(parity, embedded_resize=check_resize(written.run, self.manifest.preprocessing, self.golden))
         return parity
 
     def _open(self, path: Path) -> Runtime:
-        """A file just written. Raises ExportError where what was asked for doesn't run here."""
+        """Open a file that was just written. Raises ExportError if it does not run on this machine."""
         try:
             return self.format.read(path)
         except ModelError as error:
@@ -132,9 +137,9 @@ class _Pipeline:
 
 
 def destination(config: ExportConfig) -> tuple[str, Path]:
-    """The format and the path of an export: what is not given follows from the other, and from the checkpoint.
+    """The name of the format and the path of an export. If one is not given, it follows from the other.
 
-    Raises ExportError where the format is unknown, or the path's suffix is that of another format or of none.
+    Raises ExportError if the format is unknown, or the path's suffix belongs to another format or to none.
     """
     suffix = config.output.suffix.lower() if config.output else ""
     owner = named_format(config.output) if config.output else USUAL
@@ -169,7 +174,7 @@ def _default_path(config: ExportConfig, name: str) -> Path:
 
 
 def _free_path(path: Path, config: ExportConfig, chosen: Format) -> Path:
-    """Where the model is written: what `path` links to, if it is a link. Raises ImgclsError where that may not be."""
+    """The path to write to: the target of `path` if it is a link. Raises ImgclsError if it must not be overwritten."""
     if path.resolve() == config.checkpoint.resolve():
         raise ExportError(f"{path}: would overwrite the checkpoint; give another name with `output`")
     if not chosen.folder:
@@ -180,7 +185,7 @@ def _free_path(path: Path, config: ExportConfig, chosen: Format) -> Path:
 
 
 def _finite(checkpoint: Checkpoint) -> Checkpoint:
-    """The same. Raises ExportError where a weight is no finite number: every answer would be NaN."""
+    """The checkpoint itself. Raises ExportError if a weight is not finite, since every answer would then be NaN."""
     for name, tensor in checkpoint.state_dict.items():
         if not tensor.isfinite().all():
             raise ExportError(f"the checkpoint's {name} is not finite; train again with a smaller learning rate")
@@ -204,17 +209,18 @@ def _result(path: Path, model: Path, manifest: Manifest, pipeline: _Pipeline) ->
 def check(
     model: Runtime, reference: Classifier, golden: list[GoldenSample], batch_sizes: tuple[int, ...] = BATCH_SIZES
 ) -> Parity:
-    """Run a written file on its golden samples and on noise, in every batch size; its parity with the figures of that.
+    """Compare a written file with the reference on the golden samples and on noise, in every batch size.
 
-    reference: the float32 classifier. Raises ExportError where a probability differs from its by more than the
-    rounding model allows the model's precision (imgcls.parity.rounding).
+    reference: the float32 classifier. Returns the file's parity with the figures of this check. Raises ExportError if
+    a probability differs from the reference by more than the rounding model allows the file's precision
+    (imgcls.parity.rounding).
     """
-    side = model.manifest.resize.image_size
-    tolerance = probability_tolerance(reference, typical_pictures(golden, side), model.manifest.precision)
+    size = model.manifest.preprocessing.size
+    tolerance = probability_tolerance(reference, typical_pictures(golden, size), model.manifest.precision)
     expected = run_module(reference)
     largest = 0.0
-    for size in batch_sizes:
-        pixels = _noise_after(golden, side, size)
+    for count in batch_sizes:
+        pixels = _noise_after(golden, size, count)
         largest = max(largest, float(np.abs(model.run(pixels)[1] - expected(pixels)[1]).max()))
     if not largest <= tolerance:
         raise ExportError(
@@ -231,7 +237,7 @@ def check(
 
 
 def _require_options(config: ExportConfig, chosen: Format) -> None:
-    """Raises ExportError where the format has no such precision, or not what one of the other options asks for."""
+    """Raises ExportError if the format lacks the precision or one of the other options that are given."""
     if config.precision not in chosen.precisions:
         raise ExportError(f"{config.format} has no {config.precision}; it has {', '.join(chosen.precisions)}")
     for option, reason in _LACKS.items():
@@ -258,7 +264,7 @@ def _job(
         calibration=_calibration_pictures(config, manifest) if config.precision == "int8" else None,
         target=config.target,
         golden_files=make_golden_files(reference, golden, manifest) if chosen.golden_files else (),
-        embedded=manifest.resize if config.embed_resize else None,
+        embedded=manifest.preprocessing if config.embed_resize else None,
         external_data=config.external_data,
         name=name,
         golden=tuple(golden),
@@ -266,20 +272,20 @@ def _job(
 
 
 def _calibration_pictures(config: ExportConfig, manifest: Manifest) -> np.ndarray:
-    """Pictures of the folder, drawn with a fixed seed: uint8 [N, S, S, 3], N at most calibration_size."""
+    """Pictures of the folder, drawn with a fixed seed: uint8 [N, H, W, 3], N at most calibration_size."""
     assert config.calibration is not None
     paths = scan_folder(config.calibration, manifest.classes).paths
     order = np.random.default_rng(0).permutation(len(paths))[: config.calibration_size]
-    decoded = decode_all([paths[index] for index in order], manifest.resize)
+    decoded = decode_all([paths[index] for index in order], manifest.preprocessing)
     readable = [pixels for pixels in decoded if not isinstance(pixels, ImageError)]
     if len(readable) < 2:
         raise DataError(f"{config.calibration}: int8 needs at least 2 readable pictures, better 1,000")
     return np.stack(readable)
 
 
-def _noise_after(golden: list[GoldenSample], side: int, count: int) -> np.ndarray:
-    """`count` pictures: the golden samples, then noise from a fixed seed. uint8 [count, side, side, 3]."""
-    pictures = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+def _noise_after(golden: list[GoldenSample], size: Size, count: int) -> np.ndarray:
+    """`count` pictures: the golden samples, then noise from a fixed seed. uint8 [count, H, W, 3]."""
+    pictures = np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
     for index, sample in enumerate(golden[:count]):
         pictures[index] = sample.pixels()
     return pictures

@@ -1,4 +1,4 @@
-"""Commands of processes that open an exported file, classify one picture, and end: imgcls bench times them."""
+"""Commands of processes that open an exported file, classify one picture and exit. imgcls bench times them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.steps import Preprocessing
 
-# What a short script on PyTorch alone does for one picture; sys.argv: model, threads, picture, resize policy
+# A short PyTorch script that classifies one picture; sys.argv: model, threads, picture, preprocessing
 _HEAD = """
 import json, sys
 import torch
-from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import preprocess
+from imgcls_infer.steps import preprocessing_from
 torch.set_num_threads(int(sys.argv[2]))
-pixels = torch.tensor(preprocess(sys.argv[3], ResizePolicy(**json.loads(sys.argv[4]))))[None]
+pixels = torch.tensor(preprocess(sys.argv[3], preprocessing_from(json.loads(sys.argv[4]))))[None]
 """
 _TAIL = """
 with torch.inference_mode():
@@ -27,27 +27,31 @@ with torch.inference_mode():
 
 @dataclass(frozen=True)
 class ColdStart:
-    """One process. threads: of the CPU. picture: a file. resize: the model's policy. provider: onnxruntime's."""
+    """One process to time.
+
+    threads: CPU threads. picture: path of the picture file. preprocessing: the model's. provider: onnxruntime's
+    execution provider.
+    """
 
     model: Path
     threads: int
     picture: str
-    resize: ResizePolicy
+    preprocessing: Preprocessing
     provider: str = "cpu"
 
 
 def predictor_command(start: ColdStart) -> tuple[str, ...]:
-    """The device's own predictor."""
+    """The command of imgcls-infer, the predictor that runs on devices."""
     options = ("--model", str(start.model), "--provider", start.provider, "--threads", str(start.threads))
     return (sys.executable, "-m", "imgcls_infer", *options, start.picture)
 
 
 def torch_script(load: str) -> Callable[[ColdStart], tuple[str, ...]]:
-    """A short script on PyTorch. load: Python that makes `module` of the file sys.argv[1]."""
+    """The command of a short PyTorch script. load: Python code that opens the file sys.argv[1] as `module`."""
 
     def command(start: ColdStart) -> tuple[str, ...]:
-        resize = json.dumps(vars(start.resize))
-        words = (str(start.model), str(start.threads), start.picture, resize)
+        preprocessing = json.dumps(start.preprocessing.to_dict())
+        words = (str(start.model), str(start.threads), start.picture, preprocessing)
         return (sys.executable, "-c", _HEAD + load + _TAIL, *words)
 
     return command

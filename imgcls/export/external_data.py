@@ -1,7 +1,8 @@
-"""Weights in a file beside the model: for graphs over protobuf's 2 GB, and for large ones that must start at once.
+"""Weights in a file beside the model: for graphs over protobuf's limit of 2 GB, and for large models that must start
+quickly.
 
-The file is named after the model and after what is in it, `vgg16.onnx.0f3c....data`: a new export never touches the
-weights of the old one, so that giving the model its name is the one moment at which everything changes.
+The file's name is the model's and a hash of the weights, `vgg16.onnx.0f3c....data`. A new export therefore never
+touches the weights of the old one, and both change at one moment: when the new model gets its name.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ import onnx
 
 from imgcls.system.files import write_atomically
 
-_PAGE = 4096  # a tensor that begins on a page can be mapped into memory as it is
-_SMALLEST = 1024  # bytes; shapes and scales stay in the graph, where they are constants to the runtime
+_PAGE = 4096  # bytes; a tensor that begins on a page can be mapped into memory
+_SMALLEST = 1024  # bytes; smaller tensors, like shapes, stay in the graph: the runtime needs them as constants
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What was taken out of a graph. name: of its file. parts: offset and bytes of each tensor, in order."""
+    """Tensors taken out of a graph. name: their file's name. parts: offset and content of each tensor, in order."""
 
     name: str
     parts: tuple[tuple[int, bytes], ...]
 
     @contextlib.contextmanager
     def beside(self, model: Path) -> Iterator[None]:
-        """The file stands beside `model` in the block, and afterwards too unless it ended in an exception."""
+        """Write the file beside `model` before the block; a new file is removed if the block raises an exception."""
         path = model.with_name(self.name)
         known = path.exists()
         write_atomically(path, self._write)
@@ -49,12 +50,12 @@ class Weights:
 
 
 def weights_size(model: onnx.ModelProto) -> int:
-    """Bytes of the graph's tensors."""
+    """Bytes of all tensors of the graph."""
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def take_weights_out(model: onnx.ModelProto, name: str) -> Weights:
-    """Have `model`, a file to be called `name`, take its large tensors from a file beside it."""
+    """Replace the large tensors of `model` by references to a file beside it. name: file name of the model."""
     tensors = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= _SMALLEST]
     digest, parts, offset = hashlib.sha256(), [], 0
     for tensor in tensors:
@@ -71,9 +72,10 @@ def take_weights_out(model: onnx.ModelProto, name: str) -> Weights:
 
 
 def remove_old_weights(model: Path, keep: str) -> None:
-    """Of earlier exports under the same name: files called as `take_weights_out` calls them, all but `keep`.
+    """Remove the weights files of earlier exports to `model`, all but `keep`. keep: name of the present weights file.
 
-    And what such an export was writing when it was killed; no other export to that name is running (files.one_writer).
+    Temporary files of an export that was killed are removed too: no other export to `model` runs meanwhile
+    (files.one_writer).
     """
     name = re.escape(model.name) + r"\.[0-9a-f]{16}\.data"
     ours = re.compile(rf"{name}|\.{name}\.[a-z0-9_]{{8}}\.tmp\.data")

@@ -1,6 +1,6 @@
-"""What a format is, and what its conversion takes and gives: Job -> Converted.
+"""The description of a format (`Format`), and what its conversion takes (`Job`) and returns (`Converted`).
 
-A module a format fills in one `Format`; imgcls.export.formats names them all.
+Each format has a module that holds its `Format`; imgcls.config.FORMATS lists them all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Protocol
 
 import numpy as np
 from imgcls_infer.golden import GoldenFile, GoldenSample
-from imgcls_infer.manifest import Manifest, Parity, ResizePolicy
+from imgcls_infer.manifest import Manifest, Parity
+from imgcls_infer.steps import Preprocessing
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.export.cold_start import ColdStart
@@ -27,20 +28,20 @@ Bisect = Callable[[Checkpoint, Path, np.ndarray | None], Bisection]
 
 
 class Reader(Protocol):
-    """An exported file -> something that runs it. Raises InferError where it is no model of ours, or damaged."""
+    """Opens an exported file. Raises InferError if imgcls did not write it, or if it is damaged."""
 
     def __call__(self, path: Path, provider: str = "cpu", threads: int | None = None) -> Runtime: ...
 
 
 @dataclass(frozen=True)
 class Job:
-    """A conversion. classifier: folded and narrowed as asked, in eval mode, on the CPU.
+    """What a conversion takes. classifier: folded and narrowed as asked, in eval mode, on the CPU.
 
-    golden: samples for the file. golden_files: for formats whose device checks stage 1 with them. name: file name of
-    the model. opset, batch: ONNX's; batch None is any number of pictures at once. calibration: pictures, uint8
-    [N, S, S, 3], for an int8 file; None keeps the classifier's precision. target: the CPU that int8 is for.
-    embedded: the resize that the graph begins with; None is none. external_data: whether the weights go into a file
-    beside the model.
+    opset: ONNX's operator set. batch: number of pictures that the ONNX graph takes at once; None is any number.
+    calibration: pictures for int8, uint8 [N, S, S, 3]; None keeps the classifier's precision. target: the CPU that int8
+    is for. golden: samples for the file. golden_files: picture files for the device's check of stage 1. embedded: the
+    resize to put into the graph; None puts none. external_data: whether the weights go into a file beside the model.
+    name: file name of the model.
     """
 
     classifier: Classifier
@@ -49,7 +50,7 @@ class Job:
     calibration: np.ndarray | None = None
     target: str = "x86-vnni"
     golden_files: tuple[GoldenFile, ...] = ()
-    embedded: ResizePolicy | None = None
+    embedded: Preprocessing | None = None
     external_data: bool = False
     name: str = ""
     golden: tuple[GoldenSample, ...] = ()
@@ -59,9 +60,9 @@ class Job:
 class Converted:
     """A converted network, ready to be written.
 
-    write: makes the whole file, with that manifest in it. seal: replaces the manifest of a file that `write` made; None
-    writes the file again. facts: what the conversion decided, for the manifest's parity. weights: what stands in a file
-    of its own; None where everything is in the one.
+    write: writes the whole file with the given manifest. seal: replaces the manifest in a file that `write` wrote; None
+    if the file has to be written again. facts: what the conversion decided, for the manifest's parity. weights: the
+    tensors of a file beside the model; None if the model holds all of them.
     """
 
     write: Write
@@ -72,9 +73,10 @@ class Converted:
 
 @dataclass(frozen=True)
 class Layout:
-    """Of a format that is a folder around a model file. model: that file's path in it. names: of the texts beside it.
+    """The folder that a format writes around its model file.
 
-    describe: (the folder's name, the model's manifest, a licence or None) -> the texts by name.
+    model: path of the model file in the folder. names: file names of the texts beside it. describe: (name of the
+    folder, the model's manifest, a licence or None) -> the texts by file name.
     """
 
     model: str
@@ -84,16 +86,17 @@ class Layout:
 
 @dataclass(frozen=True)
 class Format:
-    """Everything that the package knows of a format.
+    """Everything that the package knows about a format.
 
-    suffixes: of the file, the usual one first, in lower case; empty for a folder.
-    convert: the network -> what can be written. read: the file -> a Runtime.
-    cold_start: the command of a process that opens the file and classifies one picture.
-    precisions: what it can hold. options: ExportConfig's fields that only some formats have, by name, which this one
-    has. golden_files: whether it carries them. providers: whether `read` has a choice of onnxruntime's providers.
-    graph: the file -> operators and layers; None where nothing can be told of them.
-    bisect: finds the first node that differs from PyTorch (imgcls.parity.bisect); None where nodes have no names.
-    folder: what stands around the file; None where the file is all.
+    suffixes: of its files, in lower case, the default one first; empty for a folder.
+    convert: converts a classifier. read: opens a file.
+    cold_start: gives the command of a process that opens the file and classifies one picture.
+    precisions: those that it supports. options: of the fields of ExportConfig that only some formats support, the names
+    of those that this one does. golden_files: whether its files carry golden files. providers: whether `read` can
+    choose onnxruntime's execution provider.
+    graph: reads the operators and layers of a file; None if the format does not tell them.
+    bisect: finds the first node that differs from PyTorch (imgcls.parity.bisect); None if its nodes have no names.
+    folder: the folder around the model file; None if the format is a single file.
     """
 
     suffixes: tuple[str, ...]

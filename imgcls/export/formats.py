@@ -1,32 +1,26 @@
-"""The table of formats: the one place that knows which suffix is whose."""
+"""The formats by name, as imgcls.config.FORMATS lists them, and which format a file's suffix belongs to."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
+from imgcls import config
 from imgcls.export.format import Bisect, Format
-from imgcls.export.to_huggingface import HUGGINGFACE
-from imgcls.export.to_onnx import ONNX
-from imgcls.export.to_torch_export import TORCH_EXPORT
-from imgcls.export.to_torchscript import TORCHSCRIPT
-from imgcls.export.to_triton import TRITON
 from imgcls.parity.runtimes import Runtime
 from imgcls.system.files import AnyPath
 
 FORMATS: dict[str, Format] = {
-    "onnx": ONNX,
-    "torchscript": TORCHSCRIPT,
-    "torch-export": TORCH_EXPORT,
-    "huggingface": HUGGINGFACE,
-    "triton": TRITON,
+    name: getattr(import_module(f"imgcls.export.{module}"), constant)
+    for name, (module, constant) in config.FORMATS.items()
 }
 
 USUAL = "onnx"
-"""What is exported where nothing else is said, and what a file without a suffix of the table is taken for."""
+"""The format of an export that names none, and of a file whose suffix belongs to no format."""
 
 
 def register(name: str, added: Format) -> None:
-    """Add a format: export, verify, bench, info and bisect then know it. Raises ValueError where something is taken."""
+    """Add a format for export, verify, bench, info and bisect. Raises ValueError if its name or a suffix is taken."""
     owners = suffixes()
     if taken := [*({name} & set(FORMATS)), *(suffix for suffix in added.suffixes if suffix in owners)]:
         raise ValueError(f"a format has {', '.join(taken)} already")
@@ -34,36 +28,37 @@ def register(name: str, added: Format) -> None:
 
 
 def suffixes() -> dict[str, str]:
-    """Format names by suffix."""
+    """The name of the format of each known suffix."""
     return {suffix: name for name, known in FORMATS.items() for suffix in known.suffixes}
 
 
 def named_format(path: Path) -> str | None:
-    """The name of the format that the path's suffix belongs to; None where it belongs to none."""
+    """The name of the format that the path's suffix belongs to; None if it belongs to none."""
     return suffixes().get(path.suffix.lower())
 
 
 def format_of(path: Path) -> Format:
-    """What a file is opened as, by its suffix."""
+    """The format that a file is opened as, by its suffix."""
     return FORMATS[named_format(path) or USUAL]
 
 
 def bisect_of(path: Path) -> Bisect | None:
-    """What finds the first node that differs in such a file; None where its suffix belongs to no format that has it."""
+    """The bisection of the format that the path's suffix belongs to; None if there is none."""
     name = named_format(path)
     return FORMATS[name].bisect if name else None
 
 
 def open_exported(path: AnyPath, provider: str = "cpu", threads: int | None = None) -> Runtime:
-    """An exported file, ready to run.
+    """Open an exported file.
 
-    provider, threads: of onnxruntime, for formats that have the choice; threads None is all. Raises InferError.
+    provider, threads: onnxruntime's execution provider and number of CPU threads, for formats that have the choice;
+    threads None uses all. Raises InferError if the file can't be opened.
     """
     path = Path(path)
     return format_of(path).read(path, provider, threads)
 
 
 def open_on_each(path: Path, providers: tuple[str, ...]) -> list[Runtime]:
-    """An exported file on each execution provider, once where its format has no such choice. Raises InferError."""
+    """Open an exported file on each execution provider, or once if its format has no choice. Raises InferError."""
     chosen = providers if format_of(path).providers else providers[:1]
     return [open_exported(path, provider) for provider in chosen]

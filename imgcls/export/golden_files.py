@@ -1,4 +1,4 @@
-"""Golden files: small picture files that a device decodes again, to prove that its stage 1 is the exporter's."""
+"""Golden files: small picture files with which a device checks that its stage 1 gives the exporter's pixels."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from imgcls.networks.classifier import Classifier
 from imgcls.parity.runtimes import run_module
 
 _LARGEST = 640
-"""Pixels of a golden file's longer side: a model of large pictures is not to carry megabytes of them."""
+"""Upper limit of a golden file's longer side in pixels, so that models of large pictures carry small golden files."""
 
-_TURN_RIGHT = 6  # EXIF orientation: to be shown turned by 90 degrees clockwise
+_TURN_RIGHT = 6  # EXIF orientation: a viewer rotates the picture by 90 degrees clockwise
 
 
 def make_golden_files(
     classifier: Classifier, samples: list[GoldenSample], manifest: Manifest
 ) -> tuple[GoldenFile, ...]:
-    """PNG and JPEG files of the samples, enlarged to odd sizes, with what this machine makes of them.
+    """PNG and JPEG files of the samples, enlarged to odd sizes, with this machine's pixels and probabilities of each.
 
-    classifier: float32, on the CPU. Each file has a part of stage 1 that can break alone: lossless decoding and resize
-    (png), transparency (png with alpha), JPEG decoding, EXIF orientation with progressive JPEG. No samples, no files.
+    classifier: float32, on the CPU. Each file tests another part of stage 1: lossless decoding and resize (png),
+    transparency (png with alpha), JPEG decoding, EXIF orientation with progressive JPEG. Without samples there are no
+    files.
     """
     if not samples:
         return ()
@@ -45,12 +46,12 @@ def make_golden_files(
 
 
 def _golden_file(name: str, data: bytes, classifier: Classifier, manifest: Manifest) -> GoldenFile:
-    pixels = preprocess(data, manifest.resize)
+    pixels = preprocess(data, manifest.preprocessing)
     probabilities = run_module(classifier)(pixels[None])[1][0]
     return GoldenFile(
         name=name,
         data=data,
-        decoded_sha256=pixels_sha256(decode_rgb(data, name)),
+        decoded_sha256=pixels_sha256(decode_rgb(data, name, manifest.preprocessing.decode)),
         pixels_sha256=pixels_sha256(pixels),
         label=manifest.classes[int(probabilities.argmax())],
         probabilities=tuple(float(value) for value in probabilities),
@@ -58,23 +59,23 @@ def _golden_file(name: str, data: bytes, classifier: Classifier, manifest: Manif
 
 
 def _odd(side: int, index: int) -> tuple[int, int]:
-    """An oblong size with odd sides, upright or lying: every resize policy has work to do."""
+    """Width and height, odd and different from each other, so that every preprocessing has to change the picture."""
     shorter, longer = (min(_LARGEST, side * eighths // 8 | 1) for eighths in (11, 17))
     return (longer + 2 * index, shorter) if index % 2 else (shorter, longer + 2 * index)
 
 
 def _blocks(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """In few blocks with hard edges: a small PNG, since an int8 file of 0.6 MB has few kB for proofs."""
+    """The image in a few blocks with hard edges. They make a small PNG, which matters in an int8 file of 0.6 MB."""
     return image.reduce(2).resize(size, Image.Resampling.NEAREST)
 
 
 def _smooth(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Without hard edges: a small JPEG."""
+    """The image enlarged without hard edges, which makes a small JPEG."""
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
-    """Opaque at the left, transparent at the right."""
+    """The image with an alpha channel: opaque at the left, transparent at the right."""
     row = np.linspace(255, 0, image.width).astype(np.uint8)
     image.putalpha(Image.fromarray(np.tile(row, (image.height, 1))))
     return image

@@ -1,4 +1,4 @@
-"""What is in an exported file: its manifest, and where its format tells them, operators and layers."""
+"""What is in an exported file: its manifest, and its operators and layers if the format tells them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from imgcls.system.files import AnyPath
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model file. size: bytes, with those of a weights file beside it. golden: how many samples it carries.
+    """A model file. size: bytes, with those of a weights file beside it. golden: number of golden samples.
 
-    operators, layers: empty where the format tells nothing of them.
+    operators: how often each occurs. operators and layers are empty if the format does not tell them.
     """
 
     path: Path
@@ -28,7 +28,7 @@ class ModelInfo:
 
 
 def info(path: AnyPath) -> ModelInfo:
-    """Read an exported file. Raises InferError where it is none, or damaged."""
+    """Read an exported file. Raises InferError if imgcls did not write it, or if it is damaged."""
     path = Path(path)
     chosen = format_of(path)
     opened = chosen.read(path)  # checks it as the device does

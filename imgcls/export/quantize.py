@@ -1,13 +1,15 @@
-"""Float ONNX graph -> static int8 in QDQ form, by onnxruntime's quantiser. Inputs and outputs stay as they were.
+"""Converts a float ONNX graph to static int8 in QDQ form with onnxruntime's quantiser. Inputs and outputs stay.
 
 The steps, each decided on real pictures of the training folder (one half calibrates, the other half judges):
 
-1. Convolutions and linear layers become int8: weights per output channel, activations per tensor. The logits do not:
-   with them rounded to 256 steps 111 of 10,000 CIFAR-10 answers changed, without 72 (CNN, min-max, no correction).
+1. Convolutions and linear layers become int8: weights per output channel, activations per tensor. The logits stay in
+   float: rounding them to 256 steps changed 111 of 10,000 CIFAR-10 answers, and keeping them in float changed 72 (CNN,
+   min-max, no correction).
 2. The ranges of the activations come from min-max, entropy or percentile calibration, whichever agrees best.
-3. The mean error that rounded weights leave in a layer's output is taken out of its bias (M. Nagel et al., Data-Free
-   Quantization Through Weight Equalization and Bias Correction, 2019, section 4.2; here with measured input means).
-4. Where agreement is still under AGREEMENT, layers go back to float one by one, the one that helps most first.
+3. The mean error that rounding the weights causes in a layer's output is subtracted from its bias (M. Nagel et al.,
+   Data-Free Quantization Through Weight Equalization and Bias Correction, 2019, section 4.2; here with measured input
+   means).
+4. If the agreement is still below AGREEMENT, layers return to float one by one, the one that helps most first.
 """
 
 from __future__ import annotations
@@ -33,20 +35,20 @@ METHODS = {
     "percentile": (CalibrationMethod.Percentile, {"symmetric": False, "percentile": 99.999}),
 }
 AGREEMENT = 0.995
-"""Share of pictures that must keep their class, on training pictures; unseen ones agree a little less."""
+"""Share of the training pictures that must keep their class; unseen pictures agree a little less often."""
 
 FLOAT_SHARE = 0.1
-"""Layers may stay in float while they hold at most this share of the weights: the file is to stay small."""
+"""Largest share of the weights that layers in float may hold, so that the file stays small."""
 
 _LAYERS = ("Conv", "Gemm")
-_QUANTISED = (*_LAYERS, "Relu", "MaxPool", "AveragePool", "Reshape")  # the latter carry int8 from layer to layer
+_QUANTISED = (*_LAYERS, "Relu", "MaxPool", "AveragePool", "Reshape")  # the others pass int8 on between layers
 _BATCH_PIXELS = 1 << 16
-"""Of the pictures that run at once. Calibration keeps every activation of a batch: VGG16 has 120 MB of them at 224."""
+"""Pixels of a batch. Calibration keeps all activations of a batch: VGG16 has 120 MB of them a picture at 224 pixels."""
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a kind of CPU wants its integers. activations: their type. reduce_range: weights of 7 bits."""
+    """The integers for a kind of CPU. activations: their type. reduce_range: whether weights have 7 bits."""
 
     activations: QuantType
     reduce_range: bool
@@ -64,7 +66,11 @@ with 8-bit weights; VNNI and ARM add in 32. (https://onnxruntime.ai/docs/perform
 
 @dataclass(frozen=True)
 class Quantization:
-    """What was chosen and how well it did. agreement, mean_abs_diff: int8 against float on `judged` pictures, 0..1."""
+    """What was chosen, and how well the int8 graph agrees with the float one.
+
+    target, method: of TARGETS and METHODS. float_layers: layers left in float. calibrated, judged: numbers of pictures.
+    agreement: share of the judged pictures with the same class. mean_abs_diff: mean |dp| on them.
+    """
 
     target: str
     method: str
@@ -79,7 +85,7 @@ class Quantization:
 
 
 def quantize(model: onnx.ModelProto, pictures: np.ndarray, target: str) -> tuple[onnx.ModelProto, Quantization]:
-    """A float32 graph of the contract -> the same in int8, and what was chosen.
+    """Convert a float32 graph of the contract to int8. Returns the new graph, and what was chosen.
 
     pictures: uint8 [N, S, S, 3], N at least 2. target: one of TARGETS.
     """
@@ -104,7 +110,7 @@ def quantize(model: onnx.ModelProto, pictures: np.ndarray, target: str) -> tuple
 
 @dataclass(frozen=True)
 class _Attempt:
-    """An int8 graph and its agreement with the float one. rank: the larger the better."""
+    """An int8 graph and its agreement with the float one. rank: larger is better."""
 
     model: onnx.ModelProto
     agreement: float
@@ -134,7 +140,7 @@ def _free_layers(
 
 
 def _ranges(model: onnx.ModelProto, pictures: np.ndarray, method: str) -> TensorsData:
-    """The range of every activation. Histograms take a batch at a time: all activations at once fill the memory."""
+    """The range of every activation. Histograms take a batch at a time, since all activations do not fit in memory."""
     kind, options = METHODS[method]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -142,7 +148,7 @@ def _ranges(model: onnx.ModelProto, pictures: np.ndarray, method: str) -> Tensor
         calibrator = create_calibrator(
             path, _QUANTISED, str(Path(folder) / "augmented.onnx"), calibrate_method=kind, extra_options=options
         )
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        with contextlib.redirect_stdout(io.StringIO()):  # the calibrator prints its progress
             for part in [pictures] if kind is CalibrationMethod.MinMax else _batches(pictures):
                 calibrator.collect_data(_Reader(part))
             ranges: TensorsData = calibrator.compute_data()
@@ -153,7 +159,7 @@ def _to_int8(
     model: onnx.ModelProto, ranges: TensorsData, scheme: Scheme, float_layers: tuple[str, ...]
 ) -> onnx.ModelProto:
     copy = onnx.ModelProto()
-    copy.CopyFrom(model)  # the quantiser changes what it is given
+    copy.CopyFrom(model)  # the quantiser changes its argument
     quantizer = QDQQuantizer(
         copy,
         per_channel=True,
@@ -164,7 +170,8 @@ def _to_int8(
         nodes_to_quantize=[],
         nodes_to_exclude=list(float_layers),
         op_types_to_quantize=list(_QUANTISED),
-        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},  # the logits; between layers Relu's output is
+        # the logits stay in float; hidden layers end in a Relu, whose output is quantised
+        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
@@ -174,9 +181,9 @@ def _to_int8(
 
 
 def _drop_zero_points(graph: onnx.GraphProto) -> None:
-    """Of the int32 biases, where they are zeros, which is what ONNX takes for a missing one: as large as the biases.
+    """Remove the zero points of the int32 biases: they are as large as the biases, and 0 is ONNX's default for them.
 
-    The weights keep theirs: with none on a Gemm onnxruntime 1.32 computes in float, and 1.20 fails as it runs.
+    The weights keep theirs: without one, onnxruntime 1.32 computes a Gemm in float, and 1.20 fails at run time.
     """
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     dropped = {
@@ -190,7 +197,7 @@ def _drop_zero_points(graph: onnx.GraphProto) -> None:
 
 
 def _correct_biases(quantised: onnx.ModelProto, model: onnx.ModelProto, means: dict[str, np.ndarray]) -> None:
-    """Add to each int32 bias what the rounding of its layer's weights takes from the layer's mean output."""
+    """Add to each int32 bias the mean error that rounding the layer's weights causes in the layer's output."""
     exact = {tensor.name: tensor for tensor in model.graph.initializer}
     rounded = {tensor.name: tensor for tensor in quantised.graph.initializer}
     for node in _layers(model):
@@ -210,7 +217,7 @@ def _correct_biases(quantised: onnx.ModelProto, model: onnx.ModelProto, means: d
 
 
 def _mean_output(node: onnx.NodeProto, mean: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """A layer is linear: its mean output, per channel, is its output for the mean input. float32 [channels]."""
+    """A layer's mean output per channel, float32 [channels]: as they are linear, the output for the mean input."""
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     alone.input[:], alone.output[:] = ["x", "weight"], ["y"]
@@ -229,7 +236,7 @@ def _mean_output(node: onnx.NodeProto, mean: np.ndarray, weight: np.ndarray) -> 
 
 
 def _input_means(model: onnx.ModelProto, pictures: np.ndarray) -> dict[str, np.ndarray]:
-    """The mean over pictures of what each layer gets: float32 [1, ...] by the value's name."""
+    """The mean input of each layer over all pictures: float32 [1, ...], by the name of the value."""
     names = sorted({node.input[0] for node in _layers(model)})
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
@@ -243,7 +250,7 @@ def _input_means(model: onnx.ModelProto, pictures: np.ndarray) -> dict[str, np.n
 
 
 def _agreement(expected: np.ndarray, actual: np.ndarray) -> tuple[float, float]:
-    """Share of equal answers, and mean |difference|, of probabilities float32 [N, K]."""
+    """Share of pictures with the same class, and mean |difference|, of two arrays of probabilities, float32 [N, K]."""
     return float((expected.argmax(1) == actual.argmax(1)).mean()), float(np.abs(expected - actual).mean())
 
 
@@ -263,7 +270,7 @@ def _layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _layer_sizes(model: onnx.ModelProto) -> dict[str, int]:
-    """Weights of each layer, by its name."""
+    """Number of weights of each layer, by the layer's name."""
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     return {node.name: sizes[node.input[1]] for node in _layers(model)}
 
@@ -274,7 +281,7 @@ def _batches(pictures: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Pictures as onnxruntime's calibration wants them."""
+    """Gives pictures to onnxruntime's calibration, batch by batch."""
 
     def __init__(self, pictures: np.ndarray) -> None:
         self._batches = _batches(pictures)

@@ -1,4 +1,4 @@
-"""Around the ONNX file, a folder as the Hugging Face Hub takes it: a model card and the configurations."""
+"""A folder for the Hugging Face Hub: the ONNX file, with a model card and configuration files beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from imgcls_infer.errors import printable
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.manifest import Manifest
+from imgcls_infer.steps import Preprocessing, Size
 from PIL import Image
 
 from imgcls.export.format import Layout
@@ -37,14 +38,13 @@ With `imgcls-infer` (onnxruntime, no PyTorch), which decodes and resizes picture
     imgcls-infer --model model.onnx --top-k 3 picture.jpg
     imgcls-infer --model model.onnx --self-check     # does this machine compute what PyTorch did?
 
-With onnxruntime alone, from pixels that are {side} x {side} already:
+With onnxruntime alone, from pixels that are {height} x {width} already:
 
     session = onnxruntime.InferenceSession("model.onnx")
     logits, probabilities = session.run(["logits", "probabilities"], {{"image": pixels}})
 
-`image` is uint8 `[N, {side}, {side}, 3]`, RGB, channels last, values 0 to 255; do not normalise it. Both outputs are
-float32 `[N, {count}]`. A picture file becomes such pixels so: transparency over white, 8-bit RGB, upright by its EXIF
-orientation, then {resize}, with Pillow's {interpolation} filter.
+`image` is uint8 `[N, {height}, {width}, 3]`, RGB, channels last, values 0 to 255; do not normalise it. Both outputs are
+float32 `[N, {count}]`. To turn a picture file into such pixels: {stage_1}.
 {transformers}
 
 ## Training
@@ -53,28 +53,29 @@ orientation, then {resize}, with Pillow's {interpolation} filter.
 """
 
 _RESIZES = {
-    "crop": "the shorter side to {side} pixels and the centre cut out",
-    "squash": "both sides to {side} pixels, whatever the aspect ratio",
-    "pad": "the longer side to {side} pixels and black bars around it",
+    "crop": "the shorter side to {height} pixels and the centre cut out",
+    "squash": "both sides to {height} pixels, whatever the aspect ratio",
+    "pad": "the longer side to {height} pixels and black bars around it",
 }
 
 _SPOKEN = """\
-`preprocessor_config.json` says this to transformers, whose `AutoImageProcessor` has no words for EXIF and transparency:
-`backend="pil"` gives the same pixels for other pictures, the default ones that differ by a level; channels first."""
-_RECORDED = "`preprocessor_config.json` records this; transformers has no processor that does the same."
+`preprocessor_config.json` describes the resize for transformers, whose `AutoImageProcessor` has no setting for EXIF
+orientation and transparency. For other pictures `backend="pil"` gives the same pixels, and the default backend gives
+pixels that differ by at most one level. Its pixels have channels first."""
+_RECORDED = "`preprocessor_config.json` records this resize; no image processor of transformers does the same."
 
 
 def describe(name: str, manifest: Manifest, license: str | None) -> dict[str, str]:
-    """README.md, config.json and preprocessor_config.json. license: for the card, as the Hub abbreviates it."""
+    """The text of README.md, config.json and preprocessor_config.json. license: the Hub's identifier, for the card."""
     return {
         "README.md": _card(name, manifest, license),
         "config.json": _json(_config(manifest)),
-        "preprocessor_config.json": _json(_preprocessor(manifest.resize)),
+        "preprocessor_config.json": _json(_preprocessor(manifest.preprocessing)),
     }
 
 
 def _card(name: str, manifest: Manifest, license: str | None) -> str:
-    side = manifest.resize.image_size
+    height, width = manifest.preprocessing.size
     return _CARD.format(
         front_matter="".join(f"{key}: {json.dumps(value)}\n" for key, value in _front_matter(name, manifest, license)),
         name=printable(name),
@@ -84,16 +85,16 @@ def _card(name: str, manifest: Manifest, license: str | None) -> str:
         files=_files(manifest.parity.weights_beside),
         table="\n".join(f"| {label} | {figure} |" for label, figure in _figures(manifest)),
         classes=printable(json.dumps(manifest.classes, ensure_ascii=False)),
-        side=side,
-        resize=_RESIZES[manifest.resize.mode].format(side=side),
-        interpolation=manifest.resize.interpolation,
-        transformers=_RECORDED if manifest.resize.mode == "pad" else _SPOKEN,
+        height=height,
+        width=width,
+        stage_1=_stage_1(manifest.preprocessing),
+        transformers=_RECORDED if manifest.preprocessing.mode in ("pad", "") else _SPOKEN,
         training=printable(json.dumps(manifest.training, sort_keys=True)),
     )
 
 
 def _front_matter(name: str, manifest: Manifest, license: str | None) -> list[tuple[str, Any]]:
-    """Keys and values; JSON is YAML. The accuracy is the float32 checkpoint's: another precision may have another."""
+    """Keys and values, which stand in the YAML as JSON. The accuracy is the checkpoint's, so only fp32 has it."""
     fields: list[tuple[str, Any]] = [
         ("pipeline_tag", "image-classification"),
         ("library_name", "onnx"),
@@ -114,7 +115,7 @@ def _front_matter(name: str, manifest: Manifest, license: str | None) -> list[tu
 
 
 def _figures(manifest: Manifest) -> list[tuple[str, str]]:
-    """What the manifest says of results and parity, in words."""
+    """The manifest's figures of accuracy and parity, each with its label."""
     data, parity = manifest.dataset, manifest.parity
     figures = [
         ("accuracy of the float32 checkpoint on the test pictures", _percent(data.get("test_accuracy"))),
@@ -136,7 +137,7 @@ def _config(manifest: Manifest) -> dict[str, Any]:
     return {
         "model_type": "imgcls",
         "arch": manifest.arch,
-        "image_size": manifest.resize.image_size,
+        "image_size": _side_or_sides(manifest.preprocessing.size),
         "num_channels": 3,
         "id2label": {str(index): name for index, name in names.items()},
         "label2id": {name: index for index, name in names.items()},
@@ -145,25 +146,40 @@ def _config(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _preprocessor(policy: ResizePolicy) -> dict[str, Any]:
-    """In the words of transformers' image processors; for `pad` none is named. Scaling and normalising are the graph's.
+def _stage_1(preprocessing: Preprocessing) -> str:
+    """The preprocessing as text."""
+    decode, mode = preprocessing.decode, preprocessing.mode
+    transparency = "transparency over white" if decode.alpha == "white" else "transparency ignored"
+    turned = "upright by its EXIF orientation" if decode.exif else "as it is stored, whatever its EXIF orientation"
+    steps = _RESIZES[mode].format(height=preprocessing.size[0]) if mode else preprocessing.describe()
+    return f"{transparency}, 8-bit RGB, {turned}, then {steps}, with Pillow's {preprocessing.filters[0]} filter"
 
-    Checked with transformers 5.23: backend="pil" gives crop's and squash's pixels bit for bit, the default within 1.
+
+def _side_or_sides(size: Size) -> int | list[int]:
+    return size[0] if size[0] == size[1] else list(size)
+
+
+def _preprocessor(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The resize as fields of transformers' image processors. Scaling and normalisation are off: the graph has them.
+
+    None of the processors does `pad`, so none is named for it. Checked with transformers 5.23: backend="pil" gives the
+    pixels of `crop` and `squash` bit for bit, the default backend within 1 level.
     """
-    square = {"height": policy.image_size, "width": policy.image_size}
+    height, width = preprocessing.size
+    square = {"height": height, "width": width}
     fields = {
         "do_convert_rgb": True,
         "do_resize": True,
-        "resample": int(Image.Resampling[policy.interpolation.upper()]),
+        "resample": int(Image.Resampling[preprocessing.filters[0].upper()]),
         "do_rescale": False,
         "do_normalize": False,
     }
-    if policy.mode == "crop":
-        crop = {"size": {"shortest_edge": policy.image_size}, "do_center_crop": True, "crop_size": square}
+    if preprocessing.mode == "crop":
+        crop = {"size": {"shortest_edge": height}, "do_center_crop": True, "crop_size": square}
         return {"image_processor_type": "CLIPImageProcessor", **fields, **crop}
-    if policy.mode == "squash":
+    if preprocessing.mode == "squash":
         return {"image_processor_type": "ViTImageProcessor", **fields, "size": square}
-    longest = {"longest_edge": policy.image_size}
+    longest = {"longest_edge": height}
     return {**fields, "size": longest, "do_pad": True, "pad_size": square}
 
 

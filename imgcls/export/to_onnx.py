@@ -1,4 +1,4 @@
-"""Classifier -> ONNX: one file with the contract's graph, the manifest and the golden samples."""
+"""Converts a Classifier to ONNX: one file with the contract's graph, the manifest and the golden samples."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from imgcls.parity.bisect import bisect
 from imgcls.parity.runtimes import open_onnx
 
 LARGEST = 2_000_000_000
-"""Bytes of weights in one file: protobuf ends at 2 GiB, and the manifest has to fit in too."""
+"""Bytes of weights that one file can hold: protobuf's limit is 2 GiB, and the manifest has to fit too."""
 
 
 def to_onnx(job: Job) -> Converted:
-    """Trace the classifier, and quantise it where job.calibration says so.
+    """Trace the classifier, and quantise it if the job has calibration pictures.
 
     The graph: `image` uint8 [batch, H, W, 3], with job.embedded [batch, height, width, 3] -> `logits`, `probabilities`
     float32 [batch, K]. Raises ExportError.
@@ -44,10 +44,10 @@ def to_onnx(job: Job) -> Converted:
         facts = replace(facts, quantization=quantization.to_dict())
     if job.embedded:
         embed_resize(model, job.embedded)
-        facts = replace(facts, embedded_resize={})  # its figures come with the file's check
+        facts = replace(facts, embedded_resize={})  # the check of the written file adds its figures
     if job.batch:
         _fix_batch(model.graph, job.batch)
-    if not large:  # ONNX's checker is given one message, and can't have a larger one
+    if not large:  # ONNX's checker takes one protobuf message, which can't be larger
         _check(model)
     weights = take_weights_out(model, job.name) if job.external_data or large else None
     if weights:
@@ -61,10 +61,10 @@ def to_onnx(job: Job) -> Converted:
 
 @dataclass(frozen=True)
 class _File:
-    """A serialised model, and what its metadata says beside the manifest.
+    """A serialised model, and its metadata without the manifest.
 
-    The metadata is a model of its own at the end of the file: protobuf reads messages one after the other as one, and
-    metadata_props is the last field that a model of ours has, so these are the bytes of the whole serialised at once.
+    The metadata stands at the end of the file as a message of its own. Protobuf reads concatenated messages as one, and
+    metadata_props is the last field of our models, so the bytes are those of the whole model serialised at once.
     """
 
     model: bytes
@@ -75,7 +75,7 @@ class _File:
         self.seal(path, manifest)
 
     def seal(self, path: Path, manifest: Manifest) -> None:
-        """Put the metadata with this manifest at the file's end, in place of any that is there."""
+        """Write the metadata with this manifest at the end of the file, in place of the metadata that is there."""
         end = onnx.ModelProto()
         onnx.helper.set_model_props(end, {MANIFEST_KEY: manifest.to_json(), **self.metadata})
         with path.open("r+b") as file:
@@ -85,7 +85,7 @@ class _File:
 
 
 def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:
-    """Put a number where the shapes say `batch`."""
+    """Replace the symbol of the batch size by a number in all shapes."""
     symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dimension in value.type.tensor_type.shape.dim:
@@ -97,9 +97,8 @@ def _check(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        opset = model.opset_import[0].version
-        reason = one_line(error, 120)
-        raise ExportError(f"ONNX opset {opset} can't hold this network so ({reason}); try fp16 or int8") from error
+        opset, reason = model.opset_import[0].version, one_line(error, 120)
+        raise ExportError(f"ONNX opset {opset} can't express this network ({reason}); try fp16 or int8") from error
 
 
 ONNX = Format(

@@ -1,4 +1,4 @@
-"""Classifier -> torch.export's .pt2: one file with the program, the manifest and the golden samples."""
+"""Converts a Classifier to torch.export's .pt2: one file with the program, the manifest and the golden samples."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def to_torch_export(job: Job) -> Converted:
 
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
-    program.example_inputs = None  # torch saves them as a pickle, which a file of data has no use for
+    program.example_inputs = None  # torch would save them as a pickle
 
     def write(path: Path, manifest: Manifest) -> None:
         extra = {MANIFEST_KEY: manifest.to_json(), GOLDEN_KEY: golden_to_json(list(job.golden))}
-        content = io.BytesIO()  # a path's random temporary name would get into the archive
+        content = io.BytesIO()  # given a path, torch writes that temporary name into the archive
         torch.export.save(program, content, extra_files=extra)
         path.write_bytes(content.getbuffer())
 
-    return Converted(write)  # torch writes an archive whole: sealing it is writing it again
+    return Converted(write)  # torch can only write a whole archive, so sealing writes it again
 
 
 TORCH_EXPORT = Format(

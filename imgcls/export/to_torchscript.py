@@ -1,4 +1,4 @@
-"""Classifier -> TorchScript: one file with the traced module, the manifest and the golden samples."""
+"""Converts a Classifier to TorchScript: one file with the traced module, the manifest and the golden samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def to_torchscript(job: Job) -> Converted:
     """
     example = torch.zeros(2, *job.classifier.size, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates TorchScript; devices that have it still want it
+        warnings.simplefilter("ignore")  # torch warns that TorchScript is deprecated
         try:
             module = torch.jit.freeze(torch.jit.trace(job.classifier, (example,)))
         except RuntimeError as error:
@@ -32,13 +32,13 @@ def to_torchscript(job: Job) -> Converted:
 
     def write(path: Path, manifest: Manifest) -> None:
         extra = {MANIFEST_KEY: manifest.to_json(), GOLDEN_KEY: golden_to_json(list(job.golden))}
-        content = io.BytesIO()  # a path's random temporary name would get into the archive
+        content = io.BytesIO()  # given a path, torch writes that temporary name into the archive
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.jit.save(module, content, _extra_files=extra)
         path.write_bytes(content.getbuffer())
 
-    return Converted(write)  # torch writes an archive whole: sealing it is writing it again
+    return Converted(write)  # torch can only write a whole archive, so sealing writes it again
 
 
 TORCHSCRIPT = Format(

@@ -1,4 +1,4 @@
-"""Around the ONNX file, a model folder of a Triton Inference Server's model repository."""
+"""A folder for the model repository of a Triton Inference Server: the ONNX file, its configuration and its labels."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 # The fields: github.com/triton-inference-server/common, protobuf/model_config.proto
 _CONFIG = """\
-# Written by imgcls export. Pictures are uint8 RGB, already {side} x {side} (imgcls_infer.preprocess makes them so);
+# Written by imgcls export. Pictures are uint8 RGB, already {height} x {width} (imgcls_infer.preprocess makes them so);
 # normalisation and softmax are in the graph. On a GPU start tritonserver with NVIDIA_TF32_OVERRIDE=0: TF32, the CUDA
 # provider's default, rounds otherwise than PyTorch's float32.
 name: "{name}"
 backend: "onnxruntime"
 max_batch_size: {batch}
-input [ {{ name: "image", data_type: TYPE_UINT8, dims: [ {side}, {side}, 3 ] }} ]
+input [ {{ name: "image", data_type: TYPE_UINT8, dims: [ {height}, {width}, 3 ] }} ]
 output [
   {{ name: "logits", data_type: TYPE_FP32, dims: [ {classes} ] }},
   {{ name: "probabilities", data_type: TYPE_FP32, dims: [ {classes} ], label_filename: "labels.txt" }}
@@ -33,16 +33,17 @@ dynamic_batching {{ }}
 
 
 def describe(name: str, manifest: Manifest, _: str | None) -> dict[str, str]:
-    """config.pbtxt and labels.txt of the model `name`. The largest batch is the largest that the export has checked.
+    """The text of config.pbtxt and labels.txt. The largest batch is the largest one that the export checks.
 
-    Raises ExportError where Triton could not call a model so, or a class's name does not fit on a line.
+    Raises ExportError if Triton does not take a model of this name, or if the name of a class is not one line.
     """
     if not _NAME.fullmatch(name):
         raise ExportError(f"Triton can't call a model {name!r}; name the folder with letters, digits, '.', '_' and '-'")
     if broken := [label for label in manifest.classes if len(label.splitlines()) != 1]:
         raise ExportError(f"Triton's labels.txt holds one class a line; the name {broken[0]!r} breaks it")
+    height, width = manifest.preprocessing.size
     config = _CONFIG.format(
-        name=name, side=manifest.resize.image_size, classes=len(manifest.classes), batch=max(BATCH_SIZES)
+        name=name, height=height, width=width, classes=len(manifest.classes), batch=max(BATCH_SIZES)
     )
     return {"config.pbtxt": config, "labels.txt": "".join(f"{label}\n" for label in manifest.classes)}
 

@@ -1,4 +1,4 @@
-"""The public `imgcls.verify`: as imgcls.parity.verify, and files are opened by their format."""
+"""The public function `imgcls.verify`: imgcls.parity.verify for files, which it opens by their format."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def verify(
     """Compare exported models with their checkpoint over a folder of pictures.
 
     models: files, or (file name, runtime) pairs. folder: its path, or scanned with the checkpoint's classes.
-    tolerance: of |dp|; None takes each precision's from the rounding model. Raises DataError where no picture can be
-    read, InferError of a model.
+    tolerance: largest |dp| that passes; None takes it from the rounding model for each precision. Raises DataError if
+    no picture can be read, InferError if a model can't be opened.
     """
     opened = [model if isinstance(model, tuple) else (os.fspath(model), open_exported(model)) for model in models]
     return parity.verify(checkpoint, opened, folder, tolerance)

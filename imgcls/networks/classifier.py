@@ -6,6 +6,7 @@ import copy
 from typing import TypeVar
 
 import torch
+from imgcls_infer.steps import Size, sides
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -26,13 +27,13 @@ class Classifier(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        size: int | tuple[int, int],
+        size: int | Size,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
     ) -> None:
         super().__init__()
         self.network = network
-        self.size = (size, size) if isinstance(size, int) else size
+        self.size = sides(size)
         mean64, std64 = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         self.register_buffer("scale", (1 / (255 * std64)).float().view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean64 / std64).float().view(1, 3, 1, 1), persistent=False)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import torch.nn.functional as F
+from imgcls_infer.steps import Size, sides
 from torch import Tensor, nn
 
 _DEMO_NAME = re.compile(r"^(conv[123]|fc[12])\.(weight|bias)$")
 
 
-def build(classes: int, image_size: int, dropout: float | None) -> nn.Module:
+def build(classes: int, size: Size, dropout: float | None) -> nn.Module:
     """Random weights. dropout: None is the article's 0.25."""
-    return CNN(classes, image_size, 0.25 if dropout is None else dropout)
+    return CNN(classes, size, 0.25 if dropout is None else dropout)
 
 
 def renamed(name: str) -> str:
@@ -23,16 +25,16 @@ def renamed(name: str) -> str:
 class CNN(nn.Module):
     """The article's network: three conv blocks (3 -> 16 -> 32 -> 64), two linear layers; 541,094 parameters at 32x32.
 
-    Input: float32 [N, 3, image_size, image_size], normalised. Output: logits, float32 [N, classes].
+    Input: float32 [N, 3, height, width], normalised. Output: logits, float32 [N, classes].
     For another image size only fc1_layer's input changes. State-dict names are the article's.
     """
 
-    def __init__(self, classes: int, image_size: int = 32, dropout: float = 0.25) -> None:
+    def __init__(self, classes: int, size: int | Size = 32, dropout: float = 0.25) -> None:
         super().__init__()
         self.conv1_layer = nn.Conv2d(3, 16, 3, padding=1)
         self.conv2_layer = nn.Conv2d(16, 32, 3, padding=1)
         self.conv3_layer = nn.Conv2d(32, 64, 3, padding=1)
-        self.fc1_layer = nn.Linear(64 * (image_size // 8) ** 2, 500)
+        self.fc1_layer = nn.Linear(64 * math.prod(side // 8 for side in sides(size)), 500)
         self.fc2_layer = nn.Linear(500, classes)
         self.dropout_layer = nn.Dropout(dropout)
 

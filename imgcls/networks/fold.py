@@ -30,6 +30,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.nn.functional as F
 from imgcls_infer.errors import one_line
+from imgcls_infer.steps import Size
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
@@ -51,7 +52,7 @@ class FoldedClassifier(Classifier):
     offset: [3], in the network's dtype: what is still to be added to a pixel, -255 mean or zeros.
     """
 
-    def __init__(self, network: nn.Module, size: tuple[int, int], offset: Tensor) -> None:
+    def __init__(self, network: nn.Module, size: Size, offset: Tensor) -> None:
         super().__init__(network, size, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # scale 1, shift 0
         self.shift = offset.view(1, 3, 1, 1)
         self.adds = bool(offset.any())

@@ -7,6 +7,7 @@ training learns W' where that is the smaller layer, and a checkpoint holds W aga
 from __future__ import annotations
 
 import torch
+from imgcls_infer.steps import Size
 from torch import Tensor, nn
 
 from imgcls.networks.registry import Pool
@@ -52,14 +53,15 @@ class PoolFold:
     fine-tuning needs it; else W comes back without it, the same weight for equal cells.
     """
 
-    def __init__(self, network: nn.Module, pool: Pool, image_size: int, keep_rest: bool) -> None:
+    def __init__(self, network: nn.Module, pool: Pool, size: Size, keep_rest: bool) -> None:
         linear = network.get_submodule(pool.linear)
         assert isinstance(linear, nn.Linear)
-        side = image_size // pool.stride
-        self.network, self._outputs, self._cells = network, pool.outputs, (side, side)
+        height, width = (side // pool.stride for side in size)
+        self.network, self._outputs, self._cells = network, pool.outputs, (height, width)
         self._weight = f"{pool.linear}.weight"
-        self._matrix = pool_matrix(side, pool.outputs[0])
-        self._inverse = torch.linalg.pinv(self._matrix)  # A+ A = I: each cell is in some window
+        self._matrices = pool_matrix(height, pool.outputs[0]), pool_matrix(width, pool.outputs[1])
+        rows, columns = map(torch.linalg.pinv, self._matrices)  # A+ A = I: each cell is in some window
+        self._inverses = rows, columns
         self._plain = linear.weight.detach().cpu() if keep_rest else None
         folded = fold_pool(linear, self._cells, pool.outputs)
         folded.weight.requires_grad_(True)
@@ -69,15 +71,15 @@ class PoolFold:
     def plain_state(self) -> dict[str, Tensor]:
         """The network's state dict in torchvision's shapes, on the CPU: W = W0 (I - A A+) + W' A+."""
         state = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
-        learned = _mapped(state[self._weight], self._cells, self._inverse, self._inverse)
+        learned = _mapped(state[self._weight], self._cells, *self._inverses)
         if self._plain is not None:
-            seen = _mapped(self._plain, self._outputs, self._matrix, self._matrix)
-            learned += self._plain - _mapped(seen, self._cells, self._inverse, self._inverse)
+            seen = _mapped(self._plain, self._outputs, *self._matrices)
+            learned += self._plain - _mapped(seen, self._cells, *self._inverses)
         return {**state, self._weight: learned}
 
     def load_plain_state(self, state: dict[str, Tensor]) -> None:
         """Take a state dict in torchvision's shapes."""
-        folded = _mapped(state[self._weight], self._outputs, self._matrix, self._matrix)
+        folded = _mapped(state[self._weight], self._outputs, *self._matrices)
         self.network.load_state_dict({**state, self._weight: folded})
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from imgcls_infer.steps import Size, sides
+
 from imgcls.config import HALF, Recipe, Triple
 from imgcls.errors import ImgclsError
 
@@ -46,15 +48,16 @@ class Pool:
     stride: int
     outputs: tuple[int, int]
 
-    def pays(self, image_size: int) -> bool:
+    def pays(self, size: Size) -> bool:
         """Whether folding makes the linear layer smaller."""
-        return image_size // self.stride < self.outputs[0]
+        return min(size) // self.stride < self.outputs[0]
 
 
 @dataclass(frozen=True)
 class NetworkRow:
-    """One network. build: (classes, image_size, dropout or None for the network's own) -> the network, random weights.
+    """One network.
 
+    build: (classes, (height, width), dropout or None for the network's own) -> the network, random weights.
     smallest: pixels a side of the smallest picture that it takes. heads: paths of the layers whose shapes follow the
     size of the pictures or the classes, in the order of computing; the last one gives the logits. recipes: by name;
     `default` is what the command takes. published: None where no weights can be fetched. renamed: the name of a tensor
@@ -62,7 +65,7 @@ class NetworkRow:
     """
 
     name: str
-    build: Callable[[int, int, float | None], nn.Module]
+    build: Callable[[int, Size, float | None], nn.Module]
     smallest: int
     heads: tuple[str, ...]
     recipes: Mapping[str, Recipe]
@@ -116,15 +119,15 @@ def find(name: str) -> NetworkRow:
     return NETWORKS[name]
 
 
-def build_network(arch: str, classes: int, image_size: int, dropout: float | None = None) -> nn.Module:
-    """A network with random weights: normalised float32 [N, 3, image_size, image_size] -> logits, float32 [N, classes].
+def build_network(arch: str, classes: int, size: int | Size, dropout: float | None = None) -> nn.Module:
+    """A network with random weights: normalised float32 [N, 3, height, width] -> logits, float32 [N, classes].
 
     dropout: None takes the architecture's own. Raises ImgclsError.
     """
-    row = find(arch)
-    if image_size < row.smallest:
-        raise ImgclsError(f"{arch} needs pictures of at least {row.smallest} pixels a side, got {image_size}")
-    return row.build(classes, image_size, dropout)
+    row, size = find(arch), sides(size)
+    if min(size) < row.smallest:
+        raise ImgclsError(f"{arch} needs pictures of at least {row.smallest} pixels a side, got {size[0]} x {size[1]}")
+    return row.build(classes, size, dropout)
 
 
 register(

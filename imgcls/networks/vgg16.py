@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from imgcls_infer.errors import one_line
+from imgcls_infer.steps import Size
 from torch import Tensor, nn
 
 from imgcls.errors import CheckpointError
 
 
-def build(classes: int, image_size: int, dropout: float | None) -> nn.Module:
-    """Random weights. image_size: any from 32 on; the pool before the linear layers takes what comes."""
+def build(classes: int, size: Size, dropout: float | None) -> nn.Module:
+    """Random weights. size: any from 32 x 32 pixels on; the pool before the linear layers takes what comes."""
     from torchvision.models import vgg16  # seconds to import: only where it is needed
 
     network: nn.Module = vgg16(weights=None, dropout=0.5 if dropout is None else dropout)

@@ -149,7 +149,7 @@ def compare(
         return ParityReport(name, path, count, Differences(), known, 0.0, tolerance, problems=problems)
     differences = measure(expected, actual)
     changed = _changed(expected.probabilities, actual.probabilities, reference.classes, paths)
-    half = FILE_TO_PIXELS if reference.resize != candidate.resize else PIXELS_TO_PROBABILITIES
+    half = FILE_TO_PIXELS if reference.preprocessing != candidate.preprocessing else PIXELS_TO_PROBABILITIES
     problems += tuple(Problem(half, text) for text in _over(differences, changed, tolerance, count))
     problems += tuple(
         Problem(PIXELS_TO_PROBABILITIES, text)
@@ -183,11 +183,11 @@ def measure(expected: Outputs, actual: Outputs) -> Differences:
 
 def manifest_problems(reference: Manifest, candidate: Manifest) -> tuple[Problem, ...]:
     """Where a model's manifest contradicts the checkpoint's: what the model says of itself must be true as well."""
-    fields = ("resize", "classes", "mean", "std", "weights_sha256", "arch")
+    fields = ("preprocessing", "classes", "mean", "std", "weights_sha256", "arch")
     differing = [name for name in fields if getattr(reference, name) != getattr(candidate, name)]
     return tuple(
         Problem(
-            FILE_TO_PIXELS if name == "resize" else PIXELS_TO_PROBABILITIES,
+            FILE_TO_PIXELS if name == "preprocessing" else PIXELS_TO_PROBABILITIES,
             f"the manifest's {name} is not the checkpoint's",
         )
         for name in differing

@@ -70,21 +70,24 @@ def adversarial_pictures(run: Run, pixels: np.ndarray) -> dict[str, np.ndarray]:
 
     run: the reference. pixels: real pictures, uint8 [N, S, S, 3]; the borders run between them.
     """
-    side = pixels.shape[1]
-    rows, columns = np.indices((side, side))
-    pictures = {f"all {value}": np.full((side, side, 3), value, np.uint8) for value in (0, 1, 127, 128, 254, 255)}
+    height, width = pixels.shape[1:3]
+    size = (height, width)
+    rows, columns = np.indices(size)
+    pictures = {f"all {value}": np.full((height, width, 3), value, np.uint8) for value in (0, 1, 127, 128, 254, 255)}
     for cell in (1, 2, 4):
         for phase in (0, 1):
             board = ((rows // cell + columns // cell + phase) % 2 * 255).astype(np.uint8)
             pictures[f"checkerboard of {cell}, phase {phase}"] = np.repeat(board[..., None], 3, axis=2)
     for channel, name in enumerate(("red", "green", "blue")):
         pictures[f"only {name}"] = np.where(np.arange(3) == channel, 255, 0).astype(np.uint8) * np.ones(
-            (side, side, 1), np.uint8
+            (height, width, 1), np.uint8
         )
-    ramp = (columns * 255 // max(1, side - 1)).astype(np.uint8)
+    ramp = (columns * 255 // max(1, width - 1)).astype(np.uint8)
     pictures["ramp"] = np.repeat(ramp[..., None], 3, axis=2)
-    pictures["noise"] = np.random.default_rng(1).integers(0, 256, (side, side, 3), np.uint8)
-    pictures["noise of 0 and 255"] = np.random.default_rng(2).integers(0, 2, (side, side, 3), np.uint8) * np.uint8(255)
+    pictures["noise"] = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    pictures["noise of 0 and 255"] = np.random.default_rng(2).integers(0, 2, (height, width, 3), np.uint8) * np.uint8(
+        255
+    )
     borders = border_pictures(run, pixels)
     return pictures | {f"border {index + 1}": picture for index, picture in enumerate(borders)}
 

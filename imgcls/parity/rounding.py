@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import TOLERANCES
+from imgcls_infer.steps import Size, sides
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -75,12 +76,12 @@ def probability_tolerance(classifier: Classifier, pixels: np.ndarray, precision:
     return min(1.0, max(least, SPREAD * 2**0.5 * logit_deviation(classifier, pixels, precision) / 2 + softmax))
 
 
-def typical_pictures(samples: Sequence[GoldenSample], size: int | tuple[int, int]) -> np.ndarray:
+def typical_pictures(samples: Sequence[GoldenSample], size: int | Size) -> np.ndarray:
     """Pictures for the model: the samples, then noise from a fixed seed. uint8 [N, H, W, 3], N from 2 to 16.
 
     size: (height, width); a number is the side of a square.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = sides(size)
     count = max(2, min(16, _PIXELS // (height * width)))
     pictures = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
     for index, sample in enumerate(samples[:count]):

@@ -1,8 +1,8 @@
 """Does an exported file answer as PyTorch does? Running is here, comparing in compare.py.
 
 Everything is compared with the checkpoint's network in PyTorch eager, float32, on the CPU, over the whole chain:
-picture file -> stage 1 by the model's own policy -> stage 2 -> probabilities, matched by class name. A problem names
-the half of the contract that is broken, as the device's self-check does.
+picture file -> stage 1 by the model's own preprocessing -> stage 2 -> probabilities, matched by class name. A
+problem names the half of the contract that is broken, as the device's self-check does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.manifest import Manifest
+from imgcls_infer.steps import Preprocessing
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.data.folder import Folder, as_folder
@@ -121,7 +122,7 @@ def default_tolerance(checkpoint: Checkpoint, precision: str) -> float:
 
 def _run_all(runtimes: list[Runtime], folder: Folder) -> tuple[list[Outputs], np.ndarray, list[int]]:
     """Each runtime's outputs, some pictures as the first one sees them, and the indices of readable pictures."""
-    policies = list(dict.fromkeys(runtime.manifest.resize for runtime in runtimes))
+    policies = list(dict.fromkeys(runtime.manifest.preprocessing for runtime in runtimes))
     collected: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in runtimes]
     kept: list[int] = []
     some: list[np.ndarray] = []
@@ -129,7 +130,7 @@ def _run_all(runtimes: list[Runtime], folder: Folder) -> tuple[list[Outputs], np
         for indices, pixels, seen in _chunks(folder.paths, policies):
             if indices:
                 for runtime, results in zip(runtimes, collected, strict=True):
-                    results.append(runtime.run(pixels[policies.index(runtime.manifest.resize)]))
+                    results.append(runtime.run(pixels[policies.index(runtime.manifest.preprocessing)]))
                 some.append(pixels[0][:: max(1, len(folder.paths) // _PROBED)])
             kept += indices
             advance(seen)
@@ -144,7 +145,7 @@ def _probe(
 ) -> tuple[Probe, ...]:
     """All probes that this runtime can take: none where it takes other pictures or gives other classes."""
     manifest = runtime.manifest
-    if manifest.resize.image_size != reference.resize.image_size or len(manifest.classes) != len(reference.classes):
+    if manifest.preprocessing.size != reference.preprocessing.size or len(manifest.classes) != len(reference.classes):
         return ()
     answers = expected(np.stack(list(tricky.values())))[1]  # by position: the names are the manifest's business
     found = (
@@ -156,10 +157,10 @@ def _probe(
 
 
 def _chunks(
-    paths: Sequence[Path], policies: Sequence[ResizePolicy]
+    paths: Sequence[Path], policies: Sequence[Preprocessing]
 ) -> Iterator[tuple[list[int], list[np.ndarray], int]]:
-    """(indices of readable pictures, their pixels by each policy, pictures seen), a few hundred pictures at a time."""
-    streams = [decode_all(paths, policy) for policy in policies]
+    """(indices of readable pictures, their pixels by each preprocessing, pictures seen), a few hundred at a time."""
+    streams = [decode_all(paths, preprocessing) for preprocessing in policies]
     position = 0
     while decoded := [list(islice(stream, _CHUNK)) for stream in streams]:
         seen = len(decoded[0])

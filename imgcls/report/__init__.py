@@ -1,1 +1,1 @@
-"""Figures for people: plots, contact sheets, pages and tables. Needs no torch."""
+"""Plots, contact sheets, pages and tables of figures. Needs no torch."""

@@ -1,4 +1,4 @@
-"""A bench as a plot."""
+"""Draws the figures of a bench."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def plot_bench(result: BenchResult, path: AnyPath) -> None:
-    """A bench as PNG: a panel for each figure, a bar for each runtime. Raises ImgclsError where it can't be written."""
+    """Draw a bench as PNG: a panel for each figure, a bar for each runtime. Raises ImgclsError if that fails."""
     batches = f"pictures/s in batches of {result.config.batch_size} (longer is better)"
     panels: list[tuple[str, str, Callable[[BenchRow], Any]]] = [
         ("cold start", "cold start of a process, one picture file (s)", lambda row: row.cold_start.median),
@@ -32,7 +32,7 @@ def plot_bench(result: BenchResult, path: AnyPath) -> None:
         ),
         ("size", "file size (MB)", lambda row: row.size / 1e6),
         ("load", "load in a running process (ms)", lambda row: row.load.median * 1e3),
-        ("one picture, p50", "one picture: median, and 95 and 99 % (ms)", lambda row: row.latency.median * 1e3),
+        ("one picture, p50", "one picture: p50, p95 and p99 (ms)", lambda row: row.latency.median * 1e3),
         (f"pictures/s in {result.config.batch_size}s", batches, result.throughput),
     ]
     cells, places = bench_cells(result), np.arange(len(result.rows))
@@ -62,7 +62,7 @@ def plot_bench(result: BenchResult, path: AnyPath) -> None:
             axes.tick_params(axis="y", length=0)
             axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.xaxis.set_major_formatter("{x:,g}")
-            axes.set_ylim(len(result.rows) - 0.5, -0.5)  # the first on top
+            axes.set_ylim(len(result.rows) - 0.5, -0.5)  # the first row on top
         conditions = "\n".join(textwrap.wrap(bench_conditions(result), 200))
         figure.suptitle(conditions, x=0.01, ha="left", fontsize=9, color=GREY, parse_math=False)
         save(figure, path)

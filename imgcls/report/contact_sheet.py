@@ -1,4 +1,4 @@
-"""Wrongly classified pictures in rows, as a PNG file."""
+"""Draws wrongly classified pictures in rows, as one PNG file."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from imgcls.evaluation import WrongAnswer
 
 _COLUMNS = 8
-_TILE = 168  # pixels: a picture's box
+_TILE = 168  # pixels: side of the box of a picture
 _GAP = 14
 _LINE = 18
 _FONT_SIZE = 13
 
 
 def write_contact_sheet(answers: Sequence[WrongAnswer], title: str, path: AnyPath) -> None:
-    """Pictures in rows as PNG, as their files hold them, each with its two classes, probability and file name.
+    """Draw the pictures, before the model's resize, each with its two classes, probability and file name.
 
-    Raises ImgclsError where the file can't be written, ImageError where a picture can't be read.
+    path: the PNG file to write. Raises ImgclsError if it can't be written, ImageError if a picture can't be read.
     """
-    columns = max(_COLUMNS // 2, min(_COLUMNS, len(answers)))  # few pictures leave room for the title
+    columns = max(_COLUMNS // 2, min(_COLUMNS, len(answers)))  # at least half the columns, so that the title fits
     rows = math.ceil(len(answers) / columns)
     width, height = _TILE + _GAP, _TILE + 4 * _LINE + 2 * _GAP
     top = _GAP + _LINE + _GAP
@@ -57,7 +57,7 @@ def write_contact_sheet(answers: Sequence[WrongAnswer], title: str, path: AnyPat
 
 
 def thumbnail(path: Path) -> Image.Image:
-    """A picture file's own pixels, scaled into a tile."""
+    """A picture file, decoded and scaled to fit a tile."""
     image = Image.fromarray(decode_rgb(path, printable(str(path))))
     scale = _TILE / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
@@ -65,13 +65,13 @@ def thumbnail(path: Path) -> Image.Image:
 
 
 def _font(name: str) -> ImageFont.FreeTypeFont:
-    """One of the fonts that come with matplotlib: the same letters on every machine."""
+    """A font that comes with matplotlib, so that the sheet looks the same on every machine."""
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
-    return ImageFont.truetype(str(path), _FONT_SIZE)  # Pillow 10.1 opens no Path
+    return ImageFont.truetype(str(path), _FONT_SIZE)  # Pillow 10.1 takes no Path
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Text on one line, cut to `width` pixels."""
+    """The text on one line, shortened to `width` pixels."""
     text = printable(text)
     if font.getlength(text) <= width:
         return text

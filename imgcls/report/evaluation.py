@@ -1,4 +1,4 @@
-"""An evaluation as a folder: scores.json, plots, and the worst mistakes."""
+"""Writes an evaluation as a folder: scores.json, plots, and a sheet of wrong answers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def write_evaluation(evaluation: Evaluation, manifest: Manifest, folder: AnyPath) -> None:
     """Write scores.json, confusion.png, reliability.png and wrong.png into `folder`, which is made if it is missing.
 
-    manifest: the checkpoint's. Raises ImgclsError where a file can't be written, ImageError where a picture that was
-    evaluated is no longer readable.
+    manifest: the checkpoint's. Raises ImgclsError if a file can't be written, ImageError if an evaluated picture can't
+    be read now.
     """
     folder = Path(folder)
     scores = evaluation.scores
@@ -36,7 +36,7 @@ def write_evaluation(evaluation: Evaluation, manifest: Manifest, folder: AnyPath
 
 
 def evaluation_json(evaluation: Evaluation, manifest: Manifest) -> str:
-    """All of an evaluation as JSON (ASCII): shares 0..1, null where a figure is undefined."""
+    """An evaluation as JSON (ASCII): shares are 0..1, undefined figures are null."""
     scores = evaluation.scores
     content = {
         "schema": 1,

@@ -1,4 +1,4 @@
-"""A verification as one HTML page that needs nothing else."""
+"""Writes a verification as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from imgcls.parity.compare import ChangedAnswer, ParityReport
     from imgcls.parity.verify import VerifyResult
 
-_POINTS = 20_000  # of a scatter plot
-_CHANGED_SHOWN = 24  # pictures of a model in a verification's page
+_POINTS = 20_000  # drawn in a scatter plot
+_CHANGED_SHOWN = 24  # pictures shown for each runtime
 _PAGE_STYLE = """
 body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1B1B1B; margin: 2.5rem auto;
   max-width: 76rem; padding: 0 1.5rem; }
@@ -51,10 +51,10 @@ figcaption { font-size: 13px; line-height: 1.4; overflow-wrap: anywhere } .to { 
 
 
 def write_parity(result: VerifyResult, path: AnyPath, findings: Sequence[str] = ()) -> None:
-    """Write a verification as one HTML page that needs nothing else: figures, plots, changed pictures.
+    """Write a verification as one self-contained HTML page: figures, plots, and pictures that change their class.
 
-    findings: what the bisection says of each file. Raises ImgclsError where the page can't be written, ImageError where
-    a picture that was compared is no longer readable.
+    findings: the results of the bisection as text. Raises ImgclsError if the page can't be written, ImageError if a
+    compared picture can't be read now.
     """
     manifest, first = result.manifest, result.reports[0]
     skipped = f"; {result.skipped:,} could not be read" if result.skipped else ""
@@ -64,8 +64,8 @@ def write_parity(result: VerifyResult, path: AnyPath, findings: Sequence[str] = 
         f"<p>{passed} of {len(result.reports)} runtimes answer as the checkpoint does. {first.count:,} pictures"
         f"{skipped}, from file to probability, against PyTorch eager in float32 on the CPU (accuracy "
         f"{first.reference_accuracy:.2%}).</p>",
-        f'<p class="note">{_text(manifest.arch)}, {len(manifest.classes)} classes, {manifest.resize.image_size} pixels '
-        f"a side, {manifest.resize.mode}; weights {_text(manifest.weights_sha256[:16])}. "
+        f'<p class="note">{_text(manifest.arch)}, {len(manifest.classes)} classes, '
+        f"{manifest.preprocessing.describe()}; weights {_text(manifest.weights_sha256[:16])}. "
         f"Verified with {_versions()}.</p>",
         _parity_table(result.reports),
         *(f'<p class="found">{_text(finding)}</p>' for finding in findings),
@@ -97,13 +97,13 @@ def _parity_table(reports: Sequence[ParityReport]) -> str:
 
 
 def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
-    """One runtime: what fails, its probes, its plots, and the pictures whose answer changed."""
+    """The section of one runtime: problems, probes, plots, and the pictures whose class differs."""
     parts = [f"<h2>{_text(report.path)}, {_text(report.name)} {_badge(bool(report))}</h2>"]
     parts += [f'<p class="problem">{_text(str(problem))}</p>' for problem in report.problems]
     words = {
-        "batches": "in batches of other sizes, against its own answers alone",
-        "threads": "with other numbers of threads, against its own answers on one",
-        "adversarial": "on pictures made to trip it (flat, checkerboards, near the decision border), against PyTorch",
+        "batches": "in batches of other sizes, against its own answers to each picture alone",
+        "threads": "with other numbers of threads, against its own answers on one thread",
+        "adversarial": "on adversarial pictures (flat, checkerboards, near the decision border), against PyTorch",
     }
     parts += [f"<p>max |Δp| {difference(probe.max_abs)} {words[probe.name]}.</p>" for probe in report.probes]
     if result.reference is not None and report.outputs is not None:
@@ -113,20 +113,20 @@ def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
     if not report.changed:
         return [*parts, "<p>No picture gets another class.</p>"]
     largest = sorted(report.changed, key=lambda answer: -answer.margin)[:_CHANGED_SHOWN]
-    shown = f"; the {len(largest)} that PyTorch was surest of:" if len(largest) < len(report.changed) else ":"
+    shown = f"; the {len(largest)} with the largest margin in PyTorch:" if len(largest) < len(report.changed) else ":"
     parts.append(f"<p>{len(report.changed):,} of {report.count:,} pictures get another class{shown}</p>")
     return [*parts, f'<div class="sheet">{"".join(map(_changed_picture, largest))}</div>']
 
 
 def plot_parity(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> str:
-    """Two runtimes' probabilities, float [N, K]: a scatter of the difference, and a histogram of its size.
+    """Draw the differences of two runtimes' probabilities, float [N, K], as scatter plot and histogram.
 
     Returns a PNG as data URI.
     """
     p, signed = expected.ravel(), (actual.astype(np.float64) - expected).ravel()
     difference = np.abs(signed)
     order = np.argsort(-difference)
-    worst, rest = order[: _POINTS // 4], order[_POINTS // 4 :]  # what differs most is drawn, of the rest some
+    worst, rest = order[: _POINTS // 4], order[_POINTS // 4 :]  # the largest are drawn, and a sample of the rest
     shown = np.concatenate([worst, rest[:: max(1, len(rest) * 4 // (3 * _POINTS))]])
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(11, 4.4), layout="constrained")
@@ -140,7 +140,7 @@ def plot_parity(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> s
                 )
         height = 1.25 * float(difference.max()) or tolerance
         for limit in (-tolerance, tolerance):
-            scatter.axhline(limit, color=ORANGE, linewidth=1.5)  # out of sight where nothing comes near it
+            scatter.axhline(limit, color=ORANGE, linewidth=1.5)  # outside the axes if all differences are small
         scatter.set(xlim=(-0.02, 1.02), ylim=(-height, height))
         scatter.set(xlabel="PyTorch's probability", ylabel="this runtime's, less PyTorch's")
         scatter.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
@@ -152,7 +152,7 @@ def plot_parity(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> s
 
 
 def _plot_differences(axes: Axes, difference: np.ndarray, tolerance: float) -> None:
-    """A histogram on a logarithmic axis, with the tolerance; what does not differ at all is said in words."""
+    """A histogram on a logarithmic axis, with the tolerance. The title counts the probabilities that are equal."""
     counted = difference[difference > 0]
     smallest = min(tolerance / 100, float(np.quantile(counted, 0.002))) if counted.size else tolerance / 1e4
     counted = np.maximum(counted, smallest)
@@ -180,7 +180,7 @@ def _changed_picture(answer: ChangedAnswer) -> str:
 
 
 def _versions() -> str:
-    """What the figures of a verification depend on."""
+    """The libraries and the machine that the figures depend on."""
     packages = ", ".join(f"{name} {package_version(name)}" for name in ("torch", "onnxruntime", "pillow"))
     return f"{packages} on {platform.system()} {platform.machine()}"
 
@@ -190,7 +190,7 @@ def _badge(passed: bool) -> str:
 
 
 def _text(text: str) -> str:
-    """Text for HTML: names come from files and folders."""
+    """Text escaped for HTML, since names come from files and folders."""
     return html.escape(printable(text))
 
 

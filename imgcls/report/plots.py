@@ -1,4 +1,4 @@
-"""Plots of a training run and of an evaluation, as PNG files."""
+"""Draws plots of a training run and of an evaluation, as PNG files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from imgcls.system.files import AnyPath
 if TYPE_CHECKING:
     from imgcls.evaluation import CalibrationBin
 
-_COUNTED_CLASSES = 20  # up to here each cell of a confusion matrix has room for its count
+_COUNTED_CLASSES = 20  # up to this number, the cells of a confusion matrix have room for counts
 
 
 def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: AnyPath) -> None:
-    """A confusion matrix as PNG: int [K, K], rows are true classes, columns predicted ones; classes: K names.
+    """Draw a confusion matrix as PNG: int [K, K], rows are true classes, columns predicted ones; classes: K names.
 
-    The colour is the share of the row, on a root scale so that rare confusions show; rows without a picture are grey.
-    Up to 20 classes have their counts written in. Raises ImgclsError where the file can't be written.
+    The colour is the share of the row, on a root scale so that rare confusions show. Rows without a picture are grey.
+    With up to 20 classes, the cells show their counts. Raises ImgclsError if the file can't be written.
     """
     support = matrix.sum(1, keepdims=True)
     shares = np.divide(matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
@@ -57,10 +57,10 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: AnyPath) ->
 
 
 def plot_reliability(calibration: Sequence[CalibrationBin], ece: float, path: AnyPath) -> None:
-    """A reliability diagram as PNG: accuracy against confidence in each bin, over the number of pictures in each.
+    """Draw a reliability diagram as PNG: accuracy and confidence of each bin, and below the number of its pictures.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, figures 1 and 4.
-    Raises ImgclsError where the file can't be written.
+    Raises ImgclsError if the file can't be written.
     """
     filled = [found for found in calibration if found.accuracy is not None]
     lefts, rights = [found.lower for found in filled], [found.upper for found in filled]
@@ -93,10 +93,10 @@ def plot_reliability(calibration: Sequence[CalibrationBin], ece: float, path: An
 
 
 def plot_curves(history: Sequence[Mapping[str, Any]], path: AnyPath) -> None:
-    """A training run as PNG: loss and accuracy (0..1) over epochs, training and test.
+    """Draw a training run as PNG: loss and accuracy (0..1) over the epochs, for training and test pictures.
 
-    history: an entry an epoch, with epoch, train_loss, train_accuracy, and test_loss, test_accuracy where there were
-    test pictures (else None or missing); at least one. Raises ImgclsError where the file can't be written.
+    history: at least one entry; each epoch's has epoch, train_loss, train_accuracy, and if there are test pictures
+    test_loss, test_accuracy (else None or missing). Raises ImgclsError if the file can't be written.
     """
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(10, 4), layout="constrained")
@@ -124,12 +124,12 @@ def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, label: st
 
 
 def _matrix_side(classes: int) -> float:
-    """Inches: room for counts in the cells of few classes, a page for many, and then 3 pixels a cell."""
+    """Side of the matrix in inches: cells of few classes hold a count, and those of many have at least 3 pixels."""
     return max(2.2, min(0.52 * classes, max(11.0, min(3 / DPI * classes, 24.0))))
 
 
 def _label_classes(axes: Axes, classes: Sequence[str], cell: float) -> None:
-    """Class names on both axes; where cells are lower than letters, of every n-th class."""
+    """Write class names on both axes; if the cells are smaller than the letters, those of every n-th class."""
     size = max(6.5, min(10.0, 0.8 * 72 * cell))
     step = math.ceil(1.2 * size / (72 * cell))
     shown = range(0, len(classes), step)
@@ -145,7 +145,7 @@ def _label_classes(axes: Axes, classes: Sequence[str], cell: float) -> None:
 
 
 def _write_counts(axes: Axes, matrix: np.ndarray, shares: np.ndarray, cell: float) -> None:
-    """The count in each cell that has one, in letters that let the longest fit."""
+    """Write the counts above 0 into their cells, in a font size in which the longest fits."""
     size = min(9.0, 72 * cell / (0.68 * len(f"{matrix.max():,}") + 0.5))
     for row, column in zip(*np.nonzero(matrix), strict=True):
         colour = "white" if shares[row, column] > 0.3 else "black"

@@ -1,6 +1,7 @@
-"""What all plots share: colours, fonts, and how a figure is written.
+"""Colours, fonts and file writing of all plots.
 
-Colours are Okabe and Ito's (Color Universal Design, 2008) and matplotlib's Blues: told apart with any colour vision.
+The colours are Okabe and Ito's (Color Universal Design, 2008) and matplotlib's Blues, which people with any colour
+vision can tell apart.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ FALLBACK_FONTS = (
     *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "Leelawadee UI"),  # Windows
     *("Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Kohinoor Devanagari", "Thonburi"),  # macOS
 )
-"""For class names in letters that DejaVu Sans lacks (it has Latin, Greek, Cyrillic, Arabic and Hebrew ones)."""
+"""Fonts for class names in scripts that DejaVu Sans lacks (it has Latin, Greek, Cyrillic, Arabic and Hebrew)."""
 
 
 LONGEST_NAME = 24
 
 
 def families() -> list[str]:
-    """matplotlib's own font, and for the letters that it lacks those of FALLBACK_FONTS that are installed."""
+    """matplotlib's default font, then the installed ones of FALLBACK_FONTS, for letters that it lacks."""
     from matplotlib.font_manager import get_font_names
 
     return ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in get_font_names())]
@@ -40,5 +41,5 @@ def shortened(name: str) -> str:
 
 def save(figure: Figure, path: AnyPath) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a class name: drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a letter that no font has is drawn as a box
         write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, bbox_inches="tight"))

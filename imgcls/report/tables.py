@@ -1,4 +1,4 @@
-"""Figures as text, for the terminal, a page and Markdown alike. Each is formatted here and nowhere else."""
+"""Formats figures as text: the one place for the terminal, the HTML page and Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def parity_cells(report: ParityReport) -> dict[str, str]:
-    """The figures of one runtime against PyTorch, by column."""
+    """The figures of one runtime compared with PyTorch, by column."""
     found = report.differences
     return {
         "max |dp|": difference(found.max_abs),
@@ -34,7 +34,7 @@ def parity_cells(report: ParityReport) -> dict[str, str]:
 
 
 def scores_cells(scores: DetailedScores) -> list[tuple[str, ...]]:
-    """Each class's name, precision, recall, F1 and number of pictures."""
+    """Name, precision, recall, F1 and number of pictures of each class."""
     return [
         (printable(found.name), *map(percent, (found.precision, found.recall, found.f1)), f"{found.support:,}")
         for found in scores.classes
@@ -42,7 +42,7 @@ def scores_cells(scores: DetailedScores) -> list[tuple[str, ...]]:
 
 
 def scores_line(scores: DetailedScores) -> str:
-    """The figures over all classes."""
+    """The figures over all classes, on one line."""
     return (
         f"accuracy {percent(scores.accuracy)}  top-{scores.k} {percent(scores.top_k)}  "
         f"macro F1 {percent(scores.macro_f1)}  ECE {percent(scores.ece)}  loss {scores.loss:.4f}  "
@@ -51,7 +51,7 @@ def scores_line(scores: DetailedScores) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of 0..1; `-` where it is undefined."""
+    """A share of 0..1 in percent; `-` if it is undefined."""
     return "-" if share is None else f"{share:.2%}"
 
 
@@ -61,7 +61,7 @@ def difference(value: float) -> str:
 
 
 def bench_cells(result: BenchResult) -> list[dict[str, tuple[str, str]]]:
-    """A bench's figures by column, one dict a runtime: each a figure with its unit, and its ratio (empty: has none)."""
+    """The figures of each runtime of a bench by column: the figure with its unit, and its ratio (empty without one)."""
     batches = f"pictures/s in {result.config.batch_size}s"
     reference, rows = result.reference, []
     for row in result.rows:
@@ -86,7 +86,7 @@ def bench_cells(result: BenchResult) -> list[dict[str, tuple[str, str]]]:
 
 
 def short_names(files: Sequence[str]) -> list[str]:
-    """Files without the folders that all of them share."""
+    """The files' paths relative to the folder that all of them share."""
     try:
         shared = os.path.commonpath([Path(file).absolute().parent for file in files])
     except ValueError:  # Windows: they are on several drives
@@ -95,7 +95,7 @@ def short_names(files: Sequence[str]) -> list[str]:
 
 
 def bench_conditions(result: BenchResult) -> str:
-    """What the figures depend on, in a line."""
+    """The conditions that the figures depend on, in one line."""
     machine, config = result.machine, result.config
     libraries = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime"))
     rounds, threads = _counted(config.repeats, "round"), _counted(config.threads, "thread")
@@ -107,7 +107,7 @@ def bench_conditions(result: BenchResult) -> str:
 
 
 def bench_markdown(result: BenchResult) -> str:
-    """A bench as a Markdown table, with its conditions below."""
+    """A bench as a Markdown table, with its conditions below it."""
     cells = bench_cells(result)
     files = short_names([row.file for row in result.rows])
     names = [(_bar(file), _bar(row.runtime), row.precision) for file, row in zip(files, result.rows, strict=True)]
@@ -122,7 +122,7 @@ def bench_markdown(result: BenchResult) -> str:
 
 
 def _seconds(value: float) -> str:
-    """With a unit in which it has a digit before the point."""
+    """Seconds in s, ms or us, whichever has a digit other than 0 before the point."""
     if value >= 1:
         return f"{value:.2f} s"
     return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.0f} us"
@@ -141,5 +141,5 @@ def _times(ratio: float) -> str:
 
 
 def _bar(text: str) -> str:
-    """Text for a cell of a Markdown table."""
+    """Text escaped for a cell of a Markdown table."""
     return printable(text).replace("|", "\\|")

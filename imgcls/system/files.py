@@ -206,6 +206,11 @@ def _exchange(new: Path, path: Path, old: Path) -> None:
         raise
 
 
+def megabytes(size: int) -> str:
+    """A file's size in bytes as text."""
+    return f"{size / 1e6:.2f} MB"
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -41,7 +41,7 @@ class Feed:
     ) -> None:
         self.resident = pictures.images is not None
         self.steps = -(-len(chosen) // config.recipe.batch_size)
-        self._pictures, self._chosen, self._augmentation = pictures, chosen, augmentation
+        self._picture_set, self._chosen, self._augmentation = pictures, chosen, augmentation
         self._config, self._group = config, group
         self._labels, self._rows = pictures.labels.to(device), chosen.to(device)
         self._mean_colour = 255 * torch.tensor(config.recipe.mean, device=device)
@@ -61,7 +61,7 @@ class Feed:
             yield from (Share(share, None, size) for share, size in zip(rows, sizes, strict=True))
             return
         order = self._chosen[self._plan.order.cpu()]
-        stream = self._pictures.stream(order[share] for share in rows)
+        stream = self._picture_set.stream(order[share] for share in rows)
         for share, size, (kept, pictures) in zip(rows, sizes, stream, strict=True):
             yield Share((share if kept is None else share[kept]).to(self._rows.device), pictures, size)
 
@@ -69,8 +69,8 @@ class Feed:
         """A share's pictures, augmented ([B, S, S, 3], uint8 or float32 in 0..255), and their labels, int64 [B]."""
         indices = self._rows[self._plan.order[rows]]
         if pictures is None:
-            assert self._pictures.images is not None
-            pictures = self._pictures.images[indices]
+            assert self._picture_set.images is not None
+            pictures = self._picture_set.images[indices]
         if self._augmentation:
             pictures = augment(pictures, self._plan, rows, self._augmentation, self._mean_colour)
         return pictures, self._labels[indices]

@@ -93,14 +93,14 @@ def build_model(
     assert recipe.mean is not None
     assert recipe.std is not None
     torch.manual_seed(config.seed)
-    network = build_network(config.arch, len(classes), config.image_size, recipe.dropout)
+    network = build_network(config.arch, len(classes), config.preprocessing.size, recipe.dropout)
     if start is not None:
         fresh = start.fill(network, row, classes)
         report(f"starting from {start.source}{'; new layers: ' if fresh else ''}{', '.join(fresh)}")
     weights: Weights = PlainWeights(network)
-    if not config.freeze and row.pool is not None and row.pool.pays(config.image_size):
-        weights = PoolFold(network, row.pool, config.image_size, keep_rest=start is not None)
-    classifier = Classifier(network, config.image_size, recipe.mean, recipe.std)
+    if not config.freeze and row.pool is not None and row.pool.pays(config.preprocessing.size):
+        weights = PoolFold(network, row.pool, config.preprocessing.size, keep_rest=start is not None)
+    classifier = Classifier(network, config.preprocessing.size, recipe.mean, recipe.std)
     classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     bf16 = recipe.bf16 and has_bf16_units(device)
     model = Model(classifier.eval(), classifier.normalise, network, weights, bf16)

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.manifest import Manifest
 
 import imgcls
 from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from imgcls.config import TrainConfig
 from imgcls.errors import TrainingError
 from imgcls.evaluation import confusion_matrix
+from imgcls.system.files import megabytes
 from imgcls.training.run import Run
 from imgcls.training.run_folder import load_result
 from imgcls.training.sets import Report
@@ -40,7 +41,7 @@ def write_checkpoint(run: Run, path: Path, row: dict[str, Any]) -> Checkpoint:
     manifest = Manifest(
         arch=config.arch,
         classes=data.classes,
-        resize=ResizePolicy(config.image_size, recipe.resize),
+        preprocessing=config.preprocessing,
         mean=recipe.mean,
         std=recipe.std,
         weights_sha256="",
@@ -66,7 +67,7 @@ def finish(run: Run) -> TrainResult:
     checkpoint = load_checkpoint(output)
     if run.folder:
         run.folder.write_result(checkpoint.manifest.weights_sha256, run.recipe.epochs)
-        run.report(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")
+        run.report(f"wrote {output} ({megabytes(output.stat().st_size)})")
     return TrainResult(checkpoint, output, run.folder.path if run.folder else None, tuple(run.progress.history))
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from imgcls_infer.manifest import ResizePolicy
 from torch import Tensor
 
 from imgcls.config import Recipe, TrainConfig
@@ -154,7 +153,7 @@ class Run:
 def prepare(config: TrainConfig, device: torch.device, group: Group, report: Report, resume: Path | None) -> Run:
     """All that a run needs, ready for its first step, or for the one that the run in folder `resume` had come to."""
     start = read_start(find(config.arch), config.weights) if config.starts_from_weights else None
-    data = load_sets(config, ResizePolicy(config.image_size, config.recipe.resize), device, group, report)
+    data = load_sets(config, device, group, report)
     group.start(device)
     config = _normalised(config, data, start)
     model = build_model(config, data.classes, start, device, _silent if resume else report)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from imgcls_infer.manifest import ResizePolicy
 from torch import Tensor
 
 from imgcls.config import TrainConfig
@@ -54,7 +54,7 @@ class Sets:
         return record
 
 
-def load_sets(config: TrainConfig, policy: ResizePolicy, device: torch.device, group: Group, report: Report) -> Sets:
+def load_sets(config: TrainConfig, device: torch.device, group: Group, report: Report) -> Sets:
     """Scan, decode (or find in the cache) and split what `config` names.
 
     report: takes lines about what was skipped. Raises ImgclsError where a class has no picture, or there is one only.
@@ -63,9 +63,9 @@ def load_sets(config: TrainConfig, policy: ResizePolicy, device: torch.device, g
     test_folder = scan_folder(config.test_dir, folder.classes) if config.test_dir else None
     test_set = None
     with group.leader_first():  # it decodes, the others find the cache filled
-        train_set = _pictures(folder, policy, config, device, "reading training pictures", report)
+        train_set = _packed_or_streamed(folder, config, device, "reading training pictures", report)
         if test_folder:
-            test_set = _pictures(test_folder, policy, config, device, "reading test pictures", report)
+            test_set = _packed_or_streamed(test_folder, config, device, "reading test pictures", report)
     _require_classes(folder, train_set.labels)
     train_rows, val_rows = split_rows(train_set.labels, config.val_fraction, config.seed)
     return Sets(folder.classes, train_set, test_set, train_rows, val_rows)
@@ -88,15 +88,19 @@ def split_rows(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
     return torch.nonzero(keep).flatten(), val_rows
 
 
-def _pictures(
-    folder: Folder, policy: ResizePolicy, config: TrainConfig, device: torch.device, description: str, report: Report
+def _packed_or_streamed(
+    folder: Folder,
+    config: TrainConfig,
+    device: torch.device,
+    description: str,
+    report: Report,
 ) -> Pictures:
-    size = len(folder.paths) * 3 * policy.image_size**2
+    size = len(folder.paths) * 3 * math.prod(config.preprocessing.size)
     if size > config.cache_limit:
         report(f"{folder.root}: {size / 1e9:.1f} GB of pixels do not fit the cache limit; decoding anew in every epoch")
-        return StreamedPictures(folder, policy, device)
+        return StreamedPictures(folder, config.preprocessing, device)
     cache = Cache(config.cache_dir or default_cache_dir(), config.cache_limit)
-    packed = pack_folder(folder, policy, cache, description)
+    packed = pack_folder(folder, config.preprocessing, cache, description)
     if packed.unreadable:
         report(f"skipped {len(packed.unreadable)} unreadable pictures; the first: {packed.unreadable[0][1]}")
     return PackedPictures(packed, device)

@@ -20,14 +20,14 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "deploy"), str(ROOT / "tests")]
 
-from imgcls_infer.manifest import INTERPOLATIONS, ResizePolicy  # noqa: E402
 from imgcls_infer.preprocess import decode_rgb, preprocess  # noqa: E402
 from imgcls_infer.selfcheck import pixels_sha256  # noqa: E402
+from imgcls_infer.steps import FILTERS, Preprocessing, shorthand  # noqa: E402
 from infer.pictures import chunk, encode, exif  # noqa: E402
 
 from edge.pngs import PNGS, png_of  # noqa: E402
 
-FILE_POLICY = ResizePolicy(8)
+FILE_POLICY = shorthand(8)
 ADOBE = b"\xff\xee"
 END_OF_IMAGE = b"\xff\xd9"
 IEND = chunk(b"IEND", b"")
@@ -35,23 +35,23 @@ VP8X_FLAGS = 20
 VECTORS = ROOT / "docs" / "contract" / "vectors.json"
 
 RESIZES = [
-    *[(57, 91, ResizePolicy(32, mode)) for mode in ("crop", "squash", "pad")],
-    *[(91, 57, ResizePolicy(32, mode)) for mode in ("crop", "squash", "pad")],
-    *[(61, 47, ResizePolicy(24, "squash", name)) for name in INTERPOLATIONS],
-    *[(5, 7, ResizePolicy(24, "crop", name)) for name in INTERPOLATIONS],
-    (32, 32, ResizePolicy(32)),  # nothing to do
-    (33, 32, ResizePolicy(32)),  # cut off 0.5 on the left: 0
-    (35, 32, ResizePolicy(32)),  # 1.5: 2
-    (16, 9, ResizePolicy(8, "pad")),  # 4.5 rows: 4
-    (16, 11, ResizePolicy(8, "pad")),  # 5.5 rows: 6
-    (40, 48, ResizePolicy(32, "squash")),  # 16 rows less, twice 8 columns: the width first
-    (40, 49, ResizePolicy(32, "squash")),  # 17 rows less: the height first
-    (100, 400, ResizePolicy(32, "squash")),
-    (40, 300, ResizePolicy(64, "squash")),  # wider and less high
-    (400, 100, ResizePolicy(32, "squash")),
-    (1, 1, ResizePolicy(5)),
-    (999, 2, ResizePolicy(16, "pad")),  # at least one row
-    (640, 480, ResizePolicy(1)),
+    *[(57, 91, shorthand(32, mode)) for mode in ("crop", "squash", "pad")],
+    *[(91, 57, shorthand(32, mode)) for mode in ("crop", "squash", "pad")],
+    *[(61, 47, shorthand(24, "squash", name)) for name in FILTERS],
+    *[(5, 7, shorthand(24, "crop", name)) for name in FILTERS],
+    (32, 32, shorthand(32)),  # nothing to do
+    (33, 32, shorthand(32)),  # cut off 0.5 on the left: 0
+    (35, 32, shorthand(32)),  # 1.5: 2
+    (16, 9, shorthand(8, "pad")),  # 4.5 rows: 4
+    (16, 11, shorthand(8, "pad")),  # 5.5 rows: 6
+    (40, 48, shorthand(32, "squash")),  # 16 rows less, twice 8 columns: the width first
+    (40, 49, shorthand(32, "squash")),  # 17 rows less: the height first
+    (100, 400, shorthand(32, "squash")),
+    (40, 300, shorthand(64, "squash")),  # wider and less high
+    (400, 100, shorthand(32, "squash")),
+    (1, 1, shorthand(5)),
+    (999, 2, shorthand(16, "pad")),  # at least one row
+    (640, 480, shorthand(1)),
 ]
 
 
@@ -159,8 +159,8 @@ def in_two_segments(jpeg: bytes, block: bytes) -> bytes:
     return jpeg[:2] + b"".join(segments) + jpeg[2:]
 
 
-def resize_vector(width: int, height: int, policy: ResizePolicy) -> dict[str, object]:
-    asked = {"image_size": policy.image_size, "mode": policy.mode, "interpolation": policy.interpolation}
+def resize_vector(width: int, height: int, policy: Preprocessing) -> dict[str, object]:
+    asked = {"image_size": policy.size[0], "mode": policy.mode, "interpolation": policy.filters[0]}
     return {
         "width": width,
         "height": height,

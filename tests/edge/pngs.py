@@ -12,17 +12,17 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
-def rows_of(values, depth):
-    """The bytes of unfiltered rows: samples [H, W, C] of `depth` bits each."""
+def rows_of(values, depth, filtered):
+    """The bytes of rows: samples [H, W, C] of `depth` bits each. filtered: each row is said to be in another filter."""
     flat = values.reshape(len(values), -1)
     if depth < 8:
         bits = (flat[..., None] >> np.arange(depth - 1, -1, -1)) & 1
         flat = np.packbits(bits.reshape(len(flat), -1).astype(np.uint8), axis=1)
     samples = flat.astype(">u2" if depth == 16 else np.uint8)
-    return b"".join(b"\0" + row.tobytes() for row in samples)
+    return b"".join(bytes([number % 5 * filtered]) + row.tobytes() for number, row in enumerate(samples))
 
 
-def png_of(colour, depth, shape=(13, 19), key=None, alpha=None, interlaced=False, before=()):
+def png_of(colour, depth, shape=(13, 19), key=None, alpha=None, interlaced=False, before=(), filtered=False):
     """A PNG file of noise, of kinds that Pillow does not write. key: the transparent colour; alpha: a palette's."""
     rng = np.random.default_rng(shape[0])
     values = rng.integers(0, 2**depth, (*shape, CHANNELS[colour]))
@@ -35,7 +35,7 @@ def png_of(colour, depth, shape=(13, 19), key=None, alpha=None, interlaced=False
         chunks.append(chunk(b"tRNS", struct.pack(f">{len(key)}H", *key)))
         values[:, ::3] = key
     parts = [values[y::dy, x::dx] for x, y, dx, dy in ADAM7] if interlaced else [values]
-    raw = b"".join(rows_of(part, depth) for part in parts if part.size)
+    raw = b"".join(rows_of(part, depth, filtered) for part in parts if part.size)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", shape[1], shape[0], depth, colour, 0, 0, interlaced))
     body = [header, *chunks, chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)

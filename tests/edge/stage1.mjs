@@ -1,17 +1,22 @@
 // Stage 1 in JavaScript, for the tests: JSON requests on standard input, one a line, answered one a line.
 //
-// {bare}: base64 of a file that the browser would decode -> {type, orientation}; a file that is refused: {error}
+// {bare}: base64 of a file that the browser would decode -> {type, orientation, sha256 of what it gets}; a file that is
+//     refused: {error}
 // {file, bitmap, policy}: the same for a file that the browser decodes, here to a picture of bitmap's width and height
 // {pixels, width, height, policy}: base64 of RGB samples -> {sha256} of the resized pixels
 // {manifest, probabilities, golden}: a model that gives these (null: NaN), its golden samples and files as in its
 // metadata -> {answer, checks}: of a black picture, and of the self-check; a model that is refused: {error}
+// {onnx, graph}: base64 of an ONNX file, and what onnxruntime would say of its graph: {inputs, outputs, probabilities} ->
+//     what the page makes of it, {manifest, tolerance, samples, files}, what it asked of onnxruntime for a white picture,
+//     {options, type, dims, data, names}, and its answer; a model that is refused: {error}
+// {protobuf}: base64 of a message -> {metadata}; a message that is refused: {error}
 // {file, policy}: base64 of a PNG file -> {width, height, decoded_sha256, sha256}; a file that is refused: {error}
 
 import { createInterface } from "node:readline";
 
 const web = new URL("../../deploy/edge/web/", import.meta.url);
 const { decode, resize, withoutMetadata } = await import(new URL("preprocess.js", web));
-const { Model, checkedManifest, fromBase64, sha256 } = await import(new URL("model.js", web));
+const { Model, checkedManifest, fromBase64, readMetadata, sha256 } = await import(new URL("model.js", web));
 
 async function ofModel({ manifest, probabilities, golden }) {
   const data = Float32Array.from(probabilities, (value) => value ?? NaN);
@@ -22,12 +27,40 @@ async function ofModel({ manifest, probabilities, golden }) {
   return { answer: Array.from(await model.run(black)), checks: await model.selfCheck() };
 }
 
-async function answer({ manifest, probabilities, golden, pixels, file, bare, bitmap, width, height, policy }) {
+/** Opens an ONNX file with an onnxruntime that notes what it is asked, and answers with graph.probabilities. */
+async function opened(onnx, graph) {
+  const asked = {};
+  const session = {
+    inputMetadata: graph.inputs,
+    outputNames: graph.outputs,
+    async run({ image }, names) {
+      Object.assign(asked, { type: image.type, dims: image.dims, data: Array.from(image.data), names });
+      return { probabilities: { data: Float32Array.from(graph.probabilities) } };
+    },
+  };
+  const create = async (_, options) => Object.assign(asked, { options }) && session;
+  const Tensor = class {
+    constructor(type, data, dims) {
+      Object.assign(this, { type, data, dims });
+    }
+  };
+  const model = await Model.open({ Tensor, InferenceSession: { create } }, fromBase64(onnx));
+  const side = model.policy.imageSize;
+  const white = { width: side, height: side, data: new Uint8Array(3 * side * side).fill(255) };
+  const found = Array.from(await model.run(white));
+  const { manifest, tolerance, samples, files } = model;
+  return { manifest, tolerance, samples: samples.length, files: files.length, ...asked, answer: found };
+}
+
+async function answer(request) {
+  const { manifest, probabilities, golden, pixels, file, bare, bitmap, width, height, policy } = request;
+  if (request.onnx !== undefined) return opened(request.onnx, request.graph);
+  if (request.protobuf !== undefined) return { metadata: readMetadata(fromBase64(request.protobuf)) };
   globalThis.createImageBitmap = async () => ({ ...bitmap, close() {} }); // the browser's decoder
   if (manifest !== undefined) return ofModel({ manifest, probabilities, golden });
   if (bare !== undefined) {
-    const { type, orientation } = withoutMetadata(fromBase64(bare));
-    return { type, orientation };
+    const { type, orientation, bytes } = withoutMetadata(fromBase64(bare));
+    return { type, orientation, sha256: await sha256(bytes) };
   }
   if (pixels !== undefined) return { sha256: await sha256(resize({ width, height, data: fromBase64(pixels) }, policy).data) };
   const image = await decode(fromBase64(file));

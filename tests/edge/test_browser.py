@@ -178,7 +178,7 @@ def test_200_of_200_pictures_get_pythons_class(report, capsys):
 
 def test_png_files_give_the_same_pixels_bit_for_bit(report):
     pictures, found = report
-    policy = Predictor(threads=1).manifest.resize
+    policy = Predictor(threads=1).manifest.preprocessing
     lossless = [row for row in found["pictures"] if row["name"].endswith(("png", "bmp", "gif"))]
     assert len(lossless) > 100
     for row in lossless:

@@ -120,14 +120,16 @@ def test_a_bundle_for_a_raspberry_pi_holds_only_its_wheels(tmp_path):
     assert any(tag.endswith("_aarch64") for tag in platforms.values())
 
 
-def test_the_same_files_give_the_same_bytes(tmp_path):
-    archives = []
+def test_the_same_files_give_the_same_bytes(tmp_path, monkeypatch):
+    """In whichever order the file system lists them."""
+    archives, listed = [], Path.rglob
     for index, order in enumerate((1, -1)):
         folder = tmp_path / str(index) / "imgcls-bundle"
         (folder / "wheels").mkdir(parents=True)
         for name in ("a.txt", "wheels/b.whl", "install.sh")[::order]:
             (folder / name).write_text(name)
             os.utime(folder / name, (index, index))
+        monkeypatch.setattr(Path, "rglob", lambda *given, order=order: sorted(listed(*given))[::order])
         SCRIPT["write_archive"](folder, tmp_path / f"{index}.tar.gz")
         archives.append((tmp_path / f"{index}.tar.gz").read_bytes())
     assert archives[0] == archives[1]
@@ -142,6 +144,12 @@ def test_a_model_with_its_weights_in_another_file_is_refused(tmp_path):
     done = run(*command, check=False, PYTHONPATH=paths)
     assert done.returncode == 1
     assert done.stderr == f"error: {path} keeps its weights in another file; export it without --external-data\n"
+
+
+def test_wheels_of_every_older_platform_down_to_manylinux2014_are_accepted():
+    tags = ["manylinux_2_19_aarch64", "manylinux_2_18_aarch64", "manylinux_2_17_aarch64"]
+    assert SCRIPT["accepted_platforms"](tags[0]) == [*tags, "manylinux2014_aarch64", "linux_aarch64"]
+    assert SCRIPT["accepted_platforms"](tags[2])[:2] == ["manylinux_2_17_aarch64", "manylinux2014_aarch64"]
 
 
 @pytest.mark.parametrize("tag", ["armv7l", "manylinux2014", "manylinux_2_28_", "../manylinux_2_28_aarch64"])

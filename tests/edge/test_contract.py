@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import INTERPOLATIONS, RESIZE_MODES, ResizePolicy
 from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
+from imgcls_infer.steps import FILTERS, MODES, shorthand
 from PIL import Image
 
 from .conftest import encoded
 
 VECTORS = json.loads((Path(__file__).parents[2] / "docs" / "contract" / "vectors.json").read_text())
-FILE_POLICY = ResizePolicy(**VECTORS["file_policy"])
+FILE_POLICY = shorthand(*VECTORS["file_policy"].values())
 
 
 def pattern(width, height):
@@ -32,11 +32,11 @@ def pattern(width, height):
 
 
 def policy_of(vector):
-    return ResizePolicy(vector["image_size"], vector["mode"], vector["interpolation"])
+    return shorthand(vector["image_size"], vector["mode"], vector["interpolation"])
 
 
 def in_javascript(policy):
-    return {"imageSize": policy.image_size, "mode": policy.mode, "interpolation": policy.interpolation}
+    return {"imageSize": policy.size[0], "mode": policy.mode, "interpolation": policy.filters[0]}
 
 
 def test_the_pattern_is_the_specifications():
@@ -113,5 +113,5 @@ def test_javascript_turns_files_as_specified_and_refuses_those_that_end_early(st
 
 def test_the_vectors_cover_every_policy():
     covered = {(vector["mode"], vector["interpolation"]) for vector in VECTORS["resize"]}
-    assert {mode for mode, _ in covered} == set(RESIZE_MODES)
-    assert {interpolation for _, interpolation in covered} == set(INTERPOLATIONS)
+    assert {mode for mode, _ in covered} == set(MODES)
+    assert {interpolation for _, interpolation in covered} == set(FILTERS)

@@ -4,7 +4,9 @@ what to answer.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from imgcls_infer.external import metadata
 from imgcls_infer.golden import (
     GOLDEN_FILES_KEY,
     GOLDEN_KEY,
@@ -13,10 +15,13 @@ from imgcls_infer.golden import (
     golden_files_to_json,
     golden_to_json,
 )
-from imgcls_infer.manifest import Parity
-from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, pixels_sha256
+from imgcls_infer.manifest import TOLERANCES, Parity
+from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, pixels_sha256, tolerance_of
+from imgcls_infer.steps import shorthand
 from infer.pictures import encode, noise
-from infer.tiny import SIDE, tiny_manifest
+from infer.tiny import CLASSES, SIDE, good_onnx, tiny_manifest, tiny_onnx
+
+from .conftest import encoded
 
 ANSWER = (0.5, 0.25, 0.25)
 
@@ -78,3 +83,159 @@ def test_answers_that_are_no_numbers_are_refused(stage1):
 )
 def test_a_manifest_that_breaks_the_contract_is_refused_by_the_fields_name(stage1, name, value):
     assert name in model(stage1, manifest={name.replace(" ", "_"): value})["error"]
+
+
+# --- the ONNX file and its graph ---
+
+
+def image(*shape, **changes):
+    """What onnxruntime says of a graph's input."""
+    return {"name": "image", "type": "uint8", "isTensor": True, "shape": list(shape), **changes}
+
+
+def opened(stage1, *inputs, answer=ANSWER, outputs=("logits", "probabilities"), **changes):
+    """The page's account of an ONNX file that onnxruntime opened. changes: of its manifest."""
+    manifest = tiny_manifest(**changes).to_json()
+    graph = {"inputs": inputs or [image("N", SIDE, SIDE, 3)], "outputs": outputs, "probabilities": answer}
+    (found,) = stage1([{"onnx": encoded(good_onnx(manifest=manifest)), "graph": graph}])
+    return found
+
+
+def test_a_model_is_opened_on_the_processor_and_given_the_pictures_pixels(stage1):
+    found = opened(stage1)
+    assert (found["manifest"]["classes"], found["samples"], found["files"]) == (list(CLASSES), 2, 0)
+    assert found["options"] == {"executionProviders": ["wasm"]}
+    assert (found["type"], found["dims"], found["names"]) == ("uint8", [1, SIDE, SIDE, 3], ["probabilities"])
+    assert found["data"] == [255] * (3 * SIDE * SIDE)
+    assert found["answer"] == list(ANSWER)
+
+
+def test_a_fixed_batch_is_filled_with_black_pictures_and_the_first_answer_counts(stage1):
+    found = opened(stage1, image(3, SIDE, SIDE, 3), answer=[*ANSWER, 1, 0, 0, 0, 1, 0])
+    size = 3 * SIDE * SIDE
+    assert found["dims"] == [3, SIDE, SIDE, 3]
+    assert found["data"] == [255] * size + [0] * (2 * size)
+    assert found["answer"] == list(ANSWER)
+
+
+def test_a_graph_with_an_embedded_resize_takes_pictures_of_any_size(stage1):
+    found = opened(stage1, image("N", "height", "width", 3), parity=Parity(embedded_resize={"max_levels": 1}))
+    assert found["dims"] == [1, SIDE, SIDE, 3]
+
+
+@pytest.mark.parametrize(
+    ("graph", "parity"),
+    [
+        (image("N", SIDE, SIDE, 3, name="picture"), Parity()),
+        (image("N", SIDE, SIDE, 3, type="float32"), Parity()),
+        (image("N", SIDE, SIDE, 3, isTensor=False), Parity()),
+        (image("N", SIDE + 1, SIDE, 3), Parity()),
+        (image("N", SIDE, SIDE + 1, 3), Parity()),
+        (image("N", 3, SIDE, SIDE), Parity()),
+        (image("N", SIDE, SIDE), Parity()),
+        (image("N", "height", "width", 3), Parity()),
+        (image("N", "height", "width", 4), Parity(embedded_resize={})),
+        (image("N", SIDE, SIDE, 3), Parity(embedded_resize={})),
+    ],
+)
+def test_a_graph_that_takes_something_else_is_refused(stage1, graph, parity):
+    assert "the graph does not take image" in opened(stage1, graph, parity=parity)["error"]
+
+
+def test_a_graph_without_probabilities_is_refused(stage1):
+    assert "the graph does not take image" in opened(stage1, outputs=("logits",))["error"]
+
+
+@pytest.mark.parametrize("precision", sorted(TOLERANCES))
+@pytest.mark.parametrize("recorded", [None, 0.0, 1e-7, 0.25, 0.999, 1.0, 2.0])
+def test_the_tolerance_is_the_predictors(stage1, precision, recorded):
+    manifest = tiny_manifest(precision=precision, parity=Parity(tolerance=recorded))
+    found = opened(stage1, precision=precision, parity=Parity(tolerance=recorded))
+    assert found["tolerance"] == tolerance_of(manifest)
+
+
+@pytest.mark.parametrize("side", [1, 4096])
+def test_the_smallest_and_the_largest_pictures_of_the_contract_are_taken(stage1, side):
+    graph = {"inputs": [image("N", side + 1, side, 3)], "outputs": [], "probabilities": []}
+    onnx = good_onnx(manifest=tiny_manifest(preprocessing=shorthand(side)).to_json())
+    (found,) = stage1([{"onnx": encoded(onnx), "graph": graph}])
+    assert f"uint8 [N, {side}, {side}, 3]" in found["error"]  # of the graph, and not of the manifest
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_golden_probabilities_of_more_or_fewer_classes_never_pass_for_more(stage1, count):
+    """Of a class that the model lacks the difference is no number, which is over any tolerance."""
+    pixels = encode(noise(SIDE, SIDE), "PNG")
+    golden = {GOLDEN_KEY: golden_to_json([GoldenSample(pixels, (*ANSWER, 0.0)[:count])])}
+    (found,) = stage1([{"manifest": tiny_manifest().to_dict(), "probabilities": ANSWER, "golden": golden}])
+    assert [check["problem"] != "" for check in found["checks"]] == [count > len(ANSWER)]
+
+
+# --- protobuf ---
+
+
+def varint(value):
+    head = bytearray()
+    while value > 0x7F:
+        head.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*head, value])
+
+
+def field(number, kind, content):
+    """A field of a protobuf message, by its wire type."""
+    length = varint(len(content)) if kind == 2 else b""
+    return varint(number << 3 | kind) + length + content
+
+
+def random_message(rng):
+    """A message of metadata (field 14, sometimes with an empty or missing text) among fields of every wire type."""
+    parts = []
+    for number in rng.permutation(12):
+        content = rng.bytes(int(rng.choice([0, 1, 127, 128, 300, 20_000])))
+        texts = [field(1, 2, f"key {number % 9}".encode()), field(2, 2, ["", "ä", "x" * 200][number % 3].encode())]
+        parts.append(
+            [
+                field(int(rng.integers(15, 5000)), 2, content),
+                field(1, 0, varint(int(rng.integers(0, 2**62)))),
+                field(2, 1, rng.bytes(8)),
+                field(3, 5, rng.bytes(4)),
+                field(14, 2, b"".join(texts)),
+                field(14, 2, b"".join(reversed(texts))),
+                field(14, 2, texts[0]),
+            ][rng.integers(7)]
+        )
+    return b"".join(parts)
+
+
+def test_the_metadata_are_those_that_python_reads(stage1, tmp_path):
+    rng = np.random.default_rng(0)
+    messages = [good_onnx(), *(random_message(rng) for _ in range(80))]
+    found = stage1([{"protobuf": encoded(message)} for message in messages])
+    for number, (message, answer) in enumerate(zip(messages, found, strict=True)):
+        path = tmp_path / f"{number}.onnx"
+        path.write_bytes(message)
+        assert answer == {"metadata": metadata(path)}
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        (field(14, 2, b"abc")[:-1], "ends early"),
+        (field(7, 2, bytes(300))[:-1], "ends early"),
+        (field(7, 2, b"")[:-1], "damaged"),
+        (field(1, 0, b"\x80"), "damaged"),
+        (b"\xff" * 11, "damaged"),
+        (b"\xff" * 200 + b"\1", "damaged"),
+        *((varint(1 << 3 | kind), "damaged") for kind in (3, 4, 6, 7)),
+        (b"", ""),
+    ],
+)
+def test_bytes_that_are_no_message_are_refused(stage1, message, problem):
+    (found,) = stage1([{"protobuf": encoded(message)}])
+    assert problem in found["error"] if problem else found == {"metadata": {}}
+
+
+def test_a_file_without_a_manifest_is_refused(stage1):
+    (found,) = stage1([{"onnx": encoded(tiny_onnx()), "graph": {}}])
+    assert "not an ONNX file with an imgcls manifest" in found["error"]

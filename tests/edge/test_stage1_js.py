@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 
 import numpy as np
 import pytest
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import INTERPOLATIONS, RESIZE_MODES, ResizePolicy
-from imgcls_infer.preprocess import decode_rgb, preprocess
+from imgcls_infer.preprocess import decode_rgb, exif_orientation, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
+from imgcls_infer.steps import FILTERS, MODES, shorthand
 from infer.pictures import chunk, encode, exif, noise
 
 from .conftest import encoded
 from .pngs import PNGS, png_of
 
+DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # bits a sample, by colour type
+
 
 def policy_of(policy):
-    return {"imageSize": policy.image_size, "mode": policy.mode, "interpolation": policy.interpolation}
+    return {"imageSize": policy.size[0], "mode": policy.mode, "interpolation": policy.filters[0]}
 
 
 def random_cases(count, seed):
@@ -27,8 +30,8 @@ def random_cases(count, seed):
         width, height = (int(2 ** rng.uniform(0, 7.5)) for _ in range(2))
         pixels = noise(height, width, seed=index) if index % 4 else np.full((height, width, 3), 255, np.uint8)
         pixels[:, : width // 3] = rng.integers(0, 2) * 255  # hard edges, where cubic filters overshoot
-        mode, interpolation = RESIZE_MODES[index % 3], INTERPOLATIONS[index % len(INTERPOLATIONS) - index // 6 % 2]
-        yield pixels, ResizePolicy(int(rng.integers(1, 80)), mode, interpolation)
+        mode, interpolation = MODES[index % 3], FILTERS[index % len(FILTERS) - index // 6 % 2]
+        yield pixels, shorthand(int(rng.integers(1, 80)), mode, interpolation)
 
 
 def test_resizing_is_pillows_bit_for_bit(stage1):
@@ -46,7 +49,7 @@ def test_resizing_is_pillows_bit_for_bit(stage1):
 @pytest.mark.parametrize("size", [(1008, 756), (756, 1008), (1000, 1), (1, 999), (366, 97)])
 def test_photographs_and_slivers_too(stage1, size):
     pixels = noise(size[1], size[0])
-    policies = [ResizePolicy(32), ResizePolicy(224, "pad"), ResizePolicy(97, "squash")]
+    policies = [shorthand(32), shorthand(224, "pad"), shorthand(97, "squash")]
     request = {"pixels": encoded(pixels), "width": size[0], "height": size[1]}
     answers = stage1([{**request, "policy": policy_of(policy)} for policy in policies])
     assert [answer["sha256"] for answer in answers] == [pixels_sha256(preprocess(pixels, p)) for p in policies]
@@ -63,6 +66,19 @@ def test_interlaced_png_files_do_too(stage1, colour, depth):
     compare(stage1, {f"{shape}": png_of(colour, depth, shape, interlaced=True) for shape in shapes})
 
 
+@pytest.mark.parametrize("interlaced", [False, True], ids=["plain", "interlaced"])
+def test_rows_in_every_filter_do_too(stage1, interlaced):
+    """Whatever the bits of a pixel: the pixel to the left is a byte back at least."""
+    kinds = [(colour, depth) for colour, depths in DEPTHS.items() for depth in depths]
+    shapes = ((17, 29), (9, 2), (6, 1))
+    files = {
+        f"{kind} {shape}": png_of(*kind, shape, interlaced=interlaced, filtered=True)
+        for kind in kinds
+        for shape in shapes
+    }
+    compare(stage1, files)
+
+
 def test_pillows_own_files_with_their_row_filters_too(stage1):
     smooth = np.add.outer(np.arange(60), np.arange(80))[..., None] * [1, 2, 3] % 256
     compare(stage1, {"smooth": encode(smooth.astype(np.uint8), "PNG"), "noise": encode(noise(50, 70), "PNG")})
@@ -74,7 +90,7 @@ def test_exif_orientations_are_applied(stage1):
 
 
 def compare(stage1, files):
-    policy = ResizePolicy(9, "pad")
+    policy = shorthand(9, "pad")
     answers = stage1([{"file": encoded(data), "policy": policy_of(policy)} for data in files.values()])
     for (name, data), answer in zip(files.items(), answers, strict=True):
         decoded = decode_rgb(data, name)
@@ -89,11 +105,11 @@ def compare(stage1, files):
 def test_damaged_files_are_refused_as_python_refuses_them(stage1):
     whole = encode(noise(40, 40), "PNG")
     damaged = [whole[:60], whole[:-400], whole[:20], b"GIF", b"", whole[:200] + b"\0\1\2\3" + whole[204:]]
-    answers = stage1([{"file": encoded(data), "policy": policy_of(ResizePolicy(9))} for data in damaged])
+    answers = stage1([{"file": encoded(data), "policy": policy_of(shorthand(9))} for data in damaged])
     for data, answer in zip(damaged, answers, strict=True):
         assert set(answer) == {"error"}, data[:20]
         with pytest.raises(ImageError):
-            preprocess(data, ResizePolicy(9))
+            preprocess(data, shorthand(9))
 
 
 def chunks_of(png):
@@ -135,7 +151,7 @@ def test_a_damaged_png_is_refused_by_both_or_has_the_same_pixels(stage1):
     rng = np.random.default_rng(0)
     whole = [*PNGS.values(), *(png_of(colour, 8, interlaced=True) for colour in (0, 2, 6))]
     files = [mutated(rng, whole[rng.integers(len(whole))]) for _ in range(600)]
-    answers = stage1([{"file": encoded(data), "policy": policy_of(ResizePolicy(9))} for data in files])
+    answers = stage1([{"file": encoded(data), "policy": policy_of(shorthand(9))} for data in files])
     taken, refused, differing = 0, 0, []
     for data, answer in zip(files, answers, strict=True):
         try:
@@ -153,7 +169,7 @@ def test_a_damaged_png_is_refused_by_both_or_has_the_same_pixels(stage1):
 # --- limits ---
 
 MAX_PIXELS = 50_000_000  # docs/contract.md
-POLICY = policy_of(ResizePolicy(64))
+POLICY = policy_of(shorthand(64))
 
 
 def png_that_claims(width, height):
@@ -190,9 +206,9 @@ def test_a_picture_too_elongated_to_crop_is_refused_as_python_refuses_it(stage1)
     short, long = 900, MAX_PIXELS // 64**2 + 1
     requests = [{"pixels": encoded(pixels(width)), "width": width, "height": 1} for width in (short, long)]
     assert reasons(stage1, requests) == ["", f"{long} x 1 is too elongated to crop"]
-    preprocess(pixels(short), ResizePolicy(64))
+    preprocess(pixels(short), shorthand(64))
     with pytest.raises(ImageError, match="too elongated to crop"):
-        preprocess(pixels(long), ResizePolicy(64))
+        preprocess(pixels(long), shorthand(64))
 
 
 def test_a_webps_orientation_counts_where_its_header_announces_it(stage1):
@@ -204,3 +220,99 @@ def test_a_webps_orientation_counts_where_its_header_announces_it(stage1):
         files.append(b"RIFF" + struct.pack("<I", len(body)) + body)
     answers = stage1([{"bare": encoded(data)} for data in files])
     assert [answer["orientation"] for answer in answers] == [1, 6]
+
+
+# --- what the browser gets to decode ---
+
+
+def bare(stage1, files):
+    """For each file: its orientation, and the SHA-256 of what is left for the browser."""
+    answers = stage1([{"bare": encoded(data)} for data in files])
+    return [(answer["orientation"], answer["sha256"]) for answer in answers]
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def random_jpeg(rng):
+    """(file, its EXIF block, the same file without the names of its EXIF, XMP and ICC segments)."""
+    block = exif(orientation=int(rng.integers(1, 9)))
+    cut = int(rng.integers(8, len(block)))
+    parts = [(0xE1, block[:cut]), (0xE1, b"Exif\0\0" + block[cut:])] if rng.integers(2) else [(0xE1, block)]
+    others = [
+        (0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0"),
+        (0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>"),
+        (0xE2, b"ICC_PROFILE\0\1\1" + rng.bytes(50)),
+        (0xE2, b"MPF\0II*\0" + rng.bytes(9)),
+        (0xE2, b"Exif\0\0" + exif(orientation=3)[6:]),  # of another kind, whatever it is called
+        (0xED, b"Photoshop 3.0\0" + rng.bytes(7)),
+        (0xEE, b"Adobe\0d\0\0\0\0\0"),
+        (0xFE, b"Exif\0\0 is only a comment"),
+    ]
+    for number in rng.permutation(len(others))[: rng.integers(len(others) + 1)]:
+        parts.insert(int(rng.integers(len(parts) + 1)), others[number])
+    whole, hidden = b"\xff\xd8", b"\xff\xd8"
+    for marker, data in parts:
+        head = b"\xff" * int(rng.integers(1, 4)) + bytes([marker]) + struct.pack(">H", 2 + len(data))
+        whole += head + data
+        hidden += head + (bytes(6) + data[6:] if marker in (0xE1, 0xE2) else data)
+    rest = encode(noise(4, 4), "JPEG")[2:]  # without its start
+    found = b"".join(data[6:] for marker, data in parts if marker == 0xE1 and data.startswith(b"Exif\0\0"))
+    return whole + rest, found, hidden + rest
+
+
+def test_of_a_jpeg_the_browser_gets_no_profile_and_no_orientation(stage1):
+    cases = [random_jpeg(np.random.default_rng(seed)) for seed in range(60)]
+    expected = [(exif_orientation(block), sha256(hidden)) for _, block, hidden in cases]
+    assert bare(stage1, [data for data, _, _ in cases]) == expected
+    assert len({orientation for orientation, _ in expected}) == 8
+
+
+def random_webp(rng):
+    """(file, its orientation, the same file without what says so, and without profile)."""
+    flags, turns = int(rng.integers(256)), rng.integers(1, 9, 2)
+    first = exif(orientation=int(turns[0]))[6 * int(rng.integers(2)) :]
+    chunks = [
+        (b"VP8X", bytes([flags]) + bytes(9)),
+        *([(b"ICCP", rng.bytes(int(rng.integers(1, 40))))] if rng.integers(2) else []),
+        (b"VP8 ", rng.bytes(int(rng.integers(20, 60)))),
+        (b"ABCD", rng.bytes(int(rng.integers(0, 9)))),
+        (b"EXIF", first),
+        *([(b"EXIF", exif(orientation=int(turns[1])))] if rng.integers(2) else []),
+        *([(b"XMP ", b"<x/>" + rng.bytes(int(rng.integers(9))))] if rng.integers(2) else []),
+    ]
+    whole = hidden = b"WEBP"
+    for name, data in chunks:
+        size, padding = struct.pack("<I", len(data)), bytes(len(data) & 1)
+        whole += name + size + data + padding
+        if name == b"VP8X":
+            data = bytes([flags & ~0x2C]) + data[1:]  # profile, EXIF, XMP
+        hidden += (b"    " if name in (b"ICCP", b"EXIF", b"XMP ") else name) + size + data + padding
+    riff = b"RIFF" + struct.pack("<I", len(whole))
+    return riff + whole, int(turns[0]) if flags & 8 else 1, riff + hidden
+
+
+def test_of_a_webp_the_browser_gets_no_profile_and_no_orientation(stage1):
+    cases = [random_webp(np.random.default_rng(seed)) for seed in range(80)]
+    expected = [(orientation, sha256(hidden)) for _, orientation, hidden in cases]
+    assert bare(stage1, [data for data, _, _ in cases]) == expected
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_an_exif_block_says_its_orientation_as_in_python(stage1, order):
+    """Blocks of every kind and number of values, damaged ones, and ones that end early."""
+    entries = [
+        [],
+        *([(0x0112, kind, count, 6)] for kind in (1, 2, 3, 4) for count in (0, 1, 2)),
+        [(0x0112, 3, 1, 0)],
+        [(0x0112, 3, 1, 9)],
+        [(0x0112, 3, 2, 6), (0x0112, 3, 1, 3)],
+        [(0x0100, 4, 1, 7), (0x0112, 3, 1, 8)],
+    ]
+    blocks = [exif(entry, order=order, start=start) for entry in entries for start in (8, 14)]
+    blocks += [blocks[-1][:length] for length in range(6, len(blocks[-1]))]
+    blocks += [blocks[-1].replace(b"*", b"+"), b"Exif\0\0II\0*" + blocks[-1][10:]]
+    pngs = [encode(noise(2, 3), "PNG") for _ in blocks]
+    files = [png[:33] + chunk(b"eXIf", block[6:]) + png[33:] for png, block in zip(pngs, blocks, strict=True)]
+    compare(stage1, dict(enumerate(files)))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from imgcls_infer import ImageError, ResizePolicy
+from imgcls_infer import ImageError, shorthand
 from imgcls_infer.preprocess import decode_rgb, describe, preprocess, printable
 from PIL import Image, ImageFile
 
 from .pictures import chunk, encode, noise, png
 
-POLICY = ResizePolicy(8)
+POLICY = shorthand(8)
 FORMATS = {"PNG": {}, "JPEG": {"quality": 90}, "WEBP": {"quality": 80}, "GIF": {}, "BMP": {}}
 
 
@@ -185,8 +185,8 @@ def test_a_gif_frame_larger_than_its_screen_is_refused():
 def test_a_picture_too_elongated_to_crop_is_refused_with_a_way_out(size):
     data = encode(Image.new("L", size), "PNG")
     with pytest.raises(ImageError, match=f"{size[0]} x {size[1]} is too elongated to crop; use a model .* pad"):
-        preprocess(data, ResizePolicy(64))
-    assert preprocess(data, ResizePolicy(64, "pad")).shape == (64, 64, 3)
+        preprocess(data, shorthand(64))
+    assert preprocess(data, shorthand(64, "pad")).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from imgcls_infer import ImageError, ResizePolicy, container, preprocess
+from imgcls_infer import ImageError, container, preprocess, shorthand
 from imgcls_infer.preprocess import decode_rgb, prepare
 from PIL import Image
 
@@ -251,7 +251,7 @@ def _turned_by_pillow(image: Image.Image, orientation: int) -> Image.Image:
 @pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
 def test_a_picture_resized_in_strips_has_the_pixels_of_the_whole(mode, interpolation, monkeypatch):
     rng = np.random.default_rng(1)
-    policy = ResizePolicy(16, mode, interpolation)
+    policy = shorthand(16, mode, interpolation)
     sizes = [tuple(int(side) for side in rng.integers(1, 200, 2)) for _ in range(12)]
     pictures = [Image.fromarray(noise(*size)) for size in [*sizes, (300, 5), (5, 300), (17, 90), (90, 17)]]
     whole = [np.asarray(prepare(picture, policy)) for picture in pictures]
@@ -275,3 +275,41 @@ def test_exif_fields_are_counted_in_either_byte_order(order):
     start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, 65_535)
     with pytest.raises(container.TooCostlyError, match="EXIF"):
         container._check_exif([b"Exif\0\0" + start + bytes(4096)])
+
+
+def header(width: int, height: int) -> bytes:
+    """The size in a PNG's IHDR chunk."""
+    return struct.pack(">II", width, height)
+
+
+def png_of_size(width: int, height: int, before: bytes = b"") -> bytes:
+    return png_with(before).replace(header(16, 16), header(width, height), 1)
+
+
+IHDR = 4 * 13  # the header is kept, as every chunk is
+TEXT = chunk(b"iTXt", bytes(500))
+LONG = chunk(b"zTXt", bytes(5000))
+
+NEEDED = [  # a file, the bytes of its pixels and of their rows' pointers, and of what else it holds beside itself
+    ("Png", png_of_size(5000, 3000), 8 * 15_000_000 + 16 * 5000, IHDR),
+    ("Png", png_of_size(3000, 5000), 8 * 15_000_000 + 16 * 5000, IHDR),
+    ("Png", png_of_size(10_000, 5000), 8 * 50_000_000 + 16 * 10_000, IHDR),
+    ("Png", png_of_size(50_000_001, 1), 0, IHDR),  # refused for its size
+    ("Png", png_of_size(100, 100, chunk(b"prVt", bytes(1000))), 80_000 + 1600, IHDR + 4 * 1000),
+    ("Png", png_of_size(100, 100, TEXT), 80_000 + 1600, IHDR + (4 + 5 * 1032) * 500),
+    ("Png", png_of_size(100, 100, LONG), 80_000 + 1600, IHDR + 4 * 5000 + 5 * 2**20),
+    ("WebP", webp(canvas(5000, 3000)), 16 * 15_000_000 + 16 * 5000, 2 * 30),
+    ("WebP", webp(canvas(5000, 5000), part(b"abcd", bytes(100))), 16 * 25_000_000 + 16 * 5000, 2 * 138),
+    ("Bmp", bmp(500, 300, 1, b"\0\1"), 8 * 150_000 + 16 * 500, 0),
+    ("Jpeg", b"\xff\xd8" + frame(0xC0, 3000) + scan(63), 8 * 9_000_000 + 16 * 3000, 4 * 11),
+    ("Jpeg", b"\xff\xd8" + segment(0xE5, bytes(98)) + frame(0xC0, 3000) + scan(63), 8 * 9_000_000 + 48_000, 4 * 111),
+    ("Jpeg", b"\xff\xd8" + frame(0xC2, 3000) + scan(0), 8 * 9_000_000 + 48_000, 4 * 11),
+    ("Jpeg", b"\xff\xd8" + frame(0xC2, 3200, 3) + scan(0, 3), (4 + 3 * 2) * 3200**2 + 16 * 3200, 4 * 17),
+    ("Jpeg", b"\xff\xd8" + frame(0xC0, 3200, 3) + scan(63, 3), 8 * 3200**2 + 16 * 3200, 4 * 17),
+    ("Jpeg", b"\xff\xd8" + frame(0xC0, 3200, 3) + scan(63), (4 + 3 * 2) * 3200**2 + 16 * 3200, 4 * 17),
+]
+
+
+@pytest.mark.parametrize(("kind", "data", "pixels", "beside"), NEEDED)
+def test_a_file_and_its_pixels_are_taken_to_need_so_many_bytes(kind, data, pixels, beside):
+    assert container._CHECKS[kind](data) == len(data) + beside + pixels

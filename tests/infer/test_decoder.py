@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from imgcls_infer import ImageError, Prediction, ResizePolicy, decoder_client, pipeline
+from imgcls_infer import ImageError, Prediction, decoder_client, pipeline, shorthand
 from imgcls_infer.decoder_client import DecoderClient, DecoderDiedError, DecoderPreparer
 from imgcls_infer.pipeline import PATIENCE, in_order
 from imgcls_infer.preprocess import preprocess
@@ -25,7 +25,7 @@ from imgcls_infer.preprocess import preprocess
 from .pictures import encode, exif, noise, png
 from .tiny import SAMPLE, SIDE
 
-POLICY = ResizePolicy(SIDE)
+POLICY = shorthand(SIDE)
 KINDS = {
     "png": encode(noise(20, 30), "PNG"),
     "jpeg": encode(noise(30, 20), "JPEG", exif=exif(orientation=6)),
@@ -116,7 +116,7 @@ def test_a_decoder_gives_the_pixels_and_errors_of_stage_1(decoding, tmp_path_fac
 @pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_decoder_keeps_to_the_models_policy(mode, interpolation):
-    policy = ResizePolicy(13, mode, interpolation)
+    policy = shorthand(13, mode, interpolation)
     process = DecoderClient(policy)
     process.ask([KINDS["png"]])
     ((pixels,), seconds) = process.answer()
@@ -171,13 +171,16 @@ def test_every_kind_of_source_goes_through_a_stream_with_processes(tiny, write):
     path = write("a.png", data)
     array = noise(SIDE, SIDE)
     error = ImageError("made by the caller")
-    sources = [path, str(path), data, bytearray(data), memoryview(data), array, error, b"words", "/dev/null"] * 9
-    answers = [answer for _, answer in tiny.stream(sources, workers=2, processes=True)]
+    with path.open("rb") as opened:  # in this process, and in no other
+        mine = [f"{folder}/{opened.fileno()}" for folder in ("/dev/fd", "/proc/self/fd")]
+        good = [path, str(path), data, bytearray(data), memoryview(data), array, *mine]
+        sources = [*good, error, b"words", "/dev/null"] * 9
+        answers = [answer for _, answer in tiny.stream(sources, workers=2, processes=True)]
     assert len({answer.label for answer in answers if isinstance(answer, Prediction)}) == 1
-    assert [type(answer) for answer in answers] == ([Prediction] * 6 + [ImageError] * 3) * 9
-    assert answers[6] is error
-    assert "not a PNG" in str(answers[7])
-    assert "/dev/null: is a pipe or a device" in str(answers[8])
+    assert [type(answer) for answer in answers] == ([Prediction] * 8 + [ImageError] * 3) * 9
+    assert answers[8] is error
+    assert "not a PNG" in str(answers[9])
+    assert "/dev/null: is a pipe or a device" in str(answers[10])
 
 
 # --- processes come and go ---

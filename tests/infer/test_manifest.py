@@ -8,8 +8,9 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from imgcls_infer import Manifest, ModelError, ResizePolicy
-from imgcls_infer.manifest import INTERPOLATIONS, MAX_IMAGE_SIZE, PRECISIONS, RESIZE_MODES, Parity
+from imgcls_infer import Manifest, ModelError, shorthand
+from imgcls_infer.manifest import PRECISIONS, Parity
+from imgcls_infer.steps import FILTERS, MAX_SIDE, MODES
 
 from .tiny import tiny_manifest
 
@@ -25,9 +26,7 @@ MANIFESTS = st.builds(
     Manifest,
     arch=st.text(min_size=1),
     classes=st.lists(st.text(min_size=1), min_size=1, max_size=5, unique=True).map(tuple),
-    resize=st.builds(
-        ResizePolicy, st.integers(1, MAX_IMAGE_SIZE), st.sampled_from(RESIZE_MODES), st.sampled_from(INTERPOLATIONS)
-    ),
+    preprocessing=st.builds(shorthand, st.integers(1, MAX_SIDE), st.sampled_from(MODES), st.sampled_from(FILTERS)),
     mean=st.tuples(NUMBERS, NUMBERS, NUMBERS),
     std=st.tuples(*[st.floats(min_value=0, exclude_min=True, allow_infinity=False)] * 3),
     weights_sha256=st.text(),
@@ -94,7 +93,7 @@ def test_a_missing_part_of_the_resize_policy_is_named(name):
 WRONG = {
     "arch": [None, 3, "", []],
     "classes": [None, "abc", [], [1, 2], ["a", ""], ["a", None], ["a", "a"], {"a": 0}],
-    "image_size": [None, 0, -1, MAX_IMAGE_SIZE + 1, True, 8.0, "8", [8]],
+    "image_size": [None, 0, -1, MAX_SIDE + 1, True, 8.0, "8", [8]],
     "resize": [None, "crop", [], 3],
     "mean": [None, 0.5, "abc", [0.5, 0.5], [0.5] * 4, ["0", "0", "0"], [True, False, True], [0, 0, None]],
     "std": [None, [1, 1], [1, 1, 0], [1, 1, -1], ["1", "1", "1"], [True, True, True]],
@@ -125,10 +124,10 @@ def test_a_number_that_is_not_finite_is_refused_by_name(name, number):
     assert refusal(text).startswith(f"bad {name} in the manifest")
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "1", True, 1.5, [1]], ids=repr)
+@pytest.mark.parametrize("version", [None, 0, 3, "1", True, 1.5, [1]], ids=repr)
 def test_another_schema_version_is_told_with_what_to_do(version):
     message = refusal({**RAW, "schema_version": version})
-    assert message.startswith(f"the manifest has schema version {version!r}, this program reads 1;")
+    assert message.startswith(f"the manifest has schema version {version!r}, this program reads 1 and 2;")
     assert "update imgcls-infer" in message
 
 
@@ -173,12 +172,10 @@ def test_any_text_without_the_fields_is_a_model_error(text):
     refusal(text)
 
 
-@pytest.mark.parametrize(
-    "policy", [(0,), (8.5,), (True,), (MAX_IMAGE_SIZE + 1,), (8, "fit"), (8, "crop", "cubic")], ids=repr
-)
+@pytest.mark.parametrize("policy", [(0,), (8.5,), (True,), (MAX_SIDE + 1,), (8, "fit"), (8, "crop", "cubic")], ids=repr)
 def test_a_resize_policy_checks_itself(policy):
     with pytest.raises(ModelError):
-        ResizePolicy(*policy)
+        shorthand(*policy)
 
 
 def test_a_manifest_is_checked_when_it_is_made_too():

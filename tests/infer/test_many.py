@@ -121,6 +121,27 @@ def test_below_the_threshold_an_answer_is_unsure(tiny_path, write):
     assert [row["label"] for row in csv.DictReader(io.StringIO(run(*line, "--csv").stdout))] == ["unsure", "red"]
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4, 9])  # of three classes
+@pytest.mark.parametrize("threshold", [[], ["--threshold", "0.9"]], ids=["sure", "unsure"])
+def test_all_forms_give_the_same_answers(tiny_path, write, top_k, threshold):
+    files = [write("dusk.png", encode(RED // 2 + BLUE // 2, "PNG")), write("red.png", encode(RED, "PNG"))]
+    line = ["--model", tiny_path, "--top-k", top_k, *threshold, *files, write("bad.png", b"words")]
+    *answers, bad = json.loads(run(*line, "--json").stdout)["results"]
+    assert [len(answer["top"]) for answer in answers] == [min(top_k, 3)] * 2
+    assert [json.loads(text) for text in run(*line, "--jsonl").stdout.splitlines()] == [*answers, bad]
+    header, *cells = csv.reader(io.StringIO(run(*line, "--csv").stdout))
+    assert len(header) == 2 + 2 * min(top_k, 3) == len(set(header))
+    for row, answer in zip(cells, answers, strict=False):
+        (_, first), *others = (tuple(entry.values()) for entry in answer["top"])
+        figures = [answer["label"], first, *(cell for entry in others for cell in entry)]
+        assert row == [answer["image"], *map(str, figures), ""]
+    assert cells[2:] == [[bad["image"], *[""] * (len(header) - 2), bad["error"]]]
+    for text, answer in zip(run(*line).stdout.splitlines(), answers, strict=True):
+        unsure = ["unsure"] if answer.get("unsure") else []
+        shown = [word for entry in answer["top"] for word in (entry["label"], f"{entry['probability']:.2%}")]
+        assert text.split()[1:] == [*unsure, *shown]
+
+
 def test_names_survive_in_json_and_stay_on_their_line_elsewhere(tiny_path, tmp_path):
     names = [os.fsdecode(name) for name in (b"two words.png", b"a\nb.png", b"\xff.png")]
     for name in names:

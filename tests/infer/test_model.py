@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from imgcls_infer import ModelError, Predictor, ProviderError, ResizePolicy, session
+from imgcls_infer import ModelError, Predictor, ProviderError, session, shorthand
 from imgcls_infer.session import CPU, CUDA, available_cpus, open_onnx
 from onnx import TensorProto
 
@@ -131,7 +131,7 @@ def test_a_model_without_golden_samples_is_opened(write):
         ({"manifest": "{}"}, "the manifest has schema version None"),
         ({"golden": "{}"}, "the model's golden samples are damaged"),
         (
-            {"manifest": tiny_manifest(resize=ResizePolicy(16)).to_json()},
+            {"manifest": tiny_manifest(preprocessing=shorthand(16)).to_json()},
             "its input is not image: uint8 [N, 16, 16, 3]",
         ),
         (
@@ -175,7 +175,7 @@ def test_a_batch_that_no_memory_is_for_is_refused(write, batch):
 
 
 def test_a_batch_of_large_pictures_is_counted_in_pixels(write):
-    manifest = tiny_manifest(resize=ResizePolicy(4096)).to_json()
+    manifest = tiny_manifest(preprocessing=shorthand(4096)).to_json()
     path = write("model.onnx", good_onnx(image_shape=(17, 4096, 4096, 3), manifest=manifest, golden=None))
     assert refusal(path).startswith("it takes 17 pictures at once")
 

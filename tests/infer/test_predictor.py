@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from imgcls_infer import ImageError, ModelError, Prediction, Predictor, ResizePolicy, preprocess
+from imgcls_infer import ImageError, ModelError, Prediction, Predictor, preprocess, shorthand
 from PIL import Image
 
 from .pictures import encode, held_by, noise
@@ -95,7 +95,7 @@ def test_the_picture_goes_through_the_models_own_policy(write):
     picture = np.concatenate([PAINTED["red"], PAINTED["blue"], PAINTED["red"]], axis=1)
     labels = {}
     for mode in ("crop", "squash"):
-        manifest = tiny_manifest(resize=ResizePolicy(SIDE, mode))
+        manifest = tiny_manifest(preprocessing=shorthand(SIDE, mode))
         labels[mode] = Predictor(write(f"{mode}.onnx", good_onnx(manifest=manifest.to_json()))).predict(picture).label
     assert labels == {"crop": "blue", "squash": "red"}
 
@@ -214,5 +214,5 @@ def test_the_built_in_models_golden_samples_replay(built_in):
 
 def test_the_built_in_model_sees_what_stage_1_gives(built_in):
     path = min(SAMPLE.glob("*/*.png"))
-    pixels = preprocess.preprocess(path, built_in.manifest.resize)
+    pixels = preprocess.preprocess(path, built_in.manifest.preprocessing)
     np.testing.assert_array_equal(built_in.run(pixels[None])[1][0], built_in.predict(path).probabilities)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import sys
 import threading
@@ -17,15 +18,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from imgcls_infer import ImageError, ResizePolicy
-from imgcls_infer.manifest import INTERPOLATIONS, RESIZE_MODES
-from imgcls_infer.preprocess import decode_rgb, exif_orientation, preprocess, preprocess_or_error
+from imgcls_infer import ImageError, shorthand
+from imgcls_infer.preprocess import decode_rgb, exif_orientation, preprocess, preprocess_or_error, read_file
+from imgcls_infer.steps import FILTERS, MODES, Crop, Decode, Preprocessing, Resize
 from PIL import Image, ImageOps
 
 from .pictures import chunk, encode, exif, held_by, noise, png
 from .tiny import SAMPLE
 
-POLICIES = [ResizePolicy(8, mode, filter_name) for mode in RESIZE_MODES for filter_name in INTERPOLATIONS]
+POLICIES = [shorthand(8, mode, filter_name) for mode in MODES for filter_name in FILTERS]
 
 STORED = {  # EXIF 2.32, table 6: how upright pixels lie in a file of each orientation
     1: lambda upright: upright,
@@ -62,50 +63,50 @@ def over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     st.integers(1, 80),
     st.integers(1, 80),
     st.integers(1, 40),
-    st.sampled_from(RESIZE_MODES),
-    st.sampled_from(INTERPOLATIONS),
+    st.sampled_from(MODES),
+    st.sampled_from(FILTERS),
 )
 def test_any_picture_becomes_a_square_of_uint8(width, height, side, mode, interpolation):
-    pixels = preprocess(noise(height, width), ResizePolicy(side, mode, interpolation))
+    pixels = preprocess(noise(height, width), shorthand(side, mode, interpolation))
     assert pixels.shape == (side, side, 3)
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{policy.mode}-{policy.interpolation}")
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{policy.mode}-{policy.filters[0]}")
 def test_a_picture_that_has_the_size_is_left_alone(policy):
     pixels = noise(8, 8)
     np.testing.assert_array_equal(preprocess(pixels, policy), pixels)
 
 
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 30), st.integers(0, 255), st.sampled_from(INTERPOLATIONS))
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 30), st.integers(0, 255), st.sampled_from(FILTERS))
 def test_one_colour_stays_that_colour(width, height, side, level, interpolation):
     for mode in ("crop", "squash"):
-        pixels = preprocess(np.full((height, width, 3), level, np.uint8), ResizePolicy(side, mode, interpolation))
+        pixels = preprocess(np.full((height, width, 3), level, np.uint8), shorthand(side, mode, interpolation))
         assert (pixels == level).all()
 
 
 def test_crop_keeps_the_middle_of_the_longer_side():
     pixels = noise(8, 20)
-    np.testing.assert_array_equal(preprocess(pixels, ResizePolicy(8)), pixels[:, 6:14])
-    np.testing.assert_array_equal(preprocess(pixels.swapaxes(0, 1), ResizePolicy(8)), pixels[:, 6:14].swapaxes(0, 1))
+    np.testing.assert_array_equal(preprocess(pixels, shorthand(8)), pixels[:, 6:14])
+    np.testing.assert_array_equal(preprocess(pixels.swapaxes(0, 1), shorthand(8)), pixels[:, 6:14].swapaxes(0, 1))
 
 
 @pytest.mark.parametrize(("length", "left"), [(9, 0), (11, 2), (13, 2), (15, 4)])
 def test_crop_between_two_pixels_takes_the_even_one(length, left):
     """As torchvision's CenterCrop rounds."""
     pixels = noise(8, length)
-    np.testing.assert_array_equal(preprocess(pixels, ResizePolicy(8)), pixels[:, left : left + 8])
+    np.testing.assert_array_equal(preprocess(pixels, shorthand(8)), pixels[:, left : left + 8])
 
 
 def test_squash_is_pillows_resize_to_the_square():
     pixels = noise(13, 31)
     expected = np.asarray(Image.fromarray(pixels).resize((8, 8), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(preprocess(pixels, ResizePolicy(8, "squash")), expected)
+    np.testing.assert_array_equal(preprocess(pixels, shorthand(8, "squash")), expected)
 
 
 def test_pad_puts_equal_black_bars_around_the_whole_picture():
-    pixels = preprocess(np.full((10, 20, 3), 255, np.uint8), ResizePolicy(8, "pad"))
+    pixels = preprocess(np.full((10, 20, 3), 255, np.uint8), shorthand(8, "pad"))
     assert (pixels[2:6] == 255).all()
     assert not pixels[:2].any()
     assert not pixels[6:].any()
@@ -113,15 +114,15 @@ def test_pad_puts_equal_black_bars_around_the_whole_picture():
 
 @pytest.mark.parametrize("shape", [(1, 500), (500, 1)])
 def test_pad_takes_a_picture_of_any_proportions(shape):
-    pixels = preprocess(np.full((*shape, 3), 255, np.uint8), ResizePolicy(8, "pad"))
+    pixels = preprocess(np.full((*shape, 3), 255, np.uint8), shorthand(8, "pad"))
     assert pixels.any(axis=2).sum() == 8  # one line of the square
 
 
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("interpolation", FILTERS)
 def test_the_filter_is_pillows_of_that_name(interpolation):
     pixels = noise(24, 24)
     expected = Image.fromarray(pixels).resize((8, 8), Image.Resampling[interpolation.upper()])
-    np.testing.assert_array_equal(preprocess(pixels, ResizePolicy(8, "crop", interpolation)), np.asarray(expected))
+    np.testing.assert_array_equal(preprocess(pixels, shorthand(8, "crop", interpolation)), np.asarray(expected))
 
 
 def test_a_large_jpeg_is_decoded_whole_before_it_shrinks():
@@ -129,7 +130,7 @@ def test_a_large_jpeg_is_decoded_whole_before_it_shrinks():
     gradient = np.asarray(Image.radial_gradient("L").resize((512, 512)))
     data = encode(np.stack([gradient, gradient.T, noise(512, 512)[..., 0]], axis=-1), "JPEG")
     expected = np.asarray(Image.fromarray(pillow_rgb(data)).resize((32, 32), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(preprocess(data, ResizePolicy(32)), expected)
+    np.testing.assert_array_equal(preprocess(data, shorthand(32)), expected)
 
 
 # --- sources ---
@@ -142,33 +143,41 @@ def test_every_kind_of_source_gives_the_same_pixels(write):
     opened = Image.open(path)
     sources = [path, str(path), data, bytearray(data), memoryview(data), opened, Image.fromarray(pixels), pixels]
     for source in sources:
-        np.testing.assert_array_equal(preprocess(source, ResizePolicy(8)), preprocess(pixels, ResizePolicy(8)))
+        np.testing.assert_array_equal(preprocess(source, shorthand(8)), preprocess(pixels, shorthand(8)))
 
 
 def test_an_array_may_be_a_view_with_any_strides():
     pixels = noise(20, 30)
     view = pixels[::2, ::-3, ::-1]
-    np.testing.assert_array_equal(preprocess(view, ResizePolicy(8)), preprocess(view.copy(), ResizePolicy(8)))
+    np.testing.assert_array_equal(preprocess(view, shorthand(8)), preprocess(view.copy(), shorthand(8)))
 
 
 def test_the_array_that_was_given_is_not_written_to():
     pixels = noise(8, 8)
     before = pixels.copy()
-    preprocess(pixels, ResizePolicy(8, "pad"))
+    preprocess(pixels, shorthand(8, "pad"))
     np.testing.assert_array_equal(pixels, before)
 
 
 def test_the_format_is_told_by_the_bytes_and_not_by_the_name(write):
     pixels = noise(8, 8)
     path = write("picture.jpg", encode(pixels, "PNG"))
-    np.testing.assert_array_equal(preprocess(path, ResizePolicy(8)), pixels)
+    np.testing.assert_array_equal(preprocess(path, shorthand(8)), pixels)
 
 
 def test_real_pictures_pass_bit_for_bit():
     paths = sorted(SAMPLE.glob("*/*.png"))[::50]
     assert len(paths) == 10
     for path in paths:
-        np.testing.assert_array_equal(preprocess(path, ResizePolicy(32)), pillow_rgb(path.read_bytes()))
+        np.testing.assert_array_equal(preprocess(path, shorthand(32)), pillow_rgb(path.read_bytes()))
+
+
+def test_a_file_that_the_system_gives_in_parts_is_read_whole(write, monkeypatch):
+    data = encode(noise(8, 8), "PNG")
+    path = write("picture.png", data)
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda file, size: read(file, min(size, 7)))
+    assert read_file(path, "picture") == data
 
 
 # --- formats ---
@@ -264,7 +273,7 @@ def test_16_bit_rgb_keeps_its_high_byte():
 def test_a_16_bit_pil_image_keeps_its_high_byte():
     samples = np.random.default_rng(0).integers(0, 65536, (8, 8)).astype(np.uint16)
     expected = np.stack([samples >> 8] * 3, axis=-1)
-    np.testing.assert_array_equal(preprocess(Image.fromarray(samples), ResizePolicy(8)), expected)
+    np.testing.assert_array_equal(preprocess(Image.fromarray(samples), shorthand(8)), expected)
 
 
 # --- transparency ---
@@ -352,7 +361,7 @@ def test_a_pil_image_of_any_mode_gives_its_colours(mode):
     """Transparency is laid over white, and 16 bits keep the high byte."""
     image, expected, tolerance = OF_EVERY_MODE[mode]
     assert image.mode == mode
-    found = preprocess(image, ResizePolicy(8))
+    found = preprocess(image, shorthand(8))
     assert found.shape == (8, 8, 3)
     assert np.abs(found - expected.astype(np.float64)).max() <= tolerance
 
@@ -517,8 +526,8 @@ def test_threads_that_decode_at_once_leave_the_warning_filters_as_they_were():
     first.load = lambda: (first_in.set(), second_in.wait(9))
     second.load = lambda: (second_in.set(), first_out.wait(9))
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(lambda: first_in.wait(9) and preprocess(second, ResizePolicy(8)))
-        preprocess(first, ResizePolicy(8))
+        pool.submit(lambda: first_in.wait(9) and preprocess(second, shorthand(8)))
+        preprocess(first, shorthand(8))
         assert second_in.is_set()
         first_out.set()
     assert warnings.filters == before
@@ -537,7 +546,7 @@ def test_the_pixel_limit_is_inclusive(monkeypatch):
 def test_a_path_object_and_a_name_in_another_script_are_fine(tmp_path: Path):
     path = tmp_path / "猫 \U0001f408.png"
     path.write_bytes(encode(noise(8, 8), "PNG"))
-    assert preprocess(path, ResizePolicy(8)).shape == (8, 8, 3)
+    assert preprocess(path, shorthand(8)).shape == (8, 8, 3)
 
 
 def test_a_webp_may_have_half_as_many_pixels(monkeypatch):
@@ -554,7 +563,7 @@ def test_the_height_comes_first_where_it_loses_more_than_twice_as_many_pixels(si
     picture = Image.fromarray(noise(size[1], size[0]))
     between = (size[0], 16) if height_first else (16, size[1])
     expected = picture.resize(between, Image.Resampling.BILINEAR).resize((16, 16), Image.Resampling.BILINEAR)
-    found = preprocess(picture, ResizePolicy(16, "squash"))
+    found = preprocess(picture, shorthand(16, "squash"))
     np.testing.assert_array_equal(found, np.asarray(expected))
 
 
@@ -562,7 +571,7 @@ def test_the_bars_of_an_odd_margin_are_wider_below_and_on_the_right():
     for size, kept in (((70, 60), np.s_[:6, :]), ((60, 70), np.s_[:, :6])):
         expected = np.zeros((7, 7, 3), np.uint8)
         expected[kept] = 255
-        found = preprocess(Image.new("RGB", size, "white"), ResizePolicy(7, "pad"))
+        found = preprocess(Image.new("RGB", size, "white"), shorthand(7, "pad"))
         np.testing.assert_array_equal(found, expected)
 
 
@@ -581,16 +590,17 @@ FAILING = {
 @pytest.mark.parametrize("make", FAILING.values(), ids=FAILING)
 def test_an_error_that_is_kept_holds_nothing_that_was_decoded(make, monkeypatch):
     monkeypatch.setattr(sys.modules["imgcls_infer.preprocess"], "MAX_PIXELS", 3000 * 3)
-    source, policy = make(), ResizePolicy(8)
+    source, policy = make(), shorthand(8)
     with pytest.raises(ImageError) as caught:
         preprocess(source, policy)
     kept = [value for value in held_by(caught.value) if value is not source]
-    assert {type(value) for value in kept} <= {str, int, tuple, ResizePolicy, ModuleType}, kept
+    plain = {str, int, bool, tuple, type(None), Preprocessing, Decode, Resize, Crop, ModuleType}
+    assert {type(value) for value in kept} <= plain, kept
 
 
 @pytest.mark.parametrize("make", FAILING.values(), ids=FAILING)
 def test_an_error_that_is_returned_holds_nothing(make, monkeypatch):
     monkeypatch.setattr(sys.modules["imgcls_infer.preprocess"], "MAX_PIXELS", 3000 * 3)
-    error = preprocess_or_error(make(), ResizePolicy(8))
+    error = preprocess_or_error(make(), shorthand(8))
     assert isinstance(error, ImageError)
     assert held_by(error) == []

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from imgcls_infer import ModelError, Predictor, ResizePolicy, preprocess, selfcheck
+from imgcls_infer import ModelError, Predictor, preprocess, selfcheck, shorthand
 from imgcls_infer.cli import command
 from imgcls_infer.golden import (
     GOLDEN_FILES_KEY,
@@ -35,7 +35,7 @@ def encoded(image: Image.Image, file_format: str, **options) -> bytes:
 
 
 def golden_file(name: str, data: bytes) -> GoldenFile:
-    pixels = preprocess.preprocess(data, tiny_manifest().resize)
+    pixels = preprocess.preprocess(data, tiny_manifest().preprocessing)
     probabilities = tiny_answer(pixels[None])[1][0]
     return GoldenFile(
         name,
@@ -125,7 +125,10 @@ def flipped_bit(pixels: Image.Image) -> Image.Image:
 
 
 def only_this_half(result, half: str) -> str:
+    """The verdict of the half that is broken; the other one was checked as well, and holds."""
     assert result.broken() == (half,), result.verdicts
+    other = next(name for name in selfcheck.HALVES if name != half)
+    assert result.verdicts[selfcheck.HALVES.index(other)].startswith(f"{other}: holds")
     return result.verdicts[selfcheck.HALVES.index(half)]
 
 
@@ -133,8 +136,9 @@ def test_another_jpeg_decoder_is_named(tmp_path, monkeypatch):
     honest = preprocess._open_rgb
     path = model_file(tmp_path / "m.onnx")
 
-    def other_libjpeg(source, name):
-        return flipped_bit(honest(source, name)) if name.endswith(".jpg") else honest(source, name)
+    def other_libjpeg(source, name, decode):
+        picture = honest(source, name, decode)
+        return flipped_bit(picture) if name.endswith(".jpg") else picture
 
     monkeypatch.setattr(preprocess, "_open_rgb", other_libjpeg)
     result = checked(path)
@@ -159,9 +163,9 @@ def test_another_resize_is_named(tmp_path, monkeypatch):
 
 
 def test_another_resize_policy_in_the_manifest_is_named(tmp_path):
-    manifest = tiny_manifest(resize=ResizePolicy(8, "pad"))
+    manifest = tiny_manifest(preprocessing=shorthand(8, "pad"))
     result = checked(model_file(tmp_path / "m.onnx", manifest=manifest.to_json()))
-    assert "resize policy" in only_this_half(result, FILE_TO_PIXELS)
+    assert "other steps" in only_this_half(result, FILE_TO_PIXELS)
 
 
 def test_transparency_over_black_is_named(tmp_path, monkeypatch):
@@ -174,11 +178,14 @@ def test_bgr_is_named(tmp_path, monkeypatch):
     honest = preprocess._to_rgb
     path = model_file(tmp_path / "m.onnx")
 
-    def bgr(image, name):
-        return Image.fromarray(np.array(honest(image, name))[:, :, ::-1].copy())
+    def bgr(image, name, alpha):
+        return Image.fromarray(np.array(honest(image, name, alpha))[:, :, ::-1].copy())
 
     monkeypatch.setattr(preprocess, "_to_rgb", bgr)
-    assert FILE_TO_PIXELS in checked(path).broken()
+    result = checked(path)
+    assert result.broken() == (FILE_TO_PIXELS,)
+    assert "not checked, its samples are PNG pictures" in result.verdicts[1]  # they do not decode as they did either
+    assert [check.name for check in result.checks if check.half == PIXELS_TO_PROBABILITIES] == []
 
 
 # --- the second half breaks: the graph, the provider ---

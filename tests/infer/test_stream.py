@@ -8,7 +8,9 @@ import time
 
 import numpy as np
 import pytest
-from imgcls_infer import ImageError, ModelError, Prediction, Predictor
+from hypothesis import given
+from hypothesis import strategies as st
+from imgcls_infer import ImageError, ModelError, Prediction, Predictor, pipeline
 from imgcls_infer.pipeline import PATIENCE, in_order
 from imgcls_infer.session import CPU, CUDA
 
@@ -242,3 +244,25 @@ def test_large_photographs_after_many_thumbnails_go_one_by_one():
     assert [result for _, result in in_order(items, prepare, finish, workers=2, batch=32)] == items
     assert max(len(batch) for batch in batches) > 8
     assert {batch.count(slow) for batch in batches} == {0, 1}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["put", "take", "give back"]), st.integers(1, 9)), max_size=40))
+def test_what_is_taken_and_given_back_keeps_its_order(steps):
+    """Against a list: items are put at its end, taken from its front, and given back there."""
+    queue, expected, taken, count = pipeline._Todo(), [], [], 0
+    for step, number in steps:
+        if step == "put":
+            count += 1
+            queue.put(count)
+            expected.append(count)
+        elif step == "take":
+            found = queue.take(number, 2, wait=False)
+            share = min(number, (len(expected) + 1) // 2)
+            assert found == expected[:share]
+            taken, expected = found, expected[share:]
+        else:
+            rest = taken[number:]
+            queue.give_back(rest)
+            taken, expected = [], [*rest, *expected]
+    queue.close()
+    assert queue.take(1000, 1, wait=True) == expected

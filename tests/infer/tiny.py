@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 from imgcls_infer.golden import GOLDEN_KEY, GoldenSample, golden_to_json
-from imgcls_infer.manifest import MANIFEST_KEY, Manifest, ResizePolicy
+from imgcls_infer.manifest import MANIFEST_KEY, Manifest
+from imgcls_infer.steps import shorthand
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -28,7 +29,7 @@ def tiny_manifest(**changes: Any) -> Manifest:
     fields = {
         "arch": "tiny",
         "classes": CLASSES,
-        "resize": ResizePolicy(SIDE),
+        "preprocessing": shorthand(SIDE),
         "mean": (0.5, 0.5, 0.5),
         "std": (1.0, 1.0, 1.0),
         "weights_sha256": "00",

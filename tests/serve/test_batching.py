@@ -143,11 +143,30 @@ def test_pictures_cancelled_in_the_middle_of_the_queue_are_not_run(held):
     assert held.sizes == [1, 3]
 
 
+def test_nobody_waits_for_pictures_that_will_not_be_decoded(held, slow_decoding):
+    """Those of a request that was cancelled: some of them wait, and one is under way."""
+    held.go.set()
+
+    async def scenario() -> float:
+        batcher = Batcher(held, Batching(max_delay=PATIENCE), Metrics())
+        with batcher.started():
+            batcher.classify([SLOW] * 5).cancel()
+            slow_decoding.set()
+            while batcher._decoders._idle < 1:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+            started = time.monotonic()
+            await batcher.classify([PICTURE])
+            return time.monotonic() - started
+
+    assert asyncio.run(scenario()) < PATIENCE / 2
+
+
 def test_the_pixels_of_pictures_that_failed_are_not_kept_until_their_request_ends(tiny, monkeypatch):
     """A form's answer waits for all of its pictures; an error's traceback would hold what was decoded so far."""
     pixels, kept = [], []
 
-    def fail(picture, name):
+    def fail(picture, name, decode):
         kept.append(sum(made() is not None for made in pixels))
         decoded = np.zeros(1)
         pixels.append(weakref.ref(decoded))

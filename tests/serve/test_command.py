@@ -14,7 +14,10 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from click.testing import CliRunner
+from imgcls_serve import app, server
+from imgcls_serve.batching import Batching
 from imgcls_serve.cli import command
+from imgcls_serve.limits import Limits
 from infer.pictures import encode, noise
 from infer.tiny import SAMPLE
 
@@ -197,3 +200,43 @@ def test_standard_output_that_cannot_be_written_is_one_line(option):
 
 def test_help_has_an_example():
     assert "Example: imgcls-serve --model" in run(*COMMAND, "--help").stdout
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the command makes of its options, without a server: parts by name."""
+    seen = {}
+
+    class Socket:
+        def getsockname(self):
+            return "127.0.0.1", 80
+
+    def create_app(predictor, name, batching, limits, hosts):
+        seen.update(threads=predictor.threads, name=name, batching=batching, limits=limits, hosts=sorted(hosts))
+
+    monkeypatch.setattr(app, "create_app", create_app)
+    monkeypatch.setattr(server, "listen", lambda host, port: seen.update(host=host, port=port) or Socket())
+    monkeypatch.setattr(server, "create_server", lambda _, grace, log: seen.update(grace=grace, log=log))
+    monkeypatch.setattr(server, "serve", lambda *_: None)
+    monkeypatch.setattr("imgcls_infer.session.available_cpus", lambda: 3)
+    return seen
+
+
+def test_the_options_are_what_the_server_is_made_of(asked, tiny_path):
+    given = {"threads": 2, "name": "mine", "host": "::1", "port": 81, "allowed-host": "Pi.local", "decode-threads": 5}
+    given |= {"max-batch": 6, "max-delay": 7.5, "max-bytes": 8, "timeout": 9.5, "queue": 10}
+    line = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    done = CliRunner().invoke(command, ["--model", str(tiny_path), *line, "--access-log"])
+    assert done.exit_code == 0, done.output
+    assert asked == {
+        **{"threads": 2, "name": "mine", "host": "::1", "port": 81, "hosts": ["pi.local"], "grace": 9.5, "log": True},
+        "batching": Batching(max_batch=6, max_delay=0.0075, decode_threads=5),
+        "limits": Limits(max_bytes=8, timeout=9.5, queue=10),
+    }
+
+
+def test_without_options_the_server_has_the_librarys_defaults_and_a_decoder_more_than_processors(asked, tiny_path):
+    assert CliRunner().invoke(command, ["--model", str(tiny_path)]).exit_code == 0
+    assert (asked["batching"], asked["limits"]) == (Batching(decode_threads=4), Limits())
+    assert (asked["threads"], asked["name"], asked["host"], asked["port"]) == (3, "tiny", "127.0.0.1", 8000)
+    assert (asked["grace"], asked["log"]) == (Limits().timeout, False)

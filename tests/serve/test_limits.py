@@ -37,6 +37,33 @@ def received(connection: socket.socket) -> bytes:
 # --- bytes ---
 
 
+@pytest.mark.parametrize(
+    "chunks",
+    [[], [100], [101], [99, 1], [99, 2], [100, 1], [1] * 100, [1] * 101, [0, 100, 0], [60, 60], [1000]],
+    ids=str,
+)
+@pytest.mark.parametrize("declared", [False, True], ids=["chunked", "declared"])
+def test_a_body_of_up_to_max_bytes_is_read_and_one_with_a_byte_more_refused(chunks, declared):
+    parts = [bytes([65 + number % 26]) * size for number, size in enumerate(chunks)]
+    whole, rest = b"".join(parts), iter(parts)
+    headers = [(b"content-length", b"%d" % len(whole))] if declared else []
+
+    async def receive():
+        part = next(rest, None)
+        return {"type": "http.request", "body": part or b"", "more_body": part is not None}
+
+    async def scenario() -> bytes:
+        request = Request({"type": "http", "headers": headers}, receive)
+        return await read_body(request, Limits(max_bytes=100), asyncio.get_running_loop().time() + PATIENCE)
+
+    if len(whole) <= 100:
+        assert asyncio.run(scenario()) == whole
+    else:
+        with pytest.raises(HTTPException) as caught:
+            asyncio.run(scenario())
+        assert caught.value.status_code == 413
+
+
 @pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])
 @pytest.mark.parametrize("length", [b"1001", b"9" * 18])
 def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(tiny, expect, length):

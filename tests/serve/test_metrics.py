@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from contextlib import suppress
 
-from imgcls_serve.metrics import _Process
+import pytest
+from imgcls_serve.metrics import Measured, Metrics, _Process
 from prometheus_client import CollectorRegistry
 
 
@@ -16,3 +19,48 @@ def test_memory_cpu_and_start_are_known_without_the_rest_of_proc(tmp_path):
     assert registry.get_sample_value("process_resident_memory_bytes") > 1e6
     assert registry.get_sample_value("process_cpu_seconds_total") > 0
     assert time.time() - 36_000 < registry.get_sample_value("process_start_time_seconds") <= time.time() + 1
+
+
+@pytest.mark.parametrize(("status", "counted"), [(200, "200"), (404, "404"), (None, "500")])
+@pytest.mark.parametrize("error", [None, OSError()], ids=["ends", "fails"])
+def test_a_request_is_counted_once_by_its_handler_and_what_was_answered(status, counted, error):
+    """One that fails before it has answered counts as 500: so does the server's own answer to it."""
+    metrics, sent = Metrics(), []
+
+    def handler():
+        """Its name is that of the endpoint."""
+
+    async def app(scope, receive, send):
+        if status is not None:
+            await send({"type": "http.response.start", "status": status})
+            await send({"type": "http.response.body"})
+        if error is not None:
+            raise error
+
+    async def send(message):
+        sent.append(message["type"])
+
+    with suppress(OSError):
+        asyncio.run(Measured(app, metrics)({"type": "http", "endpoint": handler}, None, send))
+    found = {
+        tuple(sample.labels.values()): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "imgcls_requests_total"
+    }
+    assert found == {("handler", counted): 1}
+    assert metrics.registry.get_sample_value("imgcls_request_seconds_count", {"endpoint": "handler"}) == 1
+    assert len(sent) == (0 if status is None else 2)
+
+
+def test_what_is_no_request_is_not_counted():
+    metrics, seen = Metrics(), []
+
+    async def app(scope, receive, send):
+        seen.append(scope["type"])
+
+    asyncio.run(Measured(app, metrics)({"type": "lifespan"}, None, None))
+    assert seen == ["lifespan"]
+    assert not any(
+        sample.name == "imgcls_requests_total" for family in metrics.registry.collect() for sample in family.samples
+    )

@@ -37,6 +37,34 @@ def raw_request(**parameters) -> tuple[bytes, dict[str, str]]:
     return head + PIXELS.tobytes(), {BINARY_HEADER: str(len(head)), "Content-Type": "application/octet-stream"}
 
 
+# --- sizes ---
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+@pytest.mark.parametrize("claimed", [1, 2, 3])
+@pytest.mark.parametrize("sent", [1, 2, 3])
+def test_the_shape_the_size_and_the_bytes_of_a_raw_tensor_agree(pictures, claimed, sent):
+    size = 3 * SIDE * SIDE
+    tensor = {**TENSOR, "shape": [pictures, SIDE, SIDE, 3], "parameters": {"binary_data_size": claimed * size}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    body = head + PIXELS[:sent].tobytes()
+    if pictures == claimed == sent:
+        assert np.array_equal(parse_inference(body, str(len(head)), SIDE).pixels, PIXELS[:sent])
+    else:
+        with pytest.raises(ProtocolError, match="bytes of binary data"):
+            parse_inference(body, str(len(head)), SIDE)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3 * SIDE * SIDE - 1, 3 * SIDE * SIDE, 3 * SIDE * SIDE + 1])
+def test_a_tensor_in_json_has_as_many_numbers_as_its_shape(size):
+    body = json.dumps({"inputs": [{**TENSOR, "shape": [1, SIDE, SIDE, 3], "data": [7] * size}]}).encode()
+    if size == 3 * SIDE * SIDE:
+        assert parse_inference(body, None, SIDE).pixels.shape == (1, SIDE, SIDE, 3)
+    else:
+        with pytest.raises(ProtocolError, match="something else"):
+            parse_inference(body, None, SIDE)
+
+
 # --- what it may cost ---
 
 
@@ -54,7 +82,7 @@ def test_one_document_is_parsed_at_a_time(monkeypatch):
     monkeypatch.setattr(open_inference, "_json_object", watched)
     body, headers = raw_request()
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: parse_inference(body, headers[BINARY_HEADER], SIDE), range(8)))
+        list(pool.map(lambda _: parse_inference(body, headers[BINARY_HEADER], (SIDE, SIDE)), range(8)))
     assert most == [1] * 8
 
 
@@ -67,7 +95,7 @@ def test_a_refused_document_is_not_kept_until_its_answer_is_sent(monkeypatch):
     monkeypatch.setattr(open_inference, "_json_object", lambda _, documents=[document]: documents.pop())
     del document
     with pytest.raises(ProtocolError, match="one input"):
-        parse_inference(b"{}", None, SIDE)
+        parse_inference(b"{}", None, (SIDE, SIDE))
     assert watched() is None
 
 
@@ -192,7 +220,7 @@ def test_tritons_own_client_works(client, tiny):
 def test_a_tensor_that_is_not_the_models_is_a_bad_request(changes, message):
     body = json.dumps({"inputs": [{**TENSOR, "data": [0] * 576, **changes}]}).encode()
     with pytest.raises(ProtocolError, match=message):
-        parse_inference(body, None, SIDE)
+        parse_inference(body, None, (SIDE, SIDE))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +273,7 @@ def test_a_header_length_outside_the_body_is_refused(client, length):
 def test_raw_data_that_is_too_short_is_refused(cut):
     body, headers = raw_request()
     with pytest.raises(ProtocolError):
-        parse_inference(body[:-cut], headers[BINARY_HEADER], SIDE)
+        parse_inference(body[:-cut], headers[BINARY_HEADER], (SIDE, SIDE))
 
 
 KEYS = st.sampled_from(["inputs", "outputs", "id", "parameters", "name", "shape", "datatype", "data"])
@@ -286,6 +314,12 @@ def test_three_numbers_are_a_pixel(values):
 def test_an_output_that_does_not_say_how_it_comes_comes_as_the_request_says():
     listed = [{"name": "logits"}, {"name": "probabilities", "parameters": {"binary_data": False}}]
     body, headers = raw_request(parameters={"binary_data_output": True}, outputs=listed)
-    assert parse_inference(body, headers[BINARY_HEADER], SIDE).outputs == {"logits": True, "probabilities": False}
+    assert parse_inference(body, headers[BINARY_HEADER], (SIDE, SIDE)).outputs == {
+        "logits": True,
+        "probabilities": False,
+    }
     body, headers = raw_request(outputs=listed)
-    assert parse_inference(body, headers[BINARY_HEADER], SIDE).outputs == {"logits": False, "probabilities": False}
+    assert parse_inference(body, headers[BINARY_HEADER], (SIDE, SIDE)).outputs == {
+        "logits": False,
+        "probabilities": False,
+    }

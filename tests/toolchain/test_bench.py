@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from helpers import SAMPLE
 from hypothesis import given
 from hypothesis import strategies as st
-from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.steps import shorthand
 from onnx import numpy_helper
 from PIL import Image
 
@@ -73,7 +73,7 @@ def test_real_processes_and_real_figures(trained, models, tmp_path):
 @pytest.mark.parametrize("name", ["cnn.pt", "cnn.pt2"])
 def test_the_short_scripts_run(trained, models, name):
     picture = min((SAMPLE / "test").glob("*/*.png"))
-    start = ColdStart(models / name, 1, str(picture), trained[1].manifest.resize)
+    start = ColdStart(models / name, 1, str(picture), trained[1].manifest.preprocessing)
     seconds, peak = module.run_process(format_of(models / name).cold_start(start), name)
     assert seconds > 0.1
     assert peak is None or peak > 1e8
@@ -90,7 +90,7 @@ def test_the_peak_memory_is_the_processs_own_and_not_its_parents():
 
 def test_a_process_that_fails_is_one_line():
     script = "import sys; print('no luck', file=sys.stderr); sys.exit(3)"
-    with pytest.raises(ImgclsError, match=r"m\.onnx: a process of its own fails with code 3 \(no luck\)"):
+    with pytest.raises(ImgclsError, match=r"m\.onnx: a new process fails with code 3 \(no luck\)"):
         module.run_process((sys.executable, "-c", script), "m.onnx")
 
 
@@ -239,7 +239,7 @@ def test_the_first_start_of_a_process_warms_the_systems_cache_and_does_not_count
     assert (times.values, peaks.values) == ((1, 2, 3), (10, 10, 10))
 
 
-@pytest.mark.parametrize("changes", [{}, {"weights_sha256": "00"}, {"resize": ResizePolicy(32, "pad")}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"weights_sha256": "00"}, {"preprocessing": shorthand(32, "pad")}], ids=str)
 def test_only_an_export_of_the_same_weights_and_resize_is_measured(trained, changes):
     checkpoint = trained[1]
     runtime = SimpleNamespace(manifest=replace(checkpoint.manifest, **changes))

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from helpers import SAMPLE, load_benchmark
-from imgcls_infer import ResizePolicy
+from imgcls_infer import shorthand
 from imgcls_infer.manifest import Manifest
 from imgcls_infer.preprocess import preprocess
 from onnx import helper, numpy_helper
@@ -19,7 +19,7 @@ from imgcls.errors import ExportError
 from imgcls.export import export_model
 from imgcls.parity.bisect import bisect
 
-PIXELS = np.stack([preprocess(path, ResizePolicy(32)) for path in sorted((SAMPLE / "test").glob("*/*.png"))[::12]])
+PIXELS = np.stack([preprocess(path, shorthand(32)) for path in sorted((SAMPLE / "test").glob("*/*.png"))[::12]])
 LAYERS = ("conv1_layer", "conv2_layer", "conv3_layer", "fc1_layer", "fc2_layer")
 
 
@@ -162,7 +162,7 @@ def test_another_network_is_followed_too(trained, tmp_path, monkeypatch, fold):
     network = Deep().eval()
     state = network.state_dict()
     manifest = Manifest(
-        "cnn", trained[1].manifest.classes, ResizePolicy(32), (0.5,) * 3, (0.25,) * 3, weights_sha256(state)
+        "cnn", trained[1].manifest.classes, shorthand(32), (0.5,) * 3, (0.25,) * 3, weights_sha256(state)
     )
     checkpoint = Checkpoint(state, manifest, trained[1].samples)
     monkeypatch.setattr(Checkpoint, "network", lambda self: network)

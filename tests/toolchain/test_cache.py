@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from imgcls_infer.manifest import ResizePolicy
+from helpers import make_pictures
+from imgcls_infer.preprocess import preprocess
+from imgcls_infer.steps import shorthand
 from PIL import Image
 
 from imgcls.config import HALF
@@ -17,14 +19,14 @@ from imgcls.data import packed
 from imgcls.data.batches import Augmentation
 from imgcls.data.cache import Cache
 from imgcls.data.folder import scan_folder
-from imgcls.data.packed import cache_key, encode_png, pack_folder, pick_samples, run_ahead
+from imgcls.data.packed import PackedImages, cache_key, encode_png, pack_folder, pick_samples, run_ahead
 from imgcls.data.pictures import PackedPictures, StreamedPictures
 from imgcls.errors import DataError
 from imgcls.training import train, train_config
 from imgcls.training.distributed import Group
 from imgcls.training.feed import Feed
 
-POLICY = ResizePolicy(16)
+POLICY = shorthand(16)
 BIG = 1 << 40
 
 
@@ -56,7 +58,7 @@ def test_the_second_time_nothing_is_decoded_and_the_pixels_are_the_same(pictures
 
 def test_another_policy_content_order_or_decoder_is_another_entry(pictures, monkeypatch):
     folder = scan_folder(pictures)
-    keys = {cache_key(folder, POLICY), cache_key(folder, ResizePolicy(16, "pad")), cache_key(folder, ResizePolicy(8))}
+    keys = {cache_key(folder, POLICY), cache_key(folder, shorthand(16, "pad")), cache_key(folder, shorthand(8))}
     path = folder.paths[0]
     path.write_bytes(path.read_bytes() + b"x")
     keys.add(cache_key(folder, POLICY))
@@ -157,6 +159,13 @@ def test_streamed_pictures_are_the_packed_ones(pictures):
     assert list(streamed.unreadable) == [pictures / "bee" / "bad.png"]
 
 
+def test_a_streamed_sets_samples_are_the_first_of_each_class(tmp_path):
+    root = make_pictures(tmp_path / "many", {f"class {number:02d}": 2 for number in range(10)}, size=8)
+    streamed = StreamedPictures(scan_folder(root), POLICY, torch.device("cpu"))
+    expected = [preprocess(root / f"class {number:02d}" / "00.png", POLICY) for number in range(8)]
+    assert streamed.sample_pngs() == tuple(map(encode_png, expected))
+
+
 def test_a_streamed_run_learns_what_a_packed_one_learns(tmp_path, pictures):
     def weights(limit):
         name = str(limit)
@@ -242,3 +251,35 @@ def test_the_checksum_is_of_all_blocks(monkeypatch):
 def test_samples_are_the_first_of_each_class_then_the_second(pictures):
     found = pack_folder(scan_folder(pictures), POLICY)  # four of each class, one class after the other
     assert pick_samples(found, 5) == tuple(encode_png(found.images[index]) for index in (0, 4, 8, 1, 5))
+
+
+def test_a_fingerprint_is_of_classes_labels_and_pixels_and_not_of_where_they_lie():
+    pixels = np.arange(2 * 48, dtype=np.uint8).reshape(2, 4, 4, 3)
+
+    def fingerprint(images=pixels, labels=(0, 1), classes=("ant", "bee"), folder="here"):
+        paths = tuple(Path(folder, f"{number}.png") for number in range(len(labels)))
+        return PackedImages(images, np.array(labels, np.int64), classes, paths, ()).fingerprint()
+
+    others = [
+        fingerprint(images=pixels[::-1]),
+        fingerprint(images=pixels + np.uint8(1)),
+        fingerprint(labels=(1, 0)),
+        fingerprint(labels=(1, 1)),
+        fingerprint(classes=("ant", "cow")),
+        fingerprint(classes=("bee", "ant")),
+    ]
+    assert len({fingerprint(), *others}) == 1 + len(others)
+    assert fingerprint(folder="there") == fingerprint()
+    assert fingerprint(images=np.asfortranarray(pixels)) == fingerprint()
+
+
+@pytest.mark.parametrize("bad", [("ant/00.png",), ("ant/02.png", "bee/00.png", "bee/01.png"), ("cow/03.png",)])
+def test_the_pictures_that_are_left_keep_their_paths_labels_and_pixels(pictures, bad):
+    for name in bad:
+        (pictures / name).write_bytes(b"no picture")
+    found = pack_folder(scan_folder(pictures), POLICY)
+    assert len(found.paths) == len(found.labels) == len(found.images) == 12 - len(bad)
+    for path, label, pixels in zip(found.paths, found.labels, found.images, strict=True):
+        assert found.classes[label] == path.parent.name
+        np.testing.assert_array_equal(pixels, preprocess(path, POLICY))
+    assert [path for path, _ in found.unreadable] == [pictures / name for name in bad]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.steps import shorthand
 
 from imgcls.checkpoint import (
     FORMAT,
@@ -25,7 +25,7 @@ from imgcls.networks.registry import build_network
 
 HALF = (0.5, 0.5, 0.5)
 TEN = tuple("abcdefghij")
-SQUASH = ResizePolicy(32, "squash")
+SQUASH = shorthand(32, "squash")
 
 
 def test_a_checkpoint_survives_the_file_bit_for_bit(trained, tmp_path):
@@ -61,7 +61,7 @@ def test_a_description_that_does_not_fit_the_weights_is_refused(tmp_path, classe
     path = tmp_path / "bare.pth"
     torch.save(build_network("cnn", 10, 32).state_dict(), path)
     with pytest.raises(CheckpointError, match="--image-size") as caught:
-        load_article_checkpoint(path, "cnn", classes, ResizePolicy(size, "squash"), HALF, HALF)
+        load_article_checkpoint(path, "cnn", classes, shorthand(size, "squash"), HALF, HALF)
     assert "\n" not in str(caught.value)
 
 
@@ -202,7 +202,7 @@ def test_a_manifest_of_another_size_makes_no_network_of_that_size(trained, monke
         linear(self, *arguments, **options)
 
     monkeypatch.setattr(torch.nn.Linear, "__init__", record)
-    huge = replace(checkpoint, manifest=replace(checkpoint.manifest, arch=arch, resize=ResizePolicy(4096)))
+    huge = replace(checkpoint, manifest=replace(checkpoint.manifest, arch=arch, preprocessing=shorthand(4096)))
     with pytest.raises(CheckpointError, match=f"do not fit {arch}"):
         huge.network()
 
@@ -214,3 +214,24 @@ def test_names_that_no_file_encodes_are_one_clear_error(trained, tmp_path):
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match="do not fit"):
         load_checkpoint(tmp_path / "odd.pth").network()
+
+
+@pytest.mark.parametrize("wrapped", [{}, {"state_dict": {}}, {"model": {}}])
+def test_a_state_dict_without_tensors_is_refused(tmp_path, wrapped):
+    torch.save(wrapped, tmp_path / "empty.pth")
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        read_state_dict(tmp_path / "empty.pth")
+
+
+def test_the_prefix_of_parallel_training_is_taken_off_names_that_begin_with_it(tmp_path):
+    names = ["module.a.weight", "b.module.weight", "module.module.c", "a_module.d"]
+    torch.save({name: torch.zeros(1) for name in names}, tmp_path / "a.pth")
+    assert set(read_state_dict(tmp_path / "a.pth")) == {"a.weight", "b.module.weight", "module.c", "a_module.d"}
+
+
+@pytest.mark.parametrize("samples", [["QUJD", "Q!UJD"], ["QUJD\n"], ["QUJ"], [7], 7, None], ids=repr)
+def test_damaged_sample_pictures_are_one_clear_error(trained, tmp_path, samples):
+    content = torch.load(trained[0], weights_only=True)
+    torch.save({**content, "samples": samples}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="sample pictures are damaged"):
+        load_checkpoint(tmp_path / "a.pth")

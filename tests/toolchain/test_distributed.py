@@ -11,6 +11,7 @@ from helpers import make_pictures
 from imgcls.checkpoint import load_checkpoint
 from imgcls.training import train, train_config
 from imgcls.training.distributed import Group
+from imgcls.training.run import prepare
 from imgcls.training.run_folder import load_state
 
 
@@ -21,6 +22,30 @@ def test_each_row_of_a_batch_is_one_processs_and_none_is_left_over(count, size):
     shares = [Group(rank, size).share(rows) for rank in range(size)]
     assert torch.equal(torch.cat(shares).sort().values, rows)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_each_process_measures_its_part_of_the_pictures_and_the_sums_are_of_all(tmp_path, pictures, monkeypatch):
+    """The figures that several processes report are those of one, and no picture is computed twice."""
+    monkeypatch.setattr(Group, "parallel", lambda _, module: module)
+    config = train_config(
+        pictures, tmp_path / "a.pth", pictures, device="cpu", val_fraction=0.5, cache_dir=tmp_path / "cache"
+    )
+    sums: dict[int, list[torch.Tensor]] = {}
+
+    def noted(group, values):
+        sums.setdefault(group.size, []).append(values)
+        return values
+
+    monkeypatch.setattr(Group, "sum", noted)
+    for size in (1, 3):
+        for rank in range(size):
+            made = prepare(config, torch.device("cpu"), Group(rank, size), lambda line: None, None)
+            made.held_out_scores()
+            made.test_scores()
+    for number, pictures_in_all in ((0, 6), (1, 12)):  # of the held-out part, of the test folder
+        whole, *parts = sums[1][number], *sums[3][number::2]
+        assert whole[2] == pictures_in_all
+        torch.testing.assert_close(torch.stack(parts).sum(0), whole)
 
 
 @pytest.mark.parametrize("batch", [33, 32], ids=["shares of 17 and 16", "a last batch of 1, and so a share of none"])

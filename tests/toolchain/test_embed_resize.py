@@ -14,10 +14,10 @@ from helpers import SAMPLE
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from imgcls_infer.errors import ModelError
-from imgcls_infer.manifest import RESIZE_MODES, ResizePolicy
 from imgcls_infer.predictor import Predictor
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import self_check
+from imgcls_infer.steps import MODES, shorthand
 from PIL import Image
 
 from imgcls.checkpoint import Checkpoint
@@ -45,17 +45,17 @@ def mosaic(height, width):
     return np.ascontiguousarray(np.concatenate(rows)[:height, :width])
 
 
-@pytest.mark.parametrize("mode", RESIZE_MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("side", [8, 32, 33, 224])
 def test_a_picture_of_the_models_size_passes_unchanged(mode, side):
     pixels = np.random.default_rng(side).integers(0, 256, (2, side, side, 3), np.uint8)
-    found = session(ResizePolicy(side, mode)).run([PIXELS], {"image": pixels})[0]
+    found = session(shorthand(side, mode)).run([PIXELS], {"image": pixels})[0]
     np.testing.assert_array_equal(found, pixels)
 
 
 @settings(deadline=None, max_examples=100, derandomize=True)
 @given(
-    st.sampled_from(RESIZE_MODES),
+    st.sampled_from(MODES),
     st.sampled_from([8, 9, 32, 50, 97]),
     st.integers(1, 150),
     st.integers(1, 150),
@@ -69,15 +69,15 @@ def test_a_picture_of_the_models_size_passes_unchanged(mode, side):
 def test_any_picture_is_within_a_level_of_pillows(mode, side, height, width, noise):
     picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     picture = picture if noise else mosaic(height, width)
-    policy = ResizePolicy(side, mode)
+    policy = shorthand(side, mode)
     distance = np.abs(resized(picture, policy).astype(int) - preprocess(picture, policy))
     assert distance.max() <= 1
 
 
-@pytest.mark.parametrize("mode", RESIZE_MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("height", "width"), [(427, 640), (1200, 300), (1000, 1500)])
 def test_large_pictures_are_within_a_level_too(mode, height, width):
-    picture, policy = mosaic(height, width), ResizePolicy(64, mode)
+    picture, policy = mosaic(height, width), shorthand(64, mode)
     distance = np.abs(resized(picture, policy).astype(int) - preprocess(picture, policy))
     assert distance.max() <= 1
     assert (distance > 0).mean() < 0.15
@@ -85,7 +85,7 @@ def test_large_pictures_are_within_a_level_too(mode, height, width):
 
 def test_pictures_of_one_size_go_in_together():
     pictures = np.stack([mosaic(50, 71), mosaic(50, 71)[:, ::-1], mosaic(50, 71)[::-1]])
-    policy = ResizePolicy(32)
+    policy = shorthand(32)
     together = session(policy).run([PIXELS], {"image": pictures})[0]
     np.testing.assert_array_equal(together, [resized(picture, policy) for picture in pictures])
 
@@ -95,7 +95,7 @@ def exported(request, trained, tmp_path_factory):
     """A file of each policy: its path and its checkpoint."""
     mode, precision = request.param
     path, checkpoint = trained
-    manifest = replace(checkpoint.manifest, resize=ResizePolicy(32, mode))
+    manifest = replace(checkpoint.manifest, preprocessing=shorthand(32, mode))
     checkpoint = Checkpoint(checkpoint.state_dict, manifest, checkpoint.samples)
     output = tmp_path_factory.mktemp("embedded") / "cnn.onnx"
     options = {"precision": precision, "calibration": SAMPLE / "train", "calibration_size": 64}
@@ -115,7 +115,7 @@ def test_the_predictor_does_stage_1_itself_and_keeps_the_exact_contract(exported
     result, checkpoint = exported
     predictor = Predictor(result.path, "cpu", 1)
     picture = mosaic(75, 131)
-    pixels = preprocess(picture, checkpoint.manifest.resize)
+    pixels = preprocess(picture, checkpoint.manifest.preprocessing)
     found = predictor.predict(picture).probabilities
     np.testing.assert_array_equal(found, predictor.run(pixels[None])[1][0])
     tolerance = result.manifest.parity.tolerance
@@ -142,7 +142,7 @@ def test_the_predictor_refuses_open_sizes_that_the_manifest_says_nothing_of(trai
     path, checkpoint = trained
     export_model(ExportConfig(path, output=tmp_path / "a.onnx"), checkpoint)
     model = onnx.load(tmp_path / "a.onnx")
-    embed_resize(model, checkpoint.manifest.resize)
+    embed_resize(model, checkpoint.manifest.preprocessing)
     onnx.save(model, tmp_path / "b.onnx")
     with pytest.raises(ModelError, match=r"its input is not image: uint8 \[N, 32, 32, 3\]"):
         Predictor(tmp_path / "b.onnx")
@@ -151,7 +151,7 @@ def test_the_predictor_refuses_open_sizes_that_the_manifest_says_nothing_of(trai
 def test_a_resize_that_is_off_by_more_is_not_written(trained, tmp_path, monkeypatch):
     path, checkpoint = trained
     monkeypatch.setattr(sys.modules["imgcls.export.embed_resize"], "MAX_LEVELS", 0)
-    with pytest.raises(ExportError, match="1 levels of 255 off Pillow's"):
+    with pytest.raises(ExportError, match="differs from Pillow's by up to 1 levels of 255"):
         export_model(ExportConfig(path, output=tmp_path / "a.onnx", embed_resize=True), checkpoint)
     assert list(tmp_path.iterdir()) == []
 
@@ -160,5 +160,5 @@ def test_only_onnx_and_bilinear_resizing_can_be_embedded(trained, tmp_path):
     path, checkpoint = trained
     with pytest.raises(ExportError, match="`embed_resize` goes with onnx"):
         export_model(ExportConfig(path, "torchscript", tmp_path / "a.pt", embed_resize=True), checkpoint)
-    with pytest.raises(ExportError, match="trained with bicubic"):
-        embed_resize(onnx.ModelProto(), ResizePolicy(32, "crop", "bicubic"))
+    with pytest.raises(ExportError, match="resizes with bicubic"):
+        embed_resize(onnx.ModelProto(), shorthand(32, "crop", "bicubic"))

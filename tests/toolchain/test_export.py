@@ -13,8 +13,9 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
-from imgcls_infer.manifest import Manifest, Parity, ResizePolicy
+from imgcls_infer.manifest import Manifest, Parity
 from imgcls_infer.predictor import Predictor
+from imgcls_infer.steps import shorthand
 
 from imgcls.checkpoint import Checkpoint, weights_sha256
 from imgcls.cli import command
@@ -108,7 +109,7 @@ def test_bf16_is_for_pytorchs_formats_and_an_error_where_onnxruntime_lacks_it(tr
     path, checkpoint = trained
     result = export_model(ExportConfig(path, "torch-export", tmp_path / "a.pt2", precision="bf16"), checkpoint)
     assert result.manifest.parity.max_abs_diff <= result.manifest.parity.tolerance
-    with pytest.raises(ExportError, match=r"opset 18 can't hold .* try fp16 or int8"):
+    with pytest.raises(ExportError, match=r"opset 18 can't express .* try fp16 or int8"):
         export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx", precision="bf16"), checkpoint)
     with pytest.raises(ExportError, match=r"does not run here.* try fp16 or int8"):
         export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx", precision="bf16", opset=22), checkpoint)
@@ -271,7 +272,7 @@ def vgg16(tmp_path_factory):
     """A real VGG16 for 32x32 pictures, folded: the checkpoint, the result, and its graph."""
     torch.manual_seed(0)
     state = build_network("vgg16", 3, 32).state_dict()
-    manifest = Manifest("vgg16", ("a", "b", "c"), ResizePolicy(32), HALF, HALF, weights_sha256(state))
+    manifest = Manifest("vgg16", ("a", "b", "c"), shorthand(32), HALF, HALF, weights_sha256(state))
     checkpoint = Checkpoint(state, manifest)
     path = tmp_path_factory.mktemp("vgg16") / "v.onnx"
     return export_model(ExportConfig(path.with_suffix(".pth"), "onnx", path), checkpoint), onnx.load(path)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.manifest import Manifest
+from imgcls_infer.steps import shorthand
 from torch import nn
 
 from imgcls.checkpoint import Checkpoint, weights_sha256
@@ -338,7 +339,7 @@ def test_a_network_that_cant_be_traced_is_an_error():
 def test_a_pool_becomes_no_gather_in_onnx_either(tmp_path, image_size, pooling):
     """3 x 3 cells go into the linear layer, 14 x 14 are averaged by equal windows, 12 x 12 by two matrix products."""
     folded = fold_classifier(classifier(Narrow(3, side=7), image_size))
-    manifest = Manifest("cnn", ("a", "b", "c"), ResizePolicy(image_size), MEAN, STD, "00")
+    manifest = Manifest("cnn", ("a", "b", "c"), shorthand(image_size), MEAN, STD, "00")
     to_onnx(Job(folded, opset=18)).write(tmp_path / "a.onnx", manifest)
     operators = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
     plain = {"Transpose", "Cast", "Add", "Conv", "Relu", "MaxPool", "Reshape", "Gemm", "Softmax"}
@@ -354,7 +355,7 @@ def test_torchs_onnx_exporter_folds_batch_norms_by_itself():
 
 def exported(tmp_path, build, folded=True):
     state = build().state_dict()
-    manifest = Manifest("net", ("a", "b", "c"), ResizePolicy(8), MEAN, STD, weights_sha256(state))
+    manifest = Manifest("net", ("a", "b", "c"), shorthand(8), MEAN, STD, weights_sha256(state))
     checkpoint = Checkpoint(state, manifest, build=lambda classes, size: build())
     return export_model(ExportConfig(tmp_path / "a.pth", output=tmp_path / "a.onnx", fold=folded), checkpoint)
 

@@ -9,6 +9,7 @@ from imgcls_infer.sources import expand
 from PIL import Image
 
 from imgcls.cli import command
+from imgcls.data.check import check_folder
 from imgcls.data.folder import scan_folder
 from imgcls.errors import DataError
 
@@ -59,13 +60,14 @@ def test_pictures_in_subfolders_of_a_class_count(pictures):
 
 def test_training_and_the_predictor_find_the_same_files(tmp_path):
     names = ["a.png", "b.JPEG", "c.jpe", "d.jfif", "e.webp", "f.bmp", "g.gif", "deeper/h.jpg", "i.txt", "jpg", ".k.png"]
+    names += [".hidden/l.png", "deeper/.hidden/m.png", "deeper/.hidden/deeper/n.png", "deeper/O.JPG"]
     for name in names:
         path = tmp_path / "class" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     found = sorted(expand([str(tmp_path)], recursive=True, read=lambda _: b""))
     assert sorted(map(str, scan_folder(tmp_path).paths)) == found
-    assert len(found) == 8
+    assert len(found) == 9
 
 
 @pytest.mark.parametrize("make", ["missing", "file", "empty", "only_files", "no_pictures"])
@@ -93,7 +95,7 @@ def test_a_class_folder_whose_name_is_no_utf8_is_one_clear_error(pictures):
     ):
         result = CliRunner().invoke(command, arguments)
         assert (result.exit_code, result.output.count("\n")) == (1, 1), result.output
-        assert r"caf\udce9: its name is no UTF-8; rename it" in result.output
+        assert r"caf\udce9: its name is not UTF-8; rename it" in result.output
 
 
 @pytest.mark.parametrize("place", ["ant/link.png", "ant/folder", "class"])
@@ -124,3 +126,10 @@ def test_data_check_of_a_clean_folder_passes(pictures):
     result = CliRunner().invoke(command, ["data", "check", str(pictures)])
     assert result.exit_code == 0, result.output
     assert "12 pictures in 3 classes" in result.output
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_data_check_refuses_no_picture_for_its_shape(pictures, size):
+    """Whether it is too elongated to crop is a matter of the model's size."""
+    Image.new("RGB", size).save(pictures / "ant" / "line.png")
+    assert check_folder(pictures)

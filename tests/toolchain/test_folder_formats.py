@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import SAMPLE
-from imgcls_infer.manifest import RESIZE_MODES, Parity, ResizePolicy
+from imgcls_infer.manifest import Parity
 from imgcls_infer.predictor import Predictor
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import self_check
+from imgcls_infer.steps import MODES, shorthand
 from PIL import Image
 
 from imgcls.cli import command
@@ -155,10 +156,10 @@ def test_an_int8_card_claims_no_accuracy_that_was_not_measured(trained):
     assert "99.50% of 512 training pictures" in card
 
 
-@pytest.mark.parametrize("mode", RESIZE_MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_the_configurations_say_what_the_manifest_says(trained, mode):
     parity = Parity(0.0, 0.0, batch_sizes=[1], runtime="x")
-    manifest = replace(trained[1].manifest, resize=ResizePolicy(32, mode), parity=parity)
+    manifest = replace(trained[1].manifest, preprocessing=shorthand(32, mode), parity=parity)
     texts = describe_huggingface("cnn", manifest, None)
     config, processor = (json.loads(texts[name]) for name in ("config.json", "preprocessor_config.json"))
     assert [config["id2label"][str(index)] for index in range(10)] == list(manifest.classes)
@@ -173,14 +174,14 @@ def test_the_configurations_say_what_the_manifest_says(trained, mode):
 def test_transformers_processor_gives_the_same_pixels(trained, tmp_path, mode):
     transformers = pytest.importorskip("transformers", minversion="5.23", reason="transformers 5.23+ is not installed")
     parity = Parity(0.0, 0.0, batch_sizes=[1], runtime="x")
-    manifest = replace(trained[1].manifest, resize=ResizePolicy(32, mode), parity=parity)
+    manifest = replace(trained[1].manifest, preprocessing=shorthand(32, mode), parity=parity)
     for name, text in describe_huggingface("cnn", manifest, None).items():
         (tmp_path / name).write_text(text)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     for width, height in ((32, 32), (301, 200), (97, 333)):
         noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
         pixels = processor(Image.fromarray(noise), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-        np.testing.assert_array_equal(pixels, preprocess(noise, manifest.resize))
+        np.testing.assert_array_equal(pixels, preprocess(noise, manifest.preprocessing))
 
 
 def test_a_licence_goes_with_huggingface_alone(trained, tmp_path):

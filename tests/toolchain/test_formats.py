@@ -120,7 +120,6 @@ def test_no_module_but_a_formats_own_knows_a_suffix():
 
 
 def test_the_command_line_offers_every_format():
-    """Its help is written without loading torch, so the names stand there too."""
     (option,) = [option for option in command.commands["export"].params if option.name == "format"]
     assert list(option.type.choices) == list(FORMATS)
     (output,) = [option for option in command.commands["export"].params if option.name == "output"]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers import SAMPLE
 from imgcls_infer import preprocess
 from imgcls_infer.golden import GoldenSample
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.manifest import Manifest
 from imgcls_infer.selfcheck import pixels_sha256
+from imgcls_infer.steps import Decode, shorthand
 from PIL import Image, ImageFilter
 
 from imgcls.export.golden_files import make_golden_files
@@ -19,7 +21,7 @@ from imgcls.networks.registry import build_network
 
 SIDE = 32
 PLAIN, TRANSPARENT, JPEG, TURNED = "plain.png", "transparent.png", "plain.jpg", "turned.jpg"
-MANIFEST = Manifest("cnn", ("ant", "bee", "cow"), ResizePolicy(SIDE), (0.5,) * 3, (0.25,) * 3, "00")
+MANIFEST = Manifest("cnn", ("ant", "bee", "cow"), shorthand(SIDE), (0.5,) * 3, (0.25,) * 3, "00")
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,14 @@ def classifier():
 def files(classifier):
     samples = [GoldenSample(path.read_bytes(), ()) for path in sorted(SAMPLE.glob("test/*/*.png"))[::100]]
     return {file.name: file for file in make_golden_files(classifier, samples, MANIFEST)}
+
+
+@pytest.mark.parametrize("decode", [Decode(exif=False), Decode(alpha="drop")], ids=str)
+def test_they_record_the_pixels_of_the_models_own_decoding(classifier, decode):
+    preprocessing = MANIFEST.preprocessing._replace(decode=decode)
+    samples = [GoldenSample(path.read_bytes(), ()) for path in sorted(SAMPLE.glob("test/*/*.png"))[::100]]
+    for file in make_golden_files(classifier, samples, replace(MANIFEST, preprocessing=preprocessing)):
+        assert pixels_sha256(preprocess.decode_rgb(file.data, file.name, decode)) == file.decoded_sha256, file.name
 
 
 def opened(file):
@@ -52,7 +62,7 @@ def test_nothing_is_broken_here(files):
     assert list(files) == [PLAIN, TRANSPARENT, JPEG, TURNED]
     assert decoding_otherwise(files) == set()
     for name, file in files.items():
-        pixels = preprocess.preprocess(file.data, MANIFEST.resize)
+        pixels = preprocess.preprocess(file.data, MANIFEST.preprocessing)
         assert pixels_sha256(pixels) == file.pixels_sha256, name
         assert file.label == MANIFEST.classes[int(np.argmax(file.probabilities))], name
 
@@ -80,8 +90,8 @@ def test_the_turned_file_alone_shows_that_orientations_are_not_applied(monkeypat
 def test_the_jpeg_files_alone_show_another_jpeg_decoder(monkeypatch, files):
     honest = preprocess._upright_rgb
 
-    def smoothed(image, exif, name):
-        rgb = honest(image, exif, name)
+    def smoothed(image, exif, name, decode):
+        rgb = honest(image, exif, name, decode)
         return rgb.filter(ImageFilter.BLUR) if image.format == "JPEG" else rgb
 
     assert shown_by(monkeypatch, files, "_upright_rgb", smoothed) == {JPEG, TURNED}
@@ -94,7 +104,7 @@ def test_every_file_shows_another_resize(files, mode):
     """They are oblong, upright and lying, and no side is the network's."""
     for name, file in files.items():
         others = {
-            pixels_sha256(preprocess.preprocess(file.data, ResizePolicy(SIDE, mode, interpolation)))
+            pixels_sha256(preprocess.preprocess(file.data, shorthand(SIDE, mode, interpolation)))
             for interpolation in ("nearest", "bilinear", "bicubic", "lanczos")
         }
         assert len(others) == 4, name

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.steps import shorthand
 
 from imgcls import evaluation
 from imgcls.errors import TrainingError
@@ -312,7 +312,7 @@ def test_the_leading_process_decodes_alone_before_any_collective_starts(tmp_path
 
     def process(rank):
         group = Group(rank, 2, store)
-        load_sets(config, ResizePolicy(32), CPU, group, lambda line: None)
+        load_sets(config, shorthand(32), CPU, group, lambda line: None)
         group.start(CPU)
 
     threads = [threading.Thread(target=process, args=[rank], name=str(rank)) for rank in (1, 0)]

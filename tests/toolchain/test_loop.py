@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_pictures
-from imgcls_infer.manifest import ResizePolicy
+from imgcls_infer.steps import shorthand
 
 from imgcls.data.batches import Augmentation, plan_epoch
 from imgcls.data.folder import scan_folder
@@ -96,6 +96,35 @@ def test_each_option_of_the_recipe_changes_the_weights(config, tmp_path, option)
     plain = sha256(config)
     assert sha256(config) == plain
     assert sha256(config.changed(**option)) != plain
+
+
+TOGETHER = {
+    **{
+        "optimizer": "adamw",
+        "weight_decay": 0.1,
+        "schedule": "one-cycle",
+        "label_smoothing": 0.1,
+        "class_weights": True,
+    },
+    **{"crop": 0.25, "flip": True, "colour": 0.3, "cutout": 0.4, "dropout": 0.3, "ema": 0.5, "clip_norm": 0.5},
+    "val_fraction": 0.3,
+}
+
+
+def test_each_option_counts_beside_all_others(config):
+    config = config.changed(epochs=1)
+    together = sha256(config.changed(**TOGETHER))
+    plain = {name: getattr(config, name, getattr(config.recipe, name, None)) for name in TOGETHER}
+    same = [name for name in TOGETHER if sha256(config.changed(**{**TOGETHER, name: plain[name]})) == together]
+    assert same == []
+
+
+@pytest.mark.parametrize("option", ["crop", "flip", "colour", "cutout"])
+def test_a_frozen_body_sees_the_augmentation_that_is_asked_for(config, tmp_path, option):
+    start = tmp_path / "start.pth"
+    train(config.changed(output=start))
+    frozen = config.changed(freeze=True, weights=start, seed=1)
+    assert sha256(frozen.changed(**{option: TOGETHER[option]})) != sha256(frozen)
 
 
 @pytest.mark.parametrize("option", [{"test_dir": True}, {"save_every": 0.0}], ids=["figures", "saving"])
@@ -188,7 +217,7 @@ class PlainOptimizer:
 def plain_loop(config):
     """(weights, learning rate, sum of losses, right answers) of each step, and the averaged weights in the end."""
     recipe = config.recipe
-    packed = pack_folder(scan_folder(config.train_dir), ResizePolicy(8, recipe.resize))
+    packed = pack_folder(scan_folder(config.train_dir), shorthand(8, recipe.resize))
     labels = torch.from_numpy(packed.labels)
     torch.manual_seed(config.seed)
     network = build_network("cnn", 3, 8, dropout=0.0).to(memory_format=torch.channels_last).train()
@@ -271,7 +300,7 @@ def test_the_loop_is_a_plain_one_step_by_step(config, monkeypatch, options):
         assert row["train_loss"] == pytest.approx(sum(loss for _, _, loss, _ in steps) / 13, rel=1e-5)
         assert row["train_accuracy"] == sum(right for *_, right in steps) / 13
     manifest = result.checkpoint.manifest
-    assert (manifest.resize, manifest.mean, manifest.std) == (ResizePolicy(8, "squash"), MEAN, STD)
+    assert (manifest.preprocessing, manifest.mean, manifest.std) == (shorthand(8, "squash"), MEAN, STD)
     assert_close(result.checkpoint.state_dict.values(), average)
 
 
@@ -297,7 +326,7 @@ def assert_close(found, expected):
 def test_an_epochs_figures_are_those_of_the_float32_network_that_is_saved(config, options):
     """On other pictures than those of training: as they are, in eval mode, by the plain loss."""
     result = train(config.changed(epochs=6, test_dir=config.train_dir, **options))
-    packed = pack_folder(scan_folder(config.train_dir), ResizePolicy(8, "squash"))
+    packed = pack_folder(scan_folder(config.train_dir), shorthand(8, "squash"))
     labels = torch.from_numpy(packed.labels)
     with torch.inference_mode():
         logits, probabilities = result.checkpoint.classifier()(torch.from_numpy(packed.images))

@@ -17,9 +17,10 @@ from helpers import SAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgcls_infer import Predictor
-from imgcls_infer.manifest import MANIFEST_KEY, Manifest, Parity, ResizePolicy
+from imgcls_infer.manifest import MANIFEST_KEY, Manifest, Parity
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES
+from imgcls_infer.steps import shorthand
 from onnx import numpy_helper
 
 from imgcls.cli import command
@@ -105,7 +106,7 @@ def swap_two_classes(model):
 
 
 def resize_otherwise(model):
-    edit_manifest(model, lambda manifest: replace(manifest, resize=replace(manifest.resize, mode="pad")))
+    edit_manifest(model, lambda found: replace(found, preprocessing=shorthand(found.preprocessing.size, "pad")))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def resize_otherwise(model):
         (change_one_weight, "max |dp|"),
         (swap_mean_and_std, "max |dp|"),
         (swap_two_classes, "classes"),
-        (resize_otherwise, "resize"),
+        (resize_otherwise, "preprocessing"),
     ],
 )
 def test_a_model_damaged_on_purpose_fails(trained, model_file, sample, tmp_path, damage, word):
@@ -143,7 +144,7 @@ def test_swapped_class_names_are_wrong_answers_by_name(trained, model_file, samp
         ("std", (0.5, 0.5, 0.4)),
         ("weights_sha256", "0" * 64),
         ("classes", ("b", "a", "c")),
-        ("resize", ResizePolicy(8, "pad")),
+        ("preprocessing", shorthand(8, "pad")),
     ],
 )
 def test_whatever_a_model_says_otherwise_of_itself_is_a_problem(field, value):
@@ -151,7 +152,7 @@ def test_whatever_a_model_says_otherwise_of_itself_is_a_problem(field, value):
         str(text).split(": ") for text in manifest_problems(MANIFEST, replace(MANIFEST, **{field: value}))
     )
     assert problem == f"the manifest's {field} is not the checkpoint's"
-    assert half == (FILE_TO_PIXELS if field == "resize" else PIXELS_TO_PROBABILITIES)
+    assert half == (FILE_TO_PIXELS if field == "preprocessing" else PIXELS_TO_PROBABILITIES)
     assert manifest_problems(MANIFEST, replace(MANIFEST, precision="int8", parity=Parity(tolerance=1.0))) == ()
 
 
@@ -179,7 +180,7 @@ def test_unreadable_pictures_are_counted_and_left_out(trained, model_file, pictu
         verify(checkpoint, [("m", open_exported(model_file))], folder)
 
 
-MANIFEST = Manifest("cnn", ("a", "b", "c"), ResizePolicy(8), (0.5,) * 3, (0.5,) * 3, "")
+MANIFEST = Manifest("cnn", ("a", "b", "c"), shorthand(8), (0.5,) * 3, (0.5,) * 3, "")
 
 
 def answers(seed, rows=20):
@@ -282,7 +283,7 @@ def count_of_batches():
 
 
 def test_tricky_pictures_are_those_of_their_names_and_none_twice(trained, sample):
-    pixels = np.stack([preprocess(path, ResizePolicy(32)) for path in sample.paths[::8]])
+    pixels = np.stack([preprocess(path, shorthand(32)) for path in sample.paths[::8]])
     pictures = adversarial_pictures(eager(trained[1]).run, pixels)
     assert sum(name.startswith("border") for name in pictures) == BORDER_PICTURES
     assert len({picture.tobytes() for picture in pictures.values()}) == len(pictures)
@@ -392,7 +393,7 @@ def test_a_model_that_answers_otherwise_in_a_batch_fails(trained, model_file, sa
 
 def test_border_pictures_lie_where_the_answer_changes(trained):
     run = eager(trained[1]).run
-    pixels = np.stack([preprocess(path, ResizePolicy(32)) for path in sorted(SAMPLE.glob("test/*/*.png"))[::25]])
+    pixels = np.stack([preprocess(path, shorthand(32)) for path in sorted(SAMPLE.glob("test/*/*.png"))[::25]])
     borders = border_pictures(run, pixels)
     top = np.sort(run(borders)[1], axis=1)
     assert len(borders) > 5
@@ -477,7 +478,7 @@ def test_the_variance_of_a_layer_is_that_of_the_page(kind, precision):
 def test_the_model_covers_what_the_runtime_does_and_not_a_hundred_times_it(trained, sample, precision):
     """torch itself in another precision, against the prediction."""
     classifier = trained[1].classifier()
-    pixels = np.stack([preprocess(path, ResizePolicy(32)) for path in sample.paths[::5]])
+    pixels = np.stack([preprocess(path, shorthand(32)) for path in sample.paths[::5]])
     other = narrow(classifier, torch.bfloat16) if precision == "bf16" else copy.deepcopy(classifier).double()
     exact = run_module(classifier)(pixels)[0]
     sigma = logit_deviation(classifier, typical_pictures([], 32), precision)

@@ -8,14 +8,14 @@ from argparse import Namespace
 import numpy as np
 import pytest
 from helpers import SAMPLE, load_benchmark
-from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import preprocess
+from imgcls_infer.steps import shorthand
 from PIL import Image
 
 peers = load_benchmark("peers")
 photographs = load_benchmark("photographs")
 
-POLICY = ResizePolicy(32)
+POLICY = shorthand(32)
 
 
 @pytest.fixture

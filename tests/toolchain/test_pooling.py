@@ -47,7 +47,7 @@ def step(module, x, labels, rate, first_rate):
 @pytest.mark.parametrize("keep_rest", [False, True])
 def test_a_folded_network_answers_as_the_plain_one_and_unfolds_to_it(image_size, keep_rest):
     plain, folded = network(), network()
-    fold = PoolFold(folded, POOL, image_size, keep_rest)
+    fold = PoolFold(folded, POOL, (image_size, image_size), keep_rest)
     x = torch.randn(3, 3, image_size, image_size)
     torch.testing.assert_close(folded(x), plain(x))
     again = SmallVGG()
@@ -58,7 +58,7 @@ def test_a_folded_network_answers_as_the_plain_one_and_unfolds_to_it(image_size,
 
 def test_kept_weights_come_back_unchanged_where_nothing_was_learned():
     plain, folded = network(), network()
-    state = PoolFold(folded, POOL, 64, keep_rest=True).plain_state()
+    state = PoolFold(folded, POOL, (64, 64), keep_rest=True).plain_state()
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(state[name], tensor)
 
@@ -66,7 +66,7 @@ def test_kept_weights_come_back_unchanged_where_nothing_was_learned():
 def test_a_step_is_the_plain_networks_step_with_that_layers_rate_divided():
     """At 32x32 one cell stands 49 times in the pool's output: the plain layer's sum moves 49 times as far."""
     plain, folded = network(), network()
-    fold = PoolFold(folded, POOL, 32, keep_rest=True)
+    fold = PoolFold(folded, POOL, (32, 32), keep_rest=True)
     x, labels = torch.randn(5, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1])
     for _ in range(3):
         step(plain, x, labels, 0.1, 0.1 / 49)
@@ -77,14 +77,14 @@ def test_a_step_is_the_plain_networks_step_with_that_layers_rate_divided():
 
 def test_a_plain_state_goes_back_in():
     source, target = network(0), network(1)
-    fold = PoolFold(target, POOL, 96, keep_rest=False)
+    fold = PoolFold(target, POOL, (96, 96), keep_rest=False)
     fold.load_plain_state(source.state_dict())
     x = torch.randn(2, 3, 96, 96)
     torch.testing.assert_close(target(x), source(x))
 
 
 def test_folding_pays_below_224_pixels_and_for_vgg16_alone():
-    assert [POOL.pays(size) for size in (32, 223, 224, 256)] == [True, True, False, False]
+    assert [POOL.pays((size, size)) for size in (32, 223, 224, 256)] == [True, True, False, False]
     assert find("cnn").pool is None
 
 

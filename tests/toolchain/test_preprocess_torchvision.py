@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import preprocess
+from imgcls_infer.steps import shorthand
 from PIL import Image
 from PIL import __version__ as pillow
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
@@ -46,7 +46,7 @@ def test_crop_is_torchvisions_resize_and_centre_crop(width, height, side, interp
     assume_same_passes((width, height), tuple(side * length // min(width, height) for length in (width, height)))
     image = noise(width, height)
     expected = Compose([Resize(side, FILTERS[interpolation]), CenterCrop(side)])(image)
-    found = preprocess(image, ResizePolicy(side, "crop", interpolation))
+    found = preprocess(image, shorthand(side, "crop", interpolation))
     np.testing.assert_array_equal(found, np.asarray(expected))
 
 
@@ -56,11 +56,11 @@ def test_squash_is_torchvisions_resize_to_a_square(width, height, side, interpol
     assume_same_passes((width, height), (side, side))
     image = noise(width, height)
     expected = Resize((side, side), FILTERS[interpolation])(image)
-    np.testing.assert_array_equal(preprocess(image, ResizePolicy(side, "squash", interpolation)), np.asarray(expected))
+    np.testing.assert_array_equal(preprocess(image, shorthand(side, "squash", interpolation)), np.asarray(expected))
 
 
 @pytest.mark.parametrize("size", [(4032, 3024), (3024, 4032), (1000, 1), (999, 37)])
 def test_sizes_from_cameras_and_odd_ones_agree_too(size):
     image = noise(*size)
     expected = Compose([Resize(33), CenterCrop(33)])(image)
-    np.testing.assert_array_equal(preprocess(image, ResizePolicy(33)), np.asarray(expected))
+    np.testing.assert_array_equal(preprocess(image, shorthand(33)), np.asarray(expected))

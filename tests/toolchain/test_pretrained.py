@@ -8,7 +8,8 @@ import pytest
 import torch
 import torchvision
 from helpers import make_pictures
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.manifest import Manifest
+from imgcls_infer.steps import shorthand
 
 from imgcls.checkpoint import save_checkpoint
 from imgcls.errors import CheckpointError, TrainingError
@@ -26,7 +27,7 @@ def ours(tmp_path):
     """A checkpoint of a CNN of three classes at 8 pixels, and its network."""
     torch.manual_seed(7)
     network = build_network("cnn", 3, 8)
-    save_checkpoint(tmp_path / "ours.pth", network, Manifest("cnn", ABC, ResizePolicy(8), MEAN, STD, ""))
+    save_checkpoint(tmp_path / "ours.pth", network, Manifest("cnn", ABC, shorthand(8), MEAN, STD, ""))
     return tmp_path / "ours.pth", network
 
 

@@ -118,7 +118,7 @@ def floats(trained, tmp_path_factory):
     """The float graph, and pictures uint8 [32, 32, 32, 3]."""
     path = tmp_path_factory.mktemp("floats") / "cnn.onnx"
     export_model(ExportConfig(trained[0], output=path), trained[1])
-    policy = trained[1].manifest.resize
+    policy = trained[1].manifest.preprocessing
     return onnx.load(path), np.stack([preprocess(file, policy) for file in scan_folder(SAMPLE / "train").paths[::32]])
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from imgcls.data.batches import Augmentation, batch_slices, cut_out, jitter_colours, plan_epoch
 from imgcls.errors import ImgclsError
-from imgcls.networks.registry import build_network
+from imgcls.networks.registry import build_network, find
 from imgcls.training import train, train_config
 from imgcls.training.sets import Sets
 
@@ -26,6 +27,12 @@ def test_an_epochs_plan_is_a_function_of_seed_and_epoch():
     assert not torch.equal(plans[0].order, plans[3].order)
     assert sorted(plans[2].order.tolist()) == list(range(50))
     assert int(plans[0].shifts.max()) <= 8
+
+
+def test_no_two_epochs_of_any_two_seeds_have_the_same_plan():
+    pairs = [(seed, epoch) for seed in range(6) for epoch in range(6)]
+    orders = {tuple(plan_epoch(20, 8, Augmentation(), *pair).order.tolist()) for pair in pairs}
+    assert len(orders) == len(pairs)
 
 
 @given(count=st.integers(1, 200), size=st.integers(1, 64), start=st.integers(0, 5))
@@ -65,13 +72,13 @@ def test_cutout_paints_one_square_and_nothing_else(row, column, share):
 
 def test_class_weights_are_in_inverse_proportion_to_the_counts(tmp_path):
     root = make_pictures(tmp_path / "p", {"ant": 30, "bee": 3})
-    from imgcls_infer.manifest import ResizePolicy
+    from imgcls_infer.steps import shorthand
 
     from imgcls.training.distributed import Group
     from imgcls.training.sets import load_sets
 
     config = train_config(root, tmp_path / "a.pth", class_weights=True, cache_dir=tmp_path / "cache")
-    weights = load_sets(config, ResizePolicy(32), torch.device("cpu"), Group(), lambda line: None).class_weights()
+    weights = load_sets(config, shorthand(32), torch.device("cpu"), Group(), lambda line: None).class_weights()
     assert (weights * torch.tensor([30, 3])).tolist() == pytest.approx([16.5, 16.5])
 
 
@@ -95,6 +102,40 @@ def test_fine_tuning_is_gentler_and_a_frozen_body_is_not_augmented(tmp_path):
     assert tuned.learning_rate == pytest.approx(scratch.learning_rate / 10)
     assert frozen.crop == 0
     assert not frozen.flip
+
+
+@pytest.mark.parametrize("recipe", ["default", "article"])
+@pytest.mark.parametrize(
+    ("arch", "start"),
+    [
+        ("cnn", {}),
+        ("cnn", {"weights": True}),
+        ("vgg16", {}),
+        ("vgg16", {"weights": True}),
+        ("vgg16", {"pretrained": True}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_recipe_from_weights_that_were_trained_is_another_in_these_fields_alone(
+    tmp_path, arch, recipe, start, freeze
+):
+    start = {name: tmp_path / "a.pth" if name == "weights" else value for name, value in start.items()}
+    if freeze and not (arch == "vgg16" and start):
+        with pytest.raises(ImgclsError, match="freeze"):
+            train_config(tmp_path, tmp_path / "b.pth", arch=arch, recipe=recipe, freeze=True, **start)
+        return
+    expected = find(arch).recipe(recipe)
+    if start:
+        tenth = 10 if recipe == "default" else 1  # the article's stays as it is
+        expected = replace(expected, mean=None, std=None, learning_rate=expected.learning_rate / tenth)
+    if freeze:
+        expected = replace(expected, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0)
+    config = train_config(tmp_path, tmp_path / "b.pth", arch=arch, recipe=recipe, freeze=freeze, **start)
+    assert config.recipe == expected
+    given = {"learning_rate": 0.5, "clip_norm": 3.0, "flip": True, "epochs": 2}
+    config = train_config(tmp_path, tmp_path / "b.pth", arch=arch, recipe=recipe, freeze=freeze, **start, **given)
+    assert config.recipe == replace(expected, **given)
 
 
 def test_half_a_normalisation_is_refused(tmp_path):

@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer.manifest import Manifest
+from imgcls_infer.steps import shorthand
 from PIL import Image
 
 from imgcls.errors import ImgclsError
@@ -210,7 +211,7 @@ def evaluation(answers, logits=((0.0, 1.0), (0.0, 1.0)), labels=(0, 1), unreadab
     return Evaluation(scores, tuple(answers), tuple(unreadable))
 
 
-MANIFEST = Manifest("cnn", ("ant", "bee\udcff"), ResizePolicy(8), (0.5,) * 3, (0.5,) * 3, "ab" * 32)
+MANIFEST = Manifest("cnn", ("ant", "bee\udcff"), shorthand(8), (0.5,) * 3, (0.5,) * 3, "ab" * 32)
 
 
 def test_the_folder_holds_every_figure(answer, tmp_path):

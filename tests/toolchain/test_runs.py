@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import json
+import math
 import os
 import re
 import signal
@@ -24,7 +26,9 @@ from imgcls.data.packed import pack_folder, pick_samples
 from imgcls.errors import ImgclsError, TrainingError
 from imgcls.evaluation import predict_logits, score
 from imgcls.training import loop, run, train, train_config
+from imgcls.training.distributed import Group
 from imgcls.training.learner import Learner
+from imgcls.training.meter import Meter
 from imgcls.training.run_folder import RunFolder, load_config, load_state
 from imgcls.training.sets import split_rows
 
@@ -205,11 +209,23 @@ def test_a_folder_that_is_no_run_is_one_clear_error(tmp_path, damage):
     assert result.output.count("\n") == 1
 
 
-def test_resume_takes_no_other_options_but_epochs(tmp_path):
-    given = ["--epochs", "3", "--batch-size", "5", "--seed", "1"]
+def test_resume_takes_no_options_but_those_that_its_message_names(tmp_path):
+    given = ["--epochs", "3", "--no-cuda-graphs", "--batch-size", "5", "--seed", "1"]
     result = CliRunner().invoke(command, ["train", "--resume", str(tmp_path), *given])
     assert result.exit_code == 2
-    assert "leave out --batch-size, --seed" in result.output
+    message = "but for --epochs and --cuda-graphs/--no-cuda-graphs; leave out --batch-size, --seed\n"
+    assert result.output.endswith(message)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_what_is_given_with_resume_is_changed_and_nothing_else(config, tmp_path, monkeypatch, graphs):
+    begun, seen = config.changed(cuda_graphs=not graphs), []
+    monkeypatch.setattr("imgcls.training.run_folder.load_config", lambda run: begun)
+    monkeypatch.setattr("imgcls.training.train", lambda config, report, resume: seen.append(config))
+    flag = "--cuda-graphs" if graphs else "--no-cuda-graphs"
+    CliRunner().invoke(command, ["train", "--resume", str(tmp_path), flag], catch_exceptions=False)
+    CliRunner().invoke(command, ["train", "--resume", str(tmp_path)], catch_exceptions=False)
+    assert seen == [config.changed(cuda_graphs=graphs), begun]
 
 
 def contents(folder):
@@ -395,7 +411,7 @@ def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pict
     # the average hardly leaves the first weights, while the network itself learns these pictures
     result = train(config.changed(test_dir=pictures, epochs=10, **options))
     (matrix,) = plotted
-    packed = pack_folder(scan_folder(pictures), result.checkpoint.manifest.resize)
+    packed = pack_folder(scan_folder(pictures), result.checkpoint.manifest.preprocessing)
     answers = result.checkpoint.classifier()(torch.from_numpy(packed.images))[0].argmax(1)
     expected = torch.zeros(3, 3, dtype=torch.int64)
     for label, answer in zip(packed.labels, answers.tolist(), strict=True):
@@ -452,7 +468,7 @@ def test_an_epoch_that_can_not_be_reported_is_kept(config, tmp_path, number):
 
 def test_the_held_out_figures_are_of_the_pictures_that_are_held_out(config, pictures):
     result = train(config.changed(val_fraction=0.25, epochs=1))
-    packed = pack_folder(scan_folder(pictures), result.checkpoint.manifest.resize)
+    packed = pack_folder(scan_folder(pictures), result.checkpoint.manifest.preprocessing)
     labels = torch.from_numpy(packed.labels)
     _, rows = split_rows(labels, 0.25, config.seed)
     found = score(predict_logits(result.checkpoint.classifier(), torch.from_numpy(packed.images)[rows]), labels[rows])
@@ -478,7 +494,7 @@ def test_the_state_is_saved_every_so_many_seconds_and_at_the_end(config, monkeyp
 def test_the_checkpoints_samples_are_of_the_test_folder_where_there_is_one(config, tmp_path):
     test = make_pictures(tmp_path / "test", {"ant": 1, "bee": 1, "cow": 1}, seed=1)
     checkpoint = train(config.changed(test_dir=test, epochs=1)).checkpoint
-    assert checkpoint.samples == pick_samples(pack_folder(scan_folder(test), checkpoint.manifest.resize))
+    assert checkpoint.samples == pick_samples(pack_folder(scan_folder(test), checkpoint.manifest.preprocessing))
 
 
 def test_an_epochs_seconds_are_those_of_its_steps_however_often_it_is_saved(config, monkeypatch):
@@ -515,3 +531,46 @@ def test_the_caches_limit_is_given_in_gigabytes(tmp_path, pictures, monkeypatch)
     for gigabytes in ("0", "0.5", "20"):
         assert CliRunner().invoke(command, ["train", *given, gigabytes]).exit_code == 0
     assert seen == [0, 500_000_000, 20_000_000_000]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 5])  # of 9, before the run is interrupted
+def test_the_bar_ends_with_the_last_step_from_wherever_the_run_goes_on(config, monkeypatch, steps):
+    if steps:
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(TrainingError):
+                train(config)
+    bars = []
+
+    @contextlib.contextmanager
+    def bar(description, total):
+        done = []
+        yield done.append
+        bars.append((total, done))
+
+    monkeypatch.setattr(loop, "progress_bar", bar)
+    train(config, resume=config.run_dir if steps else None)
+    assert bars == [(9, [steps, *[1] * (9 - steps)])]
+
+
+@pytest.mark.parametrize("losses", [[1, 2, 3], [1, math.inf, 2, math.nan], [math.nan, 1], [2, 3, -math.inf]], ids=str)
+@pytest.mark.parametrize("saved", range(5))
+def test_a_meter_that_is_saved_and_loaded_counts_as_if_nothing_had_been(losses, saved):
+    def count(meter, loss, number):
+        logits = torch.eye(3)[: 1 + number % 3]
+        meter.count(torch.full((len(logits),), float(loss)), logits, torch.zeros(len(logits), dtype=torch.int64))
+
+    whole, part = Meter(torch.device("cpu")), Meter(torch.device("cpu"))
+    for number, loss in enumerate(losses):
+        if number == saved:
+            state = json.loads(json.dumps(part.state_dict()))  # plain values
+            part = Meter(torch.device("cpu"))
+            part.load_state_dict(state)
+        count(whole, loss, number)
+        count(part, loss, number)
+    assert str(part.scores(Group())) == str(whole.scores(Group()))  # a NaN is not equal to itself
+    bad = [number for number, loss in enumerate(losses, 1) if not math.isfinite(loss)]
+    assert part.first_bad_step == whole.first_bad_step == (bad or [0])[0]
+    pictures = [1 + number % 3 for number in range(len(losses))]
+    assert whole.scores(Group()).count == sum(pictures)
+    assert whole.scores(Group()).accuracy == len(losses) / sum(pictures)  # the first of each batch is right

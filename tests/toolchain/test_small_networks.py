@@ -9,7 +9,8 @@ import onnx
 import pytest
 import torch
 from helpers import load_benchmark
-from imgcls_infer.manifest import Manifest, ResizePolicy
+from imgcls_infer import shorthand
+from imgcls_infer.manifest import Manifest
 
 from imgcls.checkpoint import Checkpoint, weights_sha256
 from imgcls.config import HALF, ExportConfig
@@ -68,7 +69,7 @@ def checkpoint_of(build, size=32):
     torch.manual_seed(0)
     pictures = torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 127.5 - 1
     state = benchmark.make_weights(build(), pictures).state_dict()
-    manifest = Manifest("net", CLASSES, ResizePolicy(size), HALF, HALF, weights_sha256(state))
+    manifest = Manifest("net", CLASSES, shorthand(size), HALF, HALF, weights_sha256(state))
     return Checkpoint(state, manifest, build=lambda classes, image_size: build())
 
 

@@ -10,8 +10,8 @@ from helpers import SAMPLE, make_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from imgcls_infer.manifest import ResizePolicy
 from imgcls_infer.preprocess import preprocess
+from imgcls_infer.steps import shorthand
 
 from imgcls.data.batches import Augmentation, crop_and_flip, plan_epoch
 from imgcls.data.folder import scan_folder
@@ -25,7 +25,7 @@ from imgcls.training import train, train_config
 
 
 def test_packed_pixels_are_the_devices_bit_for_bit():
-    policy = ResizePolicy(24, "crop")
+    policy = shorthand(24, "crop")
     folder = scan_folder(SAMPLE / "test")
     packed = pack_folder(folder, policy)
     assert packed.images.shape == (500, 24, 24, 3)
@@ -79,7 +79,7 @@ def test_the_article_recipe_is_a_plain_adam_loop(tmp_path, pictures):
     config = train_config(pictures, tmp_path / "a.pth", recipe="article", epochs=3, batch_size=5, device="cpu")
     found = train(config).checkpoint
 
-    packed = pack_folder(scan_folder(pictures), ResizePolicy(32, "squash"))
+    packed = pack_folder(scan_folder(pictures), shorthand(32, "squash"))
     inputs = (torch.from_numpy(packed.images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     torch.manual_seed(0)
     network = build_network("cnn", 3, 32)

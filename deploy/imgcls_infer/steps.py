@@ -1,0 +1,277 @@
+"""The second half of stage 1 as data: the steps from an RGB picture of any size to the pixels that a network takes.
+
+Pixels are uint8 after every step, so a list of steps reproduces a Pillow pipeline exactly. The classes are named
+tuples, because processes that only decode (decoder_process.py) start without dataclasses. `shorthand` and
+`preprocessing_from` check what they are given; the classes check nothing by themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Union
+
+from imgcls_infer.errors import ModelError
+
+MODES = ("crop", "squash", "pad")
+FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+EDGES = ("short", "long", "exact")
+ROUNDINGS = ("floor", "half_even")
+ALPHAS = ("white", "drop")
+JPEGS = ("whole",)
+MAX_SIDE = 4096
+"""Pixels a side, of the network's input and of the size in any step."""
+MAX_STEPS = 8
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+class Resize(NamedTuple):
+    """Resample the picture.
+
+    edge: `exact` gives the picture this size, `short` the smallest size that covers it, `long` the largest one that
+    fits into it; the last two keep the aspect ratio, and round the other side. filter: Pillow's filter of that name.
+    """
+
+    edge: str
+    size: Size
+    filter: str = "bilinear"
+    rounding: str = "floor"
+
+    def target(self, height: int, width: int) -> Size:
+        """The size that a picture of `height` and `width` gets."""
+        new_height, new_width = self.size
+        if self.edge == "exact":
+            return self.size
+        if (new_height * width >= new_width * height) == (self.edge == "short"):  # the height decides
+            return new_height, _scaled(width, new_height, height, self.rounding)
+        return _scaled(height, new_width, width, self.rounding), new_width
+
+
+class Crop(NamedTuple):
+    """Cut out the centre. Where the picture is smaller than `size`, the rest is black.
+
+    offset: how half a pixel on the left and on top is rounded; torchvision rounds to the even number, transformers
+    down.
+    """
+
+    size: Size
+    offset: str = "half_even"
+
+    def box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """(left, upper, right, lower) in a picture of `height` and `width`; it may reach over the picture's edges."""
+        left, top = (self._start(length, new) for length, new in ((width, self.size[1]), (height, self.size[0])))
+        return left, top, left + self.size[1], top + self.size[0]
+
+    def _start(self, length: int, new: int) -> int:
+        if length < new:
+            return -((new - length) // 2)
+        return (length - new) // 2 if self.offset == "floor" else round((length - new) / 2)
+
+
+class Pad(NamedTuple):
+    """Put the picture on the centre of a canvas of `size`. A side that is larger than the canvas stays as it is.
+
+    fill: RGB, 0 to 255 each.
+    """
+
+    size: Size
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    def canvas(self, height: int, width: int) -> Size:
+        """The size that a picture of `height` and `width` gets."""
+        return max(height, self.size[0]), max(width, self.size[1])
+
+
+Step = Union[Resize, Crop, Pad]
+
+
+class Decode(NamedTuple):
+    """How a file becomes an RGB picture.
+
+    exif: whether the EXIF orientation is applied. alpha: `white` lays transparency over white, `drop` ignores it.
+    jpeg: `whole` decodes every coefficient.
+    """
+
+    exif: bool = True
+    alpha: str = "white"
+    jpeg: str = "whole"
+
+
+DECODE = Decode()
+"""As every file of schema 1 is decoded."""
+
+
+class Preprocessing(NamedTuple):
+    """Stage 1 of one model.
+
+    size: height and width of the network's input. steps: what makes an RGB picture of any size that large, in order.
+    """
+
+    size: Size
+    steps: tuple[Step, ...]
+    decode: Decode = DECODE
+
+    @property
+    def mode(self) -> str:
+        """Which of MODES it is, or "" if it is another list of steps."""
+        first = self.steps[0]
+        if not isinstance(first, Resize):
+            return ""
+        return next((mode for mode in MODES if self == shorthand(self.size, mode, first.filter)), "")
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The filters that it resizes by, each once."""
+        return tuple(dict.fromkeys(step.filter for step in self.steps if isinstance(step, Resize)))
+
+    def describe(self) -> str:
+        """For people, in a few words: `224 x 224: resize short 256 bicubic, crop 224`."""
+        return f"{self.size[0]} x {self.size[1]}: {self.mode or ', '.join(map(_words, self.steps))}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """`input`, `decode` and `steps` as JSON has them."""
+        return {
+            "input": {"size": list(self.size)},
+            "decode": self.decode._asdict(),
+            "steps": [_step_to_dict(step) for step in self.steps],
+        }
+
+
+def sides(size: Union[int, Size]) -> Size:
+    """Height and width: of a number, it is both."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def shorthand(size: Union[int, Size], mode: str = "crop", interpolation: str = "bilinear") -> Preprocessing:
+    """The preprocessing that one word names. size: of the network's input; a number is both sides.
+
+    mode: `crop` (the shorter side to the size, the centre cut out), `squash` (aspect ratio given up) or `pad` (the
+    longer side to the size, black bars). Raises ModelError.
+    """
+    require(mode in MODES, "resize mode", mode)
+    both = sides(size)
+    steps: dict[str, tuple[Step, ...]] = {
+        "crop": (Resize("short", both, interpolation), Crop(both)),
+        "squash": (Resize("exact", both, interpolation),),
+        "pad": (Resize("long", both, interpolation, "half_even"), Pad(both)),
+    }
+    return _checked(Preprocessing(both, steps[mode]))
+
+
+def preprocessing_from(raw: Any) -> Preprocessing:
+    """From the object that `to_dict` gives, or that schema 2 of the manifest holds. Raises ModelError by field."""
+    given, decode, steps = raw["input"], raw["decode"], raw["steps"]
+    require(isinstance(given, dict) and isinstance(given.get("size"), list), "input", given)
+    require(isinstance(decode, dict) and set(decode) <= set(Decode._fields), "decode", decode)
+    require(isinstance(steps, list) and 1 <= len(steps) <= MAX_STEPS, "steps", steps)
+    return _checked(Preprocessing(tuple(given["size"]), tuple(map(_step_from, steps)), Decode(**decode)))
+
+
+def require(condition: bool, name: str, value: object) -> None:
+    """Raises ModelError that names a field of the manifest, and shows the value that it must not have."""
+    if not condition:
+        raise ModelError(f"bad {name} in the manifest: {shown(value)}")
+
+
+def is_int(value: object) -> bool:
+    """Whether a decoded JSON value is an integer; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _checked(preprocessing: Preprocessing) -> Preprocessing:
+    size, steps, decode = preprocessing
+    require(_is_size(size), "image_size", size[0] if len(set(map(repr, size))) == 1 else list(size))
+    require(isinstance(decode.exif, bool), "exif of decode", decode.exif)
+    require(decode.alpha in ALPHAS, "alpha of decode", decode.alpha)
+    require(decode.jpeg in JPEGS, "jpeg of decode", decode.jpeg)
+    for step in steps:
+        _check_step(step)
+    result = _result(steps)
+    require(result == size, "steps", f"their last one does not always give {size[0]} x {size[1]} pixels")
+    return preprocessing
+
+
+def _check_step(step: Step) -> None:
+    require(_is_size(step.size), "size of a step", step.size)
+    if isinstance(step, Resize):
+        require(step.edge in EDGES, "edge of a resize", step.edge)
+        require(step.filter in FILTERS, "interpolation", step.filter)
+        require(step.rounding in ROUNDINGS, "rounding of a resize", step.rounding)
+    elif isinstance(step, Crop):
+        require(step.offset in ROUNDINGS, "offset of a crop", step.offset)
+    else:
+        fill = step.fill
+        require(len(fill) == 3 and all(is_int(value) and 0 <= value <= 255 for value in fill), "fill of a pad", fill)
+
+
+def _result(steps: tuple[Step, ...]) -> Size | None:
+    """The size that steps give every picture, or None where it depends on the picture."""
+    known: Size | None = None
+    largest: Size | None = None
+    for step in steps:
+        if isinstance(step, Pad):
+            if known is not None:
+                known = step.canvas(*known)
+            elif largest is not None and step.canvas(*largest) == step.size:
+                known = step.size
+        else:
+            exact = isinstance(step, Crop) or step.edge == "exact"
+            known = step.size if exact else step.target(*known) if known and isinstance(step, Resize) else None
+            largest = step.size if exact or getattr(step, "edge", "") == "long" else None
+    return known
+
+
+def _scaled(length: int, new: int, old: int, rounding: str) -> int:
+    """`length` by the factor new / old, at least 1. half_even is Python's round of the quotient as a double."""
+    return max(1, length * new // old if rounding == "floor" else round(length * new / old))
+
+
+def _step_to_dict(step: Step) -> dict[str, Any]:
+    fields: dict[str, Any] = {"op": type(step).__name__.lower(), **step._asdict()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+_STEPS: dict[str, type[Step]] = {"resize": Resize, "crop": Crop, "pad": Pad}
+
+
+def _step_from(raw: Any) -> Step:
+    require(isinstance(raw, dict), "step", raw)
+    name = raw.get("op")
+    require(isinstance(name, str) and name in _STEPS, "op of a step", name)
+    known = {field: _plain(raw[field]) for field in _STEPS[name]._fields if field in raw}
+    if is_int(known.get("size")):
+        known["size"] = (known["size"], known["size"])
+    try:
+        step = _STEPS[name](**known)
+    except TypeError as error:  # a field without a default
+        raise ModelError(f"a {name} step of the manifest lacks a field; export the model again") from error
+    unknown = set(raw) - {"op", *step._fields}
+    require(not unknown, f"field of a {name} step", sorted(unknown))
+    return step
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _is_size(value: object) -> bool:
+    return (
+        isinstance(value, tuple) and len(value) == 2 and all(is_int(side) and 1 <= side <= MAX_SIDE for side in value)
+    )
+
+
+def _words(step: Step) -> str:
+    height, width = step.size
+    size = str(height) if height == width else f"{height} x {width}"
+    if isinstance(step, Resize):
+        return f"resize {step.edge} {size} {step.filter}"
+    return f"{type(step).__name__.lower()} {size}"
+
+
+def shown(value: object) -> str:
+    """A value from a model file for a message, cut to 60 characters."""
+    try:
+        text = repr(value)
+    except RecursionError:  # lists in lists in lists
+        text = "..."
+    return text if len(text) <= 60 else text[:57] + "..."

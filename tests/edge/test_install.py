@@ -1,0 +1,212 @@
+"""What install.sh does step by step, in a folder that stands for a board: with stand-ins for Python, pip and systemd.
+
+test_bundle.py has it install the real thing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+EDGE = Path(__file__).parents[2] / "deploy" / "edge"
+
+PYTHON = """#!/bin/sh
+case "$1 $2" in
+  "-m venv")
+    mkdir -p "$3/bin"
+    cp "$0" "$3/bin/python"
+    cp "$(dirname "$0")/infer" "$3/bin/imgcls-infer" ;;
+  "-m pip") echo "pip $*" >>"$BOARD/log"; [ ! -e "$BOARD/pip-fails" ] ;;
+  "- ") cat >/dev/null ;;
+esac
+"""
+INFER = """#!/bin/sh
+echo "infer $*" >>"$BOARD/log"
+while [ $# -gt 1 ]; do
+  if [ "$1" = --model ]; then ls -l "$2" >"$BOARD/rights"; grep -q good "$2" || exit 1; fi
+  shift
+done
+"""
+SYSTEMCTL = """#!/bin/sh
+echo "systemctl $*" >>"$BOARD/log"
+[ "$1" != restart ] || [ ! -e "$BOARD/service-fails" ]
+"""
+STARTED = [
+    "systemctl daemon-reload",
+    "systemctl reset-failed imgcls-serve.service",
+    "systemctl enable --quiet imgcls-serve.service",
+    "systemctl restart imgcls-serve.service",
+]
+
+
+class Board:
+    """A folder with an unpacked bundle, and the paths to which the script's are moved."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.bundle, self.prefix, self.tools = (root, *(root / name for name in ("bundle", "opt", "tools")))
+        self.unit, self.command = root / "units" / "imgcls-serve.service", root / "bin" / "imgcls-infer"
+        for folder in (self.bundle / "wheels", self.tools, self.unit.parent, root / "running"):
+            folder.mkdir(parents=True)
+        for name, text in (
+            ("python3", PYTHON),
+            ("infer", INFER),
+            ("systemctl", SYSTEMCTL),
+            ("id", "#!/bin/sh\necho 0\n"),
+        ):
+            (self.tools / name).write_text(text)
+            (self.tools / name).chmod(0o755)
+        script = (EDGE / "install.sh").read_text()
+        for path, place in (
+            ("/opt/imgcls", self.prefix),
+            ("/usr/local/bin", self.command.parent),
+            ("/etc/systemd/system", self.unit.parent),
+            ("/run/systemd/system", root / "running"),
+        ):
+            assert path in script
+            script = script.replace(path, str(place))
+        (self.bundle / "install.sh").write_text(script)
+        (self.bundle / "imgcls-serve.service").write_text("the unit")
+        (self.bundle / "BUNDLE").write_text('{"serve": true}')
+        self.deliver("good: the bundle's")
+
+    def deliver(self, model: str) -> None:
+        """Puts another model into the bundle."""
+        (self.bundle / "model.onnx").write_text(model)
+        digest = hashlib.sha256(model.encode()).hexdigest()
+        (self.bundle / "SHA256SUMS").write_text(f"{digest}  model.onnx\n")
+
+    def install(self, *options: object) -> tuple[int, str, list[str]]:
+        """Exit code, errors, and what the script has run."""
+        log = self.root / "log"
+        log.write_text("")
+        environment = {"PATH": f"{self.tools}{os.pathsep}{os.environ['PATH']}", "BOARD": str(self.root)}
+        command = ["sh", str(self.bundle / "install.sh"), *map(str, options)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+        return done.returncode, done.stderr, log.read_text().splitlines()
+
+    def services(self, *options: object) -> list[str]:
+        code, errors, log = self.install(*options)
+        assert (code, errors) == (0, "")
+        return [line for line in log if line.startswith("systemctl")]
+
+    def model(self) -> str:
+        return (self.prefix / "model.onnx").read_text()
+
+
+@pytest.fixture
+def board(tmp_path):
+    return Board(tmp_path)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_new_installation_has_the_bundles_model_and_no_service(board):
+    assert board.services() == []
+    assert board.model() == "good: the bundle's"
+    assert sorted(path.name for path in board.prefix.iterdir()) == [".imgcls-install", "model.onnx", "venv"]
+    assert "installed by imgcls" in board.command.read_text()
+    assert (board.root / "rights").read_text().startswith("-rw-r--r--")  # the service's user reads it
+
+
+def test_an_update_without_a_model_keeps_the_one_that_is_there(board, tmp_path):
+    board.services("--model", write(tmp_path / "own", "good: own"))
+    board.deliver("good: newer")
+    board.services()
+    assert board.model() == "good: own"
+    board.services("--model", write(tmp_path / "other", "good: other"))
+    assert board.model() == "good: other"
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_model_that_fails_its_self_check_is_not_installed_and_leaves_nothing(board, tmp_path, served):
+    board.services(*["--serve"] * served)
+    bad = write(tmp_path / "bad", "other answers")
+    code, errors, log = board.install("--model", bad)
+    assert (code, errors.count("\n"), "was not installed" in errors) == (1, 1, True)
+    assert board.model() == "good: the bundle's"
+    assert not list(board.prefix.glob(".model*"))
+    assert [line for line in log if line.startswith("systemctl")] == STARTED * served  # with what it had
+
+
+def test_an_update_keeps_the_service_and_starts_it_again(board):
+    assert board.services("--serve") == STARTED
+    assert board.unit.read_text() == "the unit"
+    (board.bundle / "imgcls-serve.service").write_text("a newer unit")
+    assert board.services() == STARTED
+    assert board.unit.read_text() == "a newer unit"
+
+
+def test_the_service_is_installed_with_the_packages_that_it_needs(board):
+    packages = {}
+    for options in ([], ["--serve"], []):
+        _, _, log = board.install(*options)
+        (line,) = (line for line in log if line.startswith("pip"))
+        packages[len(packages)] = line.split()[-1]
+    assert list(packages.values()) == ["imgcls-infer", "imgcls-infer[serve]", "imgcls-infer[serve]"]
+
+
+def test_a_service_that_does_not_start_is_an_error_that_says_where_to_look(board):
+    (board.root / "service-fails").touch()
+    code, errors, _ = board.install("--serve")
+    assert (code, errors.count("\n"), "journalctl -u imgcls-serve.service" in errors) == (1, 1, True)
+
+
+def test_uninstalling_takes_all_away_and_the_service_first(board):
+    board.services("--serve")
+    assert board.services("--uninstall") == [
+        "systemctl disable --quiet --now imgcls-serve.service",
+        "systemctl daemon-reload",
+        "systemctl reset-failed imgcls-serve.service",
+    ]
+    assert [path for path in (board.prefix, board.command, board.unit) if path.exists()] == []
+
+
+def test_uninstalling_leaves_what_is_not_of_the_script(board):
+    board.services()
+    write(board.prefix / "theirs", "data")
+    board.command.write_text("theirs")
+    assert board.services("--uninstall") == []
+    assert [path.name for path in board.prefix.iterdir()] == ["theirs"]
+    assert board.command.read_text() == "theirs"
+
+
+def damaged(board):
+    (board.bundle / "model.onnx").write_text("good: but damaged")
+
+
+def without_the_server(board):
+    (board.bundle / "BUNDLE").write_text('{"serve": false}')
+
+
+def with_another_command(board):
+    board.command.parent.mkdir()
+    board.command.write_text("theirs")
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "problem"),
+    [
+        (damaged, [], "the bundle is damaged"),
+        (without_the_server, ["--serve"], "without the server"),
+        (with_another_command, [], "is not of this script"),
+        (lambda board: (board.root / "running").rmdir(), ["--serve"], "needs systemd"),
+        (lambda board: (board.tools / "id").write_text("#!/bin/sh\necho 1000\n"), ["--serve"], "needs root"),
+        (lambda board: (board.root / "pip-fails").touch(), [], "do not fit this machine"),
+    ],
+)
+def test_what_cannot_be_installed_is_one_line_and_no_command(board, make, options, problem):
+    make(board)
+    before = board.command.read_text() if board.command.exists() else None
+    code, errors, _ = board.install(*options)
+    errors = "".join(line for line in errors.splitlines(keepends=True) if line.startswith("error"))
+    assert (code, errors.count("\n")) == (1, 1)
+    assert problem in errors
+    assert not (board.prefix / "model.onnx").exists()
+    assert (board.command.read_text() if board.command.exists() else None) == before

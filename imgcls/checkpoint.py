@@ -52,7 +52,7 @@ class Checkpoint:
     def network(self) -> nn.Module:
         """The network with these weights, in eval mode, on the CPU. Raises CheckpointError."""
         # shapes first: a manifest may ask for a network of any size; some, as RegNet, compute while they are made
-        with contextlib.suppress(NotImplementedError), torch.device("meta"):
+        with contextlib.suppress(RuntimeError), torch.device("meta"):
             self._load({name: tensor.to("meta") for name, tensor in self.state_dict.items()})
         network = self._load(self.state_dict)
         require_finite(network.state_dict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
 from helpers import load_benchmark
 from imgcls_infer import shorthand
 from imgcls_infer.preprocess import preprocess
@@ -12,6 +13,7 @@ from imgcls_infer.preprocess import preprocess
 from imgcls.config import ExportConfig
 from imgcls.export import export_model
 from imgcls.export.formats import open_exported
+from imgcls.networks.fold import fold_classifier
 from imgcls.parity.bisect import bisect
 from imgcls.parity.runtimes import eager
 
@@ -29,6 +31,18 @@ def network(request, tmp_path_factory):
     assert not result.note
     with benchmark.reference_kept():
         yield checkpoint, path
+
+
+def test_folding_is_an_identity_over_the_reals_and_leaves_no_batch_norm(network):
+    plain = network[0].classifier().double()
+    folded = fold_classifier(plain)
+    image = torch.from_numpy(PIXELS)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(image)[0], plain(image)[0], rtol=1e-9, atol=1e-9)
+    kinds = [type(module) for module in folded.modules()]
+    before = [type(module) for module in plain.modules()]
+    assert torch.nn.BatchNorm2d not in kinds
+    assert kinds.count(torch.nn.LayerNorm) == before.count(torch.nn.LayerNorm)
 
 
 def test_an_honest_file_agrees_in_every_node(network):

@@ -76,7 +76,9 @@ def test_answers_that_are_no_numbers_are_refused(stage1):
         *(("classes", value) for value in ([], ["red", "red", "blue"], ["red", "", "blue"], ["red", 1, "blue"], "red")),
         *(("image_size", value) for value in (0, 4097, 8.5, "8")),
         *(("resize", value) for value in (None, {"mode": "fit", "interpolation": "bilinear"}, {"mode": "crop"})),
-        *(("precision", value) for value in ("fp64", None)),
+        *(("resize", {"mode": "crop", "interpolation": value}) for value in ("cubic", "", 3, None, "constructor")),
+        *(("resize", {"mode": value, "interpolation": "bilinear"}) for value in ("", 3, None, "constructor")),
+        *(("precision", value) for value in ("fp64", None, "toString")),
         *(("schema version", value) for value in (0, 2, "1")),
     ],
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from imgcls_infer import Predictor
 from imgcls_infer.external import metadata
 from imgcls_infer.golden import (
     GOLDEN_FILES_KEY,
@@ -16,7 +17,8 @@ from imgcls_infer.golden import (
     golden_to_json,
 )
 from imgcls_infer.manifest import TOLERANCES, Parity, ResizePolicy
-from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, pixels_sha256, tolerance_of
+from imgcls_infer.preprocess import decode_rgb, preprocess
+from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, pixels_sha256, self_check, tolerance_of
 from infer.pictures import encode, noise
 from infer.tiny import CLASSES, SIDE, good_onnx, tiny_manifest, tiny_onnx
 
@@ -84,6 +86,34 @@ def test_answers_that_are_no_numbers_are_refused(stage1):
 )
 def test_a_manifest_that_breaks_the_contract_is_refused_by_the_fields_name(stage1, name, value):
     assert name in model(stage1, manifest={name.replace(" ", "_"): value})["error"]
+
+
+@pytest.mark.parametrize("sizes", [[(SIDE, SIDE)], [(31, 17), (17, 31)], [(9, 40), (SIDE, SIDE), (1, 1)]], ids=str)
+def test_the_checks_are_those_of_the_predictor(stage1, tmp_path, sizes):
+    """But for all samples at once; by half and name, and whatever the size of the picture in a file."""
+    pngs = [encode(noise(*size), "PNG") for size in sizes]
+    policy = ResizePolicy(SIDE)
+    files = [
+        GoldenFile(
+            **{"name": f"{number}.png", "data": png, "label": "red", "probabilities": ANSWER},
+            decoded_sha256=pixels_sha256(decode_rgb(png, "picture")),
+            pixels_sha256=pixels_sha256(preprocess(png, policy)),
+        )
+        for number, png in enumerate(pngs)
+    ]
+    samples = [GoldenSample(encode(noise(SIDE, SIDE, seed), "PNG"), ANSWER) for seed in range(len(sizes))]
+    golden = {GOLDEN_KEY: golden_to_json(samples), GOLDEN_FILES_KEY: golden_files_to_json(files)}
+    (found,) = stage1([{"manifest": tiny_manifest(resize=policy).to_dict(), "probabilities": ANSWER, "golden": golden}])
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(good_onnx(manifest=tiny_manifest(resize=policy).to_json(), golden=golden[GOLDEN_KEY]))
+    expected = [
+        check.name for check in self_check(Predictor(path, threads=1)).checks if check.name.startswith("sample")
+    ]
+    halves = [FILE_TO_PIXELS] * len(files) + [PIXELS_TO_PROBABILITIES] * len(samples)
+    names = [*(file.name for file in files), *expected]
+    assert found["checks"] == [
+        {"half": half, "name": name, "difference": 0, "problem": ""} for half, name in zip(halves, names, strict=True)
+    ]
 
 
 # --- the ONNX file and its graph ---

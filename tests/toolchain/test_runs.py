@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -562,3 +563,22 @@ def test_a_meter_that_is_saved_and_loaded_counts_as_if_nothing_had_been(losses, 
     pictures = [1 + number % 3 for number in range(len(losses))]
     assert whole.scores(Group()).count == sum(pictures)
     assert whole.scores(Group()).accuracy == len(losses) / sum(pictures)  # the first of each batch is right
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5], ids=["last", "averaged"])
+@pytest.mark.parametrize("best", [1, 2, 3])
+def test_the_checkpoint_has_the_best_epochs_weights_and_figures(config, monkeypatch, ema, best):
+    """Of the held-out part, whether they are averaged or not."""
+    accuracies = {epoch: 0.9 if epoch == best else 0.1 * epoch for epoch in (1, 2, 3)}
+    scores = run.Run.held_out_scores
+    monkeypatch.setattr(
+        run.Run, "held_out_scores", lambda self: replace(scores(self), accuracy=accuracies[self.progress.epoch])
+    )
+    config = config.changed(val_fraction=0.5, ema=ema, test_dir=config.train_dir)
+    result = train(config)
+    kept = load_checkpoint(config.run_dir / "best.pth")
+    assert result.checkpoint.manifest.weights_sha256 == kept.manifest.weights_sha256
+    row, data = result.history[best - 1], result.checkpoint.manifest.dataset
+    assert (data["val_accuracy"], data["test_accuracy"]) == (0.9, row["test_accuracy"])
+    assert (data["train_images"], data["val_images"], data["test_images"]) == (6, 6, 12)
+    assert row["train_images"] == 6

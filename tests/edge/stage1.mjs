@@ -18,11 +18,21 @@ const web = new URL("../../deploy/edge/web/", import.meta.url);
 const { decode, resize, withoutMetadata } = await import(new URL("preprocess.js", web));
 const { Model, checkedManifest, fromBase64, readMetadata, sha256 } = await import(new URL("model.js", web));
 
+class Tensor {
+  constructor(type, data, dims) {
+    Object.assign(this, { type, data, dims });
+  }
+}
+
 async function ofModel({ manifest, probabilities, golden }) {
   const data = Float32Array.from(probabilities, (value) => value ?? NaN);
-  const session = { inputMetadata: [{ shape: ["N"] }], run: async () => ({ probabilities: { data } }) };
-  const model = new Model({ Tensor: class {} }, session, checkedManifest(manifest), golden);
   const side = manifest.image_size;
+  const run = async ({ image }) => {
+    if (image.dims.join() !== `1,${side},${side},3`) throw new Error(`asked for ${image.dims}`);
+    return { probabilities: { data } };
+  };
+  const session = { inputMetadata: [{ shape: ["N"] }], run };
+  const model = new Model({ Tensor }, session, checkedManifest(manifest), golden);
   const black = { width: side, height: side, data: new Uint8Array(3 * side * side) };
   return { answer: Array.from(await model.run(black)), checks: await model.selfCheck() };
 }
@@ -39,11 +49,6 @@ async function opened(onnx, graph) {
     },
   };
   const create = async (_, options) => Object.assign(asked, { options }) && session;
-  const Tensor = class {
-    constructor(type, data, dims) {
-      Object.assign(this, { type, data, dims });
-    }
-  };
   const model = await Model.open({ Tensor, InferenceSession: { create } }, fromBase64(onnx));
   const side = model.policy.imageSize;
   const white = { width: side, height: side, data: new Uint8Array(3 * side * side).fill(255) };

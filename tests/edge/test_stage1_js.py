@@ -299,6 +299,14 @@ def test_of_a_webp_the_browser_gets_no_profile_and_no_orientation(stage1):
     assert bare(stage1, [data for data, _, _ in cases]) == expected
 
 
+@pytest.mark.parametrize("cut", [0, 1, 2, 9])
+def test_a_webp_that_lacks_a_byte_ends_early(stage1, cut):
+    for seed in range(4):  # with chunks of odd and even lengths at the end
+        data = random_webp(np.random.default_rng(seed))[0]
+        (answer,) = stage1([{"bare": encoded(data[: len(data) - cut])}])
+        assert answer.get("error", "") == ("the WebP file ends early" if cut else "")
+
+
 @pytest.mark.parametrize("order", "<>")
 def test_an_exif_block_says_its_orientation_as_in_python(stage1, order):
     """Blocks of every kind and number of values, damaged ones, and ones that end early."""

@@ -37,6 +37,18 @@ def raw_request(**parameters) -> tuple[bytes, dict[str, str]]:
     return head + PIXELS.tobytes(), {BINARY_HEADER: str(len(head)), "Content-Type": "application/octet-stream"}
 
 
+# --- the client's own id ---
+
+
+@pytest.mark.parametrize("given", [{}, {"id": "a"}, {"id": ""}, {"id": None}], ids=str)
+def test_an_answer_has_the_id_of_its_request(given):
+    body, headers = raw_request(**given)
+    logits = np.zeros((3, 2), np.float32)
+    inference = parse_inference(body, headers[BINARY_HEADER], SIDE)
+    document = json.loads(open_inference.render_inference("tiny", inference, logits, logits)[0])
+    assert document.get("id") == given.get("id")
+
+
 # --- sizes ---
 
 

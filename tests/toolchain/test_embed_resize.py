@@ -24,7 +24,7 @@ from imgcls.checkpoint import Checkpoint
 from imgcls.config import ExportConfig
 from imgcls.errors import ExportError
 from imgcls.export import export_model
-from imgcls.export.embed_resize import PIXELS, embed_resize, resize_session
+from imgcls.export.embed_resize import PIXELS, check_resize, embed_resize, resize_session
 from imgcls.export.info import info
 from imgcls.parity.runtimes import run_module
 
@@ -146,6 +146,31 @@ def test_the_predictor_refuses_open_sizes_that_the_manifest_says_nothing_of(trai
     onnx.save(model, tmp_path / "b.onnx")
     with pytest.raises(ModelError, match=r"its input is not image: uint8 \[N, 32, 32, 3\]"):
         Predictor(tmp_path / "b.onnx")
+
+
+@pytest.mark.parametrize("place", [0, 3, -1])
+def test_one_picture_that_is_off_by_more_is_enough(monkeypatch, place):
+    """Of those that an export is measured on, whichever it is."""
+    policy = shorthand(8)
+
+    def run(pixels):
+        return np.zeros((len(pixels), 2)), np.zeros((len(pixels), 2))
+
+    usual = check_resize(run, policy, [])
+    odd = usual["sizes"][place]
+
+    def off(picture, policy):
+        exact = preprocess(picture, policy).astype(int)
+        return np.clip(exact + 3 * (list(picture.shape[:2]) == odd), 0, 255).astype(np.uint8)
+
+    monkeypatch.setattr(sys.modules["imgcls.export.embed_resize"], "preprocess", off)
+    with pytest.raises(ExportError, match=r"is up to [2-4] levels of 255 off"):
+        check_resize(run, policy, [])
+
+
+def test_the_graphs_dimensions_are_named_in_their_order(exported):
+    dimensions = onnx.load(exported[0].path).graph.input[0].type.tensor_type.shape.dim
+    assert [dimension.dim_param or dimension.dim_value for dimension in dimensions][1:] == ["height", "width", 3]
 
 
 def test_a_resize_that_is_off_by_more_is_not_written(trained, tmp_path, monkeypatch):

@@ -146,6 +146,21 @@ def test_the_model_card_is_the_hubs(trained, tmp_path):
     assert f"{result.manifest.parity.max_abs_diff:.1e}" in card.text
 
 
+def test_the_cards_table_has_the_manifests_figures(trained):
+    data = {"train_images": 50_000, "test_images": 1234, "test_accuracy": 0.8765}
+    parity = Parity(1.25e-7, 3.5e-6, batch_sizes=[1, 2, 7], runtime="onnxruntime (CPU)")
+    manifest = replace(trained[1].manifest, dataset=data, parity=parity)
+    card = describe_huggingface("cnn", manifest, None)["README.md"]
+    rows = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ")]
+    assert [figure for _, figure in rows[1:]] == [
+        *("87.65%", "50,000, 1,234", "1.2e-07", "3.5e-06", "1, 2, 7", "onnxruntime (CPU)"),
+        f"`{manifest.weights_sha256}`",
+    ]
+    without = describe_huggingface("cnn", replace(manifest, dataset={}), None)["README.md"]
+    assert "| not measured |" in without
+    assert "| unknown, unknown |" in without
+
+
 def test_an_int8_card_claims_no_accuracy_that_was_not_measured(trained):
     quantization = {"target": "arm64", "agreement": 0.995, "judged": 512}
     parity = Parity(0.1, 0.2, batch_sizes=[1], runtime="x", quantization=quantization)

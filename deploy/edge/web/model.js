@@ -132,7 +132,7 @@ export function checkedManifest(manifest) {
     classes: names && new Set(classes).size === classes.length,
     image_size: Number.isInteger(size) && size >= 1 && size <= 4096,
     resize: MODES.includes(policy?.mode) && INTERPOLATIONS.includes(policy?.interpolation),
-    precision: precision in TOLERANCES,
+    precision: Object.hasOwn(TOLERANCES, precision),
   };
   for (const [name, good] of Object.entries(sound)) if (!good) throw new Error(`bad ${name} in the manifest`);
   return { parity: {}, dataset: {}, ...manifest };

@@ -16,7 +16,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 # The fields: github.com/triton-inference-server/common, protobuf/model_config.proto
 _CONFIG = """\
-# Written by imgcls export. Pictures are uint8 RGB, already {side} x {side} (imgcls_infer.preprocess makes them so);
+# Written by imgcls export. Pictures are uint8 RGB, already {height} x {width} (imgcls_infer.preprocess makes them so);
 # normalisation and softmax are in the graph. On a GPU start tritonserver with NVIDIA_TF32_OVERRIDE=0: TF32, the CUDA
 # provider's default, rounds otherwise than PyTorch's float32.
 name: "{name}"

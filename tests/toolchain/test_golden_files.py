@@ -53,7 +53,7 @@ def test_nothing_is_broken_here(files):
     assert list(files) == [PLAIN, TRANSPARENT, JPEG, TURNED]
     assert decoding_otherwise(files) == set()
     for name, file in files.items():
-        pixels = preprocess.preprocess(file.data, MANIFEST.resize)
+        pixels = preprocess.preprocess(file.data, MANIFEST.preprocessing)
         assert pixels_sha256(pixels) == file.pixels_sha256, name
         assert file.label == MANIFEST.classes[int(np.argmax(file.probabilities))], name
 
@@ -81,8 +81,8 @@ def test_the_turned_file_alone_shows_that_orientations_are_not_applied(monkeypat
 def test_the_jpeg_files_alone_show_another_jpeg_decoder(monkeypatch, files):
     honest = preprocess._upright_rgb
 
-    def smoothed(image, exif, name):
-        rgb = honest(image, exif, name)
+    def smoothed(image, *others):
+        rgb = honest(image, *others)
         return rgb.filter(ImageFilter.BLUR) if image.format == "JPEG" else rgb
 
     assert shown_by(monkeypatch, files, "_upright_rgb", smoothed) == {JPEG, TURNED}

@@ -50,7 +50,7 @@ def _golden_file(name: str, data: bytes, classifier: Classifier, manifest: Manif
     return GoldenFile(
         name=name,
         data=data,
-        decoded_sha256=pixels_sha256(decode_rgb(data, name)),
+        decoded_sha256=pixels_sha256(decode_rgb(data, name, manifest.preprocessing.decode)),
         pixels_sha256=pixels_sha256(pixels),
         label=manifest.classes[int(probabilities.argmax())],
         probabilities=tuple(float(value) for value in probabilities),

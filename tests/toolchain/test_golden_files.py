@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from imgcls_infer import preprocess
 from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import Manifest
 from imgcls_infer.selfcheck import pixels_sha256
-from imgcls_infer.steps import shorthand
+from imgcls_infer.steps import Crop, Decode, Preprocessing, Resize, shorthand
 from PIL import Image, ImageFilter
 
 from imgcls.export.golden_files import make_golden_files
@@ -103,3 +104,19 @@ def test_every_file_shows_another_resize(files, mode):
     assert len(sizes) == 4
     assert all(width % 2 and height % 2 for width, height in sizes)
     assert sorted(width > height for width, height in sizes) == [False, False, True, True]
+
+
+def test_files_are_decoded_as_the_model_wants_them():
+    """Without EXIF and transparency, rectangular: the pixels and their decoded hash are stage 1's own."""
+    preprocessing = Preprocessing(
+        (SIDE, SIDE + 8), (Resize("short", (SIDE + 9, SIDE + 9)), Crop((SIDE, SIDE + 8))), Decode(False, "drop")
+    )
+    manifest = replace(MANIFEST, preprocessing=preprocessing)
+    network = build_network("cnn", 3, preprocessing.size)
+    classifier = Classifier(network, preprocessing.size, MANIFEST.mean, MANIFEST.std).eval()
+    png = io.BytesIO()
+    Image.new("RGB", preprocessing.size[::-1], "teal").save(png, "PNG")
+    for file in make_golden_files(classifier, [GoldenSample(png.getvalue(), ())], manifest):
+        decoded = preprocess.decode_rgb(file.data, file.name, preprocessing.decode)
+        assert pixels_sha256(decoded) == file.decoded_sha256, file.name
+        assert pixels_sha256(preprocess.preprocess(file.data, preprocessing)) == file.pixels_sha256, file.name

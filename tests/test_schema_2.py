@@ -123,7 +123,7 @@ def test_a_stream_through_processes_gives_the_same_answers(path, monkeypatch):
     monkeypatch.setattr(pipeline, "LATER", 0.0)
     predictor = Predictor(path, threads=1)
     stream = list(PICTURES.values()) * 20
-    found = list(predictor.stream(stream, workers=2))
+    found = list(predictor.stream(stream, workers=2, processes=True))
     assert len(found) == len(stream)
     for (_, prediction), data in zip(found, stream, strict=True):
         np.testing.assert_allclose(prediction.probabilities, expected(data), atol=1e-6)

@@ -3,7 +3,8 @@
 
 import * as ort from "/vendor/ort.wasm.min.mjs";
 import { Model, fromBase64, sha256 } from "/model.js";
-import { decode, resize } from "/preprocess.js";
+import { decode } from "/preprocess.js";
+import { runSteps } from "/steps.js";
 
 ort.env.wasm.wasmPaths = "/vendor/";
 ort.env.wasm.numThreads = 1;
@@ -11,8 +12,8 @@ ort.env.wasm.numThreads = 1;
 const bytesOf = async (url) => new Uint8Array(await (await fetch(url)).arrayBuffer());
 
 async function classified(model, name) {
-  const picture = await decode(await bytesOf(`/pictures/${name}`));
-  const pixels = resize(picture, model.policy);
+  const picture = await decode(await bytesOf(`/pictures/${name}`), model.preprocessing.decode);
+  const pixels = runSteps(picture, model.preprocessing.steps);
   const probabilities = Array.from(await model.run(pixels));
   const differing = { decoded: btoa(picture.data.reduce((text, byte) => text + String.fromCharCode(byte), "")) };
   return { name, probabilities, pixels: await sha256(pixels.data), ...differing };

@@ -73,7 +73,7 @@ def test_answers_that_are_no_numbers_are_refused(stage1):
         *(("image_size", value) for value in (0, 4097, 8.5, "8")),
         *(("resize", value) for value in (None, {"mode": "fit", "interpolation": "bilinear"}, {"mode": "crop"})),
         *(("precision", value) for value in ("fp64", None)),
-        *(("schema version", value) for value in (0, 2, "1")),
+        *(("schema version", value) for value in (0, 3, "1")),
     ],
 )
 def test_a_manifest_that_breaks_the_contract_is_refused_by_the_fields_name(stage1, name, value):

@@ -19,10 +19,10 @@ async function classified(model, name) {
   return { name, probabilities, pixels: await sha256(pixels.data), ...differing };
 }
 
-/** A test vector of the contract: its pixels' hash, or why it is refused. */
-async function ofVector({ name, data }) {
+/** A test vector of the contract: its pixels' hash, or why it is refused. options: the manifest's `decode`. */
+async function ofVector({ name, data }, options) {
   try {
-    return { name, sha256: await sha256((await decode(fromBase64(data))).data) };
+    return { name, sha256: await sha256((await decode(fromBase64(data), options)).data) };
   } catch (error) {
     return { name, error: error.message };
   }
@@ -64,10 +64,13 @@ async function everything() {
   const names = await (await fetch("/pictures/list.json")).json();
   const pictures = [];
   for (const name of names) pictures.push(await classified(model, name));
-  const { files, refused } = await (await fetch("/vectors.json")).json();
+  const { files, refused, file_options: optional } = await (await fetch("/vectors.json")).json();
   const vectors = [];
   for (const vector of [...files, ...refused]) vectors.push(await ofVector(vector));
-  return { pictures, vectors, checks: await model.selfCheck(), page: await usePage(names[0]) };
+  const options = [];
+  const data = Object.fromEntries(files.map((file) => [file.name, file.data]));
+  for (const { name, decode } of optional) options.push(await ofVector({ name, data: data[name] }, decode));
+  return { pictures, vectors, options, checks: await model.selfCheck(), page: await usePage(names[0]) };
 }
 
 const report = await everything().catch((error) => ({ error: `${error.message}\n${error.stack}` }));

@@ -121,6 +121,10 @@ def picture_files() -> dict[str, bytes]:
     turned = encode(picture, "WEBP", lossless=True, exif=exif(orientation=6))
     made["two EXIF chunks.webp"] = in_riff(turned, riff_chunk(b"EXIF", exif(orientation=3)[6:]))
     made["EXIF that the header denies.webp"] = turned[:VP8X_FLAGS] + b"\0" + turned[VP8X_FLAGS + 1 :]
+    holes = picture.copy()  # all or nothing: what lies between is not the same in browsers
+    holes.putalpha(picture.convert("L").point(lambda level: 255 * (level > 99)))
+    made["transparent.webp"] = encode(holes, "WEBP", lossless=True, exact=True)
+    made["transparent.gif"] = encode(picture.quantize(32), "GIF", transparency=5)
     made["palette.gif"] = encode(picture.quantize(32), "GIF")
     made["plain.bmp"] = encode(picture, "BMP")
     whole = PNGS["colours 8"]

@@ -82,7 +82,7 @@ def test_answers_that_are_no_numbers_are_refused(stage1):
         *(("resize", {"mode": "crop", "interpolation": value}) for value in ("cubic", "", 3, None, "constructor")),
         *(("resize", {"mode": value, "interpolation": "bilinear"}) for value in ("", 3, None, "constructor")),
         *(("precision", value) for value in ("fp64", None, "toString")),
-        *(("schema version", value) for value in (0, 2, "1")),
+        *(("schema version", value) for value in (0, 3, "1")),
     ],
 )
 def test_a_manifest_that_breaks_the_contract_is_refused_by_the_fields_name(stage1, name, value):
@@ -104,9 +104,9 @@ def test_the_checks_are_those_of_the_predictor(stage1, tmp_path, sizes):
     ]
     samples = [GoldenSample(encode(noise(SIDE, SIDE, seed), "PNG"), ANSWER) for seed in range(len(sizes))]
     golden = {GOLDEN_KEY: golden_to_json(samples), GOLDEN_FILES_KEY: golden_files_to_json(files)}
-    (found,) = stage1([{"manifest": tiny_manifest(resize=policy).to_dict(), "probabilities": ANSWER, "golden": golden}])
+    (found,) = stage1([{"manifest": tiny_manifest(preprocessing=policy).to_dict(), "probabilities": ANSWER, "golden": golden}])
     path = tmp_path / "tiny.onnx"
-    path.write_bytes(good_onnx(manifest=tiny_manifest(resize=policy).to_json(), golden=golden[GOLDEN_KEY]))
+    path.write_bytes(good_onnx(manifest=tiny_manifest(preprocessing=policy).to_json(), golden=golden[GOLDEN_KEY]))
     expected = [
         check.name for check in self_check(Predictor(path, threads=1)).checks if check.name.startswith("sample")
     ]

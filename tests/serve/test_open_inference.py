@@ -298,7 +298,7 @@ ANY_JSON = st.recursive(
 
 def outcome(document: object) -> Inference | ProtocolError:
     try:
-        return parse_inference(json.dumps(document).encode(), None, 1)
+        return parse_inference(json.dumps(document).encode(), None, (1, 1))
     except ProtocolError as error:
         return error
 
@@ -320,7 +320,7 @@ def test_whatever_json_comes_is_an_inference_or_a_protocol_error(anything, shape
 @given(st.lists(st.integers(0, 255), min_size=3, max_size=3))
 def test_three_numbers_are_a_pixel(values):
     entry = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": values}
-    assert parse_inference(json.dumps({"inputs": [entry]}).encode(), None, 1).pixels.tolist() == [[[values]]]
+    assert parse_inference(json.dumps({"inputs": [entry]}).encode(), None, (1, 1)).pixels.tolist() == [[[values]]]
 
 
 def test_an_output_that_does_not_say_how_it_comes_comes_as_the_request_says():

@@ -55,9 +55,7 @@ class Checkpoint:
         classes, size = len(manifest.classes), manifest.preprocessing.size
         with skeleton():  # shapes first: a manifest may ask for a network of any size
             network = (
-                self.build(classes, size)
-                if self.build
-                else build_network(find_recorded(manifest.arch), classes, size)
+                self.build(classes, size) if self.build else build_network(find_recorded(manifest.arch), classes, size)
             )
         load_weights(network, self.state_dict, manifest.arch)
         require_finite(network.state_dict())
@@ -75,19 +73,26 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> 
     Raises CheckpointError that says which tensors do not fit.
     """
     expected = network.state_dict()
-    state = {**_counters(expected, state), **state}
+    state = with_counters(state, expected)
     if found := misfit(expected, state):
         raise CheckpointError(f"the weights do not fit {name} ({found})")
-    copies = OrderedDict((key, tensor.to(expected[key].dtype, copy=True)) for key, tensor in state.items())
-    # of which version a plain dict is nobody can tell: one whose shapes fit is of the network's own (MNASNet asks)
-    copies._metadata = expected._metadata  # type: ignore[attr-defined]
-    network.load_state_dict(copies, assign=True)
+    copies = {key: tensor.to(expected[key].dtype, copy=True) for key, tensor in state.items()}
+    network.load_state_dict(versioned(copies, network), assign=True)
 
 
-def _counters(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> StateDict:
-    """The batch norms' counts of batches that a file from before torch 0.4.1 lacks; nothing that is used here."""
+def versioned(state: Mapping[str, Tensor], network: nn.Module) -> StateDict:
+    """A state dict whose shapes fit a network, as one of the versions of its modules, which a plain dict does not tell
+    and some modules ask for (torchvision's MNASNet)."""
+    told = OrderedDict(state)
+    told._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    return told
+
+
+def with_counters(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> StateDict:
+    """A state dict with the batch norms' counts of batches, which files from before torch 0.4.1 lack. Nothing here uses
+    them. expected: the network's own."""
     missing = (name for name in expected if name.endswith("num_batches_tracked") and name not in state)
-    return {name: torch.zeros((), dtype=torch.int64) for name in missing}
+    return {**state, **{name: torch.zeros((), dtype=torch.int64) for name in missing}}
 
 
 def save_checkpoint(

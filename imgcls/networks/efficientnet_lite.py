@@ -32,7 +32,10 @@ _STAGES = (
 )
 _STEM, _FEATURES = 32, 1280
 _SKIPPED = 0.2  # share of the last residual branch that training skips, as it was published
-_NORM = {"eps": 1e-3, "momentum": 0.01}
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
 def build(number: int, classes: int, size: Size, dropout: float | None) -> nn.Module:
@@ -62,7 +65,7 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         width, depth, own_dropout = _SCALES[number]
         self._conv_stem, size = _convolution(3, _STEM, 3, 2, size)
-        self._bn0 = nn.BatchNorm2d(_STEM, **_NORM)
+        self._bn0 = _norm(_STEM)
         self._blocks = nn.ModuleList()
         inputs, count = _STEM, sum(_repeats(stage, depth) for stage in range(len(_STAGES)))
         for stage, (_, kernel, stride, expansion, outputs) in enumerate(_STAGES):
@@ -73,7 +76,7 @@ class EfficientNetLite(nn.Module):
                 self._blocks.append(block)
                 inputs, size = outputs, block.size
         self._conv_head = nn.Conv2d(inputs, _FEATURES, 1, bias=False)
-        self._bn1 = nn.BatchNorm2d(_FEATURES, **_NORM)
+        self._bn1 = _norm(_FEATURES)
         self._pool = nn.AdaptiveAvgPool2d(1)
         self._dropout = nn.Dropout(own_dropout if dropout is None else dropout)
         self._fc = nn.Linear(_FEATURES, classes)
@@ -102,11 +105,11 @@ class Block(nn.Module):
         self.expands = expansion > 1
         if self.expands:
             self._expand_conv = nn.Conv2d(inputs, wide, 1, bias=False)
-            self._bn0 = nn.BatchNorm2d(wide, **_NORM)
+            self._bn0 = _norm(wide)
         self._depthwise_conv, self.size = _convolution(wide, wide, kernel, stride, size, groups=wide)
-        self._bn1 = nn.BatchNorm2d(wide, **_NORM)
+        self._bn1 = _norm(wide)
         self._project_conv = nn.Conv2d(wide, outputs, 1, bias=False)
-        self._bn2 = nn.BatchNorm2d(outputs, **_NORM)
+        self._bn2 = _norm(outputs)
         self._activation = nn.ReLU6()
         self.residual = stride == 1 and inputs == outputs
         self.skipped = skipped
@@ -123,7 +126,8 @@ class Block(nn.Module):
 
     def _some(self, branch: Tensor) -> Tensor:
         kept = 1 - self.skipped
-        return branch * branch.new_empty(len(branch), 1, 1, 1).bernoulli_(kept) / kept
+        mask: Tensor = branch.new_empty(len(branch), 1, 1, 1).bernoulli_(kept)
+        return branch * mask / kept
 
 
 class SameConv2d(nn.Conv2d):

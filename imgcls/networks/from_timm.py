@@ -38,7 +38,7 @@ def row(name: str, weights_name: str | None) -> NetworkRow:
     config = _config(own)
     stage = of_timm(config)
     own_size = stage.preprocessing.size
-    build = partial(_build, own, config.fixed_input_size and own_size)
+    build = partial(_build, own, own_size if config.fixed_input_size else None)
     published = Published(
         fetch=partial(_fetch, own),
         url=f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url,
@@ -77,13 +77,14 @@ def _tags(architecture: str) -> list[str]:
     return [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
 
 
-def _build(own: str, fixed: Size | bool, classes: int, size: Size, dropout: float | None) -> nn.Module:
-    """fixed: the size that the network is built for where nothing else is said; False where it takes any."""
-    name, options = PREFIX + own, {} if size == fixed or not fixed else {"img_size": size}
+def _build(own: str, fixed: Size | None, classes: int, size: Size, dropout: float | None) -> nn.Module:
+    """fixed: the size that the network is built for where nothing else is said; None where it takes any."""
+    name = PREFIX + own
+    options: dict[str, Any] = {} if fixed in (None, size) else {"img_size": size}
     try:
         network: nn.Module = timm.create_model(own, pretrained=False, num_classes=classes, **options)
     except TypeError as error:
-        if not options:
+        if fixed is None or not options:
             raise
         raise ImgclsError(f"{name} takes pictures of {fixed[0]} x {fixed[1]} pixels alone") from error
     except (AssertionError, ValueError, RuntimeError) as error:

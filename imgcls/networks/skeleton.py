@@ -27,7 +27,7 @@ def skeleton() -> Iterator[None]:
     Not `torch.device("meta")`, under which networks that compute their widths with tensors can't be built (RegNet), and
     buffers that no state dict holds would stay empty.
     """
-    handle = register_module_parameter_registration_hook(_to_meta)
+    handle = register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]  # may return another
     try:
         with _NothingHuge():
             yield

@@ -29,7 +29,7 @@ _RESULT = "result.json"
 Row = dict[str, Any]
 
 
-class _Unnamed(TrainingError):
+class _UnnamedError(TrainingError):
     """A run whose network has to be named again."""
 
 
@@ -124,12 +124,12 @@ def load_config(path: Path, arch: str | None = None) -> TrainConfig:
         options = read_config(path / _CONFIG)
         own = str(options.get("arch"))
         if arch is not None and arch.rpartition("/")[2] != own.rpartition("/")[2]:
-            raise _Unnamed(f"{path}: its network is {own!r}; leave out `arch`, or name that one")
+            raise _UnnamedError(f"{path}: its network is {own!r}; leave out `arch`, or name that one")
         if arch is None and is_outside(own):
-            raise _Unnamed(f"{path}: its network is {own!r}, of your own files; name it again with `arch`")
+            raise _UnnamedError(f"{path}: its network is {own!r}, of your own files; name it again with `arch`")
         options["arch"] = arch or own
         return train_config(**options)
-    except _Unnamed:
+    except _UnnamedError:
         raise
     except (TypeError, ImgclsError) as error:
         raise TrainingError(f"{path / _CONFIG}: damaged; start anew with imgcls train") from error

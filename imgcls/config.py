@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from imgcls_infer.steps import Preprocessing, shorthand
-
 from imgcls.errors import ImgclsError
 
 HALF = (0.5, 0.5, 0.5)
@@ -27,7 +25,8 @@ class Recipe:
     crop, flip, colour, cutout: see data.batches.Augmentation. dropout: None is the network's own.
     ema: decay a step of the averaged weights that are evaluated and kept; 0 keeps the last ones. clip_norm: largest
     gradient norm; 0 leaves it. class_weights: rare classes count more, each class the same in sum.
-    bf16: autocast where the device has bf16 matrix units.
+    bf16: autocast where the device has bf16 matrix units. resize: one of imgcls_infer.steps.MODES; None is the
+    network's own preprocessing.
     mean, std: per RGB channel of pixels scaled to 0..1; None measures them on the training pictures.
     """
 
@@ -48,7 +47,7 @@ class Recipe:
     clip_norm: float = 0.0
     class_weights: bool = False
     bf16: bool = True
-    resize: str = "crop"
+    resize: str | None = "crop"
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
@@ -70,9 +69,10 @@ class TrainConfig(_Configuration):
 
     train_dir, test_dir: folders of <class>/*; test_dir None trains without test figures. output: the .pth to write.
     run_dir: None takes runs/<output's stem>, numbered if it exists. save_every: seconds between saved states.
-    arch: the network's name. device: `auto`, `cpu`, `cuda[:N]` or `mps`.
-    pretrained, weights: start from the network's published weights, or from a file (training.start). freeze: only the
-    last layer learns, and the body is in eval mode.
+    arch: the network's name. image_size: pixels a side; None is the network's own. device: `auto`, `cpu`, `cuda[:N]` or
+    `mps`. pretrained, weights: start from the network's published weights, or from a file (training.start).
+    weights_name: which published weights, and their pictures; None is the library's default. freeze: only the last
+    layer learns, and the body is in eval mode.
     val_fraction: part of each training class that is held out and selects the best epoch; patience: epochs without a
     better one until the run stops, 0 never does. The test set selects nothing.
     cache_dir: None takes the user's cache folder; cache_limit: bytes, 0 decodes the pictures anew in every epoch.
@@ -84,11 +84,12 @@ class TrainConfig(_Configuration):
     recipe: Recipe
     test_dir: Path | None = None
     arch: str = "cnn"
-    image_size: int = 32
+    image_size: int | None = None
     seed: int = 0
     device: str = "auto"
     pretrained: bool = False
     weights: Path | None = None
+    weights_name: str | None = None
     freeze: bool = False
     val_fraction: float = 0.0
     patience: int = 0
@@ -97,11 +98,6 @@ class TrainConfig(_Configuration):
     cache_dir: Path | None = None
     cache_limit: int = 20_000_000_000
     cuda_graphs: bool = True
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """Stage 1 of the network that is trained."""
-        return shorthand(self.image_size, self.recipe.resize)
 
     def __post_init__(self) -> None:
         super().__post_init__()

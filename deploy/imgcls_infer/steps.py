@@ -15,7 +15,8 @@ from imgcls_infer.errors import ModelError
 MODES = ("crop", "squash", "pad")
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 EDGES = ("short", "long", "exact")
-ROUNDINGS = ("floor", "half_even")
+ROUNDINGS = ("floor", "half_even", "ratio")
+OFFSETS = ("floor", "half_even")
 ALPHAS = ("white", "drop")
 JPEGS = ("whole",)
 MAX_SIDE = 4096
@@ -31,7 +32,9 @@ class Resize(NamedTuple):
 
     edge: `exact` gives the picture this size, `short` the smallest size that covers it, `long` the largest one that
     fits into it; the last two keep the aspect ratio, and round the other side. filter: Pillow's filter of that name.
-    rounding: of that other side, at least 1 pixel; `half_even` rounds to the nearest integer.
+    rounding: of that other side, length * new / old and at least 1 pixel: `floor`, `half_even`, or `ratio`, which rounds
+    half to even what the two divisions length / (old / new) give as doubles. It differs from `half_even` in halves; timm
+    rounds so.
     """
 
     edge: str
@@ -209,7 +212,7 @@ def _check_step(step: Step) -> None:
         require(step.filter in FILTERS, "filter of a resize", step.filter)
         require(step.rounding in ROUNDINGS, "rounding of a resize", step.rounding)
     elif isinstance(step, Crop):
-        require(step.offset in ROUNDINGS, "offset of a crop", step.offset)
+        require(step.offset in OFFSETS, "offset of a crop", step.offset)
     else:
         require(_is_colour(step.fill), "fill of a pad", step.fill)
 
@@ -235,8 +238,10 @@ def _limits(steps: tuple[Step, ...]) -> tuple[tuple[float, float], tuple[float, 
 
 
 def _scaled(length: int, new: int, old: int, rounding: str) -> int:
-    """`length` by the factor new / old, at least 1. half_even is Python's round of the quotient as a double."""
-    return max(1, length * new // old if rounding == "floor" else round(length * new / old))
+    """`length` by the factor new / old, at least 1. Quotients are doubles, and Python's round is half to even."""
+    if rounding == "floor":
+        return max(1, length * new // old)
+    return max(1, round(length / (old / new) if rounding == "ratio" else length * new / old))
 
 
 def _name(step: Step) -> str:

@@ -14,7 +14,8 @@ from imgcls_infer.errors import ModelError
 MODES = ("crop", "squash", "pad")
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 EDGES = ("short", "long", "exact")
-ROUNDINGS = ("floor", "half_even")
+ROUNDINGS = ("floor", "half_even", "ratio")
+OFFSETS = ("floor", "half_even")
 ALPHAS = ("white", "drop")
 JPEGS = ("whole",)
 MAX_SIDE = 4096
@@ -30,6 +31,8 @@ class Resize(NamedTuple):
 
     edge: `exact` gives the picture this size, `short` the smallest size that covers it, `long` the largest one that
     fits into it; the last two keep the aspect ratio, and round the other side. filter: Pillow's filter of that name.
+    rounding: of the other side, length * new / old: `floor`, `half_even`, or `ratio`, which rounds half to even what
+    the two divisions length / (old / new) give as doubles. It differs from `half_even` in halves; timm takes it.
     """
 
     edge: str
@@ -50,8 +53,9 @@ class Resize(NamedTuple):
 class Crop(NamedTuple):
     """Cut out the centre. Where the picture is smaller than `size`, the rest is black.
 
-    offset: how half a pixel on the left and on top is rounded; torchvision rounds to the even number, transformers
-    down.
+    offset: how half a pixel on the left and on top is rounded where the picture is larger: to the even number as
+    torchvision does, or down as transformers does. Where it is smaller, the odd black line is on the right and below
+    with `half_even`, on the left and on top with `floor`.
     """
 
     size: Size
@@ -63,9 +67,9 @@ class Crop(NamedTuple):
         return left, top, left + self.size[1], top + self.size[0]
 
     def _start(self, length: int, new: int) -> int:
-        if length < new:
-            return -((new - length) // 2)
-        return (length - new) // 2 if self.offset == "floor" else round((length - new) / 2)
+        if self.offset == "floor":
+            return (length - new) // 2
+        return round((length - new) / 2) if length >= new else -((new - length) // 2)
 
 
 class Pad(NamedTuple):
@@ -198,7 +202,7 @@ def _check_step(step: Step) -> None:
         require(step.filter in FILTERS, "interpolation", step.filter)
         require(step.rounding in ROUNDINGS, "rounding of a resize", step.rounding)
     elif isinstance(step, Crop):
-        require(step.offset in ROUNDINGS, "offset of a crop", step.offset)
+        require(step.offset in OFFSETS, "offset of a crop", step.offset)
     else:
         fill = step.fill
         require(len(fill) == 3 and all(is_int(value) and 0 <= value <= 255 for value in fill), "fill of a pad", fill)
@@ -222,8 +226,10 @@ def _result(steps: tuple[Step, ...]) -> Size | None:
 
 
 def _scaled(length: int, new: int, old: int, rounding: str) -> int:
-    """`length` by the factor new / old, at least 1. half_even is Python's round of the quotient as a double."""
-    return max(1, length * new // old if rounding == "floor" else round(length * new / old))
+    """`length` by the factor new / old, at least 1. Quotients are doubles, and Python's round is half to even."""
+    if rounding == "floor":
+        return max(1, length * new // old)
+    return max(1, round(length / (old / new) if rounding == "ratio" else length * new / old))
 
 
 def _step_to_dict(step: Step) -> dict[str, Any]:

@@ -219,7 +219,9 @@ def of_transformers(
         raise fields.error("without do_center_crop, the size that do_resize gives depends on the picture")
     _refuse_others(fields, processor, size)
     flipped = fields.on("do_flip_channel_order") and "MobileViT" in name
-    return stage_1("transformers", name, size, steps, _normalisation(fields, processor), decode, classes, flipped)
+    return stage_1(
+        "transformers", f"{name}Pil", size, steps, _normalisation(fields, processor), decode, classes, flipped
+    )
 
 
 def _processor_name(config: Mapping[str, Any], model_type: str) -> str:

@@ -87,11 +87,16 @@ SMALL = (3, 9, 12, 15, 17, 18, 21, 25, 28)
 
 @dataclass(frozen=True)
 class Picture:
-    """A written photograph. opened: as the libraries open it, RGB."""
+    """A written photograph.
+
+    stored: in its own colours. opened: as the libraries open it, RGB. over_white: RGB, transparency laid over white.
+    """
 
     kind: str
     path: Path
+    stored: Image.Image
     opened: Image.Image
+    over_white: Image.Image
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class Row:
     """One preprocessing. pixels, normalised: the library's own, of an RGB picture: uint8 [H, W, 3], float [3, H, W].
 
     stands_for: how many of the library's entries have it. note: why it does not count; "" where it does.
+    converts: the library is given the picture in its own colours, and makes it RGB itself: transparency becomes white.
     """
 
     group: str
@@ -108,6 +114,7 @@ class Row:
     normalised: Library | None = None
     stands_for: int = 1
     note: str = ""
+    converts: bool = False
 
 
 @dataclass
@@ -138,8 +145,15 @@ def write_pictures(folder: Path, photos: Sequence[Path], taken: Sequence[int]) -
             photo = photo.resize((width, height), Image.Resampling.LANCZOS)
         path = folder / f"{index:02d}{suffix}"
         write(photo, path)
-        pictures.append(Picture(f"{kind} {photo.width} x {photo.height}", path, Image.open(path).convert("RGB")))
+        pictures.append(_opened(f"{kind} {photo.width} x {photo.height}", path))
     return pictures
+
+
+def _opened(kind: str, path: Path) -> Picture:
+    stored = Image.open(path)
+    stored.load()
+    over_white = decode_rgb(path, kind, AS_PILLOW_OPENS._replace(alpha="white"))
+    return Picture(kind, path, stored, stored.convert("RGB"), Image.fromarray(over_white))
 
 
 # --- the libraries' own ---
@@ -259,7 +273,8 @@ def transformers_rows(small: bool) -> Iterator[Row]:
         processor = getattr(transformers, f"{kind}Pil")(**config)
         stage_1 = of_transformers({**config, "image_processor_type": kind})
         name = f"{family}: {', '.join(f'{key} {_brief(value)}' for key, value in config.items()) or 'defaults'}"
-        yield Row("transformers", name, stage_1, _processed(processor, stage_1), _values(processor))
+        pixels, values = _processed(processor, stage_1), _values(processor)
+        yield Row("transformers", name, stage_1, pixels, values, converts=bool(processor.do_convert_rgb))
         if family in ("ViT", "MobileNetV1") and not config:
             pixels = _processed(getattr(transformers, kind)(**config), stage_1)
             note = (
@@ -301,7 +316,7 @@ def _brief(value: object) -> str:
 def compare(row: Row, pictures: Sequence[Picture], pool: ThreadPoolExecutor) -> Outcome:
     """A row on all pictures."""
     outcome = Outcome(row)
-    for picture, level in zip(pictures, pool.map(lambda picture: _level(row, picture.opened), pictures), strict=True):
+    for picture, level in zip(pictures, pool.map(lambda picture: _level(row, picture), pictures), strict=True):
         if level is None:
             outcome.refused.append(picture.kind)
         elif level:
@@ -312,9 +327,10 @@ def compare(row: Row, pictures: Sequence[Picture], pool: ThreadPoolExecutor) -> 
     return outcome
 
 
-def _level(row: Row, image: Image.Image) -> int | None:
+def _level(row: Row, picture: Picture) -> int | None:
+    given, image = (picture.stored, picture.over_white) if row.converts else (picture.opened, picture.opened)
     try:
-        expected = row.pixels(image)
+        expected = row.pixels(given)
     except ValueError:  # "height and width must be > 0": a side that timm rounds to nothing
         return None
     found = np.asarray(run_steps(image, row.stage_1.preprocessing.steps))

@@ -20,6 +20,7 @@ import onnx
 import torch
 from imgcls_infer.errors import one_line
 from torch.export import ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imgcls.errors import ExportError
 from imgcls.networks.classifier import Classifier
@@ -77,7 +78,7 @@ def strip(model: onnx.ModelProto) -> None:
 
 def _export(classifier: Classifier, opset: int) -> torch.onnx.ONNXProgram:
     example = torch.zeros(2, *classifier.size, 3, dtype=torch.uint8)  # 2: a batch of 1 would be taken for a constant
-    with _quiet():
+    with _quiet(), plain_attention():
         try:
             program = torch.onnx.export(
                 classifier,
@@ -90,7 +91,9 @@ def _export(classifier: Classifier, opset: int) -> torch.onnx.ONNXProgram:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise ExportError(f"torch can't export this network at opset {opset} ({one_line(error)})") from error
+            raise ExportError(
+                f"torch can't export this network at opset {opset} ({one_line(error.__cause__ or error)})"
+            ) from error
     assert program is not None
     return program
 
@@ -160,6 +163,22 @@ def _unused(name: str, taken: set[str]) -> str:
     free = next(candidate for candidate in candidates if candidate not in taken)
     taken.add(free)
     return free
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """While this lasts, attention runs as the products and the softmax that it is made of.
+
+    Their rounding is known; and a graph that is traced so is one of the memory layout that they give, which the
+    exporter's own decomposition expects.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import SAMPLE
+from helpers import SAMPLE, load_benchmark
 from imgcls_infer import shorthand
 from imgcls_infer.manifest import Manifest
 from imgcls_infer.preprocess import preprocess
@@ -21,6 +21,13 @@ from imgcls.parity.bisect import bisect
 
 PIXELS = np.stack([preprocess(path, shorthand(32)) for path in sorted((SAMPLE / "test").glob("*/*.png"))[::12]])
 LAYERS = ("conv1_layer", "conv2_layer", "conv3_layer", "fc1_layer", "fc2_layer")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reference_kept():
+    """The bisections of one checkpoint share the export that they compare with: the tests are quicker so."""
+    with load_benchmark("networks").reference_kept():
+        yield
 
 
 @pytest.fixture(scope="module")

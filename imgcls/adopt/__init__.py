@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from imgcls.export.golden_files import make_golden_files
 from imgcls.export.to_onnx import OnnxFile
 from imgcls.parity.probes import BATCH_SIZES
 from imgcls.parity.rounding import typical_pictures
-from imgcls.parity.runtimes import Run, answered, open_onnx
+from imgcls.parity.runtimes import Run, Runtime, answered, open_onnx
+from imgcls.parity.verify import Reference
 from imgcls.system.files import new_file, one_writer, real_file
 from imgcls.system.versions import package_version
 
@@ -109,12 +111,7 @@ def prepare(config: AdoptConfig) -> Adoption:
     terms = replace(terms, scores=scores_kind(original, original.scores(terms, typical), config.scores))
     manifest = _manifest(config, original, terms, preprocessing)
     model, batch = _wrapped(original, terms, manifest, typical)
-    if manifest.precision == "int8":
-        tolerance = TOLERANCES["int8"]
-    else:
-        shown = typical[: batch or len(typical)]
-        shown = np.concatenate([shown, np.repeat(shown[:1], (batch or 0) - len(shown), axis=0)]) if batch else shown
-        tolerance = probability_tolerance(model, shown, manifest.precision, terms.scores == "logits")
+    tolerance = _tolerance(model, batch, terms, manifest, typical)
     notes = _notes(original, terms, batch)
     return Adoption(original, terms, manifest, model, pictures, batch, tolerance, notes)
 
@@ -179,6 +176,24 @@ def terms_of(manifest: Manifest) -> Terms:
     raise AdoptError("the model was not adopted from an ONNX file; compare it with its checkpoint")
 
 
+def reference_of(path: Path, adopted: Runtime) -> Reference:
+    """The original ONNX file at `path`, on the terms on which `adopted` was made of it, to compare files with.
+
+    Raises AdoptError where it is not the original of that file.
+    """
+    original, manifest = open_original(path), adopted.manifest
+    terms = terms_of(manifest)
+    if initializers_sha256(original.model) != manifest.weights_sha256 or terms.output not in original.outputs:
+        raise AdoptError(f"{original.name}: is not the file that the model was adopted from: it has other weights")
+    pictures = typical_pictures(adopted.golden, manifest.preprocessing.size)
+
+    def tolerance(precision: str) -> float:
+        return _tolerance(*_wrapped(original, terms, manifest, pictures), terms, manifest, pictures)
+
+    name = f"the original {original.name}, onnxruntime (cpu)"
+    return Reference(Runtime(name, original.reference(terms), manifest), tolerance)
+
+
 def _wrapped(
     original: Original, terms: Terms, manifest: Manifest, typical: np.ndarray
 ) -> tuple[onnx.ModelProto, int | None]:
@@ -204,6 +219,16 @@ def _wrapped(
     except Exception as error:
         raise AdoptError(f"{original.name}: can't be adopted as stated ({one_line(error)})") from error
     return fixed, batch
+
+
+def _tolerance(
+    model: onnx.ModelProto, batch: int | None, terms: Terms, manifest: Manifest, typical: np.ndarray
+) -> float:
+    """Largest honest |dp| to the original, on some typical pictures."""
+    if manifest.precision == "int8":  # rounding decides between two steps there: no noise says how often
+        return TOLERANCES["int8"]
+    pictures = np.resize(typical, (batch, *typical.shape[1:])) if batch else typical
+    return probability_tolerance(model, pictures, terms.scores == "logits")
 
 
 def _notes(original: Original, terms: Terms, batch: int | None) -> tuple[str, ...]:

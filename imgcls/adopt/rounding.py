@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from imgcls_infer.manifest import TOLERANCES
 from onnx import TensorProto, helper, numpy_helper
 
 from imgcls.adopt.original import plain_session
@@ -48,17 +47,15 @@ _DRAWS = 8
 _MAGNIFIED = 2.0**10
 
 
-def probability_tolerance(model: onnx.ModelProto, pixels: np.ndarray, precision: str, logits: bool) -> float:
+def probability_tolerance(model: onnx.ModelProto, pixels: np.ndarray, logits: bool) -> float:
     """Largest honest |dp| of a runtime against the graph as it stands.
 
     model: of the contract, with `logits` and `probabilities`. pixels: uint8 [N, H, W, 3], a few typical ones. logits:
-    whether the original gives logits; where it gives probabilities, their own deviation counts. int8: at least what
-    TOLERANCES has, since a value at the border of a step falls to either side.
+    whether the original gives logits; where it gives probabilities, their own deviation counts.
     """
     of_logits, of_probabilities = deviations(model, pixels)
     deviation = of_logits / 2 if logits else of_probabilities
-    least = TOLERANCES["int8"] if precision == "int8" else 0.0
-    return min(1.0, max(least, SPREAD * 2**0.5 * deviation + 8 * UNITS["fp32"]))
+    return min(1.0, SPREAD * 2**0.5 * deviation + 8 * UNITS["fp32"])
 
 
 def deviations(model: onnx.ModelProto, pixels: np.ndarray) -> tuple[float, float]:

@@ -133,8 +133,9 @@ class Preprocessing(NamedTuple):
 
         Everything that is not the default is said, so that the toolchain can read it back.
         """
-        mode = " ".join([self.mode, *(name for name in self.filters if name != "bilinear")]) if self.mode else ""
-        steps = mode or ", ".join(map(_words, self.steps))
+        mode = self._replace(decode=DECODE).mode
+        usual = " ".join([mode, *(name for name in self.filters if name != "bilinear")])
+        steps = usual if mode else ", ".join(map(_words, self.steps))
         decode = ", ".join([*([] if self.decode.exif else ["no exif"]), *_unusual(self.decode, ("alpha",))])
         return f"{self.size[0]} x {self.size[1]}: {steps}{decode and f'; {decode}'}"
 

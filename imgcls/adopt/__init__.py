@@ -241,5 +241,5 @@ def _notes(original: Original, terms: Terms, batch: int | None) -> tuple[str, ..
     if original.batch and not batch:
         notes.append(f"its batch of {original.batch} is free now: it answers the same in batches")
     if batch:
-        notes.append(f"it takes {batch} pictures at a time, as the original does")
+        notes.append(f"it takes {'one picture' if batch == 1 else f'{batch} pictures'} at a time, as the original does")
     return tuple(notes)

@@ -6,7 +6,8 @@ and the graph carries it on; with u half a unit in the last place of 1 in the va
 - of a sum of n products (Conv, ConvTranspose, Gemm, MatMul), with Q the sum of the squared products:
   u^2 / 3 ((n/2 + 1) Q + (n/3 + 1) y^2), as parity.rounding derives it; u^2 / 3 (2 Q + y^2) in 16 bits;
 - of what is rounded once (Add, Sub, Mul, Div, Sqrt, a Cast to 16 bits): u^2 / 3 y^2;
-- of means and sums of n values: u^2 / 3 (n/3 + 1) max|y|^2;
+- of means of n values: u^2 / 3 (mean of x^2 / 2 + (n/3 + 1) y^2), of sums n times that on their squares; u^2 / 3 y^2
+  in 16 bits, where sums are float32;
 - of everything else, a list of exact operators excepted: u^2 / 3 (4 max|y|)^2. An operator that is not known here
   never counts as exact.
 
@@ -26,10 +27,7 @@ from imgcls.parity.rounding import SPREAD, UNITS
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ROUNDED_ONCE = {"Add", "Sub", "Mul", "Div", "Sqrt", "Sum", "DequantizeLinear", "LeakyRelu", "PRelu"}
-_REDUCTIONS = {
-    *("GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"),
-    "Mean",
-}
+_MEANS = {"GlobalAveragePool", "AveragePool", "ReduceMean"}
 _EXACT = {
     *("Abs", "ArgMax", "Ceil", "Clip", "Compress", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Dropout"),
     *("Equal", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "Greater"),
@@ -127,16 +125,15 @@ class _Builder:
     def _sigma(self, node: onnx.NodeProto, value: str, unit: str) -> str:
         """The standard deviation of the noise: of the value's shape, or one number."""
         step = UNITS[unit] / 3**0.5 * self.scale
-        if node.op_type in _PRODUCTS and node.domain in ("", "ai.onnx"):
+        known = node.op_type if node.domain in ("", "ai.onnx") else ""
+        if known in _PRODUCTS:
             return self._times(self._node("Sqrt", self._products(node, value, unit)), step)
-        if node.op_type in _ROUNDED_ONCE or node.op_type == "Cast":
+        reduces = known in _MEANS or known == "ReduceSum"
+        if reduces and unit == "fp32":
+            return self._times(self._node("Sqrt", self._reduction(node, value)), step)
+        if reduces or known in _ROUNDED_ONCE or known == "Cast":
             return self._times(self._node("Abs", value), step)
-        largest = self._node("ReduceMax", self._node("Abs", value), keepdims=0)
-        if node.op_type not in _REDUCTIONS:
-            return self._times(largest, 4 * step)
-        count = self._node("Div", self._size(node.input[0]), self._size(value))
-        factor = self._node("Sqrt", self._node("Add", self._times(count, 1 / 3), self._constant(1.0)))
-        return self._node("Mul", self._times(largest, step), factor)
+        return self._times(self._node("ReduceMax", self._node("Abs", value), keepdims=0), 4 * step)
 
     def _products(self, node: onnx.NodeProto, value: str, unit: str) -> str:
         """Variance of a sum of products, but for u^2 / 3."""
@@ -152,6 +149,17 @@ class _Builder:
         ours = self._node("Add", self._times(terms, 1 / 2), self._constant(1.0))
         theirs = self._node("Add", self._times(terms, 1 / 3), self._constant(1.0))
         return self._node("Add", self._node("Mul", ours, products), self._node("Mul", theirs, square))
+
+    def _reduction(self, node: onnx.NodeProto, value: str) -> str:
+        """Variance of a mean or a sum, but for u^2 / 3: the same operator on the squares."""
+        terms = self._node("Div", self._size(node.input[0]), self._size(value))
+        reduced = helper.make_node(node.op_type, [self._square(node.input[0]), *node.input[1:]], [self._name()])
+        reduced.attribute.extend(node.attribute)
+        self.nodes.append(reduced)
+        count = self._constant(1.0) if node.op_type in _MEANS else terms
+        ours = self._node("Mul", self._times(count, 1 / 2), reduced.output[0])
+        theirs = self._node("Add", self._times(terms, 1 / 3), self._constant(1.0))
+        return self._node("Add", ours, self._node("Mul", theirs, self._node("Mul", value, value)))
 
     def _terms(self, node: onnx.NodeProto) -> str:
         """How many products each sum has: of the second factor all but the outputs' axis; of MatMul the shared axis."""

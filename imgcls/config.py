@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from imgcls_infer.steps import Decode, Preprocessing, Size
+
 from imgcls.errors import ImgclsError
 
 HALF = (0.5, 0.5, 0.5)
@@ -181,6 +183,57 @@ class ExportConfig(_Configuration):
         super().__post_init__()
         if self.precision == "int8" and self.calibration is None:
             raise ImgclsError("`precision` int8 needs `calibration`, the folder of training pictures")
+
+
+@dataclass(frozen=True)
+class AdoptConfig(_Configuration):
+    """One adoption of somebody's ONNX classifier.
+
+    model: the ONNX file. output: the one to write. classes: names in the order of its scores. steps: stage 1, or words
+    for it (imgcls.data.steps_text); size: of its input, where neither they nor the graph say it. decode: how files
+    become RGB, in place of what the steps say. mean, std: per RGB channel of pixels scaled to 0..pixel_range, which is
+    1 or 255. layout: `nchw` or `nhwc`, None where the graph's input tells. channels: `rgb` or `bgr`, as the network
+    takes them. scores: `logits` or `probabilities`, None tells by running it. output_name: of the graph's output with
+    the scores, where several may be. samples: a folder of pictures, of which `golden` travel in the file.
+    external_data: the weights go into a file beside it.
+    """
+
+    model: Path
+    output: Path
+    classes: tuple[str, ...]
+    steps: Preprocessing | str
+    mean: Triple
+    std: Triple
+    size: Size | None = None
+    decode: Decode | None = None
+    layout: str | None = None
+    channels: str = "rgb"
+    scores: str | None = None
+    output_name: str | None = None
+    samples: Path | None = None
+    golden: int = 8
+    external_data: bool = False
+    pixel_range: int = 1
+
+    @property
+    def normalisation(self) -> tuple[Triple, Triple]:
+        """mean and std of pixels scaled to 0..1."""
+        return _divided(self.mean, self.pixel_range), _divided(self.std, self.pixel_range)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_finite(vars(self))
+        if min(self.std) <= 0:
+            raise ImgclsError(f"`std` is {self.std}; a standard deviation is positive")
+        if max(*self.mean, *self.std) > self.pixel_range:
+            raise ImgclsError(
+                f"`mean` and `std` are for pixels scaled to 0..{self.pixel_range}, and one of them is "
+                f"{max(*self.mean, *self.std):g}; if they are for 0..255, say `pixel_range` 255"
+            )
+
+
+def _divided(values: Triple, number: int) -> Triple:
+    return values[0] / number, values[1] / number, values[2] / number
 
 
 @dataclass(frozen=True)

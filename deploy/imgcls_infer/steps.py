@@ -130,8 +130,15 @@ class Preprocessing(NamedTuple):
         return tuple(dict.fromkeys(step.filter for step in self.steps if isinstance(step, Resize)))
 
     def describe(self) -> str:
-        """For people, in a few words: `224 x 224: resize short 256 bicubic, crop 224`."""
-        return f"{self.size[0]} x {self.size[1]}: {self.mode or ', '.join(map(_words, self.steps))}"
+        """For people, in a few words: `224 x 224: resize short 256 bicubic, crop 224`, or `32 x 32: crop`.
+
+        Everything that is not the default is said, so that the toolchain can read it back.
+        """
+        mode = self._replace(decode=DECODE).mode
+        usual = " ".join([mode, *(name for name in self.filters if name != "bilinear")])
+        steps = usual if mode else ", ".join(map(_words, self.steps))
+        decode = ", ".join([*([] if self.decode.exif else ["no exif"]), *_unusual(self.decode, ("alpha",))])
+        return f"{self.size[0]} x {self.size[1]}: {steps}{decode and f'; {decode}'}"
 
     def to_dict(self) -> dict[str, Any]:
         """`input`, `decode` and `steps` as JSON has them."""
@@ -290,8 +297,17 @@ def _words(step: Step) -> str:
     height, width = step.size
     size = str(height) if height == width else f"{height} x {width}"
     if isinstance(step, Resize):
-        return f"resize {step.edge} {size} {step.filter}"
-    return f"{_name(step)} {size}"
+        return " ".join(["resize", step.edge, size, step.filter, *_unusual(step, ("rounding",))])
+    if isinstance(step, Crop):
+        return " ".join(["crop", size, *_unusual(step, ("offset",))])
+    return " ".join(["pad", size, *([f"#{bytes(step.fill).hex()}"] if any(step.fill) else [])])
+
+
+def _unusual(values: Any, fields: tuple[str, ...]) -> list[str]:
+    """Those of a named tuple's values that are not the default; `alpha` is said with its name."""
+    found = [(field, getattr(values, field)) for field in fields]
+    different = [(field, value) for field, value in found if value != values._field_defaults[field]]
+    return [f"{field} {value}" if field == "alpha" else value for field, value in different]
 
 
 def shown(value: object) -> str:

@@ -145,17 +145,19 @@ def open_checkpoint(
     if arch is None or classes is None or image_size is None or mean is None or std is None:
         raise click.UsageError(f"{path} is a bare state dict; say {_names(given, given=False)} as well")
     preprocessing = shorthand(image_size, resize or "squash")
-    return load_article_checkpoint(path, arch, _class_names(classes), preprocessing, mean, std)
+    return load_article_checkpoint(path, arch, class_names(classes), preprocessing, mean, std)
 
 
 def _names(options: dict[str, Any], given: bool) -> str:
     return ", ".join(name for name, value in options.items() if (value is not None) == given) or "--resize"
 
 
-def _class_names(text: str) -> tuple[str, ...]:
-    """A comma-separated list, or the class folders of a folder."""
-    from imgcls.data.folder import scan_folder
+def class_names(text: str) -> tuple[str, ...]:
+    """A comma-separated list, the class folders of a folder, or what a file says."""
+    from imgcls.data.folder import read_classes, scan_folder
 
     if Path(text).is_dir():
         return scan_folder(Path(text)).classes
+    if Path(text).is_file():
+        return read_classes(text)
     return tuple(name.strip() for name in text.split(","))

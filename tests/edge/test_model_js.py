@@ -104,7 +104,9 @@ def test_the_checks_are_those_of_the_predictor(stage1, tmp_path, sizes):
     ]
     samples = [GoldenSample(encode(noise(SIDE, SIDE, seed), "PNG"), ANSWER) for seed in range(len(sizes))]
     golden = {GOLDEN_KEY: golden_to_json(samples), GOLDEN_FILES_KEY: golden_files_to_json(files)}
-    (found,) = stage1([{"manifest": tiny_manifest(preprocessing=policy).to_dict(), "probabilities": ANSWER, "golden": golden}])
+    (found,) = stage1(
+        [{"manifest": tiny_manifest(preprocessing=policy).to_dict(), "probabilities": ANSWER, "golden": golden}]
+    )
     path = tmp_path / "tiny.onnx"
     path.write_bytes(good_onnx(manifest=tiny_manifest(preprocessing=policy).to_json(), golden=golden[GOLDEN_KEY]))
     expected = [

@@ -18,6 +18,7 @@ from PIL import Image, ImageFilter
 from imgcls.export.golden_files import make_golden_files
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.registry import build_network
+from imgcls.parity.runtimes import run_module
 
 SIDE = 32
 PLAIN, TRANSPARENT, JPEG, TURNED = "plain.png", "transparent.png", "plain.jpg", "turned.jpg"
@@ -32,14 +33,14 @@ def classifier():
 @pytest.fixture(scope="module")
 def files(classifier):
     samples = [GoldenSample(path.read_bytes(), ()) for path in sorted(SAMPLE.glob("test/*/*.png"))[::100]]
-    return {file.name: file for file in make_golden_files(classifier, samples, MANIFEST)}
+    return {file.name: file for file in make_golden_files(run_module(classifier), samples, MANIFEST)}
 
 
 @pytest.mark.parametrize("decode", [Decode(exif=False), Decode(alpha="drop")], ids=str)
 def test_they_record_the_pixels_of_the_models_own_decoding(classifier, decode):
     preprocessing = MANIFEST.preprocessing._replace(decode=decode)
     samples = [GoldenSample(path.read_bytes(), ()) for path in sorted(SAMPLE.glob("test/*/*.png"))[::100]]
-    for file in make_golden_files(classifier, samples, replace(MANIFEST, preprocessing=preprocessing)):
+    for file in make_golden_files(run_module(classifier), samples, replace(MANIFEST, preprocessing=preprocessing)):
         assert pixels_sha256(preprocess.decode_rgb(file.data, file.name, decode)) == file.decoded_sha256, file.name
 
 

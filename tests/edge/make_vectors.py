@@ -67,6 +67,7 @@ STEPS: list[tuple[int, int, tuple[Step, ...]]] = [  # width, height, steps
     (15, 10, (Resize("short", (5, 5), "bilinear", "half_even"), Crop((5, 5)))),  # 8, and 1.5 on the left: 2
     (15, 10, (Resize("short", (5, 5), "bilinear", "half_even"), Crop((5, 5), "floor"))),  # 1
     (17, 10, (Resize("short", (5, 5), "bilinear", "half_even"), Crop((5, 5), "floor"))),  # 8.5 columns: 8
+    (33, 22, (Resize("short", (5, 5), "bilinear", "ratio"), Crop((4, 4)))),  # 7.499999999999999: 7
     (30, 20, (Crop((11, 13)),)),  # 8.5 on the left: 8; 4.5 on top: 4
     (32, 22, (Crop((11, 13)),)),  # 9.5: 10; 5.5: 6
     (32, 22, (Crop((11, 13), "floor"),)),  # 9; 5
@@ -77,6 +78,9 @@ STEPS: list[tuple[int, int, tuple[Step, ...]]] = [  # width, height, steps
     (61, 47, (Resize("long", (24, 20), "lanczos"), Pad((24, 20), RED))),
     (47, 61, (Resize("long", (20, 24), "bilinear", "half_even"), Pad((25, 25), (1, 2, 3)))),
     (999, 2, (Resize("long", (16, 16), "box"), Pad((16, 16), RED))),  # at least one row
+    (18, 9, (Resize("long", (7, 7), "bilinear", "half_even"), Pad((7, 7), RED))),  # 3.5 rows: 4
+    (18, 9, (Resize("long", (7, 7), "bilinear", "ratio"), Pad((7, 7), RED))),  # 3.4999999999999996: 3
+    (30, 15, (Resize("long", (13, 13), "bicubic", "ratio"), Pad((13, 13)))),  # 6.500000000000001: 7
     (9, 30, (Pad((20, 20), RED), Crop((18, 12)))),  # a pad leaves the longer side alone
     (61, 47, (Resize("exact", (19, 31), "hamming"),)),
     (61, 47, (Resize("exact", (40, 40), "bicubic"), Resize("exact", (20, 30)), Crop((18, 22), "floor"))),

@@ -16,6 +16,7 @@ from imgcls_infer.steps import (
     EDGES,
     FILTERS,
     MODES,
+    OFFSETS,
     ROUNDINGS,
     Crop,
     Decode,
@@ -198,7 +199,7 @@ def test_the_vectors_cover_every_step():
     assert {step.filter for step in resizes} == set(FILTERS)
     for edge in ("short", "long"):
         assert {step.rounding for step in resizes if step.edge == edge} == set(ROUNDINGS)
-    assert {step.offset for step in steps if isinstance(step, Crop)} == set(ROUNDINGS)
+    assert {step.offset for step in steps if isinstance(step, Crop)} == set(OFFSETS)
     assert len({step.fill for step in steps if isinstance(step, Pad)}) > 1
     assert {tuple(vector["decode"].values()) for vector in VECTORS["file_options"]} == {
         (True, "drop"),

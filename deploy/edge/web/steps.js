@@ -11,7 +11,8 @@ const SCHEMA_VERSIONS = [1, 2];
 const MAX_SIDE = 4096;
 const MAX_STEPS = 8;
 const FILTERS = ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"];
-const ROUNDINGS = ["floor", "half_even"];
+const ROUNDINGS = ["floor", "half_even", "ratio"];
+const OFFSETS = ["floor", "half_even"];
 const MODES = {
   crop: (size, filter) => [resize("short", size, filter, "floor"), { op: "crop", size, offset: "half_even" }],
   squash: (size, filter) => [resize("exact", size, filter, "floor")],
@@ -32,7 +33,7 @@ const FIELDS = {
     filter: [oneOf(FILTERS), "bilinear"],
     rounding: [oneOf(ROUNDINGS), "floor"],
   },
-  crop: { size: [isSize], offset: [oneOf(ROUNDINGS), "half_even"] },
+  crop: { size: [isSize], offset: [oneOf(OFFSETS), "half_even"] },
   pad: { size: [isSize], fill: [isColour, [0, 0, 0]] },
 };
 const DECODE_FIELDS = {
@@ -142,7 +143,7 @@ function target({ edge, size, rounding }, [height, width]) {
 }
 
 function scaled(length, to, from, rounding) {
-  const quotient = (length * to) / from;
+  const quotient = rounding === "ratio" ? length / (from / to) : (length * to) / from;
   return Math.max(1, rounding === "floor" ? Math.floor(quotient) : roundHalfEven(quotient));
 }
 

@@ -59,8 +59,9 @@ _RESIZES = {
 }
 
 _SPOKEN = """\
-`preprocessor_config.json` says this to transformers, whose `AutoImageProcessor` has no words for EXIF and transparency:
-`backend="pil"` gives the same pixels for other pictures{but}, the default ones that differ by a level; channels first."""
+`preprocessor_config.json` says this to transformers, whose `AutoImageProcessor` has no words for EXIF and transparency.
+Of other pictures `backend="pil"` makes the same pixels{but}, the default backend ones that differ by a level; channels
+first."""
 _BUT = """
 (except that it rounds the crop's offset down, where the model rounds half a pixel to the even number: with an odd
 margin, its crop may begin one pixel earlier)"""

@@ -62,7 +62,8 @@ if TYPE_CHECKING:
 @click.option(
     "--embed-resize",
     is_flag=True,
-    help="onnx: put the resize into the graph, for hosts without Pillow: pictures of any size, within a level of 255.",
+    help="onnx: put the resizing into the graph, for hosts without Pillow: pictures of any size, each resize within a "
+    "level of 255.",
 )
 @click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option(

@@ -222,14 +222,57 @@ class AdoptConfig(_Configuration):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_finite(vars(self))
-        if min(self.std) <= 0:
-            raise ImgclsError(f"`std` is {self.std}; a standard deviation is positive")
-        if max(*self.mean, *self.std) > self.pixel_range:
-            raise ImgclsError(
-                f"`mean` and `std` are for pixels scaled to 0..{self.pixel_range}, and one of them is "
-                f"{max(*self.mean, *self.std):g}; if they are for 0..255, say `pixel_range` 255"
-            )
+        _require_normalisation(self.mean, self.std, self.pixel_range)
+
+
+@dataclass(frozen=True)
+class AdoptNetworkConfig(_Configuration):
+    """One adoption of a network by its name.
+
+    arch: the network's name (networks.registry). output: the .pth to write. weights: a file of them; None fetches the
+    published ones. weights_name: which of several published ones say the pictures, the classes and the normalisation.
+    classes, steps, size, decode, mean, std, pixel_range: as in AdoptConfig; None is what is published.
+    samples, golden: as in AdoptConfig.
+    """
+
+    arch: str
+    output: Path
+    weights: Path | None = None
+    weights_name: str | None = None
+    classes: tuple[str, ...] | None = None
+    steps: Preprocessing | str | None = None
+    size: Size | None = None
+    decode: Decode | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+    pixel_range: int = 1
+    samples: Path | None = None
+    golden: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.mean is None) != (self.std is None):
+            raise ImgclsError("`mean` and `std` go together")
+        if self.mean is not None and self.std is not None:
+            _require_normalisation(self.mean, self.std, self.pixel_range)
+
+    @property
+    def normalisation(self) -> tuple[Triple, Triple] | None:
+        """mean and std of pixels scaled to 0..1, where they are stated."""
+        if self.mean is None or self.std is None:
+            return None
+        return _divided(self.mean, self.pixel_range), _divided(self.std, self.pixel_range)
+
+
+def _require_normalisation(mean: Triple, std: Triple, pixel_range: int) -> None:
+    _require_finite({"mean": mean, "std": std})
+    if min(std) <= 0:
+        raise ImgclsError(f"`std` is {std}; a standard deviation is positive")
+    if max(*mean, *std) > pixel_range:
+        raise ImgclsError(
+            f"`mean` and `std` are for pixels scaled to 0..{pixel_range}, and one of them is {max(*mean, *std):g}; "
+            "if they are for 0..255, say `pixel_range` 255"
+        )
 
 
 def _divided(values: Triple, number: int) -> Triple:

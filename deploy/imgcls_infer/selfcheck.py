@@ -177,7 +177,7 @@ def _samples_verdict(predictor: Predictor, checks: list[Check]) -> str:
         return f"{PIXELS_TO_PROBABILITIES}: not checked, its samples are PNG pictures, which do not decode as they did"
     if not made:
         return f"{PIXELS_TO_PROBABILITIES}: not checked, the model carries no golden samples; export it with --samples"
-    reference = "the original" if "adopted" in predictor.manifest.training else "PyTorch"
+    reference = "the original" if predictor.manifest.arch.startswith("onnx/") else "PyTorch"
     if not failed:
         largest = max(check.difference for check in made if check.difference is not None)
         return f"{PIXELS_TO_PROBABILITIES}: holds, max |dp| {largest:.1e} against {reference}"

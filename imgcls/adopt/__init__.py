@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from imgcls_infer.errors import ImageError, one_line, printable
+from imgcls_infer.errors import one_line, printable
 from imgcls_infer.golden import GOLDEN_FILES_KEY, GOLDEN_KEY, GoldenSample, golden_files_to_json, golden_to_json
 from imgcls_infer.manifest import TOLERANCES, Manifest, Parity
 from imgcls_infer.steps import Preprocessing, Size
@@ -19,10 +19,9 @@ from imgcls.adopt.original import Original, Terms, choose_output, fits, open_ori
 from imgcls.adopt.rounding import probability_tolerance
 from imgcls.adopt.wrap import initializers_sha256, precision, shown_producer, wrap
 from imgcls.config import AdoptConfig
-from imgcls.data.folder import unlabelled_folder
-from imgcls.data.packed import decode_all, encode_png
+from imgcls.data.packed import some_pictures
 from imgcls.data.steps_text import parse_preprocessing
-from imgcls.errors import AdoptError, DataError
+from imgcls.errors import AdoptError
 from imgcls.export import ExportResult, check_against
 from imgcls.export.external_data import remove_old_weights, take_weights_out
 from imgcls.export.golden_files import make_golden_files
@@ -104,7 +103,7 @@ def prepare(config: AdoptConfig) -> Adoption:
     original = open_original(config.model)
     terms = Terms(original.layout(config.layout), config.channels, *config.normalisation)
     preprocessing = _preprocessing(config, original, terms.layout)
-    pictures = _samples(config, preprocessing) if config.samples else ()
+    pictures = some_pictures(config.samples, preprocessing, config.golden) if config.samples else ()
     typical = typical_pictures([GoldenSample(png, ()) for png in pictures], preprocessing.size)
     output = choose_output(original, terms, typical, config.output_name, len(config.classes))
     terms = replace(terms, output=output)
@@ -129,22 +128,6 @@ def _preprocessing(config: AdoptConfig, original: Original, layout: str) -> Prep
             f"{stated.size[0]} x {stated.size[1]}; change `steps`"
         )
     return stated._replace(decode=config.decode) if config.decode else stated
-
-
-def _samples(config: AdoptConfig, preprocessing: Preprocessing) -> tuple[bytes, ...]:
-    """PNG of the first readable pictures of the folder, spread over its subfolders. Raises DataError."""
-    assert config.samples is not None
-    paths = unlabelled_folder(config.samples, config.classes).spread()
-    found: list[bytes] = []
-    reason = ""
-    for pixels in decode_all(paths[: 4 * config.golden], preprocessing):
-        if isinstance(pixels, ImageError):
-            reason = reason or str(pixels)
-        elif len(found) < config.golden:
-            found.append(encode_png(pixels))
-    if config.golden and not found:
-        raise DataError(f"{config.samples}: none of its first pictures can be read; the first: {reason}")
-    return tuple(found)
 
 
 def _manifest(config: AdoptConfig, original: Original, terms: Terms, preprocessing: Preprocessing) -> Manifest:

@@ -94,7 +94,7 @@ def scan_folder(root: AnyPath, classes: tuple[str, ...] | None = None) -> Folder
     )
 
 
-def unlabelled_folder(root: AnyPath, classes: tuple[str, ...]) -> Folder:
+def unlabelled_folder(root: AnyPath, classes: tuple[str, ...] = ()) -> Folder:
     """All pictures below `root`, in folders of any name or in none.
 
     labels: a picture's class where the folder in `root` that it lies in is named so, else -1.

@@ -409,9 +409,11 @@ def test_verify_finds_a_changed_adopted_file_and_refuses_another_original(tmp_pa
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ((), "--classes"),
-        (("--classes", "a,b,c,d"), "--steps, or --resize"),
-        (("--classes", "a,b,c,d", "--steps", "crop", "--resize", "crop"), "--steps, or --resize"),
+        ((), "--classes, --steps or --resize"),
+        (("--classes", "a,b,c,d"), "--steps or --resize"),
+        (("--classes", "a,b,c,d", "--steps", "crop", "--resize", "crop"), "exclude each other"),
+        (("--classes", "a,b,c,d", "--steps", "crop", "--weights", "x.pth"), "--weights is for the name of a network"),
+        (("--classes", "a,b,c,d", "--steps", "crop", "-o", "x.pth"), "name it *.onnx"),
         (("--classes", "a,b,c,d", "--steps", "crop", "--interpolation", "box"), "goes with --resize"),
         (("--classes", "a,b,c,d", "--resize", "crop", "--image-size", "big"), "no size"),
     ],
@@ -433,7 +435,7 @@ def test_steps_may_come_from_a_json_file(tmp_path):
     file.write_text("{}")
     done = run("adopt", *words(path), "--classes", ",".join(CLASSES), "--steps", file)
     assert done.exit_code == 1
-    assert "no preprocessing as a manifest has it" in done.output
+    assert "not a manifest" in done.output
 
 
 @pytest.mark.parametrize(

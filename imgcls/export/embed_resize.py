@@ -26,7 +26,7 @@ from imgcls.export.graph import PIXELS
 from imgcls.parity.runtimes import Run
 
 MAX_LEVELS = 1
-"""Largest difference between a pixel of the graph and Pillow's that passes the check, in levels of 255, for each resize.
+"""Largest difference between a pixel of the graph and Pillow's that passes the check, in levels of 255, a resize.
 The weights of a bilinear resize are positive and add up to 1, so it passes on no more levels than it was given."""
 
 _SPANS = ((0.5, 0.9), (1.1, 0.7), (1.4, 2.1), (3.1, 2.3), (0.8, 6.7), (7.9, 5.2), (12.5, 2.6))
@@ -78,7 +78,9 @@ def check_resize(run: Run, preprocessing: Preprocessing, golden: Sequence[Golden
         off.append(float((distance > 0).mean()))
         difference = max(difference, float(np.abs(run(picture[None])[1] - run(exact[None])[1]).max()))
     if levels > most:
-        raise ExportError(f"the embedded resize is up to {levels} levels of 255 off Pillow's, over {most}; not written")
+        raise ExportError(
+            f"the embedded resize differs from Pillow's by up to {levels} levels of 255 (allowed: {most}); not written"
+        )
     return {
         "max_levels": levels,
         "pixels_off": float(np.mean(off)),

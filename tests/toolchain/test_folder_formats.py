@@ -246,7 +246,7 @@ def test_steps_that_no_processor_takes_are_recorded(trained, preprocessing):
     config = json.loads(texts["preprocessor_config.json"])
     assert "image_processor_type" not in config
     assert preprocessing_from(config) == preprocessing
-    assert "transformers has no processor that does the same" in texts["README.md"]
+    assert "no image processor of transformers does the same" in texts["README.md"]
 
 
 def test_a_licence_goes_with_huggingface_alone(trained, tmp_path):

@@ -10,6 +10,7 @@ from imgcls_infer.steps import Size
 from torch import Tensor, nn
 
 from imgcls.errors import CheckpointError, ImgclsError
+from imgcls.networks.from_torchvision import imagenet_classes
 from imgcls.networks.registry import OTHERS, NetworkRow, Published, unknown
 from imgcls.networks.skeleton import checked, head_paths, set_dropout, wrong_size
 from imgcls.networks.stage_1 import of_timm
@@ -46,7 +47,8 @@ def row(name: str, weights_name: str | None) -> NetworkRow:
         classes=config.num_classes,
         mean=stage.mean,
         std=stage.std,
-        names=lambda: stage.classes,
+        # every network of timm with a thousand classes has ImageNet's, in the usual order
+        names=lambda: stage.classes or (imagenet_classes() if config.num_classes == 1000 else None),
     )
     return NetworkRow(
         name=PREFIX + own,

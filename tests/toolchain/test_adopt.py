@@ -11,18 +11,22 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+import torchvision
 from click.testing import CliRunner
 from helpers import ROOT
 from imgcls_infer import Predictor
 from imgcls_infer.manifest import MANIFEST_KEY
+from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import self_check
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from imgcls.adopt import adopt_onnx, prepare
+from imgcls.adopt.network import adopt_network
 from imgcls.adopt.rounding import deviations
+from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
-from imgcls.config import AdoptConfig
+from imgcls.config import AdoptConfig, AdoptNetworkConfig
 from imgcls.errors import AdoptError, DataError, ExportError, ImgclsError
 
 PHOTOGRAPHS = ROOT / "tests" / "photographs"
@@ -469,3 +473,109 @@ def test_a_model_of_ours_that_was_trained_has_no_original(tmp_path):
     manifest = replace(adopt_onnx(config(path)).manifest, training={})
     with pytest.raises(AdoptError, match="was not adopted"):
         terms_of(manifest)
+
+
+# --- networks by their names ---
+
+FUNCTION = """
+import torch
+
+def build(classes):
+    body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1))
+    return torch.nn.Sequential(body, torch.nn.Flatten(), torch.nn.Linear(8, classes))
+"""
+STATED = {"classes": ("ant", "bee", "cow"), "steps": "16: crop", "mean": MEAN, "std": STD}
+
+
+@pytest.fixture
+def function(tmp_path: Path) -> tuple[str, Path]:
+    """A network of somebody's own, as its name on the command line and as a file of weights."""
+    file, weights = tmp_path / "my_net.py", tmp_path / "weights.pth"
+    file.write_text(FUNCTION)
+    namespace: dict = {}
+    exec(FUNCTION, namespace)
+    torch.manual_seed(0)
+    torch.save(namespace["build"](3).state_dict(), weights)
+    return f"{file}:build", weights
+
+
+def test_a_network_of_torchvision_is_adopted_with_everything_that_is_published_of_it(tmp_path):
+    torch.manual_seed(0)
+    network = torchvision.models.shufflenet_v2_x0_5()
+    with torch.no_grad():
+        for module in network.modules():
+            module.momentum = 1.0  # batch norms that do not know their input yet give all pictures the same answer
+        network(torch.randn(4, 3, 64, 64))
+        network.eval().fc.weight.mul_(5)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    path = tmp_path / "net.pth"
+    done = run("adopt", "torchvision/shufflenet_v2_x0_5", "--weights", tmp_path / "weights.pth", "-o", path)
+    assert done.exit_code == 0, done.output
+    assert "--samples FOLDER puts some in" in done.stderr
+    checkpoint = load_checkpoint(path)
+    entry = torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT
+    assert checkpoint.manifest.classes == tuple(entry.meta["categories"])
+    assert checkpoint.manifest.source["name"] == str(entry)
+    photograph = PHOTOGRAPHS / "cat.jpg"
+    pixels = preprocess(photograph, checkpoint.manifest.preprocessing)
+    with torch.inference_mode():
+        expected = network(entry.transforms()(Image.open(photograph).convert("RGB"))[None]).softmax(1)
+        actual = checkpoint.classifier()(torch.tensor(pixels)[None])[1]
+    assert expected.max() > 0.01
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_a_function_of_ones_own_is_adopted_with_what_is_stated(tmp_path, function):
+    arch, weights = function
+    path = tmp_path / "net.pth"
+    adopt_network(AdoptNetworkConfig(arch, path, weights, **STATED, samples=PHOTOGRAPHS, golden=3))
+    checkpoint = load_checkpoint(path, arch=arch)
+    assert len(checkpoint.samples) == 3
+    assert checkpoint.manifest.source == {}
+    assert checkpoint.manifest.preprocessing.describe() == "16 x 16: crop"
+    torch.testing.assert_close(checkpoint.state_dict, torch.load(weights, weights_only=True))
+    assert checkpoint.classifier()(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))[1].shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"classes": None}, "names of its classes; say them with `classes`"),
+        ({"mean": None, "std": None}, "say `mean` and `std`"),
+        ({"steps": None}, "say it with `steps`"),
+        ({"steps": "crop"}, "without a size"),
+        ({"weights": None}, "has no published weights"),
+        ({"classes": ("ant", "bee")}, "its weights tell 3 classes apart, and `classes` names 2"),
+        ({"weights": "other.pth"}, "no such checkpoint"),
+        ({"weights": "nan.pth"}, "finite"),
+        ({"output": "weights.pth"}, "would overwrite the weights"),
+        ({"arch": "torchvision/resnet1"}, "did you mean torchvision/resnet"),
+    ],
+    ids=str,
+)
+def test_a_network_that_cant_be_adopted_is_one_line(tmp_path, function, changes, said):
+    arch, weights = function
+    state = torch.load(weights, weights_only=True)
+    torch.save({**state, "2.bias": state["2.bias"] * float("nan")}, tmp_path / "nan.pth")
+    paths = {name: tmp_path / changes[name] for name in ("weights", "output") if changes.get(name)}
+    options = {"arch": arch, "output": tmp_path / "net.pth", "weights": weights, **STATED, **changes, **paths}
+    with pytest.raises(ImgclsError) as raised:
+        adopt_network(AdoptNetworkConfig(**options))
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "net.pth").exists()
+
+
+def test_a_checkpoint_of_ours_needs_no_adoption(tmp_path, function):
+    arch, weights = function
+    options = AdoptNetworkConfig(arch, tmp_path / "net.pth", weights, **STATED)
+    adopt_network(options)
+    with pytest.raises(ImgclsError, match="is a checkpoint of imgcls already"):
+        adopt_network(replace(options, weights=tmp_path / "net.pth", output=tmp_path / "other.pth"))
+
+
+def test_options_of_an_onnx_file_are_none_of_a_networks(tmp_path):
+    done = run("adopt", "cnn", "--layout", "nchw", "-o", tmp_path / "net.pth")
+    assert (done.exit_code, "--layout is for an ONNX file" in done.output) == (2, True)
+    done = run("adopt", "cnn", "-o", tmp_path / "net.onnx")
+    assert (done.exit_code, "name it *.pth" in done.output) == (2, True)

@@ -32,9 +32,9 @@ class Resize(NamedTuple):
 
     edge: `exact` gives the picture this size, `short` the smallest size that covers it, `long` the largest one that
     fits into it; the last two keep the aspect ratio, and round the other side. filter: Pillow's filter of that name.
-    rounding: of that other side, length * new / old and at least 1 pixel: `floor`, `half_even`, or `ratio`, which rounds
-    half to even what the two divisions length / (old / new) give as doubles (as timm does). It differs from `half_even`
-    in halves alone.
+    rounding: of that other side, which is length * new / old and at least 1 pixel: `floor`, `half_even`, or `ratio`.
+    `ratio` rounds half to even what the two divisions length / (old / new) give as doubles, as timm does; it differs
+    from `half_even` in halves alone.
     """
 
     edge: str

@@ -2,12 +2,13 @@
 
     python benchmarks/networks.py                         # all but the largest; goes on where it stopped
     python benchmarks/networks.py --only 'timm/*'         # a part
-    python benchmarks/networks.py --small                 # what CI runs: six families, under a minute
+    python benchmarks/networks.py --small                 # six families of torchvision's, small: under a minute
     python benchmarks/networks.py --large                 # those of more than 1 GB too
 
 Networks: every classification network of torchvision, 50 of timm over its families, 12 families of transformers. Their
 weights are made: random, no layer left at a constant, batch norms' statistics of real photographs, and a head that
-gives decided answers (the top logit leads by 1 to 6). The photographs are 20 of scikit-image's. Each network takes
+gives decided answers (the top logit leads by 1 to 6). The photographs are 20 of scikit-image's (without it,
+the five of the tests). Each network takes
 them by its own preprocessing: torchvision's and timm's resize, crop, mean and standard deviation; transformers' small
 networks take squashed squares.
 
@@ -61,6 +62,9 @@ from imgcls.parity.compare import compare
 from imgcls.parity.runtimes import eager
 from imgcls.parity.verify import run_in_batches
 
+OWN = Path(__file__).parents[1] / "tests" / "photographs"
+"""Five of the photographs, for where scikit-image is not installed."""
+
 CLASSES = tuple(f"class {number}" for number in range(10))
 PHOTOGRAPHS = (  # noqa: SIM905
     "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png coins.png grass.png "
@@ -82,9 +86,6 @@ TIMM = (  # noqa: SIM905
     "poolformer_s12 pvt_v2_b0 regnetx_002 repvgg_a0 res2net50d resnest14d resnetv2_50 rexnet_100 seresnet50 "
     "swinv2_cr_tiny_224 tf_efficientnet_b0 tiny_vit_5m_224 twins_pcpvt_small vit_tiny_patch16_224 vovnet39a "
     "xcit_nano_12_p8_224"
-).split()
-SMALL = (  # noqa: SIM905
-    "torchvision/resnet18 torchvision/mobilenet_v3_small hf/vit hf/swin hf/convnext hf/efficientnet"
 ).split()
 
 
@@ -175,7 +176,36 @@ def hf_subject(name: str) -> Subject:
     return Subject(lambda: Logits(network(config)), shorthand(64, "squash"), HALF, HALF)
 
 
-SOURCES = {"torchvision": torchvision_subject, "timm": timm_subject, "hf": hf_subject}
+def small_network(name: str) -> nn.Module:
+    """torchvision's own classes with a few narrow blocks, for pictures of 32 pixels."""
+    from torchvision import models
+    from torchvision.models import convnext, efficientnet, mobilenetv3, resnet
+
+    options: dict[str, Any] = {"num_classes": len(CLASSES)}
+    if name == "resnet":
+        return models.ResNet(resnet.BasicBlock, [1, 1, 1, 1], **options)
+    if name == "mobilenet_v3":
+        rows = [(8, 3, 16, 8, True, "RE", 2), (8, 5, 24, 16, True, "HS", 2), (16, 3, 32, 16, False, "HS", 1)]
+        blocks = [mobilenetv3.InvertedResidualConfig(*row, dilation=1, width_mult=1.0) for row in rows]
+        return models.MobileNetV3(blocks, last_channel=32, **options)
+    if name == "efficientnet":
+        fused, plain = efficientnet.FusedMBConvConfig(2, 3, 1, 8, 8, 1), efficientnet.MBConvConfig(4, 3, 2, 8, 16, 2)
+        return models.EfficientNet([fused, plain], 0.1, last_channel=32, **options)
+    if name == "convnext":
+        return models.ConvNeXt([convnext.CNBlockConfig(8, 16, 1), convnext.CNBlockConfig(16, None, 2)], **options)
+    if name == "swin":
+        return models.SwinTransformer([4, 4], 16, [2], [2], [4, 4], **options)
+    return models.VisionTransformer(32, 8, 2, 2, 32, 64, **options)
+
+
+SMALL = ("resnet", "mobilenet_v3", "efficientnet", "convnext", "swin", "vit")
+
+
+def small_subject(name: str) -> Subject:
+    return Subject(lambda: small_network(name), shorthand(32, "crop"), HALF, HALF)
+
+
+SOURCES = {"torchvision": torchvision_subject, "timm": timm_subject, "hf": hf_subject, "small": small_subject}
 
 
 def all_names() -> list[str]:
@@ -192,10 +222,11 @@ def all_names() -> list[str]:
 # --- their weights ---
 
 
-def photographs() -> list[Path]:
+def photographs(source: str = "") -> list[Path]:
+    """Those of scikit-image, where it is installed; the small networks always take the tests' own."""
     spec = find_spec("skimage")
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit("the photographs are scikit-image's: pip install scikit-image")
+    if source == "small" or spec is None or not spec.submodule_search_locations:
+        return sorted(OWN.glob("*.jpg"))
     return [Path(spec.submodule_search_locations[0], "data", name) for name in PHOTOGRAPHS]
 
 
@@ -269,7 +300,9 @@ def make_checkpoint(name: str) -> tuple[Checkpoint, int]:
     torch.manual_seed(0)
     subject = SOURCES[source](own)
     network = subject.build()
-    pixels = np.stack([preprocess(path, subject.preprocessing) for path in photographs()[::3]])
+    pixels = np.stack(
+        [preprocess(path, subject.preprocessing) for path in photographs()[::3]]
+    )  # some of those that are verified
     shell = Classifier(nn.Identity(), subject.preprocessing.size, subject.mean, subject.std)
     noise = np.random.default_rng(2).integers(0, 256, (3, *pixels.shape[1:]), np.uint8)
     photos, noisy = (shell.normalise(torch.from_numpy(values)) for values in (pixels, noise))
@@ -462,7 +495,8 @@ def examine(name: str, row: Row, folder: Path) -> None:
     with mock.patch.object(export_module, "BATCH_SIZES", BATCHES):
         result = export_model(ExportConfig(folder / "model.pth", output=path), checkpoint)
     row.exported, row.folded, row.tolerance = True, not result.note, float(result.manifest.parity.tolerance or 0)
-    pixels = np.stack([preprocess(photo, checkpoint.manifest.preprocessing) for photo in photographs()])
+    photos = photographs(name.partition("/")[0])
+    pixels = np.stack([preprocess(photo, checkpoint.manifest.preprocessing) for photo in photos])
     reference = eager(checkpoint)
     expected = run_in_batches(reference.run, pixels, 4)
     ranked = np.sort(expected.logits, axis=1)
@@ -477,7 +511,7 @@ def examine(name: str, row: Row, folder: Path) -> None:
             checkpoint.manifest,
             runtime.manifest,
             np.zeros(len(pixels), int),
-            list(PHOTOGRAPHS),
+            [photo.name for photo in photos],
             name=runtime.name,
             path=str(file),
             tolerance=row.tolerance,
@@ -626,7 +660,7 @@ def parameters_of(name: str) -> int:
 
 
 def chosen(options: argparse.Namespace) -> Iterator[str]:
-    for name in SMALL if options.small else all_names():
+    for name in [f"small/{family}" for family in SMALL] if options.small else all_names():
         if fnmatch.fnmatch(name, options.only) and (options.large or parameters_of(name) <= LARGE):
             yield name
 
@@ -634,7 +668,7 @@ def chosen(options: argparse.Namespace) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", help="pattern of names, like 'timm/*'")
-    parser.add_argument("--small", action="store_true", help="six networks, for CI")
+    parser.add_argument("--small", action="store_true", help="six small networks, as the tests have them")
     parser.add_argument("--large", action="store_true", help="also networks of more than 1 GB")
     parser.add_argument("--again", action="store_true", help="run what has a row already, too")
     parser.add_argument("--failed", action="store_true", help="run what has a row that is not right again")

@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     "--fold/--no-fold",
     default=True,
     show_default=True,
-    help="Merge linear operations: same answers, less work. --no-fold writes the plain graph.",
+    help="Merge linear operations: same answers, less work. A network that can't be "
+    "traced is exported as it is, with a note. --no-fold writes the plain graph.",
 )
 @click.option("--batch", type=click.IntRange(1, 4096), help="onnx: fixed batch size. Default: any.")
 @click.option(

@@ -31,7 +31,7 @@ IR_VERSION = 10
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ORIGIN = "pkg.torch.onnx.fx_node"
 _WRAPPERS = re.compile(r"^(network\.)+")  # the Classifier's own name for its network, and the one of half precision
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_OWN_WEIGHTS = ("Conv", "ConvTranspose", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -145,14 +145,15 @@ def _rename(graph: onnx.GraphProto) -> dict[str, str]:
 def _layer(node: onnx.NodeProto, weights: set[str]) -> str:
     """Path of the module whose weights a node holds, empty for none.
 
-    By the exporter's scopes: weights of equal values are stored once, under the name of one of their layers.
+    By the weight's own name; where that may be another layer's, by the exporter's scopes: weights of equal values, as
+    norms may have, are stored once, and those of a matrix product are stored transposed, without a name.
     """
     held = [name for name in node.input if name in weights]
     layer = next((name.removesuffix(".weight") for name in held if name.endswith(".weight")), "")
     facts = {entry.key: entry.value for entry in node.metadata_props}
-    linear = bool(held) and node.op_type in _LAYERS and "aten.linear" in facts.get(_ORIGIN, "")
+    linear = bool(held) and node.op_type == "MatMul" and "aten.linear" in facts.get(_ORIGIN, "")
     scopes = ast.literal_eval(facts.get(_SCOPES, "[]"))
-    if (layer or linear) and len(scopes) > 1:
+    if (linear or (layer and node.op_type not in _OWN_WEIGHTS)) and len(scopes) > 1:
         layer = scopes[-2]
     return _WRAPPERS.sub("", layer)
 

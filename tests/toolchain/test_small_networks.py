@@ -2,81 +2,28 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import onnx
 import pytest
-import torch
 from helpers import load_benchmark
 from imgcls_infer import shorthand
-from imgcls_infer.manifest import Manifest
+from imgcls_infer.preprocess import preprocess
 
-from imgcls.checkpoint import Checkpoint, weights_sha256
-from imgcls.config import HALF, ExportConfig
+from imgcls.config import ExportConfig
 from imgcls.export import export_model
 from imgcls.export.formats import open_exported
 from imgcls.parity.bisect import bisect
-from imgcls.parity.rounding import UNITS
 from imgcls.parity.runtimes import eager
 
-models = pytest.importorskip("torchvision.models")
 benchmark = load_benchmark("networks")
 
-PIXELS = np.random.default_rng(3).integers(0, 256, (6, 32, 32, 3), np.uint8)
-CLASSES = benchmark.CLASSES
+PIXELS = np.stack([preprocess(path, shorthand(32)) for path in benchmark.photographs("small")])
 
 
-def resnet():
-    return models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
-
-
-def mobilenet_v3():
-    block = partial(models.mobilenetv3.InvertedResidualConfig, dilation=1, width_mult=1.0)
-    blocks = [
-        block(8, 3, 16, 8, True, "RE", 2),
-        block(8, 5, 24, 16, True, "HS", 2),
-        block(16, 3, 32, 16, False, "HS", 1),
-    ]
-    return models.MobileNetV3(blocks, last_channel=32, num_classes=10)
-
-
-def efficientnet():
-    block = models.efficientnet.MBConvConfig
-    fused = models.efficientnet.FusedMBConvConfig
-    return models.EfficientNet(
-        [fused(2, 3, 1, 8, 8, 1), block(4, 3, 2, 8, 16, 2)], 0.1, num_classes=10, last_channel=32
-    )
-
-
-def convnext():
-    block = models.convnext.CNBlockConfig
-    return models.ConvNeXt([block(8, 16, 1), block(16, None, 2)], num_classes=10)
-
-
-def swin():
-    return models.SwinTransformer([4, 4], 16, [2, 2], [2, 2], [4, 4], num_classes=10)
-
-
-def vit():
-    return models.VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=10)
-
-
-NETWORKS = {build.__name__: build for build in (resnet, mobilenet_v3, efficientnet, convnext, swin, vit)}
-
-
-def checkpoint_of(build, size=32):
-    torch.manual_seed(0)
-    pictures = torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 127.5 - 1
-    state = benchmark.make_weights(build(), pictures[:3], pictures[3:]).state_dict()
-    manifest = Manifest("net", CLASSES, shorthand(size), HALF, HALF, weights_sha256(state))
-    return Checkpoint(state, manifest, build=lambda classes, image_size: build())
-
-
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=benchmark.SMALL)
 def network(request, tmp_path_factory):
     """(checkpoint, its file); the bisections of one network share the export that they compare with."""
-    checkpoint = checkpoint_of(NETWORKS[request.param])
+    checkpoint, _ = benchmark.make_checkpoint(f"small/{request.param}")
     path = tmp_path_factory.mktemp(request.param) / "net.onnx"
     result = export_model(ExportConfig(path.with_suffix(".pth"), output=path), checkpoint)
     assert not result.note
@@ -99,12 +46,14 @@ def test_every_name_is_used_once(network):
     assert len({node.name for node in graph.node}) == len(graph.node)
 
 
-def test_the_tolerance_holds_on_other_pictures_and_is_no_multiple_of_what_is_seen(network):
+def test_the_tolerance_covers_what_is_seen_and_is_no_large_multiple_of_it(network):
     checkpoint, path = network
     runtime = open_exported(path)
-    difference = np.abs(runtime.run(PIXELS)[1] - eager(checkpoint).run(PIXELS)[1]).max()
-    tolerance = runtime.manifest.parity.tolerance
-    assert UNITS["fp32"] < difference < tolerance < 300 * difference
+    logits, probabilities = (
+        float(np.abs(found - expected).max())
+        for found, expected in zip(runtime.run(PIXELS), eager(checkpoint).run(PIXELS), strict=True)
+    )
+    assert probabilities < runtime.manifest.parity.tolerance < 300 * logits
 
 
 @pytest.mark.parametrize("fault", benchmark.FAULTS)
@@ -122,3 +71,18 @@ def test_a_planted_fault_is_seen_and_its_node_is_named(network, tmp_path, fault)
         return
     wrong = open_exported(tmp_path / "planted.onnx").run(PIXELS)[1]
     assert np.abs(wrong - eager(checkpoint).run(PIXELS)[1]).max() > open_exported(path).manifest.parity.tolerance
+
+
+def test_the_benchmarks_row_of_a_network_is_right_and_its_table_has_the_counts(tmp_path, capsys):
+    row = benchmark.run_one("small/resnet")
+    assert row, row
+    assert row.folded
+    assert row.faults.keys() == {"weight 1 % off", "channels swapped", "padding shifted"}
+    benchmark.save_rows(tmp_path / "rows.json", {row.name: row})
+    assert benchmark.load_rows(tmp_path / "rows.json") == {row.name: row}
+    failed = benchmark.Row("small/vit", failed="ExportError: no")
+    assert not failed
+    benchmark.show([row, failed], 3)
+    shown = capsys.readouterr().out
+    assert "2 of 3 networks run: 1 exported, 1 verified, 1 bisected clean; 3 of 3 faults found" in shown
+    assert "ExportError: no" in shown

@@ -8,6 +8,8 @@ and the graph carries it on; with u half a unit in the last place of 1 in the va
 - of what is rounded once (Add, Sub, Mul, Div, Sqrt, a Cast to 16 bits): u^2 / 3 y^2;
 - of means of n values: u^2 / 3 (mean of x^2 / 2 + (n/3 + 1) y^2), of sums n times that on their squares; u^2 / 3 y^2
   in 16 bits, where sums are float32;
+- of activations that are x times something bounded (HardSwish, Gelu ...): u^2 / 3 (2 x)^2;
+- of Softmax, whose exponentials are off by u times their arguments: u^2 / 3 (8 y)^2;
 - of everything else, a list of exact operators excepted: u^2 / 3 (4 max|y|)^2. An operator that is not known here
   never counts as exact.
 
@@ -27,6 +29,7 @@ from imgcls.parity.rounding import SPREAD, UNITS
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ROUNDED_ONCE = {"Add", "Sub", "Mul", "Div", "Sqrt", "Sum", "DequantizeLinear", "LeakyRelu", "PRelu"}
+_ACTIVATIONS = {"HardSwish", "Gelu", "Elu", "Selu", "Celu", "Mish", "Swish"}
 _MEANS = {"GlobalAveragePool", "AveragePool", "ReduceMean"}
 _EXACT = {
     *("Abs", "ArgMax", "Ceil", "Clip", "Compress", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Dropout"),
@@ -133,6 +136,10 @@ class _Builder:
             return self._times(self._node("Sqrt", self._reduction(node, value)), step)
         if reduces or known in _ROUNDED_ONCE or known == "Cast":
             return self._times(self._node("Abs", value), step)
+        if known in _ACTIVATIONS:
+            return self._times(self._node("Abs", self._node("Cast", node.input[0], to=TensorProto.FLOAT)), 2 * step)
+        if known == "Softmax":
+            return self._times(value, 8 * step)
         return self._times(self._node("ReduceMax", self._node("Abs", value), keepdims=0), 4 * step)
 
     def _products(self, node: onnx.NodeProto, value: str, unit: str) -> str:

@@ -185,7 +185,7 @@ def preprocessing_from(raw: Any) -> Preprocessing:
 def checked(preprocessing: Preprocessing) -> Preprocessing:
     """`preprocessing` itself. Raises ModelError, named by the field, where the contract does not allow it."""
     size, steps, decode = preprocessing
-    require(_is_size(size), "input", list(size) if isinstance(size, tuple) else size)
+    require(_is_size(size), "input size", list(size) if isinstance(size, tuple) else size)
     require(isinstance(decode.exif, bool), "exif of decode", decode.exif)
     require(decode.alpha in ALPHAS, "alpha of decode", decode.alpha)
     if decode.jpeg == "scaled":

@@ -118,7 +118,7 @@ def test_a_field_of_the_wrong_kind_is_named(name, value):
 
 @pytest.mark.parametrize("size", [[8.0, 8], [True, 8], ["8", 8], [8, 8, 8], [[8], 8], None], ids=repr)
 def test_an_input_of_no_two_integers_is_refused(size):
-    assert refusal({**RAW, "input": {"size": size}}).startswith("bad input in the manifest")
+    assert refusal({**RAW, "input": {"size": size}}).startswith("bad input ")
 
 
 @pytest.mark.parametrize("name", ["input", "decode", "steps"])

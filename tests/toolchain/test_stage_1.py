@@ -242,7 +242,7 @@ REFUSED = {
     "crop_size {'shortest_edge': 4} lacks": {**VIT, "do_center_crop": True, "crop_size": {"shortest_edge": 4}},
     "resample 'bicubic' is none": {**VIT, "resample": "bicubic"},
     "size '224' is no size": {**VIT, "size": "224"},
-    "bad image_size: 5000": {**VIT, "size": 5000},
+    "bad input size: [5000, 5000]": {**VIT, "size": 5000},
     "rescale_factor has to be": {**VIT, "rescale_factor": 0},
     "image_mean has to be three": {**VIT, "image_mean": [0.5]},
     "has to be positive": {**VIT, "image_std": [0.5, 0.0, 0.5]},

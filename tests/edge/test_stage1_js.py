@@ -14,6 +14,7 @@ from imgcls_infer.steps import (
     EDGES,
     FILTERS,
     MODES,
+    OFFSETS,
     ROUNDINGS,
     Crop,
     Decode,
@@ -73,9 +74,8 @@ def random_steps(rng):
         each = tuple(int(side) for side in rng.integers(1, 50, 2))
         rounding = str(rng.choice(ROUNDINGS))
         resize = Resize(str(rng.choice(EDGES)), each, str(rng.choice(FILTERS)), rounding)
-        steps.append(
-            [resize, Crop(each, rounding), Pad(each, tuple(map(int, rng.integers(0, 256, 3))))][rng.integers(3)]
-        )
+        crop, pad = Crop(each, str(rng.choice(OFFSETS))), Pad(each, tuple(map(int, rng.integers(0, 256, 3))))
+        steps.append([resize, crop, pad][rng.integers(3)])
     last = [Crop(size, "half_even"), Crop(size, "floor"), Resize("exact", size)][rng.integers(3)]
     return checked(Preprocessing(size, (*steps, last)))
 

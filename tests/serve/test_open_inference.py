@@ -44,7 +44,7 @@ def raw_request(**parameters) -> tuple[bytes, dict[str, str]]:
 def test_an_answer_has_the_id_of_its_request(given):
     body, headers = raw_request(**given)
     logits = np.zeros((3, 2), np.float32)
-    inference = parse_inference(body, headers[BINARY_HEADER], SIDE)
+    inference = parse_inference(body, headers[BINARY_HEADER], (SIDE, SIDE))
     document = json.loads(open_inference.render_inference("tiny", inference, logits, logits)[0])
     assert document.get("id") == given.get("id")
 
@@ -61,20 +61,20 @@ def test_the_shape_the_size_and_the_bytes_of_a_raw_tensor_agree(pictures, claime
     head = json.dumps({"inputs": [tensor]}).encode()
     body = head + PIXELS[:sent].tobytes()
     if pictures == claimed == sent:
-        assert np.array_equal(parse_inference(body, str(len(head)), SIDE).pixels, PIXELS[:sent])
+        assert np.array_equal(parse_inference(body, str(len(head)), (SIDE, SIDE)).pixels, PIXELS[:sent])
     else:
         with pytest.raises(ProtocolError, match="bytes of binary data"):
-            parse_inference(body, str(len(head)), SIDE)
+            parse_inference(body, str(len(head)), (SIDE, SIDE))
 
 
 @pytest.mark.parametrize("size", [0, 1, 3 * SIDE * SIDE - 1, 3 * SIDE * SIDE, 3 * SIDE * SIDE + 1])
 def test_a_tensor_in_json_has_as_many_numbers_as_its_shape(size):
     body = json.dumps({"inputs": [{**TENSOR, "shape": [1, SIDE, SIDE, 3], "data": [7] * size}]}).encode()
     if size == 3 * SIDE * SIDE:
-        assert parse_inference(body, None, SIDE).pixels.shape == (1, SIDE, SIDE, 3)
+        assert parse_inference(body, None, (SIDE, SIDE)).pixels.shape == (1, SIDE, SIDE, 3)
     else:
         with pytest.raises(ProtocolError, match="something else"):
-            parse_inference(body, None, SIDE)
+            parse_inference(body, None, (SIDE, SIDE))
 
 
 # --- what it may cost ---

@@ -101,7 +101,7 @@ def test_timms_transforms_of_any_size(width, height, size, crop_pct, crop_mode):
     image = noise(width, height)
     try:
         expected = create_transform(**config, normalize=False)(image).permute(1, 2, 0)
-    except ValueError:  # a side of 0 pixels
+    except (ValueError, ZeroDivisionError):  # a side of 0 pixels
         return
     np.testing.assert_array_equal(ours(of_timm(config), image), expected)
 

@@ -6,14 +6,12 @@ Also read: article-style .pth files, which are a bare state dict without a word 
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
-import pickle
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,9 @@ from torch import Tensor, nn
 
 from imgcls.errors import CheckpointError
 from imgcls.networks.classifier import Classifier
-from imgcls.networks.registry import build_network, find
+from imgcls.networks.registry import build_network, find, find_recorded
+from imgcls.networks.skeleton import misfit, skeleton
+from imgcls.networks.weights_file import read_mapping as read_mapping
 from imgcls.system.files import AnyPath, write_atomically
 
 FORMAT = "imgcls.checkpoint"
@@ -51,27 +51,48 @@ class Checkpoint:
 
     def network(self) -> nn.Module:
         """The network with these weights, in eval mode, on the CPU. Raises CheckpointError."""
-        # shapes first: a manifest may ask for a network of any size; some, as RegNet, compute while they are made
-        with contextlib.suppress(RuntimeError), torch.device("meta"):
-            self._load({name: tensor.to("meta") for name, tensor in self.state_dict.items()})
-        network = self._load(self.state_dict)
-        require_finite(network.state_dict())
-        return network.eval()
-
-    def _load(self, state: StateDict) -> nn.Module:
         manifest = self.manifest
         classes, size = len(manifest.classes), manifest.preprocessing.size
-        network = self.build(classes, size) if self.build else build_network(manifest.arch, classes, size)
-        try:
-            network.load_state_dict(_with_versions(state, network))
-        except RuntimeError as error:
-            raise CheckpointError(f"the weights do not fit {manifest.arch} ({_mismatch(error)})") from error
-        return network
+        with skeleton():  # shapes first: a manifest may ask for a network of any size
+            network = (
+                self.build(classes, size) if self.build else build_network(find_recorded(manifest.arch), classes, size)
+            )
+        load_weights(network, self.state_dict, manifest.arch)
+        require_finite(network.state_dict())
+        return network.eval()
 
     def classifier(self) -> Classifier:
         """Stage 2 with these weights, in eval mode, on the CPU. Raises CheckpointError."""
         manifest = self.manifest
         return Classifier(self.network(), manifest.preprocessing.size, manifest.mean, manifest.std).eval()
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Put copies of weights into a network, a skeleton's too. name: of the network, for the message.
+
+    Raises CheckpointError that says which tensors do not fit.
+    """
+    expected = network.state_dict()
+    state = with_counters(state, expected)
+    if found := misfit(expected, state):
+        raise CheckpointError(f"the weights do not fit {name} ({found})")
+    copies = {key: tensor.to(expected[key].dtype, copy=True) for key, tensor in state.items()}
+    network.load_state_dict(versioned(copies, network), assign=True)
+
+
+def versioned(state: Mapping[str, Tensor], network: nn.Module) -> StateDict:
+    """A state dict whose shapes fit a network, as one of the versions of its modules, which a plain dict does not tell
+    and some modules ask for (torchvision's MNASNet)."""
+    told = OrderedDict(state)
+    told._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    return told
+
+
+def with_counters(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> StateDict:
+    """A state dict with the batch norms' counts of batches, which files from before torch 0.4.1 lack. Nothing here uses
+    them. expected: the network's own."""
+    missing = (name for name in expected if name.endswith("num_batches_tracked") and name not in state)
+    return {**state, **{name: torch.zeros((), dtype=torch.int64) for name in missing}}
 
 
 def save_checkpoint(
@@ -91,9 +112,12 @@ def save_checkpoint(
     return Checkpoint(state, manifest, samples)
 
 
-def load_checkpoint(path: AnyPath, build: Callable[[int, Size], nn.Module] | None = None) -> Checkpoint:
+def load_checkpoint(
+    path: AnyPath, build: Callable[[int, Size], nn.Module] | None = None, arch: str | None = None
+) -> Checkpoint:
     """Read a checkpoint of imgcls. build: as in Checkpoint.
 
+    arch: the name of its network, where that tells files of the user's (registry.NetworkRow.outside).
     Raises CheckpointError, also for a bare state dict: see `load_article_checkpoint`.
     """
     content = read_mapping(path)
@@ -105,6 +129,11 @@ def load_checkpoint(path: AnyPath, build: Callable[[int, Size], nn.Module] | Non
         manifest = Manifest.from_dict(content.get("manifest"))
     except ModelError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    if arch is not None:
+        row = find(arch)
+        if row.name != manifest.arch:
+            raise CheckpointError(f"{path}: is a {manifest.arch}, not a {row.name}")
+        build = partial(build_network, row)
     state = _tensors(content.get("state_dict"), path)
     if weights_sha256(state) != manifest.weights_sha256:
         raise CheckpointError(f"{path}: the weights do not match their SHA-256 in the manifest; the file is damaged")
@@ -128,12 +157,13 @@ def load_article_checkpoint(
 
     What the file does not say (how it was trained) is the caller's to say. Raises CheckpointError.
     """
-    state = read_state_dict(path, find(arch).renamed)
+    row = find(arch)
+    state = read_state_dict(path, row.renamed)
     try:
-        manifest = Manifest(arch, classes, preprocessing, mean, std, weights_sha256(state))
+        manifest = Manifest(row.name, classes, preprocessing, mean, std, weights_sha256(state))
     except ModelError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    checkpoint = Checkpoint(state, manifest)
+    checkpoint = Checkpoint(state, manifest, build=partial(build_network, row))
     try:
         checkpoint.network()
     except CheckpointError as error:
@@ -141,10 +171,11 @@ def load_article_checkpoint(
     return checkpoint
 
 
-def read_state_dict(path: AnyPath, renamed: Callable[[str], str] = str) -> StateDict:
+def read_state_dict(path: AnyPath, renamed: Callable[[str], str | None] = str) -> StateDict:
     """The tensors of a .pth, whichever usual wrapper they are in, by a network's own names, `module.` stripped.
 
-    renamed: somebody's name of a tensor -> the network's own (NetworkRow.renamed). Raises CheckpointError.
+    renamed: somebody's name of a tensor -> the network's own, or None for one that is left out (NetworkRow.renamed).
+    Raises CheckpointError.
     """
     content: Mapping[str, Any] = read_mapping(path)
     for key in _WRAPPERS:
@@ -152,7 +183,13 @@ def read_state_dict(path: AnyPath, renamed: Callable[[str], str] = str) -> State
             content = content[key]
             break
     tensors = _tensors(content, path)
-    return {renamed(name.removeprefix("module.")): tensor for name, tensor in tensors.items()}
+    return own_tensors(tensors, renamed)
+
+
+def own_tensors(tensors: StateDict, renamed: Callable[[str], str | None]) -> StateDict:
+    """A state dict by a network's own names, `module.` stripped; see read_state_dict."""
+    named = ((renamed(name.removeprefix("module.")), tensor) for name, tensor in tensors.items())
+    return {name: tensor for name, tensor in named if name is not None}
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
@@ -189,28 +226,6 @@ def write_mapping(path: AnyPath, content: dict[str, Any]) -> None:
     write_atomically(path, lambda temporary: _save(content, temporary))
 
 
-def read_mapping(path: AnyPath) -> dict[str, Any]:
-    """torch.load of a mapping, of tensors and plain values only. Raises CheckpointError."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # what is odd is refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such checkpoint") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror or one_line(error)})") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused: it holds more than tensors (code could run on loading); "
-            "save model.state_dict() where it was trained"
-        ) from error
-    # a damaged file makes torch raise almost anything: RuntimeError, EOFError, KeyError, ValueError, ...
-    except Exception as error:
-        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({one_line(error)})") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    return dict(content)
-
-
 def _tensors(raw: Any, path: AnyPath) -> StateDict:
     if not isinstance(raw, Mapping) or not raw or not all(isinstance(value, Tensor) for value in raw.values()):
         raise CheckpointError(f"{path}: holds no state dict (names to tensors)")
@@ -232,22 +247,3 @@ def _samples(raw: Any, path: AnyPath) -> tuple[bytes, ...]:
         return tuple(base64.b64decode(picture, validate=True) for picture in raw)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its sample pictures are damaged") from error
-
-
-def _with_versions(state: StateDict, network: nn.Module) -> StateDict:
-    """A state dict that says of each module which version of it wrote its tensors: the one that is installed.
-
-    Some networks (torchvision's MNASNet) refuse a state dict that does not say so. A module that lacks a tensor is left
-    out: an older version wrote it, which the module itself makes up for, as batch norm does.
-    """
-    current: Any = network.state_dict()  # an OrderedDict with an attribute of torch's own
-    incomplete = {name.rpartition(".")[0] for name in current.keys() - state.keys()}
-    versioned: Any = OrderedDict(state)
-    versioned._metadata = {path: facts for path, facts in current._metadata.items() if path not in incomplete}
-    complete: StateDict = versioned
-    return complete
-
-
-def _mismatch(error: RuntimeError) -> str:
-    """torch's own account of what does not fit, on one line."""
-    return " ".join(str(error).split()).partition(": ")[2][:300]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from imgcls_infer.steps import Preprocessing, shorthand
+from imgcls_infer.steps import Decode, Preprocessing, Size
 
 from imgcls.errors import ImgclsError
 
@@ -27,7 +27,8 @@ class Recipe:
     crop, flip, colour, cutout: see data.batches.Augmentation. dropout: None is the network's own.
     ema: decay a step of the averaged weights that are evaluated and kept; 0 keeps the last ones. clip_norm: largest
     gradient norm; 0 leaves it. class_weights: rare classes count more, each class the same in sum.
-    bf16: autocast where the device has bf16 matrix units.
+    bf16: autocast where the device has bf16 matrix units. resize: one of imgcls_infer.steps.MODES; None is the
+    network's own preprocessing.
     mean, std: per RGB channel of pixels scaled to 0..1; None measures them on the training pictures.
     """
 
@@ -48,7 +49,7 @@ class Recipe:
     clip_norm: float = 0.0
     class_weights: bool = False
     bf16: bool = True
-    resize: str = "crop"
+    resize: str | None = "crop"
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
@@ -70,9 +71,10 @@ class TrainConfig(_Configuration):
 
     train_dir, test_dir: folders of <class>/*; test_dir None trains without test figures. output: the .pth to write.
     run_dir: None takes runs/<output's stem>, numbered if it exists. save_every: seconds between saved states.
-    arch: the network's name. device: `auto`, `cpu`, `cuda[:N]` or `mps`.
-    pretrained, weights: start from the network's published weights, or from a file (training.start). freeze: only the
-    last layer learns, and the body is in eval mode.
+    arch: the network's name. image_size: pixels a side; None is the network's own. device: `auto`, `cpu`, `cuda[:N]` or
+    `mps`. pretrained, weights: start from the network's published weights, or from a file (training.start).
+    weights_name: which published weights, and their pictures; None is the library's default. freeze: only the last
+    layer learns, and the body is in eval mode.
     val_fraction: part of each training class that is held out and selects the best epoch; patience: epochs without a
     better one until the run stops, 0 never does. The test set selects nothing.
     cache_dir: None takes the user's cache folder; cache_limit: bytes, 0 decodes the pictures anew in every epoch.
@@ -84,11 +86,12 @@ class TrainConfig(_Configuration):
     recipe: Recipe
     test_dir: Path | None = None
     arch: str = "cnn"
-    image_size: int = 32
+    image_size: int | None = None
     seed: int = 0
     device: str = "auto"
     pretrained: bool = False
     weights: Path | None = None
+    weights_name: str | None = None
     freeze: bool = False
     val_fraction: float = 0.0
     patience: int = 0
@@ -97,11 +100,6 @@ class TrainConfig(_Configuration):
     cache_dir: Path | None = None
     cache_limit: int = 20_000_000_000
     cuda_graphs: bool = True
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """Stage 1 of the network that is trained."""
-        return shorthand(self.image_size, self.recipe.resize)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -188,12 +186,107 @@ class ExportConfig(_Configuration):
 
 
 @dataclass(frozen=True)
+class AdoptConfig(_Configuration):
+    """One adoption of somebody's ONNX classifier.
+
+    model: the ONNX file. output: the one to write. classes: names in the order of its scores. steps: stage 1, or words
+    for it (imgcls.data.steps_text); size: of its input, where neither they nor the graph say it. decode: how files
+    become RGB, in place of what the steps say. mean, std: per RGB channel of pixels scaled to 0..pixel_range, which is
+    1 or 255. layout: `nchw` or `nhwc`, None where the graph's input tells. channels: `rgb` or `bgr`, as the network
+    takes them. scores: `logits` or `probabilities`, None tells by running it. output_name: of the graph's output with
+    the scores, where several may be. samples: a folder of pictures, of which `golden` travel in the file.
+    external_data: the weights go into a file beside it.
+    """
+
+    model: Path
+    output: Path
+    classes: tuple[str, ...]
+    steps: Preprocessing | str
+    mean: Triple
+    std: Triple
+    size: Size | None = None
+    decode: Decode | None = None
+    layout: str | None = None
+    channels: str = "rgb"
+    scores: str | None = None
+    output_name: str | None = None
+    samples: Path | None = None
+    golden: int = 8
+    external_data: bool = False
+    pixel_range: int = 1
+
+    @property
+    def normalisation(self) -> tuple[Triple, Triple]:
+        """mean and std of pixels scaled to 0..1."""
+        return _divided(self.mean, self.pixel_range), _divided(self.std, self.pixel_range)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_normalisation(self.mean, self.std, self.pixel_range)
+
+
+@dataclass(frozen=True)
+class AdoptNetworkConfig(_Configuration):
+    """One adoption of a network by its name.
+
+    arch: the network's name (networks.registry). output: the .pth to write. weights: a file of them; None fetches the
+    published ones. weights_name: which of several published ones say the pictures, the classes and the normalisation.
+    classes, steps, size, decode, mean, std, pixel_range: as in AdoptConfig; None is what is published.
+    samples, golden: as in AdoptConfig.
+    """
+
+    arch: str
+    output: Path
+    weights: Path | None = None
+    weights_name: str | None = None
+    classes: tuple[str, ...] | None = None
+    steps: Preprocessing | str | None = None
+    size: Size | None = None
+    decode: Decode | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+    pixel_range: int = 1
+    samples: Path | None = None
+    golden: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.mean is None) != (self.std is None):
+            raise ImgclsError("`mean` and `std` go together")
+        if self.mean is not None and self.std is not None:
+            _require_normalisation(self.mean, self.std, self.pixel_range)
+
+    @property
+    def normalisation(self) -> tuple[Triple, Triple] | None:
+        """mean and std of pixels scaled to 0..1, where they are stated."""
+        if self.mean is None or self.std is None:
+            return None
+        return _divided(self.mean, self.pixel_range), _divided(self.std, self.pixel_range)
+
+
+def _require_normalisation(mean: Triple, std: Triple, pixel_range: int) -> None:
+    _require_finite({"mean": mean, "std": std})
+    if min(std) <= 0:
+        raise ImgclsError(f"`std` is {std}; a standard deviation is positive")
+    if max(*mean, *std) > pixel_range:
+        raise ImgclsError(
+            f"`mean` and `std` are for pixels scaled to 0..{pixel_range}, and one of them is {max(*mean, *std):g}; "
+            "if they are for 0..255, say `pixel_range` 255"
+        )
+
+
+def _divided(values: Triple, number: int) -> Triple:
+    return values[0] / number, values[1] / number, values[2] / number
+
+
+@dataclass(frozen=True)
 class BenchConfig(_Configuration):
     """One bench of exported files against their checkpoint.
 
     models: exported files. providers: onnxruntime's for the ONNX files among them, each in a row of its own.
     threads: CPU threads of every runtime. pictures: how many to use. repeats: how often to open each file, start each
-    process and go through the pictures.
+    process and go through the pictures. arch: of a checkpoint whose network is defined in files of the user's, its
+    name; None takes the checkpoint's own.
     """
 
     checkpoint: Path
@@ -203,3 +296,4 @@ class BenchConfig(_Configuration):
     threads: int = 1
     pictures: int = 256
     repeats: int = 5
+    arch: str | None = None

@@ -5,6 +5,7 @@
     ├── CheckpointError  a .pth that can't be read, or does not fit the network
     ├── TrainingError    a run that can't start or go on
     ├── ExportError      a network that can't be exported as asked
+    ├── AdoptError       somebody's classifier that can't be adopted as asked
     └── DeviceError      a device that was asked for and is not there
 
 Each message is one line: what is wrong, which file, what to do. Pictures and exported models raise imgcls_infer's
@@ -32,6 +33,10 @@ class TrainingError(ImgclsError):
 
 class ExportError(ImgclsError):
     """A network that can't be exported as asked, or an export that fails its own check."""
+
+
+class AdoptError(ImgclsError):
+    """Somebody's classifier that can't be adopted as asked, or an adoption that fails its own check."""
 
 
 class DeviceError(ImgclsError):

@@ -158,7 +158,7 @@ def predict_logits(classifier: Classifier, images: Tensor, batch_size: int | Non
     was_training = classifier.training
     classifier.eval()
     device = classifier.scale.device
-    batches = torch.split(images, batch_size or _batch_size((images.shape[1], images.shape[2])))
+    batches = torch.split(images, batch_size or batch_size_for((images.shape[1], images.shape[2])))
     with float32():
         parts = [classifier(batch.to(device))[0].float().cpu() for batch in batches]
     classifier.train(was_training)
@@ -278,7 +278,7 @@ def _predict_folder(
     unreadable: list[tuple[Path, str]] = []
     decoded = enumerate(decode_all(folder.paths, preprocessing))
     with progress_bar("evaluating", len(folder.paths)) as advance:
-        while batch := list(islice(decoded, _batch_size(preprocessing.size))):
+        while batch := list(islice(decoded, batch_size_for(preprocessing.size))):
             pixels = {row: found for row, found in batch if not isinstance(found, ImageError)}
             unreadable += [(folder.paths[row], str(found)) for row, found in batch if isinstance(found, ImageError)]
             if pixels:
@@ -302,5 +302,6 @@ def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _batch_size(size: Size) -> int:
+def batch_size_for(size: Size) -> int:
+    """Pictures of `size` that a network's first layers can hold at once."""
     return min(500, max(1, _BATCH_PIXELS // (size[0] * size[1])))

@@ -35,7 +35,7 @@ from imgcls_infer import container
 from imgcls_infer.container import MAX_FILE_BYTES, MAX_PIXELS, MAX_WEBP_PIXELS, format_of
 from imgcls_infer.errors import ImageError, one_line
 from imgcls_infer.errors import printable as printable
-from imgcls_infer.steps import DECODE, Crop, Decode, Preprocessing, Resize, Step
+from imgcls_infer.steps import DECODE, Crop, Decode, Pad, Preprocessing, Resize, Step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,73 +110,105 @@ def describe(source: object) -> str:
 
 
 def run_steps(image: Image.Image, steps: tuple[Step, ...], name: str = "picture") -> Image.Image:
-    """An RGB image after a model's steps. A cut that follows a resize saves the pixels that it would cut off.
+    """An RGB image after a model's steps. A crop that follows a resize saves the pixels that it would cut off.
 
-    Raises ImageError where a resized picture would pass MAX_PIXELS (a picture thousands of times longer than wide).
+    Raises ImageError where a step would make more than MAX_PIXELS of it (a picture thousands of times longer than
+    wide).
     """
-    position = 0
-    while position < len(steps):
-        step = steps[position]
-        position += 1
-        width, height = image.size
-        if isinstance(step, Resize):
-            new_height, new_width = step.target(height, width)
-            if new_height * new_width > MAX_PIXELS:
-                del image  # the error's traceback would hold it
-                raise ImageError(
-                    f"{name}: {width} x {height} is too elongated to crop; use a model that was trained with pad"
-                )
-            cut = steps[position] if position < len(steps) else None
-            box = cut.box(new_height, new_width) if isinstance(cut, Crop) else None
-            inside = box is not None and min(box) >= 0 and box[2] <= new_width and box[3] <= new_height
-            if inside:
-                position += 1
-                box = None if box == (0, 0, new_width, new_height) else box
-            image = _resample(image, (new_width, new_height), step.filter, box if inside else None)
-        elif isinstance(step, Crop):
-            image = image.crop(step.box(height, width))
-        else:
-            new_height, new_width = step.canvas(height, width)
-            canvas = Image.new("RGB", (new_width, new_height), step.fill)
-            canvas.paste(image, ((new_width - width) // 2, (new_height - height) // 2))
-            image = canvas
+    while steps:
+        step, steps = steps[0], steps[1:]
+        if isinstance(step, Crop):
+            image = _cut(image, step.box(image.height, image.width))
+            continue
+        height, width = (step.target if isinstance(step, Resize) else step.canvas)(image.height, image.width)
+        if height * width > MAX_PIXELS:
+            problem = _too_elongated(image, step, name)
+            del image  # the error's traceback would hold it
+            raise ImageError(problem)
+        if isinstance(step, Pad):
+            image = _padded(image, (width, height), step.fill)
+            continue
+        box = _box_inside(steps, height, width)
+        if box is not None:
+            steps = steps[1:]
+        if _fits(image.size, (width, height)):
+            image = _resample(image, (width, height), step.filter, box)
+        else:  # pass by pass, so that the picture before both is freed after the first
+            for axis, length, kept in _passes(image.size, (width, height), box):
+                image = _resample_axis(image, axis, length, kept, step.filter)
     return image
+
+
+def _too_elongated(image: Image.Image, step: Step, name: str) -> str:
+    if isinstance(step, Pad):
+        return f"{name}: {image.width} x {image.height} is too elongated to pad; use a model that resizes before"
+    return f"{name}: {image.width} x {image.height} is too elongated to crop; use a model that was trained with pad"
+
+
+def _box_inside(steps: tuple[Step, ...], height: int, width: int) -> tuple[int, int, int, int] | None:
+    """(left, upper, right, lower) of the crop that comes first, if it reaches over no edge of `height` and `width`."""
+    if not steps or not isinstance(steps[0], Crop):
+        return None
+    box = steps[0].box(height, width)
+    return box if min(box) >= 0 and box[2] <= width and box[3] <= height else None
+
+
+def _cut(image: Image.Image, box: tuple[int, int, int, int] | None) -> Image.Image:
+    """The part in `box`: (left, upper, right, lower); black where that reaches over the picture's edges."""
+    return image if box in (None, (0, 0, *image.size)) else image.crop(box)
+
+
+def _padded(image: Image.Image, size: tuple[int, int], fill: tuple[int, int, int]) -> Image.Image:
+    canvas = Image.new("RGB", size, fill)
+    canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return canvas
+
+
+def _height_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
+    """Whether a resize from and to these sizes (width, height) begins with the height.
+
+    Pillow's two passes, one axis each, are asked for one by one here: their order changes single levels, and Pillow's
+    own depends on its version. Up to 12 the width always comes first; 13 takes the height first where it loses more
+    than twice as many pixels as the width. This is 13's rule, for every Pillow.
+    """
+    return old[1] - new[1] > max(0, 2 * (old[0] - new[0]))
+
+
+def _fits(old: tuple[int, int], new: tuple[int, int]) -> bool:
+    """Whether a picture before, between and after its two passes is at most _PIXELS_AT_ONCE."""
+    between = old[0] * new[1] if _height_first(old, new) else new[0] * old[1]
+    return old[0] * old[1] + between + new[0] * new[1] <= _PIXELS_AT_ONCE
 
 
 def _resample(
     image: Image.Image, size: tuple[int, int], interpolation: str, box: tuple[int, int, int, int] | None = None
 ) -> Image.Image:
-    """An RGB image resized to `size`, then cut to `box`: (left, upper, right, lower).
-
-    Pillow's two passes, one axis each, asked for one by one: their order changes single levels, and Pillow's own
-    depends on its version. Up to 12 the width always comes first; 13 takes the height first where it loses more than
-    twice as many pixels as the width. This is 13's rule, for every Pillow.
-    """
+    """An RGB image resized to `size`, then cut to `box`: (left, upper, right, lower)."""
     if image.size == size:
-        return image if box is None else image.crop(box)
+        return _cut(image, box)
     resampling = Image.Resampling[interpolation.upper()]
-    (width, height), (new_width, new_height) = image.size, size
-    height_first = height - new_height > max(0, 2 * (width - new_width))
-    between = (width, new_height) if height_first else (new_width, height)
-    if width * height + between[0] * between[1] + new_width * new_height > _PIXELS_AT_ONCE:
-        left, upper, right, lower = box or (0, 0, *size)
-        passes = [(0, new_width, left, right), (1, new_height, upper, lower)]
-        for axis, length, start, stop in reversed(passes) if height_first else passes:
-            image = _resample_axis(image, axis, length, (start, stop), resampling)
-        return image
-    scaled = image.resize(between, resampling).resize(size, resampling)
-    return scaled if box is None else scaled.crop(box)
+    between = (image.width, size[1]) if _height_first(image.size, size) else (size[0], image.height)
+    return _cut(image.resize(between, resampling).resize(size, resampling), box)
+
+
+def _passes(
+    old: tuple[int, int], new: tuple[int, int], box: tuple[int, int, int, int] | None
+) -> list[tuple[int, int, tuple[int, int]]]:
+    """The passes of a resize, in order: axis (0 the width, 1 the height), new length, and the range that is kept."""
+    left, upper, right, lower = box or (0, 0, *new)
+    passes = [(0, new[0], (left, right)), (1, new[1], (upper, lower))]
+    return passes[::-1] if _height_first(old, new) else passes
 
 
 def _resample_axis(
-    image: Image.Image, axis: int, length: int, kept: tuple[int, int], resampling: Image.Resampling
+    image: Image.Image, axis: int, length: int, kept: tuple[int, int], interpolation: str
 ) -> Image.Image:
-    """One pass of `_resample`, of which only the range `kept` is kept. axis: 0 the width, 1 the height.
+    """One pass of a resize, of which only the range `kept` is kept. axis: 0 the width, 1 the height.
 
     It goes strip by strip along the axis. A pass makes each line from that line alone, so the strips have the pixels
     that the whole picture would have.
     """
-
+    resampling = Image.Resampling[interpolation.upper()]
     old, lines = image.size[axis], image.size[1 - axis]
     result = Image.new("RGB", _by_axis(axis, kept[1] - kept[0], lines))
     spare = (_PIXELS_AT_ONCE - old * lines - result.width * result.height) // 3  # for a strip before and after

@@ -177,15 +177,16 @@ def _samples_verdict(predictor: Predictor, checks: list[Check]) -> str:
         return f"{PIXELS_TO_PROBABILITIES}: not checked, its samples are PNG pictures, which do not decode as they did"
     if not made:
         return f"{PIXELS_TO_PROBABILITIES}: not checked, the model carries no golden samples; export it with --samples"
+    reference = "the original" if predictor.manifest.arch.startswith("onnx/") else "PyTorch"
     if not failed:
         largest = max(check.difference for check in made if check.difference is not None)
-        return f"{PIXELS_TO_PROBABILITIES}: holds, max |dp| {largest:.1e} against PyTorch"
+        return f"{PIXELS_TO_PROBABILITIES}: holds, max |dp| {largest:.1e} against {reference}"
     if [check.name for check in failed] == [CLASS_NAMES]:
         return f"{PIXELS_TO_PROBABILITIES}: BROKEN, the numbers are right and the class names are in another order"
     batch = made[len(predictor.golden)]
     if failed == [batch]:
         return f"{PIXELS_TO_PROBABILITIES}: BROKEN, pictures answer right alone and wrong in a batch"
-    return f"{PIXELS_TO_PROBABILITIES}: BROKEN, {predictor.provider} does not compute what PyTorch did"
+    return f"{PIXELS_TO_PROBABILITIES}: BROKEN, {predictor.provider} does not compute what {reference} did"
 
 
 def _versions() -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from imgcls_infer.cli import Number as Number
 
-from imgcls.networks.registry import NETWORKS
+from imgcls.config import Recipe
+from imgcls.networks.registry import NETWORKS, OTHERS, is_outside
 
 if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint
@@ -19,7 +20,6 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 FILE = click.Path(path_type=Path)
-ARCH = click.Choice(list(NETWORKS))
 RESIZE = click.Choice(["crop", "squash", "pad"])
 POSITIVE = Number(min=0, min_open=True)
 SHARE = Number(0, 1, max_open=True)
@@ -37,7 +37,7 @@ def triple(text: str) -> tuple[float, float, float]:
 
 def recipe_values(field: str) -> str:
     """What each recipe has for a field, for help: `Default: cnn 0.004, vgg16 0.0005; article: 0.001`."""
-    named = {name: _by_network(name, field) for row in NETWORKS.values() for name in row.recipes}
+    named = {name: _by_network(name, field) for recipes in _recipes().values() for name in recipes}
     default = named.pop("default")
     others = [f"{name}: {values}" for name, values in named.items() if values != default]
     return "; ".join([f"Default: {default}", *others])
@@ -45,11 +45,16 @@ def recipe_values(field: str) -> str:
 
 def _by_network(recipe: str, field: str) -> str:
     values = {
-        name: _value(getattr(row.recipes[recipe], field)) for name, row in NETWORKS.items() if recipe in row.recipes
+        name: _value(getattr(recipes[recipe], field)) for name, recipes in _recipes().items() if recipe in recipes
     }
     if len(set(values.values())) == 1:
         return next(iter(values.values()))
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _recipes() -> dict[str, Mapping[str, Recipe]]:
+    """By network, and those of all networks that have none of their own."""
+    return {name: row.recipes for name, row in NETWORKS.items() if row.recipes is not OTHERS} | {"others": OTHERS}
 
 
 def _value(value: Any) -> str:
@@ -76,7 +81,11 @@ def checkpoint_options(function: Command) -> Command:
     """CHECKPOINT, and what a bare article-style .pth does not say about itself."""
     decorators = (
         click.argument("checkpoint", type=FILE),
-        click.option("--arch", type=ARCH, help="Bare .pth: its network."),
+        click.option(
+            "--arch",
+            metavar="NAME",
+            help="Bare .pth: its network. Any checkpoint of hf/FOLDER or FILE.py:FUNCTION: that, again.",
+        ),
         click.option("--classes", help="Bare .pth: its classes in order, a,b,c; or a folder of class folders."),
         click.option(
             "--image-size", type=click.IntRange(8, 4096), help="Bare .pth: image size in its training, in pixels."
@@ -128,23 +137,30 @@ def open_checkpoint(
 
     given = {"--arch": arch, "--classes": classes, "--image-size": image_size, "--mean": mean, "--std": std}
     if not any(given.values()) and resize is None:
-        return load_checkpoint(path)
+        loaded = load_checkpoint(path)
+        if is_outside(own := loaded.manifest.arch):
+            raise click.UsageError(f"{path}: its network is {own}, of your own files; name it again with --arch")
+        return loaded
+    if arch is not None and is_outside(arch) and not is_bare(path) and not any([*list(given.values())[1:], resize]):
+        return load_checkpoint(path, arch=arch)
     if not is_bare(path):
         raise click.UsageError(f"{path} says itself how it was trained; leave out {_names(given, given=True)}")
     if arch is None or classes is None or image_size is None or mean is None or std is None:
         raise click.UsageError(f"{path} is a bare state dict; say {_names(given, given=False)} as well")
     preprocessing = shorthand(image_size, resize or "squash")
-    return load_article_checkpoint(path, arch, _class_names(classes), preprocessing, mean, std)
+    return load_article_checkpoint(path, arch, class_names(classes), preprocessing, mean, std)
 
 
 def _names(options: dict[str, Any], given: bool) -> str:
     return ", ".join(name for name, value in options.items() if (value is not None) == given) or "--resize"
 
 
-def _class_names(text: str) -> tuple[str, ...]:
-    """A comma-separated list, or the class folders of a folder."""
-    from imgcls.data.folder import scan_folder
+def class_names(text: str) -> tuple[str, ...]:
+    """A comma-separated list, the class folders of a folder, or what a file says."""
+    from imgcls.data.folder import read_classes, scan_folder
 
     if Path(text).is_dir():
         return scan_folder(Path(text)).classes
+    if Path(text).is_file():
+        return read_classes(text)
     return tuple(name.strip() for name in text.split(","))

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from imgcls.cli.options import ARCH, FILE, POSITIVE, RESIZE, SHARE, Command, Number, published, recipe_values, triple
+from imgcls.cli.options import FILE, POSITIVE, RESIZE, SHARE, Command, Number, published, recipe_values, triple
 from imgcls.cli.output import report_line
+from imgcls.networks.registry import is_outside, known_names
 
 _FREE = {"epochs": "--epochs", "cuda_graphs": "--cuda-graphs/--no-cuda-graphs"}  # may be given with --resume
 
@@ -33,12 +34,12 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     type=FILE,
     metavar="RUN",
     help="Go on with the run in this folder, with its own options. --epochs, which sets how many it has in all, and "
-    "--cuda-graphs/--no-cuda-graphs may be given anew.",
+    "--cuda-graphs/--no-cuda-graphs may be given anew; --arch must be where the network is of your own files.",
 )
 @click.option(
     "--config", type=FILE, metavar="FILE", help="Take options from a JSON or TOML file, like a run's config.json."
 )
-@click.option("--arch", type=ARCH, default="cnn", show_default=True, help="Network.")
+@click.option("--arch", metavar="NAME", default="cnn", show_default=True, help=f"Network: {known_names()}.")
 @click.option(
     "--recipe",
     type=click.Choice(["default", "article"]),
@@ -46,8 +47,10 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     show_default=True,
     help="Sets the defaults of the options below. article: the training of the article.",
 )
-@click.option("--image-size", type=click.IntRange(8, 4096), default=32, show_default=True, help="Pixels a side.")
-@_recipe_option("--resize", "How a picture becomes square.", type=RESIZE)
+@click.option(
+    "--image-size", type=click.IntRange(8, 4096), help="Pixels a side. Default: the network's own; cnn, vgg16: 32."
+)
+@_recipe_option("--resize", "How a picture becomes square; its own: as the network was published.", type=RESIZE)
 @_recipe_option("--epochs", "Times that the network sees every picture.", type=click.IntRange(min=1))
 @_recipe_option("--batch-size", "Pictures a step.", type=click.IntRange(min=1))
 @_recipe_option("--optimizer", "Optimiser.", type=click.Choice(["adam", "adamw", "sgd"]))
@@ -88,7 +91,18 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     help="The same seed on the same CPU gives the same weights bit for bit.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to train.")
-@click.option("--pretrained", is_flag=True, help=f"Start from published ImageNet weights, fetched: {published()}.")
+@click.option(
+    "--pretrained",
+    is_flag=True,
+    help=f"Start from published weights: of {published()}; of torchvision's and timm's networks, fetched; "
+    "of hf/FOLDER.",
+)
+@click.option(
+    "--weights-name",
+    metavar="ENTRY",
+    help="Which published weights, and their pictures: IMAGENET1K_V1 of torchvision, a tag of timm. "
+    "Default: the library's.",
+)
 @click.option(
     "--weights",
     type=FILE,
@@ -121,7 +135,7 @@ def command(resume: Path | None, config: Path | None, **options: Any) -> None:
     context = click.get_current_context()
     if resume:
         anew = _given_anew(context, options)
-        chosen = load_config(resume).changed(**anew)
+        chosen = load_config(resume, options["arch"] if "arch" in _given(context) else None).changed(**anew)
     else:
         chosen = train_config(**_merged(context, config, options))
     train(chosen, report=report_line, resume=resume)
@@ -133,7 +147,7 @@ def _given_anew(context: click.Context, options: dict[str, Any]) -> dict[str, An
     Raises click.UsageError where another option is given.
     """
     given = _given(context)
-    if others := [option for name, option in given.items() if name not in ("resume", *_FREE)]:
+    if others := [option for name, option in given.items() if name not in ("resume", "arch", *_FREE)]:
         free = " and ".join(_FREE.values())
         raise click.UsageError(f"--resume takes the run's own options but for {free}; leave out {', '.join(others)}")
     return {name: options[name] for name in _FREE if name in given}
@@ -146,6 +160,9 @@ def _merged(context: click.Context, config: Path | None, options: dict[str, Any]
     given = _given(context)
     in_file = read_config(config) if config else {}
     in_file.pop("run_dir", None)  # of the run that it comes from
+    own = str(in_file.get("arch"))
+    if "arch" not in given and is_outside(own):  # nothing is run because a file names it
+        raise click.UsageError(f"{config}: its network is {own!r}, of your own files; name it again with --arch")
     explicit = {name: value for name, value in options.items() if name in given}
     return {**_as_fields(options), **in_file, **_as_fields(explicit)}
 

@@ -49,6 +49,8 @@ def command(
 ) -> None:
     """Compare exported files with PyTorch on real pictures, from picture file to probability.
 
+    For files of imgcls adopt, CHECKPOINT is the ONNX file that they were adopted from; they are compared with it.
+
     Each file also runs in batches of 1, 2, 7 and 64, with several numbers of threads, and on adversarial pictures.
     Exits with 1 if a file does not answer as the checkpoint does.
     """
@@ -59,6 +61,12 @@ def command(
         require_writable(report)
     if bisect:
         _require_nodes(models)
+    if checkpoint.suffix.lower() == ".onnx":
+        if devices or bisect or any(described.values()):
+            raise click.UsageError("an original ONNX file takes neither --eager, --bisect nor a description")
+        result = _against_original(checkpoint, models, data_dir, providers, tolerance)
+        _show(result, {}, report, as_json)
+        return
     loaded = open_checkpoint(checkpoint, **described)
     folder = scan_folder(data_dir, loaded.manifest.classes)
     # late, since they load onnx, which none of the errors above needs
@@ -70,9 +78,28 @@ def command(
     opened = [(str(path), runtime) for path in models for runtime in open_on_each(path, providers)]
     opened += [(str(checkpoint), eager(loaded, str(resolve_device(device)))) for device in devices]
     result = run(loaded, opened, folder, tolerance)
-    findings = _bisect(loaded, models, result) if bisect else {}
+    _show(result, _bisect(loaded, models, result) if bisect else {}, report, as_json)
+
+
+def _against_original(
+    original: Path, models: tuple[Path, ...], data_dir: Path, providers: tuple[str, ...], tolerance: float | None
+) -> VerifyResult:
+    """Adopted files against the ONNX file that they were adopted from, on pictures in folders of any name."""
+    from imgcls.adopt import reference_of
+    from imgcls.data.folder import unlabelled_folder
+    from imgcls.export.formats import open_on_each
+    from imgcls.parity.verify import verify as run
+
+    opened = [(str(path), runtime) for path in models for runtime in open_on_each(path, providers)]
+    reference = reference_of(original, opened[0][1])
+    folder = unlabelled_folder(data_dir, reference.runtime.manifest.classes)
+    return run(reference, opened, folder, tolerance)
+
+
+def _show(result: VerifyResult, findings: dict[str, str], report: Path | None, as_json: bool) -> None:
+    """Everything that was found, and the error that ends the command where a file failed."""
     if as_json:
-        show_json({**result.to_dict(), **({"bisect": findings} if bisect else {})})
+        show_json({**result.to_dict(), **({"bisect": findings} if findings else {})})
     else:
         _show_parity(result)
         for line in findings.values():
@@ -84,7 +111,7 @@ def command(
         click.echo(f"wrote {report}", err=as_json)
     if not result:
         halves = dict.fromkeys(half for found in result.reports for half in found.broken())
-        raise ImgclsError(f"the exported model does not answer as its checkpoint does; broken: {', '.join(halves)}")
+        raise ImgclsError(f"the exported model does not answer as its reference does; broken: {', '.join(halves)}")
 
 
 def _require_nodes(models: tuple[Path, ...]) -> None:
@@ -115,12 +142,12 @@ def _bisect(checkpoint: Checkpoint, models: tuple[Path, ...], result: VerifyResu
 def _show_parity(result: VerifyResult) -> None:
     from rich.table import Table
 
-    from imgcls.report.tables import parity_cells
+    from imgcls.report.tables import parity_cells, percent
 
     out = console(160)
     first = result.reports[0]
     table = Table(
-        title=f"against PyTorch eager (cpu): {first.count:,} pictures, accuracy {first.reference_accuracy:.2%}"
+        title=f"against {result.against}: {first.count:,} pictures, accuracy {percent(first.reference_accuracy)}"
     )
     rows = [parity_cells(report) for report in result.reports]
     names = _FIGURES if out.width >= _WIDE else _NARROW

@@ -92,7 +92,7 @@ def augment(pictures: Tensor, plan: EpochPlan, rows: Tensor, augmentation: Augme
     if augmentation.crop or augmentation.flip:
         shifts = plan.shifts[rows]
         flips = plan.flips[rows] & augmentation.flip
-        padding = padding_pixels(pictures.shape[1], augmentation)
+        padding = padding_pixels(min(pictures.shape[1:3]), augmentation)
         pictures = crop_and_flip(pictures, shifts[:, 0], shifts[:, 1], flips, padding)
     if augmentation.colour:
         pictures = jitter_colours(pictures, plan.colours[rows])
@@ -104,19 +104,19 @@ def augment(pictures: Tensor, plan: EpochPlan, rows: Tensor, augmentation: Augme
 def crop_and_flip(pictures: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
     """Shift and mirror each picture of a batch separately.
 
-    pictures: uint8 [B, S, S, 3]. top, left: int64 [B], 0 to 2 * padding: the crop's corner in the picture padded with
-    black. flip: bool [B], left to right. Returns uint8 [B, S, S, 3].
+    pictures: uint8 [B, H, W, 3]. top, left: int64 [B], 0 to 2 * padding: the crop's corner in the picture padded with
+    black. flip: bool [B], left to right. Returns uint8 [B, H, W, 3].
     """
-    count, side = pictures.shape[:2]
+    count, height, width = pictures.shape[:3]
     # a fourth channel makes a pixel one int32: gathering whole pixels takes half the time of gathering bytes
-    pixels = F.pad(pictures, (0, 1, padding, padding, padding, padding)).view(torch.int32)  # [B, S+2p, S+2p, 1]
-    width = side + 2 * padding
-    steps = torch.arange(side, device=pictures.device)
-    rows = top[:, None] + steps  # [B, S]
-    columns = left[:, None] + torch.where(flip[:, None], side - 1 - steps, steps)  # [B, S]
-    first = torch.arange(count, device=pictures.device) * width**2
-    where = first[:, None, None] + rows[:, :, None] * width + columns[:, None, :]  # [B, S, S]
-    gathered = pixels.view(-1).index_select(0, where.view(-1)).view(count, side, side, 1)
+    pixels = F.pad(pictures, (0, 1, padding, padding, padding, padding)).view(torch.int32)  # [B, H+2p, W+2p, 1]
+    padded = width + 2 * padding
+    across = torch.arange(width, device=pictures.device)
+    rows = top[:, None] + torch.arange(height, device=pictures.device)  # [B, H]
+    columns = left[:, None] + torch.where(flip[:, None], width - 1 - across, across)  # [B, W]
+    first = torch.arange(count, device=pictures.device) * ((height + 2 * padding) * padded)
+    where = first[:, None, None] + rows[:, :, None] * padded + columns[:, None, :]  # [B, H, W]
+    gathered = pixels.view(-1).index_select(0, where.view(-1)).view(count, height, width, 1)
     return gathered.view(torch.uint8)[..., :3]
 
 
@@ -143,9 +143,10 @@ def cut_out(pictures: Tensor, centres: Tensor, share: float, mean: Tensor) -> Te
 
     pictures: [B, S, S, 3]. centres: float32 [B, 2] as shares of the side. mean: float32 [3], the colour, 0..255.
     """
-    side = pictures.shape[1]
-    half = side * share / 2
-    positions = torch.arange(side, device=pictures.device) + 0.5
-    inside = (positions - centres[:, :, None] * side).abs() < half  # [B, 2, S]
-    hole = (inside[:, 0, :, None] & inside[:, 1, None, :])[..., None]  # [B, S, S, 1]
+    half = min(pictures.shape[1:3]) * share / 2
+    rows, columns = (
+        ((torch.arange(side, device=pictures.device) + 0.5) - centre[:, None] * side).abs() < half
+        for side, centre in zip(pictures.shape[1:3], centres.unbind(1), strict=True)
+    )  # [B, H], [B, W]
+    hole = (rows[:, :, None] & columns[:, None, :])[..., None]  # [B, H, W, 1]
     return torch.where(hole, mean.to(pictures.dtype), pictures)

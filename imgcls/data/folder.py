@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,15 @@ class Folder:
         for label in self.labels:
             counts[label] += 1
         return counts
+
+    def spread(self) -> list[Path]:
+        """The pictures in another order: the first of each folder, then the second of each, and so on."""
+        nth: Counter[Path] = Counter()
+        ranked = []
+        for path in self.paths:
+            ranked.append((nth[path.parent], path))
+            nth[path.parent] += 1
+        return [path for _, path in sorted(ranked)]
 
 
 @dataclass
@@ -81,6 +92,57 @@ def scan_folder(root: AnyPath, classes: tuple[str, ...] | None = None) -> Folder
         stray=tuple(found.stray),
         empty=tuple(found.empty),
     )
+
+
+def unlabelled_folder(root: AnyPath, classes: tuple[str, ...] = ()) -> Folder:
+    """All pictures below `root`, in folders of any name or in none.
+
+    labels: a picture's class where the folder in `root` that it lies in is named so, else -1.
+    Raises DataError where the folder is missing or has no picture.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    pictures = [path for path in _walk(root) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    if not pictures:
+        raise DataError(f"{root}: has no pictures (PNG, JPEG, WebP, BMP, GIF)")
+    known = {name: label for label, name in enumerate(classes)}
+    names = [path.relative_to(root).parts[0] for path in pictures]
+    return Folder(root, classes, tuple(pictures), tuple(known.get(name, -1) for name in names))
+
+
+def read_classes(path: AnyPath) -> tuple[str, ...]:
+    """Names of classes in a file: one a line, or JSON, as a list or as an object of numbers to names (`id2label`).
+
+    Raises DataError where they can't be read, or a name stands twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise DataError(f"{path}: the classes can't be read ({reason})") from error
+    if text.lstrip()[:1] in ("[", "{"):
+        names = _json_classes(text, path)
+    else:
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        first, second, *_ = (number for number, name in enumerate(names, 1) if name == twice[0])
+        raise DataError(f"{path}: {twice[0]!r} is class {first} and class {second}; give each a name of its own")
+    if not names:
+        raise DataError(f"{path}: names no classes")
+    return names
+
+
+def _json_classes(text: str, path: AnyPath) -> tuple[str, ...]:
+    try:
+        raw = json.loads(text)
+        names = [raw[str(index)] for index in range(len(raw))] if isinstance(raw, dict) else raw
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("not a text")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f'{path}: no list of names and no object like {{"0": "cat", "1": "dog"}} in JSON') from error
+    return tuple(names)
 
 
 def _class_folders(root: Path) -> tuple[list[Path], _Found]:

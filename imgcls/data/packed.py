@@ -19,8 +19,9 @@ from imgcls_infer.steps import Preprocessing
 from PIL import Image
 
 from imgcls.data.cache import Cache
-from imgcls.data.folder import Folder
+from imgcls.data.folder import Folder, unlabelled_folder
 from imgcls.errors import DataError
+from imgcls.system.files import AnyPath
 from imgcls.system.progress import progress_bar
 
 _CHUNK = 64
@@ -109,6 +110,24 @@ def pick_samples(packed: PackedImages, count: int = 8) -> tuple[bytes, ...]:
         nth[members] = np.arange(len(members))
     order = np.lexsort((packed.labels, nth))[:count]
     return tuple(encode_png(packed.images[index]) for index in order)
+
+
+def some_pictures(root: AnyPath, preprocessing: Preprocessing, count: int) -> tuple[bytes, ...]:
+    """PNG bytes of up to `count` readable pictures below `root` after stage 1, spread over its folders.
+
+    Raises DataError where it has none.
+    """
+    paths = unlabelled_folder(root).spread()
+    found: list[bytes] = []
+    reason = ""
+    for pixels in decode_all(paths[: 4 * count], preprocessing):
+        if isinstance(pixels, ImageError):
+            reason = reason or str(pixels)
+        elif len(found) < count:
+            found.append(encode_png(pixels))
+    if count and not found:
+        raise DataError(f"{root}: none of its first pictures can be read; the first: {reason}")
+    return tuple(found)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -27,7 +27,7 @@ from imgcls.networks.fold import fold_classifier
 from imgcls.networks.precision import NARROW, narrow
 from imgcls.parity.probes import BATCH_SIZES
 from imgcls.parity.rounding import probability_tolerance, typical_pictures
-from imgcls.parity.runtimes import Runtime, golden_samples, run_module
+from imgcls.parity.runtimes import Run, Runtime, golden_samples, run_module
 from imgcls.system.files import new_file, new_folder, one_writer, real_file, require_replaceable
 
 _LACKS = {  # option: why a format that lacks it refuses it, in the words of the error
@@ -215,17 +215,33 @@ def check(
     a probability differs from the reference by more than the rounding model allows the file's precision
     (imgcls.parity.rounding).
     """
+    pictures = typical_pictures(golden, model.manifest.preprocessing.size)
+    tolerance = probability_tolerance(reference, pictures, model.manifest.precision)
+    return check_against(model, run_module(reference), tolerance, golden, batch_sizes)
+
+
+def check_against(
+    model: Runtime,
+    expected: Run,
+    tolerance: float,
+    golden: list[GoldenSample],
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
+    reference: str = "PyTorch",
+) -> Parity:
+    """As `check`, with a tolerance that is known and any reference. reference: its name in the message.
+
+    Raises ExportError.
+    """
     size = model.manifest.preprocessing.size
-    tolerance = probability_tolerance(reference, typical_pictures(golden, size), model.manifest.precision)
-    expected = run_module(reference)
     largest = 0.0
     for count in batch_sizes:
         pixels = _noise_after(golden, size, count)
-        largest = max(largest, float(np.abs(model.run(pixels)[1] - expected(pixels)[1]).max()))
-    if not largest <= tolerance:
-        raise ExportError(
-            f"the exported file differs from PyTorch by {largest:.2e} (allowed: {tolerance:.1e}); not written"
-        )
+        difference = float(np.abs(model.run(pixels)[1] - expected(pixels)[1]).max())
+        if not difference <= tolerance:  # NaN fails too
+            raise ExportError(
+                f"the file differs from {reference} by {difference:.2e} (allowed: {tolerance:.1e}); not written"
+            )
+        largest = max(largest, difference)
     return replace(
         model.manifest.parity,
         max_abs_diff=largest,
@@ -263,7 +279,7 @@ def _job(
         config.batch,
         calibration=_calibration_pictures(config, manifest) if config.precision == "int8" else None,
         target=config.target,
-        golden_files=make_golden_files(reference, golden, manifest) if chosen.golden_files else (),
+        golden_files=make_golden_files(run_module(reference), golden, manifest) if chosen.golden_files else (),
         embedded=manifest.preprocessing if config.embed_resize else None,
         external_data=config.external_data,
         name=name,

@@ -12,8 +12,7 @@ from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
 from PIL import Image
 
-from imgcls.networks.classifier import Classifier
-from imgcls.parity.runtimes import run_module
+from imgcls.parity.runtimes import Run
 
 _LARGEST = 640
 """Upper limit of a golden file's longer side in pixels, so that models of large pictures carry small golden files."""
@@ -21,14 +20,12 @@ _LARGEST = 640
 _TURN_RIGHT = 6  # EXIF orientation: a viewer rotates the picture by 90 degrees clockwise
 
 
-def make_golden_files(
-    classifier: Classifier, samples: list[GoldenSample], manifest: Manifest
-) -> tuple[GoldenFile, ...]:
+def make_golden_files(run: Run, samples: list[GoldenSample], manifest: Manifest) -> tuple[GoldenFile, ...]:
     """PNG and JPEG files of the samples, enlarged to odd sizes, with this machine's pixels and probabilities of each.
 
-    classifier: float32, on the CPU. Each file tests another part of stage 1: lossless decoding and resize (png),
-    transparency (png with alpha), JPEG decoding, EXIF orientation with progressive JPEG. Without samples there are no
-    files.
+    run: the reference, in float32 on the CPU. Each file tests another part of stage 1: lossless decoding and resize
+    (png), transparency (png with alpha), JPEG decoding, EXIF orientation with progressive JPEG. Without samples there
+    are no files.
     """
     if not samples:
         return ()
@@ -42,12 +39,12 @@ def make_golden_files(
             _smooth(images[3], _odd(side, 3)), "JPEG", quality=80, progressive=True, exif=_exif(_TURN_RIGHT)
         ),
     }
-    return tuple(_golden_file(name, data, classifier, manifest) for name, data in files.items())
+    return tuple(_golden_file(name, data, run, manifest) for name, data in files.items())
 
 
-def _golden_file(name: str, data: bytes, classifier: Classifier, manifest: Manifest) -> GoldenFile:
+def _golden_file(name: str, data: bytes, run: Run, manifest: Manifest) -> GoldenFile:
     pixels = preprocess(data, manifest.preprocessing)
-    probabilities = run_module(classifier)(pixels[None])[1][0]
+    probabilities = run(pixels[None])[1][0]
     return GoldenFile(
         name=name,
         data=data,

@@ -55,12 +55,12 @@ def to_onnx(job: Job) -> Converted:
 
     metadata = {GOLDEN_KEY: golden_to_json(list(job.golden)), GOLDEN_FILES_KEY: golden_files_to_json(job.golden_files)}
     del model.metadata_props[:]
-    file = _File(model.SerializeToString(deterministic=True), metadata)
+    file = OnnxFile(model.SerializeToString(deterministic=True), metadata)
     return Converted(file.write, facts, weights, file.seal)
 
 
 @dataclass(frozen=True)
-class _File:
+class OnnxFile:
     """A serialised model, and its metadata without the manifest.
 
     The metadata stands at the end of the file as a message of its own. Protobuf reads concatenated messages as one, and

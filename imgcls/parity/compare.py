@@ -233,4 +233,6 @@ def _changed(
 
 
 def _accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    return float((probabilities.argmax(1) == labels).mean())
+    """Of the pictures whose class is known, a label below 0 is none; NaN where none is."""
+    known = labels >= 0
+    return float((probabilities.argmax(1) == labels)[known].mean()) if known.any() else float("nan")

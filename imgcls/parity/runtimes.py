@@ -142,7 +142,11 @@ def _text(value: str | bytes) -> str:
 
 def golden_samples(classifier: Classifier, pictures: list[bytes]) -> list[GoldenSample]:
     """PNG pictures after stage 1, with what `classifier` (float32, CPU) answers for each, one at a time."""
-    run = run_module(classifier)
+    return answered(run_module(classifier), pictures)
+
+
+def answered(run: Run, pictures: list[bytes]) -> list[GoldenSample]:
+    """PNG pictures after stage 1, with what `run` answers for each, one at a time."""
     samples = []
     for png in pictures:
         pixels = GoldenSample(png, ()).pixels()

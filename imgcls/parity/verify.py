@@ -7,8 +7,9 @@ problem names the half of the contract that is broken, as the device's self-chec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ def run_in_batches(run: Run, pixels: np.ndarray, size: int = 64) -> Outputs:
 class VerifyResult:
     """All reports of one verification, in the order of the files.
 
-    skipped: unreadable pictures. paths: those that were compared. reference: PyTorch's answers for them. pixels: some
-    of them after stage 1, uint8 [N, S, S, 3].
+    skipped: unreadable pictures. paths: those that were compared. reference: the reference's answers for them. pixels:
+    some of them after stage 1, uint8 [N, S, S, 3]. against: the reference's name.
     """
 
     reports: tuple[ParityReport, ...]
@@ -54,6 +55,7 @@ class VerifyResult:
     paths: tuple[str, ...] = ()
     reference: Outputs | None = field(default=None, repr=False, compare=False)
     pixels: np.ndarray | None = field(default=None, repr=False, compare=False)
+    against: str = "PyTorch eager (cpu)"
 
     def __bool__(self) -> bool:
         return all(self.reports)
@@ -63,35 +65,45 @@ class VerifyResult:
         return {
             "schema": 1,
             "passed": bool(self),
-            "reference": "PyTorch eager (cpu), float32",
+            "reference": f"{self.against}, float32",
             "weights_sha256": self.manifest.weights_sha256,
-            "reference_accuracy": self.reports[0].reference_accuracy if self.reports else None,
+            "reference_accuracy": _finite(vars(self.reports[0]))["reference_accuracy"] if self.reports else None,
             "skipped": self.skipped,
             "models": [_finite(report.to_dict()) for report in self.reports],
         }
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What files are compared with. runtime: with the manifest that they should have.
+
+    tolerance: precision -> largest honest |dp| of a file.
+    """
+
+    runtime: Runtime
+    tolerance: Callable[[str], float]
+
+
 def verify(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Reference,
     models: Sequence[tuple[str, Runtime]],
     folder: Folder | AnyPath,
     tolerance: float | None = None,
 ) -> VerifyResult:
-    """Compare runtimes with their checkpoint over a folder of pictures.
+    """Compare runtimes with their checkpoint, or another reference, over a folder of pictures.
 
     models: (file name, runtime) pairs. folder: its path, or scanned with the checkpoint's classes. tolerance: of |dp|;
     None takes each precision's from the rounding model (rounding.py). Raises DataError where no picture can be read.
     """
-    folder = as_folder(folder, checkpoint.manifest.classes)
-    reference = eager(checkpoint)
+    chosen = checkpoint if isinstance(checkpoint, Reference) else of_checkpoint(checkpoint)
+    reference, expected = chosen.runtime, chosen.runtime.manifest
+    folder = as_folder(folder, expected.classes)
     runtimes = [reference, *(runtime for _, runtime in models)]
     outputs, pixels, kept = _run_all(runtimes, folder)
     labels = np.asarray(folder.labels)[kept]
     paths = tuple(str(folder.paths[index]) for index in kept)
     tolerances = {
-        runtime.manifest.precision: default_tolerance(checkpoint, runtime.manifest.precision)
-        if tolerance is None
-        else tolerance
+        runtime.manifest.precision: chosen.tolerance(runtime.manifest.precision) if tolerance is None else tolerance
         for runtime in runtimes[1:]
     }
     tricky = adversarial_pictures(reference.run, pixels)
@@ -99,18 +111,24 @@ def verify(
         compare(
             outputs[0],
             found,
-            checkpoint.manifest,
+            expected,
             runtime.manifest,
             labels,
             paths,
             name=runtime.name,
             path=path,
             tolerance=tolerances[runtime.manifest.precision],
-            probes=_probe(runtime, checkpoint.manifest, reference.run, pixels, tricky),
+            probes=_probe(runtime, expected, reference.run, pixels, tricky),
         )
         for (path, runtime), found in zip(models, outputs[1:], strict=True)
     )
-    return VerifyResult(reports, len(folder.paths) - len(kept), checkpoint.manifest, paths, outputs[0], pixels)
+    skipped = len(folder.paths) - len(kept)
+    return VerifyResult(reports, skipped, expected, paths, outputs[0], pixels, reference.name)
+
+
+def of_checkpoint(checkpoint: Checkpoint) -> Reference:
+    """The checkpoint's network in PyTorch eager, float32, on the CPU."""
+    return Reference(eager(checkpoint), partial(default_tolerance, checkpoint))
 
 
 def default_tolerance(checkpoint: Checkpoint, precision: str) -> float:

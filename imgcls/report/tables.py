@@ -51,8 +51,8 @@ def scores_line(scores: DetailedScores) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of 0..1 in percent; `-` if it is undefined."""
-    return "-" if share is None else f"{share:.2%}"
+    """A share of 0..1 in percent; `-` if it is undefined, None or NaN."""
+    return "-" if share is None or share != share else f"{share:.2%}"
 
 
 def difference(value: float) -> str:

@@ -25,6 +25,7 @@ def train_config(
     recipe: str = "default",
     pretrained: bool = False,
     weights: Path | None = None,
+    weights_name: str | None = None,
     freeze: bool = False,
     **options: Any,
 ) -> TrainConfig:
@@ -34,10 +35,12 @@ def train_config(
     the peak learning rate is a tenth, and their normalisation counts (training.run); a frozen body sees the same
     pictures in every epoch, so that its features are computed once. Raises ImgclsError.
     """
-    row = find(arch)
-    if (pretrained or freeze) and row.published is None:
+    row = find(arch, weights_name)
+    if pretrained and row.published is None:
         known = ", ".join(name for name in NETWORKS if NETWORKS[name].published)
-        raise ImgclsError(f"{arch} has no published weights; `pretrained` and `freeze` go with {known}")
+        raise ImgclsError(
+            f"{arch} has no published weights; `pretrained` goes with {known} and with libraries' networks"
+        )
     chosen = row.recipe(recipe)
     if pretrained or weights:
         chosen = replace(chosen, mean=None, std=None)
@@ -46,7 +49,15 @@ def train_config(
     if freeze:
         chosen = replace(chosen, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0)
     config = TrainConfig(
-        train_dir, output, chosen, test_dir, arch, pretrained=pretrained, weights=weights, freeze=freeze
+        train_dir,
+        output,
+        chosen,
+        test_dir,
+        arch,
+        pretrained=pretrained,
+        weights=weights,
+        weights_name=weights_name,
+        freeze=freeze,
     )
     return config.changed(**{name: value for name, value in options.items() if value is not None})
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from imgcls_infer.steps import Size
 from torch import Tensor
 
 from imgcls.config import TrainConfig
@@ -28,6 +29,7 @@ class Feed:
     """The training pictures, batch by batch; a function of seed and epoch.
 
     pictures: all that could be trained on, or features in their place; chosen: int64 [N], the rows that are.
+    size: of the pictures.
     """
 
     def __init__(
@@ -36,13 +38,14 @@ class Feed:
         chosen: Tensor,
         augmentation: Augmentation,
         config: TrainConfig,
+        size: Size,
         device: torch.device,
         group: Group,
     ) -> None:
         self.resident = pictures.images is not None
         self.steps = -(-len(chosen) // config.recipe.batch_size)
         self._picture_set, self._chosen, self._augmentation = pictures, chosen, augmentation
-        self._config, self._group = config, group
+        self._config, self._group, self._side = config, group, min(size)
         self._labels, self._rows = pictures.labels.to(device), chosen.to(device)
         self._mean_colour = 255 * torch.tensor(config.recipe.mean, device=device)
         self._plan = self._plan_of(1).to(device)
@@ -76,4 +79,4 @@ class Feed:
         return pictures, self._labels[indices]
 
     def _plan_of(self, epoch: int) -> EpochPlan:
-        return plan_epoch(len(self._chosen), self._config.image_size, self._augmentation, self._config.seed, epoch)
+        return plan_epoch(len(self._chosen), self._side, self._augmentation, self._config.seed, epoch)

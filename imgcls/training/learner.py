@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgcls.checkpoint import is_finite
 from imgcls.config import Recipe
@@ -37,7 +40,8 @@ class Learner:
         self.model, self.meter = model, Meter(device)
         self._feed, self._recipe, self._class_weights, self._parts = feed, recipe, class_weights, parts
         self._device = device
-        self.parameters = list(model.learns.parameters())
+        self.parameters = [parameter for parameter in model.learns.parameters() if parameter.requires_grad]
+        self._norms = [module for module in model.learns.modules() if isinstance(module, _BatchNorm)]
         self._steps = steps
         self.optimizer = _optimizer(self.parameters, recipe, device)
         self._scheduler = _scheduler(self.optimizer, recipe, steps)
@@ -57,7 +61,8 @@ class Learner:
     def learn(self, rows: Tensor, pictures: Tensor | None, size: int) -> None:
         """A Share's fields. All that a CUDA graph captures happens here."""
         batch, labels = self._feed.batch(rows, pictures)
-        logits = self.model.logits(batch, self.model.bf16)
+        with self._own_statistics(len(rows)):
+            logits = self.model.logits(batch, self.model.bf16)
         smoothing = self._recipe.label_smoothing
         losses = F.cross_entropy(logits, labels, self._class_weights, reduction="none", label_smoothing=smoothing)
         # the mean over the whole batch, of which this may be a part: DistributedDataParallel averages the gradients
@@ -69,6 +74,16 @@ class Learner:
         self.optimizer.step()
         self.average.update()
         self.meter.count(losses.detach(), logits.detach(), labels)
+
+    @contextmanager
+    def _own_statistics(self, pictures: int) -> Iterator[None]:
+        """One picture alone has no statistics to normalise a batch by: the running ones take their place."""
+        alone = [norm for norm in self._norms if norm.training] if pictures == 1 else []
+        for norm in alone:
+            norm.eval()
+        yield
+        for norm in alone:
+            norm.train()
 
     def is_finite(self) -> bool:
         """Whether all weights are finite. A step's loss does not tell: it comes from the weights before it."""

@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from imgcls_infer.steps import Size
 from torch import Tensor, nn
 
 from imgcls.config import TrainConfig
 from imgcls.data.pictures import FeaturePictures, Pictures
+from imgcls.errors import TrainingError
+from imgcls.evaluation import batch_size_for
 from imgcls.networks.classifier import Classifier, split_head
 from imgcls.networks.pooling import PoolFold
-from imgcls.networks.registry import build_network, find
+from imgcls.networks.registry import NetworkRow, build_network
 from imgcls.system.device import float32, has_bf16_units
 from imgcls.system.progress import progress_bar
 from imgcls.training.sets import Report
 from imgcls.training.start import Start
-
-EVALUATION_BATCH = 500
 
 
 class Weights(Protocol):
@@ -48,6 +49,7 @@ class Model:
     """classifier: the whole network, on the device. prepare: a batch of pictures -> what `learns` takes.
 
     learns: the part of the network that is trained, all of it or the last layer. bf16: whether its steps autocast.
+    features: whether `prepare` gives what a frozen body makes of the pictures.
     """
 
     classifier: Classifier
@@ -55,6 +57,7 @@ class Model:
     learns: nn.Module
     weights: Weights
     bf16: bool
+    features: bool = False
 
     def train(self, training: bool) -> None:
         """A frozen body stays in eval mode: dropout in it would only blur the features."""
@@ -74,7 +77,7 @@ class Model:
         """
         self.train(False)
         device = self.classifier.scale.device
-        chunks = torch.split(rows, EVALUATION_BATCH)
+        chunks = torch.split(rows, batch_size_for(self.classifier.size))
         for chunk, (kept, batch) in zip(chunks, pictures.stream(iter(chunks)), strict=True):
             targets = pictures.labels[chunk if kept is None else chunk[kept]].to(device)
             with float32():
@@ -83,40 +86,90 @@ class Model:
 
 
 def build_model(
-    config: TrainConfig, classes: tuple[str, ...], start: Start | None, device: torch.device, report: Report
+    config: TrainConfig,
+    row: NetworkRow,
+    size: Size,
+    classes: tuple[str, ...],
+    start: Start | None,
+    device: torch.device,
+    report: Report,
 ) -> Model:
     """The network of a run, on its device: random weights by the seed, or those to start from, which `report` is told.
 
-    config.recipe: with mean and std.
+    config.recipe: with mean and std. row: of config.arch. size: of the pictures.
     """
-    recipe, row = config.recipe, find(config.arch)
+    recipe = config.recipe
     assert recipe.mean is not None
     assert recipe.std is not None
     torch.manual_seed(config.seed)
-    network = build_network(config.arch, len(classes), config.preprocessing.size, recipe.dropout)
+    network = build_network(row, len(classes), size, recipe.dropout)
+    if row.note:
+        report(f"{row.name}: {row.note}")
+    fresh: tuple[str, ...] = ()
     if start is not None:
         fresh = start.fill(network, row, classes)
         report(f"starting from {start.source}{'; new layers: ' if fresh else ''}{', '.join(fresh)}")
     weights: Weights = PlainWeights(network)
-    if not config.freeze and row.pool is not None and row.pool.pays(config.preprocessing.size):
-        weights = PoolFold(network, row.pool, config.preprocessing.size, keep_rest=start is not None)
-    classifier = Classifier(network, config.preprocessing.size, recipe.mean, recipe.std)
+    if not config.freeze and row.pool is not None and row.pool.pays(size):
+        weights = PoolFold(network, row.pool, size, keep_rest=start is not None)
+    classifier = Classifier(network, size, recipe.mean, recipe.std)
     classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     bf16 = recipe.bf16 and has_bf16_units(device)
     model = Model(classifier.eval(), classifier.normalise, network, weights, bf16)
-    return _frozen(model, row.head) if config.freeze else model
+    return _frozen(model, row.name, row.head_layers, fresh) if config.freeze else model
 
 
-def _frozen(model: Model, head: str) -> Model:
-    """The same network, of which the last layer alone learns."""
-    body, last = split_head(model.classifier.network, head)
+def _frozen(model: Model, name: str, heads: tuple[str, ...], fresh: tuple[str, ...]) -> Model:
+    """The same network, of which the last layer alone learns. fresh: layers that begin with random weights.
+
+    A network that does not end in that layer (SqueezeNet pools after it, DeiT has two of them) runs as a whole.
+    """
+    last = heads[-1:] if _ends_in(model.classifier, heads[-1]) else heads
+    if random := [layer for layer in fresh if layer not in last]:
+        raise TrainingError(f"`freeze` would freeze layers of {name} that have no weights yet: {', '.join(random)}")
+    network = model.classifier.network
+    if not _ends_in(model.classifier, heads[-1]):
+        return replace(model, learns=HeadsLearn(network, heads))
+    body, layer = split_head(network, heads[-1])
 
     def features(pictures: Tensor) -> Tensor:
         with torch.no_grad():
             found: Tensor = body(model.classifier.normalise(pictures))
         return found
 
-    return replace(model, prepare=features, learns=last)
+    return replace(model, prepare=features, learns=layer, features=True)
+
+
+@torch.inference_mode()
+def _ends_in(classifier: Classifier, head: str) -> bool:
+    """Whether a network is its other layers and then `head`, told by running it on a grey picture."""
+    pictures = classifier.normalise(torch.full((1, *classifier.size, 3), 127, device=classifier.scale.device))
+    body, layer = split_head(classifier.network, head)
+    try:
+        return torch.equal(layer(body(pictures)), classifier.network(pictures))
+    except RuntimeError:  # the features are of another shape
+        return False
+
+
+class HeadsLearn(nn.Module):
+    """A network of which some layers alone learn: all others are in eval mode, and have no gradients."""
+
+    def __init__(self, network: nn.Module, heads: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network, self._heads = network, [network.get_submodule(head) for head in heads]
+        network.requires_grad_(False)
+        for head in self._heads:
+            head.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> HeadsLearn:
+        super().train(False)
+        for head in self._heads:
+            head.train(mode)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
 
 
 def on_features(model: Model) -> Model:
@@ -126,7 +179,7 @@ def on_features(model: Model) -> Model:
 
 def with_features(model: Model, pictures: Pictures) -> FeaturePictures:
     """What a frozen body makes of pictures, computed once: without augmentation it is the same in every epoch."""
-    chunks = torch.split(torch.arange(len(pictures.labels)), EVALUATION_BATCH)
+    chunks = torch.split(torch.arange(len(pictures.labels)), batch_size_for(model.classifier.size))
     parts = []
     with torch.inference_mode(), float32(), progress_bar("computing features", len(chunks)) as advance:
         for _, batch in pictures.stream(iter(chunks)):

@@ -17,6 +17,7 @@ from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from imgcls.config import TrainConfig
 from imgcls.errors import TrainingError
 from imgcls.evaluation import confusion_matrix
+from imgcls.networks.registry import is_outside
 from imgcls.system.files import megabytes
 from imgcls.training.run import Run
 from imgcls.training.run_folder import load_result
@@ -35,19 +36,20 @@ class TrainResult:
 
 def write_checkpoint(run: Run, path: Path, row: dict[str, Any]) -> Checkpoint:
     """The weights as they are now. row: figures of their epoch."""
-    config, recipe, data = run.config, run.recipe, run.data
+    config, recipe, data, network = run.config, run.recipe, run.data, run.row
     assert recipe.mean is not None
     assert recipe.std is not None
     manifest = Manifest(
-        arch=config.arch,
+        arch=network.name,
         classes=data.classes,
-        preprocessing=config.preprocessing,
+        preprocessing=run.preprocessing,
         mean=recipe.mean,
         std=recipe.std,
         weights_sha256="",
         dataset=data.record(run.fingerprint, row),
         training={"seed": config.seed, "device": str(run.device), **asdict(recipe)},
         versions=tool_versions(),
+        source=dict(network.source) if run.preprocessing == network.preprocessing else {},
     )
     samples = (data.test or data.train).sample_pngs()
     return save_checkpoint(path, run.model.weights.plain_state(), manifest, samples)
@@ -64,7 +66,7 @@ def finish(run: Run) -> TrainResult:
             write_checkpoint(run, output, run.progress.history[best - 1])
             _plot(run, run.folder.path)
     run.group.wait()
-    checkpoint = load_checkpoint(output)
+    checkpoint = _written(run.config)
     if run.folder:
         run.folder.write_result(checkpoint.manifest.weights_sha256, run.recipe.epochs)
         run.report(f"wrote {output} ({megabytes(output.stat().st_size)})")
@@ -79,13 +81,17 @@ def finished(config: TrainConfig, run: Path, report: Report) -> TrainResult | No
     result, epochs = load_result(run), config.recipe.epochs
     if result is None or result["epochs"] != epochs or not config.output.exists():
         return None
-    checkpoint = load_checkpoint(config.output)
+    checkpoint = _written(config)
     if checkpoint.manifest.weights_sha256 != result["weights_sha256"]:
         raise TrainingError(
             f"{run}: is finished, and {config.output} holds other weights now; move that file to have it written again"
         )
     report(f"{run}: is finished, its checkpoint is {config.output}; `epochs` with more than {epochs} goes on")
     return TrainResult(checkpoint, config.output, run, result["history"])
+
+
+def _written(config: TrainConfig) -> Checkpoint:
+    return load_checkpoint(config.output, arch=config.arch if is_outside(config.arch) else None)
 
 
 def _plot(run: Run, folder: Path) -> None:

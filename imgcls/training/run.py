@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from imgcls_infer.steps import Preprocessing
 from torch import Tensor
 
 from imgcls.config import Recipe, TrainConfig
@@ -17,7 +18,7 @@ from imgcls.data.pictures import Pictures
 from imgcls.data.statistics import channel_statistics
 from imgcls.errors import TrainingError
 from imgcls.evaluation import Scores
-from imgcls.networks.registry import find
+from imgcls.networks.registry import NetworkRow, find
 from imgcls.training.cuda_graphs import GraphedStep
 from imgcls.training.distributed import Group
 from imgcls.training.epochs import Progress
@@ -31,12 +32,15 @@ from imgcls.training.start import Start, read_start
 
 @dataclass
 class Run:
-    """config.recipe: with mean and std. test: the test pictures, or a frozen body's features of them.
+    """config.recipe: with mean and std. row: of config.arch. preprocessing: of all pictures.
 
+    test: the test pictures, or a frozen body's features of them.
     folder: the leading process has one. saved_at: when the state was written last, time.monotonic.
     """
 
     config: TrainConfig
+    row: NetworkRow
+    preprocessing: Preprocessing
     data: Sets
     model: Model
     feed: Feed
@@ -152,26 +156,30 @@ class Run:
 
 def prepare(config: TrainConfig, device: torch.device, group: Group, report: Report, resume: Path | None) -> Run:
     """All that a run needs, ready for its first step, or for the one that the run in folder `resume` had come to."""
-    start = read_start(find(config.arch), config.weights) if config.starts_from_weights else None
-    data = load_sets(config, device, group, report)
+    row = find(config.arch, config.weights_name)
+    preprocessing = row.stage_1(config.image_size, config.recipe.resize)
+    start = read_start(row, config.weights) if config.starts_from_weights else None
+    data = load_sets(config, preprocessing, device, group, report)
     group.start(device)
     config = _normalised(config, data, start)
-    model = build_model(config, data.classes, start, device, _silent if resume else report)
+    size, say = preprocessing.size, _silent if resume else report
+    model = build_model(config, row, size, data.classes, start, device, say)
     del start  # the network has them now
     recipe, train, test = config.recipe, data.train, data.test
     augmentation = Augmentation(recipe.crop, recipe.flip, recipe.colour, recipe.cutout)
-    if config.freeze and not augmentation:
+    if model.features and not augmentation:
         train, test = with_features(model, train), with_features(model, test) if test else None
         model = on_features(model)
     if group.size > 1:
         torch.manual_seed(config.seed + 1 + group.rank)  # dropout differs between the parts of a batch
         model = replace(model, learns=group.parallel(model.learns))
-    feed = Feed(train, data.train_rows, augmentation, config, device, group)
+    feed = Feed(train, data.train_rows, augmentation, config, size, device, group)
     weights = data.class_weights().to(device) if recipe.class_weights else None
     learner = Learner(model, feed, recipe, feed.steps * recipe.epochs, weights, device, group.size)
     if _can_be_replayed(config, device, group, feed):
         learner.run = GraphedStep(learner.learn, recipe.batch_size)
-    run = Run(config, data, model, feed, learner, train, test, data.train.fingerprint(), device, group, report)
+    fingerprint = data.train.fingerprint()
+    run = Run(config, row, preprocessing, data, model, feed, learner, train, test, fingerprint, device, group, report)
     _open(run, resume)
     return run
 

@@ -17,6 +17,7 @@ import torch
 from imgcls.checkpoint import read_mapping, write_mapping
 from imgcls.config import TrainConfig
 from imgcls.errors import ImgclsError, TrainingError
+from imgcls.networks.registry import is_outside
 from imgcls.system.files import write_atomically
 from imgcls.training.configure import config_text, read_config, train_config
 
@@ -26,6 +27,10 @@ _CONFIG = "config.json"
 _RESULT = "result.json"
 
 Row = dict[str, Any]
+
+
+class _UnnamedError(TrainingError):
+    """A run whose network has to be named again."""
 
 
 class RunFolder:
@@ -108,12 +113,24 @@ def load_result(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def load_config(path: Path) -> TrainConfig:
-    """The configuration of the run in folder `path`. Raises TrainingError."""
+def load_config(path: Path, arch: str | None = None) -> TrainConfig:
+    """The configuration of the run in folder `path`. Raises TrainingError.
+
+    arch: its network, where that is defined in files of the user's: nothing is run because a file names it.
+    """
     if not (path / _CONFIG).exists():
         raise TrainingError(f"{path}: no run to resume (it has no {_CONFIG})")
     try:
-        return train_config(**read_config(path / _CONFIG))
+        options = read_config(path / _CONFIG)
+        own = str(options.get("arch"))
+        if arch is not None and arch.rpartition("/")[2] != own.rpartition("/")[2]:
+            raise _UnnamedError(f"{path}: its network is {own!r}; leave out `arch`, or name that one")
+        if arch is None and is_outside(own):
+            raise _UnnamedError(f"{path}: its network is {own!r}, of your own files; name it again with `arch`")
+        options["arch"] = arch or own
+        return train_config(**options)
+    except _UnnamedError:
+        raise
     except (TypeError, ImgclsError) as error:
         raise TrainingError(f"{path / _CONFIG}: damaged; start anew with imgcls train") from error
 

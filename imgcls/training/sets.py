@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from imgcls_infer.steps import Preprocessing
 from torch import Tensor
 
 from imgcls.config import TrainConfig
@@ -54,7 +55,9 @@ class Sets:
         return record
 
 
-def load_sets(config: TrainConfig, device: torch.device, group: Group, report: Report) -> Sets:
+def load_sets(
+    config: TrainConfig, preprocessing: Preprocessing, device: torch.device, group: Group, report: Report
+) -> Sets:
     """Scan, decode (or find in the cache) and split what `config` names.
 
     report: takes lines about what was skipped. Raises ImgclsError where a class has no picture, or there is one only.
@@ -63,9 +66,9 @@ def load_sets(config: TrainConfig, device: torch.device, group: Group, report: R
     test_folder = scan_folder(config.test_dir, folder.classes) if config.test_dir else None
     test_set = None
     with group.leader_first():  # it decodes, the others find the cache filled
-        train_set = _packed_or_streamed(folder, config, device, "reading training pictures", report)
+        train_set = _packed_or_streamed(folder, config, preprocessing, device, "reading training pictures", report)
         if test_folder:
-            test_set = _packed_or_streamed(test_folder, config, device, "reading test pictures", report)
+            test_set = _packed_or_streamed(test_folder, config, preprocessing, device, "reading test pictures", report)
     _require_classes(folder, train_set.labels)
     train_rows, val_rows = split_rows(train_set.labels, config.val_fraction, config.seed)
     return Sets(folder.classes, train_set, test_set, train_rows, val_rows)
@@ -91,16 +94,17 @@ def split_rows(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
 def _packed_or_streamed(
     folder: Folder,
     config: TrainConfig,
+    preprocessing: Preprocessing,
     device: torch.device,
     description: str,
     report: Report,
 ) -> Pictures:
-    size = len(folder.paths) * 3 * math.prod(config.preprocessing.size)
+    size = len(folder.paths) * 3 * math.prod(preprocessing.size)
     if size > config.cache_limit:
         report(f"{folder.root}: {size / 1e9:.1f} GB of pixels do not fit the cache limit; decoding anew in every epoch")
-        return StreamedPictures(folder, config.preprocessing, device)
+        return StreamedPictures(folder, preprocessing, device)
     cache = Cache(config.cache_dir or default_cache_dir(), config.cache_limit)
-    packed = pack_folder(folder, config.preprocessing, cache, description)
+    packed = pack_folder(folder, preprocessing, cache, description)
     if packed.unreadable:
         report(f"skipped {len(packed.unreadable)} unreadable pictures; the first: {packed.unreadable[0][1]}")
     return PackedPictures(packed, device)

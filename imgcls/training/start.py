@@ -7,10 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
-from imgcls.checkpoint import StateDict, is_bare, load_checkpoint, read_state_dict
+from imgcls.checkpoint import StateDict, is_bare, load_checkpoint, read_state_dict, versioned, with_counters
 from imgcls.config import Triple
 from imgcls.errors import CheckpointError
 from imgcls.networks.registry import NetworkRow
+from imgcls.networks.skeleton import misfit
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class Start:
         Raises CheckpointError where the body does not fit.
         """
         expected = network.state_dict()
-        fresh = self._fresh(row.heads, expected, classes)
+        fresh = self._fresh(row.head_layers, expected, classes)
         wanted = {name: tensor for name, tensor in expected.items() if _layer(name) not in fresh}
-        found = {name: tensor for name, tensor in self.state.items() if _layer(name) not in fresh}
-        if {name: tensor.shape for name, tensor in found.items()} != {n: t.shape for n, t in wanted.items()}:
-            where = f"; get {row.published.url}" if row.published else ""
-            raise CheckpointError(f"{self.source}: not the weights of a {row.name}{where}")
-        network.load_state_dict(found, strict=False)
+        state = with_counters(self.state, expected)
+        found = {name: tensor for name, tensor in state.items() if _layer(name) not in fresh}
+        if why := misfit(wanted, found):
+            where = f"; get {row.published.url}" if row.published and row.published.url else ""
+            raise CheckpointError(f"{self.source}: not the weights of a {row.name} of this size ({why}){where}")
+        network.load_state_dict(versioned({**expected, **found}, network))
         return fresh
 
     def _fresh(self, heads: tuple[str, ...], expected: StateDict, classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -217,11 +217,14 @@ def test_a_request_starts_at_its_fair_share_of_the_time_so_far(start, decode, mo
     decode.has_begun("a0")
     decoders.add(["b0"])
     decode.end("a0")
-    decode.has_begun("a0", "b0")
+    decode.has_begun("a0", "a1")  # neither is light: the older one goes on
     assert decoders.add([]).start == pytest.approx(1 / 3)  # two requests waited, and a newcomer would have
+    decode.end("a1")
+    decode.has_begun("a0", "a1", "b0")
+    assert decoders.add([]).start == pytest.approx(2 / 3)
     decode.end("b0")
-    decode.has_begun("a0", "b0", "a1")
-    assert decoders.add([]).start == pytest.approx(1 / 3 + 1 / 2)
+    decode.has_begun("a0", "a1", "b0", "a2")
+    assert decoders.add([]).start == pytest.approx(2 / 3 + 1 / 2)
 
 
 def test_what_is_dropped_is_never_begun(start, decode):

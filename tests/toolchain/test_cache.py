@@ -217,7 +217,7 @@ def test_unreadable_pictures_leave_their_batch_and_the_others_keep_their_labels(
     known = {pixels.tobytes(): label for pixels, label in zip(packed.images, packed.labels.tolist(), strict=True)}
     config = train_config(pictures, tmp_path / "a.pth", image_size=16, batch_size=5, mean=HALF, std=HALF)
     streamed = StreamedPictures(folder, POLICY, device)
-    feed = Feed(streamed, torch.arange(12), Augmentation(), config, device, Group())
+    feed = Feed(streamed, torch.arange(12), Augmentation(), config, (16, 16), device, Group())
     batches = [feed.batch(share.rows, share.pictures) for share in feed.shares(0)]
     own = [known[picture.numpy().tobytes()] for pictures, _ in batches for picture in pictures]
     assert own == [label for _, labels in batches for label in labels.tolist()]
@@ -267,6 +267,8 @@ def test_a_fingerprint_is_of_classes_labels_and_pixels_and_not_of_where_they_lie
         fingerprint(labels=(1, 1)),
         fingerprint(classes=("ant", "cow")),
         fingerprint(classes=("bee", "ant")),
+        fingerprint(classes=("an", "tbee")),
+        fingerprint(classes=("antbee",)),
     ]
     assert len({fingerprint(), *others}) == 1 + len(others)
     assert fingerprint(folder="there") == fingerprint()

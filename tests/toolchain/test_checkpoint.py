@@ -198,16 +198,13 @@ def test_tensors_without_a_value_for_each_place_are_refused_before_they_take_mem
 @pytest.mark.parametrize("arch", ["cnn", "vgg16"])
 def test_a_manifest_of_another_size_makes_no_network_of_that_size(trained, monkeypatch, arch):
     _, checkpoint = trained
-    linear = torch.nn.Linear.__init__
-
-    def record(self, *arguments, **options):
-        assert torch.empty(0).device.type == "meta", "34 GB of random weights"
-        linear(self, *arguments, **options)
-
-    monkeypatch.setattr(torch.nn.Linear, "__init__", record)
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda layer: seen.append(layer.weight.is_meta))
+    seen = []
     huge = replace(checkpoint, manifest=replace(checkpoint.manifest, arch=arch, preprocessing=shorthand(4096)))
     with pytest.raises(CheckpointError, match=f"do not fit {arch}"):
         huge.network()
+    assert seen, "34 GB of random weights"
+    assert all(seen)
 
 
 def test_names_that_no_file_encodes_are_one_clear_error(trained, tmp_path):
@@ -219,7 +216,11 @@ def test_names_that_no_file_encodes_are_one_clear_error(trained, tmp_path):
         load_checkpoint(tmp_path / "odd.pth").network()
 
 
-@pytest.mark.parametrize("wrapped", [{}, {"state_dict": {}}, {"model": {}}])
+@pytest.mark.parametrize(
+    "wrapped",
+    [{}, {"state_dict": {}}, {"model": {}}, {"state_dict": {"model": {"a": torch.zeros(1)}}}, {"a": 1}],
+    ids=str,
+)
 def test_a_state_dict_without_tensors_is_refused(tmp_path, wrapped):
     torch.save(wrapped, tmp_path / "empty.pth")
     with pytest.raises(CheckpointError, match="holds no state dict"):
@@ -237,6 +238,16 @@ def test_damaged_sample_pictures_are_one_clear_error(trained, tmp_path, samples)
     content = torch.load(trained[0], weights_only=True)
     torch.save({**content, "samples": samples}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="sample pictures are damaged"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("claimed", ["", "00", "0" * 64, str.upper], ids=["none", "short", "another", "capitals"])
+def test_a_checkpoint_is_read_only_with_the_hash_of_its_own_weights(trained, tmp_path, claimed):
+    content = torch.load(trained[0], weights_only=True)
+    own = content["manifest"]["weights_sha256"]
+    content["manifest"]["weights_sha256"] = claimed(own) if callable(claimed) else claimed
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path / "a.pth")
 
 

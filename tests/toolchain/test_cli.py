@@ -104,7 +104,7 @@ def test_what_is_missing_is_one_line_and_exit_code_1(tmp_path, monkeypatch, argu
     [
         ["train", "--epochs", "0"],
         ["train", "--image-size", "7"],
-        ["train", "--arch", "resnet"],
+        ["train", "--resize", "zoom"],
         ["export"],
         ["export", "x.pth", "--mean", "1,2"],
         ["verify", "x.pth"],

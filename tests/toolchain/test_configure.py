@@ -71,7 +71,7 @@ def test_every_field_is_an_option_whose_help_has_the_recipes_values():
     assert own | recipes <= set(options)
     for name in recipes:
         assert "Default: " in options[name].help, name
-    assert "Default: cnn 0.004, vgg16 0.0005; article: 0.001." in options["learning_rate"].help
+    assert "Default: cnn 0.004, vgg16 0.0005, others 0.001; article: 0.001." in options["learning_rate"].help
 
 
 def test_a_file_stands_for_options_and_the_command_line_goes_before_it(here):

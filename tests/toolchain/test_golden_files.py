@@ -12,12 +12,13 @@ from imgcls_infer import preprocess
 from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import Manifest
 from imgcls_infer.selfcheck import pixels_sha256
-from imgcls_infer.steps import Decode, shorthand
+from imgcls_infer.steps import Crop, Decode, Preprocessing, Resize, shorthand
 from PIL import Image, ImageFilter
 
 from imgcls.export.golden_files import make_golden_files
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.registry import build_network
+from imgcls.parity.runtimes import run_module
 
 SIDE = 32
 PLAIN, TRANSPARENT, JPEG, TURNED = "plain.png", "transparent.png", "plain.jpg", "turned.jpg"
@@ -32,14 +33,14 @@ def classifier():
 @pytest.fixture(scope="module")
 def files(classifier):
     samples = [GoldenSample(path.read_bytes(), ()) for path in sorted(SAMPLE.glob("test/*/*.png"))[::100]]
-    return {file.name: file for file in make_golden_files(classifier, samples, MANIFEST)}
+    return {file.name: file for file in make_golden_files(run_module(classifier), samples, MANIFEST)}
 
 
 @pytest.mark.parametrize("decode", [Decode(exif=False), Decode(alpha="drop")], ids=str)
 def test_they_record_the_pixels_of_the_models_own_decoding(classifier, decode):
     preprocessing = MANIFEST.preprocessing._replace(decode=decode)
     samples = [GoldenSample(path.read_bytes(), ()) for path in sorted(SAMPLE.glob("test/*/*.png"))[::100]]
-    for file in make_golden_files(classifier, samples, replace(MANIFEST, preprocessing=preprocessing)):
+    for file in make_golden_files(run_module(classifier), samples, replace(MANIFEST, preprocessing=preprocessing)):
         assert pixels_sha256(preprocess.decode_rgb(file.data, file.name, decode)) == file.decoded_sha256, file.name
 
 
@@ -90,8 +91,8 @@ def test_the_turned_file_alone_shows_that_orientations_are_not_applied(monkeypat
 def test_the_jpeg_files_alone_show_another_jpeg_decoder(monkeypatch, files):
     honest = preprocess._upright_rgb
 
-    def smoothed(image, exif, name, decode):
-        rgb = honest(image, exif, name, decode)
+    def smoothed(image, *others):
+        rgb = honest(image, *others)
         return rgb.filter(ImageFilter.BLUR) if image.format == "JPEG" else rgb
 
     assert shown_by(monkeypatch, files, "_upright_rgb", smoothed) == {JPEG, TURNED}
@@ -112,3 +113,19 @@ def test_every_file_shows_another_resize(files, mode):
     assert len(sizes) == 4
     assert all(width % 2 and height % 2 for width, height in sizes)
     assert sorted(width > height for width, height in sizes) == [False, False, True, True]
+
+
+def test_files_are_decoded_as_the_model_wants_them():
+    """Without EXIF and transparency, rectangular: the pixels and their decoded hash are stage 1's own."""
+    preprocessing = Preprocessing(
+        (SIDE, SIDE + 8), (Resize("short", (SIDE + 9, SIDE + 9)), Crop((SIDE, SIDE + 8))), Decode(False, "drop")
+    )
+    manifest = replace(MANIFEST, preprocessing=preprocessing)
+    network = build_network("cnn", 3, preprocessing.size)
+    classifier = Classifier(network, preprocessing.size, MANIFEST.mean, MANIFEST.std).eval()
+    png = io.BytesIO()
+    Image.new("RGB", preprocessing.size[::-1], "teal").save(png, "PNG")
+    for file in make_golden_files(classifier, [GoldenSample(png.getvalue(), ())], manifest):
+        decoded = preprocess.decode_rgb(file.data, file.name, preprocessing.decode)
+        assert pixels_sha256(decoded) == file.decoded_sha256, file.name
+        assert pixels_sha256(preprocess.preprocess(file.data, preprocessing)) == file.pixels_sha256, file.name

@@ -31,6 +31,7 @@ from imgcls.export import export_model
 from imgcls.export.formats import open_exported
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.precision import narrow
+from imgcls.parity import compare as compare_module
 from imgcls.parity import rounding
 from imgcls.parity.compare import Outputs, compare, manifest_problems, measure
 from imgcls.parity.probes import (
@@ -622,3 +623,12 @@ def test_a_probabilitys_tolerance_is_half_the_logits_and_the_softmaxs_rounding(m
     monkeypatch.setattr(rounding, "logit_deviation", lambda *_: 1e-4)
     found = probability_tolerance(None, None)
     assert found == pytest.approx(6 * 2**0.5 * 1e-4 / 2 + 8 * 2**-24)
+
+
+@pytest.mark.parametrize(("margin", "decided"), [(0.5, False), (1.5, False), (1.99, False), (2.01, True), (9.0, True)])
+def test_another_class_is_a_problem_where_both_answers_within_the_tolerance_could_not_meet(margin, decided):
+    """Each of two probabilities may be off by the tolerance: a margin of more than twice that is PyTorch's decision."""
+    tolerance = 1e-3
+    changed = (compare_module.ChangedAnswer("a.png", "ant", "bee", margin * tolerance),)
+    found = compare_module._over(compare_module.Differences(max_abs=tolerance), changed, tolerance, 10)
+    assert found == (["1 of 10 pictures get another class, a.png for one"] if decided else [])

@@ -1,0 +1,138 @@
+"""A network without its weights: what shapes it has, and whether it is a classifier, at next to no memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from imgcls_infer.errors import one_line
+from imgcls_infer.steps import Size
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+
+from imgcls.errors import ImgclsError
+
+_HUGE = 1 << 28  # numbers
+
+
+@contextmanager
+def skeleton() -> Iterator[None]:
+    """Networks that are built here have their parameters on the meta device; buffers are real.
+
+    Not `torch.device("meta")`, under which networks that compute their widths with tensors can't be built (RegNet), and
+    buffers that no state dict holds would stay empty.
+    """
+    handle = register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]  # may return another
+    try:
+        with _NothingHuge():
+            yield
+    finally:
+        handle.remove()
+
+
+class _NothingHuge(TorchFunctionMode):
+    """No memory is asked for where a manifest asks for a layer of a size that no file has."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.empty and math.prod(_shape(args)) > _HUGE:
+            kwargs = {**kwargs, "device": "meta"}
+        return function(*args, **kwargs)
+
+
+def _shape(args: Any) -> tuple[int, ...]:
+    """Of torch.empty's arguments, a tuple or numbers."""
+    return tuple(args[0]) if args and isinstance(args[0], (tuple, list, torch.Size)) else tuple(args)
+
+
+def _to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    if parameter is None or parameter.is_meta or is_lazy(parameter):  # a shared one stays one
+        return parameter
+    return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+
+def head_paths(build: Callable[[int], nn.Module]) -> tuple[str, ...]:
+    """Paths of the layers whose shapes follow the number of classes, as they were registered.
+
+    build: (classes) -> the network.
+    """
+    with skeleton():
+        first, second = (
+            {name: tensor.shape for name, tensor in build(classes).state_dict().items()} for classes in (2, 3)
+        )
+    changed = [name for name, shape in first.items() if second.get(name) != shape]
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in changed))
+
+
+@torch.inference_mode()
+def require_logits(name: str, network: nn.Module, classes: int, size: Size) -> None:
+    """Run one black picture through a network. Raises ImgclsError where the answer is no tensor [N, classes], and
+    whatever the network raises. A skeleton is not run."""
+    if any(parameter.is_meta for parameter in network.parameters()):
+        return
+    was_training = network.training
+    answer = network.eval()(torch.zeros(1, 3, *size))
+    network.train(was_training)
+    if not isinstance(answer, Tensor):
+        raise ImgclsError(f"{name} gives a {type(answer).__name__}, not a tensor of logits [N, classes]")
+    if answer.ndim != 2 or len(answer) != 1:
+        raise ImgclsError(f"{name} gives a tensor {list(answer.shape)} for one picture, not logits [1, {classes}]")
+    if answer.shape[1] != classes:
+        raise ImgclsError(f"{name} tells {answer.shape[1]:,} classes apart, not {classes:,}")
+
+
+def checked(name: str, network: nn.Module, classes: int, size: Size) -> nn.Module:
+    """A network of a library that gives logits for pictures of that size. Raises ImgclsError where it does not."""
+    try:
+        require_logits(name, network, classes, size)
+    except (AssertionError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise wrong_size(name, size, error) from error
+    return network
+
+
+def wrong_size(name: str, size: Size, error: Exception) -> ImgclsError:
+    """What to raise where a library's network can't be made for a size, or run on it."""
+    return ImgclsError(f"{name} does not take pictures of {size[0]} x {size[1]} pixels ({one_line(error)})")
+
+
+def set_dropout(name: str, network: nn.Module, share: float | None) -> None:
+    """Have all layers of dropout that a network uses drop that share; None leaves them. Raises ImgclsError."""
+    if share is None:
+        return
+    layers = [module for module in network.modules() if isinstance(module, nn.Dropout) and module.p > 0]
+    if not layers and share:
+        raise ImgclsError(f"{name} has no dropout; leave out `dropout`")
+    for layer in layers:
+        layer.p = share
+
+
+def misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """What keeps weights from fitting a network, in words: which tensors, and how many. Empty where they fit."""
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    other = [
+        f"{name} is {list(found[name].shape)} instead of {list(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    parts = [
+        _some(missing, "missing"),
+        _some(unknown, "not of this network"),
+        _some(other, "of another shape"),
+    ]
+    return "; ".join(filter(None, parts))
+
+
+_SHOWN = 3
+
+
+def _some(names: list[str], what: str) -> str:
+    if not names:
+        return ""
+    more = ", ..." if len(names) > _SHOWN else ""
+    return f"{len(names)} {'tensor' if len(names) == 1 else 'tensors'} {what}: {', '.join(names[:_SHOWN])}{more}"

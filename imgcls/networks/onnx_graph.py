@@ -79,6 +79,8 @@ def strip(model: onnx.ModelProto) -> None:
 def _export(classifier: Classifier, opset: int) -> torch.onnx.ONNXProgram:
     example = torch.zeros(2, *classifier.size, 3, dtype=torch.uint8)  # 2: a batch of 1 would be taken for a constant
     with _quiet(), plain_attention():
+        with torch.no_grad():
+            classifier(example)  # what a network keeps from its first run on (as TinyViT its biases) is a constant then
         try:
             program = torch.onnx.export(
                 classifier,

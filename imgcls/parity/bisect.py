@@ -183,10 +183,13 @@ def _sides(classifier: Classifier, model: onnx.ModelProto, path: Path) -> _Sides
     known = {
         node.name for node in graph.graph.nodes if node.op == "call_function" and isinstance(node.meta["val"], Tensor)
     }
+    operators = {node.name: node.op_type for node in reference.model.graph.node}
+    alike = operators.keys() == {node.name for node in model.graph.node}
     values = [
         _Value(name, node, nodes[origin])
         for node in model.graph.node
-        for name in node.output
+        for name in node.output  # where nodes differ, the numbers in names may count otherwise
+        if alike or operators.get(node.name) == node.op_type or name in ("logits", "probabilities")
         if (origin := reference.origins.get(name)) in known
     ]
     logits, probabilities = (reference.origins[name] for name in ("logits", "probabilities"))

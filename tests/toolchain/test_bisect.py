@@ -213,6 +213,30 @@ def test_a_file_of_a_network_that_differs_in_one_setting_parts_there(trained, tm
     assert bisect(checkpoint, written(**other)[1], PIXELS).divergence.node == node
 
 
+class Keeping(nn.Module):
+    """Keeps what it has computed in its first run, as timm's TinyViT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head, self.kept = nn.Parameter(torch.randn(4)), nn.Linear(3, 10), None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = self.table[torch.tensor([2, 0, 1])]
+        return self.head(x.mean((2, 3)) + self.kept)
+
+
+def test_a_network_that_keeps_something_from_its_first_run_is_compared_with_itself(trained, tmp_path):
+    state = Keeping().state_dict()
+    manifest = Manifest(
+        "net", trained[1].manifest.classes, shorthand(32), (0.5,) * 3, (0.25,) * 3, weights_sha256(state)
+    )
+    checkpoint = Checkpoint(state, manifest, trained[1].samples, build=lambda classes, size: Keeping())
+    export_model(ExportConfig(tmp_path / "a.pth", output=tmp_path / "a.onnx", fold=False), checkpoint)
+    found = bisect(checkpoint, tmp_path / "a.onnx", PIXELS)
+    assert found, str(found)
+
+
 def test_other_precisions_are_refused(trained, tmp_path):
     path, checkpoint = trained
     export_model(ExportConfig(path, output=tmp_path / "half.onnx", precision="fp16"), checkpoint)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from imgcls.errors import CheckpointError
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.registry import build_network, find, find_recorded
-from imgcls.networks.skeleton import misfit, skeleton
+from imgcls.networks.skeleton import bare, misfit
 from imgcls.networks.weights_file import read_mapping as read_mapping
 from imgcls.system.files import AnyPath, write_atomically
 
@@ -53,10 +53,8 @@ class Checkpoint:
         """The network with these weights, in eval mode, on the CPU. Raises CheckpointError."""
         manifest = self.manifest
         classes, size = len(manifest.classes), manifest.preprocessing.size
-        with skeleton():  # shapes first: a manifest may ask for a network of any size
-            network = (
-                self.build(classes, size) if self.build else build_network(find_recorded(manifest.arch), classes, size)
-            )
+        build = self.build or partial(build_network, find_recorded(manifest.arch))
+        network = bare(partial(build, classes, size))  # shapes first: a manifest may ask for a network of any size
         load_weights(network, self.state_dict, manifest.arch)
         require_finite(network.state_dict())
         return network.eval()

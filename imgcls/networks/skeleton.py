@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,17 @@ def skeleton() -> Iterator[None]:
         handle.remove()
 
 
+def bare(build: Callable[[], nn.Module]) -> nn.Module:
+    """A network as a skeleton; or with random weights where it computes with them while it is made, or makes tables on
+    their device that no state dict holds (timm's Swin)."""
+    try:
+        with skeleton():
+            network = build()
+    except Exception:  # what is wrong with the network itself is raised again
+        return build()
+    return build() if any(buffer.is_meta for buffer in network.buffers()) else network
+
+
 class _NothingHuge(TorchFunctionMode):
     """No memory is asked for where a manifest asks for a layer of a size that no file has."""
 
@@ -61,10 +73,10 @@ def head_paths(build: Callable[[int], nn.Module]) -> tuple[str, ...]:
 
     build: (classes) -> the network.
     """
-    with skeleton():
-        first, second = (
-            {name: tensor.shape for name, tensor in build(classes).state_dict().items()} for classes in (2, 3)
-        )
+    first, second = (
+        {name: tensor.shape for name, tensor in bare(partial(build, classes)).state_dict().items()}
+        for classes in (2, 3)
+    )
     changed = [name for name, shape in first.items() if second.get(name) != shape]
     return tuple(dict.fromkeys(name.rpartition(".")[0] for name in changed))
 

@@ -124,11 +124,12 @@ def _frozen(model: Model, name: str, heads: tuple[str, ...], fresh: tuple[str, .
 
     A network that does not end in that layer (SqueezeNet pools after it, DeiT has two of them) runs as a whole.
     """
-    last = heads[-1:] if _ends_in(model.classifier, heads[-1]) else heads
+    ends = _ends_in(model.classifier, heads[-1])
+    last = heads[-1:] if ends else heads
     if random := [layer for layer in fresh if layer not in last]:
         raise TrainingError(f"`freeze` would freeze layers of {name} that have no weights yet: {', '.join(random)}")
     network = model.classifier.network
-    if not _ends_in(model.classifier, heads[-1]):
+    if not ends:
         return replace(model, learns=HeadsLearn(network, heads))
     body, layer = split_head(network, heads[-1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from imgcls.config import ExportConfig
 from imgcls.errors import CheckpointError, ImgclsError, TrainingError
 from imgcls.export import export_model
 from imgcls.networks.registry import NETWORKS, build_network, find, find_recorded
-from imgcls.networks.skeleton import head_paths, misfit, skeleton
+from imgcls.networks.skeleton import bare, head_paths, misfit, skeleton
 from imgcls.training import train, train_config
 from imgcls.training.model import _ends_in
 from imgcls.training.start import Start
@@ -263,6 +264,25 @@ def test_shared_weights_and_buffers_survive_in_a_skeleton():
     assert network.table.tolist() == [0, 1, 2]
 
 
+def test_a_network_that_computes_with_its_weights_while_it_is_made_is_made_with_random_ones():
+    class Measuring(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.first = nn.Linear(4, 3)
+            self.last = nn.Linear(len(self.first(torch.zeros(4))), classes)
+            self.largest = self.first.weight.max().item()
+
+    class Masking(Measuring):
+        def __init__(self, classes):
+            nn.Module.__init__(self)
+            self.last = nn.Linear(4, classes)
+            self.register_buffer("mask", torch.zeros(4, device=self.last.weight.device), persistent=False)
+
+    for network in (Measuring, Masking):
+        assert head_paths(network) == ("last",)
+        assert not any(tensor.is_meta for tensor in [*bare(partial(network, 2)).parameters(), *network(2).buffers()])
+
+
 def test_weights_that_do_not_fit_are_named_and_counted():
     with skeleton():
         expected, found = (build_network("cnn", classes, 8).state_dict() for classes in (2, 3))
@@ -443,13 +463,9 @@ def test_a_frozen_body_stays_as_it_was(here, tmp_path, name, ends):
     options = {"weights": tmp_path / "weights.pth", "freeze": True, "image_size": 32}
     result = trained(here, f"torchvision/{name}", **options)
     head = find(f"torchvision/{name}").head
-    assert _ends_in(replace_head(result.checkpoint.classifier(), head), head) == ends
+    assert _ends_in(result.checkpoint.classifier(), head) == ends
     for key, tensor in result.checkpoint.state_dict.items():
         assert key.startswith(head) or torch.equal(tensor, network.state_dict()[key]), key
-
-
-def replace_head(classifier, head):
-    return classifier
 
 
 @needs_timm

@@ -121,7 +121,7 @@ def test_a_recipe_from_weights_that_were_trained_is_another_in_these_fields_alon
     tmp_path, arch, recipe, start, freeze
 ):
     start = {name: tmp_path / "a.pth" if name == "weights" else value for name, value in start.items()}
-    if freeze and not (arch == "vgg16" and start):
+    if freeze and not start:
         with pytest.raises(ImgclsError, match="freeze"):
             train_config(tmp_path, tmp_path / "b.pth", arch=arch, recipe=recipe, freeze=True, **start)
         return
@@ -160,6 +160,7 @@ def test_cached_features_train_the_same_head_as_the_frozen_body_in_the_loop(tmp_
         return body, head
 
     monkeypatch.setattr(model, "split_head", counting)
+    monkeypatch.setattr(model, "_ends_in", lambda *_: True)  # which runs both, too
 
     def run(name, **options):
         calls.clear()

@@ -136,7 +136,7 @@ def open_checkpoint(
     from imgcls.checkpoint import is_bare, load_article_checkpoint, load_checkpoint
 
     if path.suffix.lower() == ".onnx":
-        raise click.UsageError(f"{path} is no checkpoint; imgcls verify compares an adopted file with the ONNX original")
+        raise click.UsageError(f"{path} is no checkpoint; only imgcls verify takes an ONNX original in its place")
     given = {"--arch": arch, "--classes": classes, "--image-size": image_size, "--mean": mean, "--std": std}
     if not any(given.values()) and resize is None:
         return load_checkpoint(path)

@@ -310,6 +310,7 @@ PNGS: dict[str, Make] = {
     "png, elongated the other way, crop": lambda: png(2, size=(33, 1_515_151)),
     "png, elongated RGBA, turned, crop": lambda: png(6, size=(1_515_151, 33), before=TURN),
     "png, elongated, crop to 762": lambda: png(2, size=(65_500, 763)),
+    "png, elongated, two resizes": lambda: png(2, size=(65_500, 763)),
     "png, elongated RGBA, turned, crop to 762": lambda: png(6, size=(65_500, 763), before=TURN),
 }
 

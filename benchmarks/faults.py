@@ -203,9 +203,9 @@ def over_black(honest: Callable[..., Image.Image]) -> Callable[..., Image.Image]
 def without_antialias(honest: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
     """As cv2 and most devices resize: two by two pixels are mixed, however many there are."""
 
-    def resample(image: Image.Image, size: tuple[int, int], policy: object) -> Image.Image:
-        if image.size == size:
-            return image
+    def resample(image: Image.Image, size: tuple[int, int], interpolation: str, box: object = None) -> Image.Image:
+        if image.size == size or box is not None:
+            return honest(image, size, interpolation, box)
         scale = (image.width / size[0], 0, 0, 0, image.height / size[1], 0)
         return image.transform(size, Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR)
 

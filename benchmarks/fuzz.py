@@ -37,7 +37,7 @@ import numpy as np
 from imgcls_infer.errors import InferError
 from imgcls_infer.predictor import BUILT_IN, Predictor
 from imgcls_infer.preprocess import preprocess
-from imgcls_infer.steps import shorthand
+from imgcls_infer.steps import Crop, Pad, Preprocessing, Resize, shorthand
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +53,8 @@ TURNED = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0
 """An EXIF block with an orientation of 6."""
 
 FINE = ("answer", "error")
+
+STEPS = Preprocessing((8, 8), (Resize("short", (9, 9), "bicubic"), Crop((7, 7), "floor"), Pad((8, 8), (1, 2, 3))))
 
 
 def picture_files(rng: np.random.Generator) -> list[bytes]:
@@ -134,13 +136,14 @@ def picture_case(seed: int, number: int) -> bytes:
 
 
 def model_case(seed: int, number: int) -> bytes:
-    """Every other one is a tiny model, which has little beside its structure to be hit."""
+    """Two of three are tiny models, of each schema, which have little beside their structure to be hit."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from infer.tiny import good_onnx
+    from infer.tiny import good_onnx, tiny_manifest
 
     rng = np.random.default_rng([seed, number])
-    files = [good_onnx(), (ROOT / "deploy" / "imgcls_infer" / "models" / BUILT_IN).read_bytes()]
-    return mutated(files[number % 2], files[1 - number % 2], rng)
+    with_steps = good_onnx(manifest=tiny_manifest(preprocessing=STEPS).to_json())
+    files = [good_onnx(), (ROOT / "deploy" / "imgcls_infer" / "models" / BUILT_IN).read_bytes(), with_steps]
+    return mutated(files[number % 3], files[(number + 1) % 3], rng)
 
 
 def child(kind: str, seed: int, numbers: range) -> None:
@@ -223,6 +226,8 @@ def large_child(path: Path) -> None:
     try:
         if "crop to 762" in path.name:
             preprocess(data, shorthand(762))
+        elif "two resizes" in path.name:
+            preprocess(data, Preprocessing((8, 8), (Resize("short", (762, 762)), Resize("exact", (8, 8)))))
         else:
             predictor.predict(data)
         outcome = "answer"

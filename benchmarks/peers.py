@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
     from imgcls.checkpoint import Checkpoint
 
@@ -109,8 +110,8 @@ def by_hand(load: Callable[[str, Settings], np.ndarray]) -> Callable[[Settings],
     return opened
 
 
-def pillow(file: str, settings: Settings, *, exif: bool = True, white: bool = True) -> np.ndarray:
-    """All done right: EXIF orientation, transparency over white, 16 bits to 8, antialiased resize, centre crop."""
+def open_rgb(file: str, *, exif: bool = True) -> Image.Image:
+    """With Pillow, all done right: EXIF orientation, transparency over white, 16 bits to 8."""
     import numpy as np
     from PIL import Image, ImageOps
 
@@ -119,9 +120,17 @@ def pillow(file: str, settings: Settings, *, exif: bool = True, white: bool = Tr
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if white and image.has_transparency_data:
+        if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("RGB")
+        return image.convert("RGB")
+
+
+def pillow(file: str, settings: Settings, *, exif: bool = True) -> np.ndarray:
+    """All done right: opened so, antialiased resize, centre crop."""
+    import numpy as np
+    from PIL import Image
+
+    image = open_rgb(file, exif=exif)
     short = min(image.size)
     width, height = (settings.size * length // short for length in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)

@@ -60,9 +60,9 @@ else:
 print(json.dumps([code, time.perf_counter() - start, peak]))
 """
 
-_EAGER_SCRIPT = torch_script(
+_EAGER_SCRIPT = (
     "from pathlib import Path\nfrom imgcls.checkpoint import load_checkpoint\n"
-    "module = load_checkpoint(Path(sys.argv[1])).classifier()"
+    "module = load_checkpoint(Path(sys.argv[1]), arch={arch!r}).classifier()"
 )
 
 
@@ -225,9 +225,12 @@ def bench(checkpoint: Checkpoint, config: BenchConfig, folder: Folder | AnyPath)
 
 
 def _eager(path: Path, config: BenchConfig, start: Callable[..., ColdStart]) -> _Candidate:
-    size = config.checkpoint.stat().st_size
+    size, script = config.checkpoint.stat().st_size, torch_script(_EAGER_SCRIPT.format(arch=config.arch))
     return _Candidate(
-        str(config.checkpoint), size, lambda: eager(load_checkpoint(path)), _EAGER_SCRIPT(start(model=path))
+        str(config.checkpoint),
+        size,
+        lambda: eager(load_checkpoint(path, arch=config.arch)),
+        script(start(model=path)),
     )
 
 

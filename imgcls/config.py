@@ -285,7 +285,8 @@ class BenchConfig(_Configuration):
 
     models: exported files. providers: onnxruntime's for the ONNX files among them, each in a row of its own.
     threads: CPU threads of every runtime. pictures: how many to use. repeats: how often to open each file, start each
-    process and go through the pictures.
+    process and go through the pictures. arch: of a checkpoint whose network is defined in files of the user's, its
+    name; None takes the checkpoint's own.
     """
 
     checkpoint: Path
@@ -295,3 +296,4 @@ class BenchConfig(_Configuration):
     threads: int = 1
     pictures: int = 256
     repeats: int = 5
+    arch: str | None = None

@@ -258,6 +258,7 @@ SERVE_LAYERS = {
     "imgcls_serve.notify": 1,
     "imgcls_serve.server": 1,
     "imgcls_serve.decoders": 1,
+    "imgcls_serve.costs": 1,
     "imgcls_serve.batching": 2,
     "imgcls_serve.app": 3,
     "imgcls_serve.cli": 4,

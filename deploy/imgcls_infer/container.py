@@ -139,7 +139,9 @@ def _pixel_bytes(width: int, height: int, each: float = 8) -> int:
 
 _NEXT_MARKER = re.compile(rb"[^\xff]*\xff+([^\xff])", re.DOTALL)
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xDE}
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xDE}
+"""Markers of a JPEG that begin a frame, as Pillow takes them."""
+
 _BARE = frozenset([0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)])
 _FRAME = struct.Struct(">HHB")
 _SCAN, _QUANTISERS, _APP1, _APP13, _END = 0xDA, 0xDB, 0xE1, 0xED, 0xD9
@@ -169,7 +171,7 @@ def _jpeg(data: bytes) -> int:
         kept += length
         if marker == _QUANTISERS:
             blocks += length // 65
-        elif marker in _FRAMES:
+        elif marker in JPEG_FRAMES:
             blocks += length // 3
             frame = marker, place
         elif marker == _APP1 and data.startswith(b"Exif\0", place + 2):
@@ -255,12 +257,13 @@ def _scans(data: bytes, place: int) -> Iterator[tuple[bytes, int]]:
 
 # --- PNG ---
 
+_PNG_SIZE = struct.Struct(">II")
 _PNG_CHUNK = struct.Struct(">I4s")
 _INFLATED = frozenset([b"iCCP", b"zTXt", b"iTXt"])
 
 
 def _png(data: bytes) -> int:
-    width, height = struct.unpack_from(">II", data, 16)
+    width, height = _PNG_SIZE.unpack_from(data, 16)
     place, blocks, kept, inflated, frames = 8, 0, 0, 0, 0
     pixels = False
     while place + 8 <= len(data):
@@ -393,7 +396,7 @@ _RIFF_CHUNK = struct.Struct("<4sI")
 
 def _webp(data: bytes) -> int:
     (riff,) = struct.unpack_from("<I", data, 4)
-    width, height = _webp_size(data)
+    width, height = webp_size(data)
     if width * height > MAX_WEBP_PIXELS:  # Pillow takes the memory of the canvas before it tells its size
         raise TooCostlyError(f"{width} x {height} pixels, more than the {MAX_WEBP_PIXELS:,} that are accepted")
     place, blocks = 12, 0
@@ -406,7 +409,8 @@ def _webp(data: bytes) -> int:
     return 3 * len(data) + _pixel_bytes(width, height, 16)
 
 
-def _webp_size(data: bytes) -> tuple[int, int]:
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a WebP file, from the header of its first chunk."""
     kind = data[12:16]
     if kind == b"VP8X":
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1

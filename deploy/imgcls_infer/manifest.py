@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imgcls_infer.errors import ModelError, printable
-from imgcls_infer.steps import Preprocessing, is_int, preprocessing_from, require, shorthand, shown
+from imgcls_infer.steps import Preprocessing, checked, is_int, preprocessing_from, require, shorthand, shown
 
 SCHEMA_VERSIONS = (1, 2)
 """Those that can be read. 1 knows a square and one of steps.MODES, 2 any list of steps."""
@@ -113,6 +113,8 @@ class Manifest:
         for name in ("dataset", "training", "versions", "source"):
             require(isinstance(getattr(self, name), dict), name, getattr(self, name))
         require(isinstance(self.parity, Parity), "parity", self.parity)
+        require(isinstance(self.preprocessing, Preprocessing), "preprocessing", self.preprocessing)
+        checked(self.preprocessing)
 
     @property
     def schema_version(self) -> int:

@@ -23,11 +23,10 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Any, Union
 
 from PIL import Image
@@ -36,7 +35,7 @@ from imgcls_infer import container
 from imgcls_infer.container import MAX_FILE_BYTES, MAX_PIXELS, MAX_WEBP_PIXELS, format_of
 from imgcls_infer.errors import ImageError, one_line
 from imgcls_infer.errors import printable as printable
-from imgcls_infer.steps import DECODE, Crop, Decode, Preprocessing, Resize, Step
+from imgcls_infer.steps import DECODE, Crop, Decode, Pad, Preprocessing, Resize, Step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +50,7 @@ _PIXELS_AT_ONCE = 2 * MAX_PIXELS
 """A picture before, between and after the two passes of its resizing; more of them are resized in strips."""
 
 _EXIF = b"Exif\0\0"
+_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,7 +74,8 @@ def preprocess(source: Source, preprocessing: Preprocessing) -> np.ndarray:
     """
     import numpy as np
 
-    return np.asarray(prepare(source, preprocessing))
+    with SILENCE:
+        return np.asarray(prepare(source, preprocessing))
 
 
 def preprocess_or_error(source: Source, preprocessing: Preprocessing) -> Union[np.ndarray, ImageError]:
@@ -86,7 +87,7 @@ def preprocess_or_error(source: Source, preprocessing: Preprocessing) -> Union[n
 
 
 def prepare(source: Source, preprocessing: Preprocessing) -> Image.Image:
-    """What `preprocess` gives, as a PIL image in mode RGB. Raises ImageError."""
+    """What `preprocess` gives, as a PIL image in mode RGB. Raises ImageError. For callers that hold SILENCE."""
     name = describe(source)
     return run_steps(_open_rgb(source, name, preprocessing.decode), preprocessing.steps, name)
 
@@ -95,7 +96,8 @@ def decode_rgb(source: Source, name: str, decode: Decode = DECODE) -> np.ndarray
     """The picture in its own size: uint8 [H, W, 3], RGB. Raises ImageError."""
     import numpy as np
 
-    return np.asarray(_open_rgb(source, name, decode))
+    with SILENCE:
+        return np.asarray(_open_rgb(source, name, decode))
 
 
 def describe(source: object) -> str:
@@ -108,73 +110,105 @@ def describe(source: object) -> str:
 
 
 def run_steps(image: Image.Image, steps: tuple[Step, ...], name: str = "picture") -> Image.Image:
-    """An RGB image after a model's steps. A cut that follows a resize saves the pixels that it would cut off.
+    """An RGB image after a model's steps. A crop that follows a resize saves the pixels that it would cut off.
 
-    Raises ImageError where a resized picture would pass MAX_PIXELS (a picture thousands of times longer than wide).
+    Raises ImageError where a step would make more than MAX_PIXELS of it (a picture thousands of times longer than
+    wide).
     """
-    position = 0
-    while position < len(steps):
-        step = steps[position]
-        position += 1
-        width, height = image.size
-        if isinstance(step, Resize):
-            new_height, new_width = step.target(height, width)
-            if new_height * new_width > MAX_PIXELS:
-                del image  # the error's traceback would hold it
-                raise ImageError(
-                    f"{name}: {width} x {height} is too elongated to crop; use a model that was trained with pad"
-                )
-            cut = steps[position] if position < len(steps) else None
-            box = cut.box(new_height, new_width) if isinstance(cut, Crop) else None
-            inside = box is not None and min(box) >= 0 and box[2] <= new_width and box[3] <= new_height
-            if inside:
-                position += 1
-                box = None if box == (0, 0, new_width, new_height) else box
-            image = _resample(image, (new_width, new_height), step.filter, box if inside else None)
-        elif isinstance(step, Crop):
-            image = image.crop(step.box(height, width))
-        else:
-            new_height, new_width = step.canvas(height, width)
-            canvas = Image.new("RGB", (new_width, new_height), step.fill)
-            canvas.paste(image, ((new_width - width) // 2, (new_height - height) // 2))
-            image = canvas
+    while steps:
+        step, steps = steps[0], steps[1:]
+        if isinstance(step, Crop):
+            image = _cut(image, step.box(image.height, image.width))
+            continue
+        height, width = (step.target if isinstance(step, Resize) else step.canvas)(image.height, image.width)
+        if height * width > MAX_PIXELS:
+            problem = _too_elongated(image, step, name)
+            del image  # the error's traceback would hold it
+            raise ImageError(problem)
+        if isinstance(step, Pad):
+            image = _padded(image, (width, height), step.fill)
+            continue
+        box = _box_inside(steps, height, width)
+        if box is not None:
+            steps = steps[1:]
+        if _fits(image.size, (width, height)):
+            image = _resample(image, (width, height), step.filter, box)
+        else:  # pass by pass, so that the picture before both is freed after the first
+            for axis, length, kept in _passes(image.size, (width, height), box):
+                image = _resample_axis(image, axis, length, kept, step.filter)
     return image
+
+
+def _too_elongated(image: Image.Image, step: Step, name: str) -> str:
+    if isinstance(step, Pad):
+        return f"{name}: {image.width} x {image.height} is too elongated to pad; use a model that resizes before"
+    return f"{name}: {image.width} x {image.height} is too elongated to crop; use a model that was trained with pad"
+
+
+def _box_inside(steps: tuple[Step, ...], height: int, width: int) -> tuple[int, int, int, int] | None:
+    """(left, upper, right, lower) of the crop that comes first, if it reaches over no edge of `height` and `width`."""
+    if not steps or not isinstance(steps[0], Crop):
+        return None
+    box = steps[0].box(height, width)
+    return box if min(box) >= 0 and box[2] <= width and box[3] <= height else None
+
+
+def _cut(image: Image.Image, box: tuple[int, int, int, int] | None) -> Image.Image:
+    """The part in `box`: (left, upper, right, lower); black where that reaches over the picture's edges."""
+    return image if box in (None, (0, 0, *image.size)) else image.crop(box)
+
+
+def _padded(image: Image.Image, size: tuple[int, int], fill: tuple[int, int, int]) -> Image.Image:
+    canvas = Image.new("RGB", size, fill)
+    canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return canvas
+
+
+def _height_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
+    """Whether a resize from and to these sizes (width, height) begins with the height.
+
+    Pillow's two passes, one axis each, are asked for one by one here: their order changes single levels, and Pillow's
+    own depends on its version. Up to 12 the width always comes first; 13 takes the height first where it loses more
+    than twice as many pixels as the width. This is 13's rule, for every Pillow.
+    """
+    return old[1] - new[1] > max(0, 2 * (old[0] - new[0]))
+
+
+def _fits(old: tuple[int, int], new: tuple[int, int]) -> bool:
+    """Whether a picture before, between and after its two passes is at most _PIXELS_AT_ONCE."""
+    between = old[0] * new[1] if _height_first(old, new) else new[0] * old[1]
+    return old[0] * old[1] + between + new[0] * new[1] <= _PIXELS_AT_ONCE
 
 
 def _resample(
     image: Image.Image, size: tuple[int, int], interpolation: str, box: tuple[int, int, int, int] | None = None
 ) -> Image.Image:
-    """An RGB image resized to `size`, then cut to `box`: (left, upper, right, lower).
-
-    Pillow's two passes, one axis each, asked for one by one: their order changes single levels, and Pillow's own
-    depends on its version. Up to 12 the width always comes first; 13 takes the height first where it loses more than
-    twice as many pixels as the width. This is 13's rule, for every Pillow.
-    """
+    """An RGB image resized to `size`, then cut to `box`: (left, upper, right, lower)."""
     if image.size == size:
-        return image if box is None else image.crop(box)
+        return _cut(image, box)
     resampling = Image.Resampling[interpolation.upper()]
-    (width, height), (new_width, new_height) = image.size, size
-    height_first = height - new_height > max(0, 2 * (width - new_width))
-    between = (width, new_height) if height_first else (new_width, height)
-    if width * height + between[0] * between[1] + new_width * new_height > _PIXELS_AT_ONCE:
-        left, upper, right, lower = box or (0, 0, *size)
-        passes = [(0, new_width, left, right), (1, new_height, upper, lower)]
-        for axis, length, start, stop in reversed(passes) if height_first else passes:
-            image = _resample_axis(image, axis, length, (start, stop), resampling)
-        return image
-    scaled = image.resize(between, resampling).resize(size, resampling)
-    return scaled if box is None else scaled.crop(box)
+    between = (image.width, size[1]) if _height_first(image.size, size) else (size[0], image.height)
+    return _cut(image.resize(between, resampling).resize(size, resampling), box)
+
+
+def _passes(
+    old: tuple[int, int], new: tuple[int, int], box: tuple[int, int, int, int] | None
+) -> list[tuple[int, int, tuple[int, int]]]:
+    """The passes of a resize, in order: axis (0 the width, 1 the height), new length, and the range that is kept."""
+    left, upper, right, lower = box or (0, 0, *new)
+    passes = [(0, new[0], (left, right)), (1, new[1], (upper, lower))]
+    return passes[::-1] if _height_first(old, new) else passes
 
 
 def _resample_axis(
-    image: Image.Image, axis: int, length: int, kept: tuple[int, int], resampling: Image.Resampling
+    image: Image.Image, axis: int, length: int, kept: tuple[int, int], interpolation: str
 ) -> Image.Image:
-    """One pass of `_resample`, of which only the range `kept` is kept. axis: 0 the width, 1 the height.
+    """One pass of a resize, of which only the range `kept` is kept. axis: 0 the width, 1 the height.
 
     It goes strip by strip along the axis. A pass makes each line from that line alone, so the strips have the pixels
     that the whole picture would have.
     """
-
+    resampling = Image.Resampling[interpolation.upper()]
     old, lines = image.size[axis], image.size[1 - axis]
     result = Image.new("RGB", _by_axis(axis, kept[1] - kept[0], lines))
     spare = (_PIXELS_AT_ONCE - old * lines - result.width * result.height) // 3  # for a strip before and after
@@ -220,9 +254,7 @@ def _open_rgb(source: Any, name: str, decode: Decode) -> Image.Image:
 
 def _decoded(source: Any, name: str, decode: Decode) -> Image.Image:
     if isinstance(source, Image.Image):
-        with _translated(name):
-            _load(source, name)
-            return _upright_rgb(source, source.info.get("exif", b""), name, decode)
+        return _translated(_decode_image, source, name, decode)
     if isinstance(source, (str, os.PathLike)):
         data = read_file(source, name)
     elif isinstance(source, (bytes, bytearray, memoryview)):
@@ -232,20 +264,46 @@ def _decoded(source: Any, name: str, decode: Decode) -> Image.Image:
     image_class = _image_class(data, name)
     file = io.BytesIO(data)
     del data
-    with _translated(name), image_class(file) as image:
-        _load(image, name)
+    return _translated(_decode_file, (image_class, file), name, decode)
+
+
+def _translated(
+    open_rgb: Callable[[Any, str, Decode], Image.Image], source: Any, name: str, decode: Decode
+) -> Image.Image:
+    """What `open_rgb` gives. Pillow's exceptions become ImageError."""
+    try:
+        return open_rgb(source, name, decode)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(f"{name}: not enough memory to decode this picture") from error
+    # A damaged file makes Pillow raise almost anything: OSError, ValueError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise ImageError(f"{name}: damaged picture ({one_line(error)})") from error
+
+
+def _decode_image(image: Image.Image, name: str, decode: Decode) -> Image.Image:
+    _load(image, name)
+    return _upright_rgb(image, image.info.get("exif", b""), name, decode)
+
+
+def _decode_file(opening: tuple[type[ImageFile], io.BytesIO], name: str, decode: Decode) -> Image.Image:
+    image_class, file = opening
+    with image_class(file) as image:
+        pixels = _load(image, name)
         if image.format == "PNG":
-            _check_png(image, file, name)
+            _check_png(image, pixels, file, name)
         file.close()  # and frees it: a large file is not kept beside its pixels
         return _upright_rgb(image, _exif_block(image), name, decode)
 
 
-def _load(image: Image.Image, name: str) -> None:
+def _load(image: Image.Image, name: str) -> Any:
+    """Pillow's access to the pixels, which it decodes."""
     _check_size(image.size, name, MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS)
-    image.load()
+    return image.load()
 
 
-def _check_png(image: Image.Image, file: io.BytesIO, name: str) -> None:
+def _check_png(image: Image.Image, pixels: Any, file: io.BytesIO, name: str) -> None:
     """Raises ImageError for what Pillow makes a picture of that the format does not allow and other decoders refuse.
 
     Compressed data that end early are among it: Pillow leaves the rest black. They are inflated a second time only
@@ -253,7 +311,8 @@ def _check_png(image: Image.Image, file: io.BytesIO, name: str) -> None:
     """
     if image.mode == "P" and image.palette is None:
         raise ImageError(f"{name}: damaged picture (it lacks its palette)")
-    last = image.getpixel((image.width - 1, image.height - 1))
+    width, height = image.size
+    last = pixels[width - 1, height - 1]
     if "interlace" in image.info or last in (0, (0, 0), (0, 0, 0), (0, 0, 0, 0)):
         from imgcls_infer.png_rows import has_all_rows
 
@@ -290,21 +349,6 @@ def _upright_rgb(image: Image.Image, exif: bytes, name: str, decode: Decode) -> 
     return result
 
 
-@contextmanager
-def _translated(name: str) -> Iterator[None]:
-    """Pillow's exceptions become ImageError, and its warnings are silenced."""
-    with SILENCE:
-        try:
-            yield
-        except ImageError:
-            raise
-        except MemoryError as error:
-            raise ImageError(f"{name}: not enough memory to decode this picture") from error
-        # A damaged file makes Pillow raise almost anything: OSError, ValueError, SyntaxError, struct.error, ...
-        except Exception as error:
-            raise ImageError(f"{name}: damaged picture ({one_line(error)})") from error
-
-
 class _Silence:
     """No warnings while any thread decodes: Pillow's (a corrupt EXIF block, a palette's transparency) are noise here.
 
@@ -335,31 +379,45 @@ class _Silence:
 SILENCE = _Silence()
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """open()'s opener: a FIFO that nobody writes to must not hold it up."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+_READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+"""How picture files are opened. O_NONBLOCK: a FIFO that nobody writes to must not hold it up."""
 
 
 def read_file(path: Union[str, os.PathLike[str]], name: str) -> bytes:
     """The bytes of a regular file of at most MAX_FILE_BYTES. Raises ImageError that says what is wrong with it."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not S_ISREG(status.st_mode):
-                raise ImageError(f"{name}: is a pipe or a device, not a file; a picture on standard input is named -")
-            if status.st_size > MAX_FILE_BYTES:
-                raise ImageError(
-                    f"{name}: {status.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} that are accepted; shrink it"
-                )
-            data = file.read(status.st_size)
+        file = os.open(path, _READING)  # open() would make four system calls more
+        try:
+            data = _read(file, _accepted_size(os.fstat(file), name))
+        finally:
+            os.close(file)
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name}: is a folder, not a picture") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ImageError(f"{name}: can't be read ({getattr(error, 'strerror', None) or one_line(error)})") from error
     if not data:
         raise ImageError(f"{name}: empty file")
+    return data
+
+
+def _accepted_size(status: os.stat_result, name: str) -> int:
+    """The size of a file that may be read. Raises ImageError."""
+    if S_ISREG(status.st_mode) and status.st_size <= MAX_FILE_BYTES:
+        return status.st_size
+    if S_ISDIR(status.st_mode):
+        raise ImageError(f"{name}: is a folder, not a picture")
+    if S_ISREG(status.st_mode):
+        raise ImageError(
+            f"{name}: {status.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} that are accepted; shrink it"
+        )
+    raise ImageError(f"{name}: is a pipe or a device, not a file; a picture on standard input is named -")
+
+
+def _read(file: int, size: int) -> bytes:
+    """Up to `size` bytes of an open file. The system may give them in parts."""
+    data = os.read(file, size)
+    while len(data) < size and (part := os.read(file, size - len(data))):
+        data += part
     return data
 
 
@@ -447,7 +505,7 @@ def exif_orientation(exif: bytes) -> int:
     TIFF reader. Layout: EXIF 2.32, section 4.5: a TIFF header, then IFD0 of 12-byte entries.
     """
     tiff = exif.removeprefix(_EXIF)
-    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
+    order = _BYTE_ORDERS.get(tiff[:4])
     if order is None:
         return 1
     try:

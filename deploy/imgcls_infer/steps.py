@@ -7,6 +7,7 @@ tuples, because processes that only decode (decoder_process.py) start without da
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, Union
 
 from imgcls_infer.errors import ModelError
@@ -31,8 +32,9 @@ class Resize(NamedTuple):
 
     edge: `exact` gives the picture this size, `short` the smallest size that covers it, `long` the largest one that
     fits into it; the last two keep the aspect ratio, and round the other side. filter: Pillow's filter of that name.
-    rounding: of the other side, length * new / old: `floor`, `half_even`, or `ratio`, which rounds half to even what
-    the two divisions length / (old / new) give as doubles. It differs from `half_even` in halves; timm takes it.
+    rounding: of that other side, which is length * new / old and at least 1 pixel: `floor`, `half_even`, or `ratio`.
+    `ratio` rounds half to even what the two divisions length / (old / new) give as doubles, as timm does; it differs
+    from `half_even` in halves alone.
     """
 
     edge: str
@@ -41,7 +43,7 @@ class Resize(NamedTuple):
     rounding: str = "floor"
 
     def target(self, height: int, width: int) -> Size:
-        """The size that a picture of `height` and `width` gets."""
+        """The size that a picture of `height` and `width` pixels gets."""
         new_height, new_width = self.size
         if self.edge == "exact":
             return self.size
@@ -53,9 +55,8 @@ class Resize(NamedTuple):
 class Crop(NamedTuple):
     """Cut out the centre. Where the picture is smaller than `size`, the rest is black.
 
-    offset: how half a pixel on the left and on top is rounded where the picture is larger: to the even number as
-    torchvision does, or down as transformers does. Where it is smaller, the odd black line is on the right and below
-    with `half_even`, on the left and on top with `floor`.
+    offset: how half a pixel on the left and on top is rounded. `floor` rounds down, as transformers does. `half_even`
+    rounds to the even number, as torchvision does; where the picture is smaller, the black bar's width is rounded down.
     """
 
     size: Size
@@ -69,7 +70,7 @@ class Crop(NamedTuple):
     def _start(self, length: int, new: int) -> int:
         if self.offset == "floor":
             return (length - new) // 2
-        return round((length - new) / 2) if length >= new else -((new - length) // 2)
+        return -((new - length) // 2) if length < new else round((length - new) / 2)
 
 
 class Pad(NamedTuple):
@@ -160,22 +161,42 @@ def shorthand(size: Union[int, Size], mode: str = "crop", interpolation: str = "
     longer side to the size, black bars). Raises ModelError.
     """
     require(mode in MODES, "resize mode", mode)
+    require(interpolation in FILTERS, "interpolation", interpolation)
     both = sides(size)
+    require(_is_size(both), "image_size", size)
     steps: dict[str, tuple[Step, ...]] = {
         "crop": (Resize("short", both, interpolation), Crop(both)),
         "squash": (Resize("exact", both, interpolation),),
         "pad": (Resize("long", both, interpolation, "half_even"), Pad(both)),
     }
-    return _checked(Preprocessing(both, steps[mode]))
+    return checked(Preprocessing(both, steps[mode]))
 
 
 def preprocessing_from(raw: Any) -> Preprocessing:
     """From the object that `to_dict` gives, or that schema 2 of the manifest holds. Raises ModelError by field."""
     given, decode, steps = raw["input"], raw["decode"], raw["steps"]
-    require(isinstance(given, dict) and isinstance(given.get("size"), list), "input", given)
+    require(isinstance(given, dict) and set(given) == {"size"} and isinstance(given["size"], list), "input", given)
     require(isinstance(decode, dict) and set(decode) <= set(Decode._fields), "decode", decode)
-    require(isinstance(steps, list) and 1 <= len(steps) <= MAX_STEPS, "steps", steps)
-    return _checked(Preprocessing(tuple(given["size"]), tuple(map(_step_from, steps)), Decode(**decode)))
+    require(isinstance(steps, list), "steps", steps)
+    require(1 <= len(steps) <= MAX_STEPS, f"steps (their number is from 1 to {MAX_STEPS})", len(steps))
+    return checked(Preprocessing(tuple(given["size"]), tuple(map(_step_from, steps)), Decode(**decode)))
+
+
+def checked(preprocessing: Preprocessing) -> Preprocessing:
+    """`preprocessing` itself. Raises ModelError, named by the field, where the contract does not allow it."""
+    size, steps, decode = preprocessing
+    require(_is_size(size), "input size", list(size) if isinstance(size, tuple) else size)
+    require(isinstance(decode.exif, bool), "exif of decode", decode.exif)
+    require(decode.alpha in ALPHAS, "alpha of decode", decode.alpha)
+    if decode.jpeg == "scaled":
+        raise ModelError("the model wants JPEG files decoded scaled, which this program can't do; update imgcls-infer")
+    require(decode.jpeg in JPEGS, "jpeg of decode", decode.jpeg)
+    require(isinstance(steps, tuple) and 1 <= len(steps) <= MAX_STEPS, "steps", steps)
+    for step in steps:
+        _check_step(step)
+    if _limits(steps) != (size, size):
+        raise ModelError(f"bad steps in the manifest: they do not give every picture {size[0]} x {size[1]} pixels")
+    return preprocessing
 
 
 def require(condition: bool, name: str, value: object) -> None:
@@ -189,47 +210,38 @@ def is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _checked(preprocessing: Preprocessing) -> Preprocessing:
-    size, steps, decode = preprocessing
-    require(_is_size(size), "image_size", size[0] if len(set(map(repr, size))) == 1 else list(size))
-    require(isinstance(decode.exif, bool), "exif of decode", decode.exif)
-    require(decode.alpha in ALPHAS, "alpha of decode", decode.alpha)
-    require(decode.jpeg in JPEGS, "jpeg of decode", decode.jpeg)
-    for step in steps:
-        _check_step(step)
-    result = _result(steps)
-    require(result == size, "steps", f"their last one does not always give {size[0]} x {size[1]} pixels")
-    return preprocessing
-
-
 def _check_step(step: Step) -> None:
-    require(_is_size(step.size), "size of a step", step.size)
+    name = _name(step)
+    require(_STEPS.get(name) is type(step), "step", step)
+    require(_is_size(step.size), f"size of a {name}", step.size)
     if isinstance(step, Resize):
         require(step.edge in EDGES, "edge of a resize", step.edge)
-        require(step.filter in FILTERS, "interpolation", step.filter)
+        require(step.filter in FILTERS, "filter of a resize", step.filter)
         require(step.rounding in ROUNDINGS, "rounding of a resize", step.rounding)
     elif isinstance(step, Crop):
         require(step.offset in OFFSETS, "offset of a crop", step.offset)
     else:
-        fill = step.fill
-        require(len(fill) == 3 and all(is_int(value) and 0 <= value <= 255 for value in fill), "fill of a pad", fill)
+        require(_is_colour(step.fill), "fill of a pad", step.fill)
 
 
-def _result(steps: tuple[Step, ...]) -> Size | None:
-    """The size that steps give every picture, or None where it depends on the picture."""
-    known: Size | None = None
-    largest: Size | None = None
+def _limits(steps: tuple[Step, ...]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Height and width, at least and at most, that the steps give pictures of every size."""
+    smallest: tuple[float, float] = (1, 1)
+    largest: tuple[float, float] = (math.inf, math.inf)
     for step in steps:
         if isinstance(step, Pad):
-            if known is not None:
-                known = step.canvas(*known)
-            elif largest is not None and step.canvas(*largest) == step.size:
-                known = step.size
+            smallest, largest = (
+                (max(height, step.size[0]), max(width, step.size[1])) for height, width in (smallest, largest)
+            )
+        elif isinstance(step, Crop) or step.edge == "exact":
+            smallest = largest = step.size
+        elif smallest == largest:  # a size that is known
+            smallest = largest = step.target(int(smallest[0]), int(smallest[1]))
+        elif step.edge == "short":
+            smallest, largest = step.size, (math.inf, math.inf)
         else:
-            exact = isinstance(step, Crop) or step.edge == "exact"
-            known = step.size if exact else step.target(*known) if known and isinstance(step, Resize) else None
-            largest = step.size if exact or getattr(step, "edge", "") == "long" else None
-    return known
+            smallest, largest = (1, 1), step.size
+    return smallest, largest
 
 
 def _scaled(length: int, new: int, old: int, rounding: str) -> int:
@@ -239,8 +251,13 @@ def _scaled(length: int, new: int, old: int, rounding: str) -> int:
     return max(1, round(length / (old / new) if rounding == "ratio" else length * new / old))
 
 
+def _name(step: Step) -> str:
+    """What JSON calls it in `op`."""
+    return type(step).__name__.lower()
+
+
 def _step_to_dict(step: Step) -> dict[str, Any]:
-    fields: dict[str, Any] = {"op": type(step).__name__.lower(), **step._asdict()}
+    fields: dict[str, Any] = {"op": _name(step), **step._asdict()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
@@ -251,20 +268,23 @@ def _step_from(raw: Any) -> Step:
     require(isinstance(raw, dict), "step", raw)
     name = raw.get("op")
     require(isinstance(name, str) and name in _STEPS, "op of a step", name)
-    known = {field: _plain(raw[field]) for field in _STEPS[name]._fields if field in raw}
-    if is_int(known.get("size")):
-        known["size"] = (known["size"], known["size"])
-    try:
-        step = _STEPS[name](**known)
-    except TypeError as error:  # a field without a default
-        raise ModelError(f"a {name} step of the manifest lacks a field; export the model again") from error
-    unknown = set(raw) - {"op", *step._fields}
-    require(not unknown, f"field of a {name} step", sorted(unknown))
-    return step
+    kind = _STEPS[name]
+    fields = {field: _as_tuple(value) for field, value in raw.items() if field != "op"}
+    require(fields.keys() <= set(kind._fields), f"field of a {name}", sorted(fields.keys() - set(kind._fields)))
+    for field in kind._fields:
+        if field not in fields and field not in kind._field_defaults:
+            raise ModelError(f"a {name} of the manifest lacks the field {field!r}; export the model again")
+    if is_int(fields["size"]):
+        fields["size"] = (fields["size"], fields["size"])
+    return kind(**fields)
 
 
-def _plain(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _is_colour(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 3 and all(is_int(level) and 0 <= level <= 255 for level in value)
 
 
 def _is_size(value: object) -> bool:

@@ -24,6 +24,7 @@ from imgcls_infer.errors import ImageError
 from imgcls_infer.predictor import Predictor
 from imgcls_infer.preprocess import preprocess_or_error
 
+from imgcls_serve.costs import decoding_seconds
 from imgcls_serve.decoders import Decoders
 from imgcls_serve.metrics import Metrics
 
@@ -60,7 +61,9 @@ class Batcher:
         self._predictor = predictor
         self._batching = batching
         self._metrics = metrics
-        self._decoders: Decoders[Encoded] = Decoders(self._decode, batching.decode_threads)
+        self._decoders: Decoders[Encoded] = Decoders(
+            self._decode, batching.decode_threads, lambda encoded: decoding_seconds(encoded[0])
+        )
         self._runner = threading.Thread(target=self._work, name="session", daemon=True)
         self._changed = threading.Condition()  # guards what follows
         self._waiting: deque[_Waiting] = deque()

@@ -59,9 +59,11 @@ def command(
     folder = scan_folder(data_dir, loaded.manifest.classes)
     # late, since they load onnx, which none of the errors above needs
     from imgcls.bench import bench as run
+    from imgcls.networks.registry import is_outside
     from imgcls.report.tables import bench_markdown
 
-    result = run(loaded, BenchConfig(checkpoint, models, **options), folder)
+    arch = described["arch"] if is_outside(loaded.manifest.arch) else None
+    result = run(loaded, BenchConfig(checkpoint, models, arch=arch, **options), folder)
 
     if as_json:
         show_json(result.to_dict())

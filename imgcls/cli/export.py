@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     "--fold/--no-fold",
     default=True,
     show_default=True,
-    help="Merge linear operations: same answers, less work. --no-fold writes the plain graph.",
+    help="Merge linear operations: same answers, less work. A network that can't be "
+    "traced is exported as it is, with a note. --no-fold writes the plain graph.",
 )
 @click.option("--batch", type=click.IntRange(1, 4096), help="onnx: fixed batch size. Default: any.")
 @click.option(
@@ -62,8 +63,8 @@ if TYPE_CHECKING:
 @click.option(
     "--embed-resize",
     is_flag=True,
-    help="onnx: put the resize into the graph, for hosts without Pillow. Pictures may have any size; pixels differ "
-    "from Pillow's by at most one level of 255.",
+    help="onnx: put the resizing into the graph, for hosts without Pillow. Pictures may have any size; each resize "
+    "differs from Pillow's by at most one level of 255.",
 )
 @click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option(

@@ -139,7 +139,10 @@ def open_checkpoint(
         raise click.UsageError(f"{path} is no checkpoint; only imgcls verify takes an ONNX original in its place")
     given = {"--arch": arch, "--classes": classes, "--image-size": image_size, "--mean": mean, "--std": std}
     if not any(given.values()) and resize is None:
-        return load_checkpoint(path)
+        loaded = load_checkpoint(path)
+        if is_outside(own := loaded.manifest.arch):
+            raise click.UsageError(f"{path}: its network is {own}, of your own files; name it again with --arch")
+        return loaded
     if arch is not None and is_outside(arch) and not is_bare(path) and not any([*list(given.values())[1:], resize]):
         return load_checkpoint(path, arch=arch)
     if not is_bare(path):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from imgcls_infer.errors import ImageError
-from imgcls_infer.preprocess import describe, preprocess, read_file
+from imgcls_infer.preprocess import SILENCE, describe, preprocess, read_file
 from imgcls_infer.steps import Preprocessing
 from PIL import Image
 
@@ -144,7 +144,8 @@ def decode_all(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[
     """
 
     def decode(chunk: Sequence[Path]) -> list[np.ndarray | ImageError]:
-        return [_decode_one(path, preprocessing) for path in chunk]
+        with SILENCE:
+            return [_decode_one(path, preprocessing) for path in chunk]
 
     yield from (pixels for result in run_ahead(decode, _chunks(paths)) for pixels in result)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from imgcls_infer.errors import printable
 from imgcls_infer.manifest import Manifest
-from imgcls_infer.steps import Preprocessing, Size
+from imgcls_infer.steps import Crop, Preprocessing, Resize, Size
 from PIL import Image
 
 from imgcls.export.format import Layout
@@ -60,8 +60,11 @@ _RESIZES = {
 
 _SPOKEN = """\
 `preprocessor_config.json` describes the resize for transformers, whose `AutoImageProcessor` has no setting for EXIF
-orientation and transparency. For other pictures `backend="pil"` gives the same pixels, and the default backend gives
-pixels that differ by at most one level. Its pixels have channels first."""
+orientation and transparency. For other pictures `backend="pil"` gives the same pixels{but}, and the default backend
+gives pixels that differ by at most one level. Its pixels have channels first."""
+_BUT = """
+(except that it rounds the crop's offset down, where the model rounds half a pixel to the even number: with an odd
+margin, its crop may begin one pixel earlier)"""
 _RECORDED = "`preprocessor_config.json` records this resize; no image processor of transformers does the same."
 
 
@@ -88,7 +91,7 @@ def _card(name: str, manifest: Manifest, license: str | None) -> str:
         height=height,
         width=width,
         stage_1=_stage_1(manifest.preprocessing),
-        transformers=_RECORDED if manifest.preprocessing.mode in ("pad", "") else _SPOKEN,
+        transformers=_for_transformers(manifest.preprocessing),
         training=printable(json.dumps(manifest.training, sort_keys=True)),
     )
 
@@ -147,40 +150,72 @@ def _config(manifest: Manifest) -> dict[str, Any]:
 
 
 def _stage_1(preprocessing: Preprocessing) -> str:
-    """The preprocessing as text."""
-    decode, mode = preprocessing.decode, preprocessing.mode
+    """The preprocessing in words."""
+    decode, mode, size = preprocessing.decode, preprocessing.mode, preprocessing.size
     transparency = "transparency over white" if decode.alpha == "white" else "transparency ignored"
     turned = "upright by its EXIF orientation" if decode.exif else "as it is stored, whatever its EXIF orientation"
-    steps = _RESIZES[mode].format(height=preprocessing.size[0]) if mode else preprocessing.describe()
-    return f"{transparency}, 8-bit RGB, {turned}, then {steps}, with Pillow's {preprocessing.filters[0]} filter"
+    square = mode and size[0] == size[1]
+    steps = _RESIZES[mode].format(height=size[0]) if square else preprocessing.describe()
+    by = ", with Pillow's {} filter".format(" and ".join(preprocessing.filters)) if preprocessing.filters else ""
+    return f"{transparency}, 8-bit RGB, {turned}, then {steps}{by}"
 
 
 def _side_or_sides(size: Size) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
 
 
-def _preprocessor(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The resize as fields of transformers' image processors. Scaling and normalisation are off: the graph has them.
+def _for_transformers(preprocessing: Preprocessing) -> str:
+    """What the card says of preprocessor_config.json."""
+    if _processor(preprocessing) is None:
+        return _RECORDED
+    return _SPOKEN.format(but=_BUT if _begins_elsewhere(preprocessing) else "")
 
-    None of the processors does `pad`, so none is named for it. Checked with transformers 5.23: backend="pil" gives the
-    pixels of `crop` and `squash` bit for bit, the default backend within 1 level.
+
+def _preprocessor(preprocessing: Preprocessing) -> dict[str, Any]:
+    """In the words of transformers' image processors, or, where none does the same, in the manifest's."""
+    spoken = _processor(preprocessing)
+    if spoken is None:
+        return {"do_convert_rgb": True, "do_rescale": False, "do_normalize": False, **preprocessing.to_dict()}
+    kind, fields = spoken
+    usual = {"do_convert_rgb": True, "do_rescale": False, "do_normalize": False}  # the last two are the graph's
+    return {"image_processor_type": kind, **usual, **fields}
+
+
+def _processor(preprocessing: Preprocessing) -> tuple[str, dict[str, Any]] | None:
+    """The name and the fields of a processor that takes these steps; None if there is none.
+
+    Checked with transformers 5.24: backend="pil" gives the pixels bit for bit, but for _begins_elsewhere.
     """
-    height, width = preprocessing.size
-    square = {"height": height, "width": width}
-    fields = {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "resample": int(Image.Resampling[preprocessing.filters[0].upper()]),
-        "do_rescale": False,
-        "do_normalize": False,
-    }
-    if preprocessing.mode == "crop":
-        crop = {"size": {"shortest_edge": height}, "do_center_crop": True, "crop_size": square}
-        return {"image_processor_type": "CLIPImageProcessor", **fields, **crop}
-    if preprocessing.mode == "squash":
-        return {"image_processor_type": "ViTImageProcessor", **fields, "size": square}
-    longest = {"longest_edge": height}
-    return {**fields, "size": longest, "do_pad": True, "pad_size": square}
+    match preprocessing.steps:
+        case (Resize(edge="exact") as resize,):
+            return "ViTImageProcessor", _resized(resize)
+        case (Resize() as resize, Crop() as crop) if resize.edge == "exact" or _is_shortest_edge(resize):
+            return "CLIPImageProcessor", {**_resized(resize), "do_center_crop": True, "crop_size": _in_words(crop.size)}
+        case (Crop() as crop,):
+            return "CLIPImageProcessor", {"do_resize": False, "do_center_crop": True, "crop_size": _in_words(crop.size)}
+    return None
+
+
+def _is_shortest_edge(resize: Resize) -> bool:
+    return resize.edge == "short" and resize.size[0] == resize.size[1] and resize.rounding == "floor"
+
+
+def _begins_elsewhere(preprocessing: Preprocessing) -> bool:
+    """Whether the crop of transformers, which rounds its offset down, begins elsewhere for some pictures."""
+    first, last = preprocessing.steps[0], preprocessing.steps[-1]
+    if not isinstance(last, Crop) or last.offset == "floor":
+        return False
+    known = isinstance(first, Resize) and first.edge == "exact"
+    return not known or last.box(*first.size) != last._replace(offset="floor").box(*first.size)
+
+
+def _resized(resize: Resize) -> dict[str, Any]:
+    size = _in_words(resize.size) if resize.edge == "exact" else {"shortest_edge": resize.size[0]}
+    return {"do_resize": True, "resample": int(Image.Resampling[resize.filter.upper()]), "size": size}
+
+
+def _in_words(size: Size) -> dict[str, int]:
+    return {"height": size[0], "width": size[1]}
 
 
 def _files(weights: str | None) -> str:

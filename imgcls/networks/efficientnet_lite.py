@@ -12,6 +12,7 @@ import math
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from imgcls_infer.steps import Size
 from torch import Tensor, nn
 
@@ -115,7 +116,7 @@ class Block(nn.Module):
         self.skipped = skipped
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x
+        y: Tensor = x
         if self.expands:
             y = self._activation(self._bn0(self._expand_conv(y)))
         y = self._activation(self._bn1(self._depthwise_conv(y)))
@@ -126,8 +127,7 @@ class Block(nn.Module):
 
     def _some(self, branch: Tensor) -> Tensor:
         kept = 1 - self.skipped
-        mask: Tensor = branch.new_empty(len(branch), 1, 1, 1).bernoulli_(kept)
-        return branch * mask / kept
+        return branch * (torch.rand(len(branch), 1, 1, 1, device=branch.device) < kept) / kept
 
 
 class SameConv2d(nn.Conv2d):

@@ -8,6 +8,8 @@ file could name others (transformers' may hold the names of backbones and kernel
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,10 @@ from imgcls_infer.steps import Size
 from torch import Tensor, nn
 
 from imgcls.errors import CheckpointError, ImgclsError
+from imgcls.networks.channels import FromRgb
 from imgcls.networks.registry import OTHERS, NetworkRow, Published
 from imgcls.networks.skeleton import checked, head_paths, set_dropout, wrong_size
 from imgcls.networks.stage_1 import of_transformers
-from imgcls.networks.weights_file import read_mapping
 
 try:
     import transformers
@@ -29,6 +31,7 @@ except ImportError as missing:
 
 PREFIX = "hf/"
 
+_AUTO: Any = transformers.AutoModelForImageClassification
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # what would run code or fetch something: remote code, backbones and kernels by their names, quantised layers
 _REFUSED = ("auto_map", "backbone", "quantization_config", "use_pretrained_backbone", "use_timm_backbone")
@@ -57,7 +60,8 @@ def row(name: str, weights_name: str | None) -> NetworkRow:
     labels = _labels(folder / "config.json", config)
     size = stage.preprocessing.size
     recorded = PREFIX + folder.resolve().name
-    build = partial(_build, recorded, folder / "config.json", config)
+    build = partial(_build, recorded, folder / "config.json", config, stage.bgr)
+    prefix = "network.network." if stage.bgr else "network."
     return NetworkRow(
         name=recorded,
         build=build,
@@ -66,7 +70,7 @@ def row(name: str, weights_name: str | None) -> NetworkRow:
         find_heads=cache(lambda: head_paths(lambda classes: build(classes, size, None))),
         recipes=OTHERS,
         published=Published(
-            fetch=partial(_fetch, folder),
+            fetch=partial(_fetch, folder, config, len(labels), size, prefix),
             url=str(folder),
             size="",
             classes=len(labels),
@@ -74,7 +78,7 @@ def row(name: str, weights_name: str | None) -> NetworkRow:
             std=stage.std,
             names=lambda: labels,
         ),
-        renamed=lambda tensor: f"network.{tensor.removeprefix('network.')}",
+        renamed=lambda tensor: prefix + tensor.removeprefix(prefix),
         preprocessing=stage.preprocessing,
         source=stage.source,
         outside=True,
@@ -93,23 +97,37 @@ class Logits(nn.Module):
         return logits
 
 
-def _build(name: str, file: Path, config: dict[str, Any], classes: int, size: Size, dropout: float | None) -> nn.Module:
-    values = {
-        key: value for key, value in config.items() if key not in (*_LEFT_OUT, *_LABELS) and not key.startswith("_")
-    }
-    if "image_size" in values:
-        values["image_size"] = size[0] if size[0] == size[1] else list(size)
+def _build(
+    name: str, file: Path, config: dict[str, Any], bgr: bool, classes: int, size: Size, dropout: float | None
+) -> nn.Module:
     try:
-        made = transformers.AutoConfig.for_model(
-            config["model_type"], **values, num_labels=classes, attn_implementation="eager"
-        )
-        network = Logits(transformers.AutoModelForImageClassification.from_config(made, trust_remote_code=False))
-    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
-        raise ImgclsError(f"{file}: transformers makes no image classifier of it ({one_line(error)})") from error
+        with _understood(file):
+            logits = Logits(_AUTO.from_config(_configured(config, classes, size), trust_remote_code=False))
     except (AssertionError, RuntimeError) as error:
         raise wrong_size(name, size, error) from error
+    network = FromRgb(logits) if bgr else logits
     set_dropout(name, network, dropout)
     return checked(name, network, classes, size)
+
+
+def _configured(config: dict[str, Any], classes: int, size: Size) -> Any:
+    """transformers' own configuration of the values alone."""
+    left_out = {*_LEFT_OUT, *_LABELS}
+    values = {key: value for key, value in config.items() if key not in left_out and not key.startswith("_")}
+    if "image_size" in values:
+        values["image_size"] = size[0] if size[0] == size[1] else list(size)
+    return transformers.AutoConfig.for_model(
+        config["model_type"], **values, num_labels=classes, attn_implementation="eager"
+    )
+
+
+@contextmanager
+def _understood(file: Path) -> Iterator[None]:
+    """What transformers makes of a configuration that is not one of a classifier becomes one line."""
+    try:
+        yield
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+        raise ImgclsError(f"{file}: transformers makes no image classifier of it ({one_line(error)})") from error
 
 
 def _require_plain(file: Path, config: Any) -> None:
@@ -146,9 +164,23 @@ def _labels(file: Path, config: dict[str, Any]) -> tuple[str, ...]:
         raise ImgclsError(f"{file}: id2label does not name the classes 0 to {len(labels) - 1}") from error
 
 
-def _fetch(folder: Path) -> dict[str, Tensor]:
-    """The folder's weights. Raises CheckpointError."""
-    for file in (folder / name for name in _WEIGHTS):
-        if file.is_file():
-            return {f"network.{name}": tensor for name, tensor in read_mapping(file).items()}
-    raise CheckpointError(f"{folder}: has no weights ({' or '.join(_WEIGHTS)})")
+def _fetch(folder: Path, config: dict[str, Any], labels: int, size: Size, prefix: str) -> dict[str, Tensor]:
+    """The folder's weights by the names of `_build`'s network, as transformers reads them: its files may hold older
+    names. Raises CheckpointError."""
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        raise CheckpointError(f"{folder}: has no weights ({' or '.join(_WEIGHTS)})")
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with _understood(folder / "config.json"):
+        made = _configured(config, labels, size)
+    try:
+        network, told = _AUTO.from_pretrained(
+            str(folder), config=made, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # damaged files make it raise almost anything
+        raise CheckpointError(f"{folder}: its weights can't be read ({one_line(error)})") from error
+    if lacking := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
+        more = ", ..." if len(lacking) > 1 else ""
+        raise CheckpointError(
+            f"{folder}: its weights do not fit its config.json in {len(lacking)} tensors: {lacking[0]}{more}"
+        )
+    return {prefix + name: tensor for name, tensor in network.state_dict().items()}

@@ -20,6 +20,7 @@ import onnx
 import torch
 from imgcls_infer.errors import one_line
 from torch.export import ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imgcls.errors import ExportError
 from imgcls.networks.classifier import Classifier
@@ -30,7 +31,7 @@ IR_VERSION = 10
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ORIGIN = "pkg.torch.onnx.fx_node"
 _WRAPPERS = re.compile(r"^(network\.)+")  # the Classifier's own name for its network, and the one of half precision
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_OWN_WEIGHTS = ("Conv", "ConvTranspose", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def strip(model: onnx.ModelProto) -> None:
 
 def _export(classifier: Classifier, opset: int) -> torch.onnx.ONNXProgram:
     example = torch.zeros(2, *classifier.size, 3, dtype=torch.uint8)  # 2: a batch of 1 would be taken for a constant
-    with _quiet():
+    with _quiet(), plain_attention():
         try:
             program = torch.onnx.export(
                 classifier,
@@ -90,7 +91,9 @@ def _export(classifier: Classifier, opset: int) -> torch.onnx.ONNXProgram:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise ExportError(f"torch can't export this network at opset {opset} ({one_line(error)})") from error
+            raise ExportError(
+                f"torch can't export this network at opset {opset} ({one_line(error.__cause__ or error)})"
+            ) from error
     assert program is not None
     return program
 
@@ -142,14 +145,15 @@ def _rename(graph: onnx.GraphProto) -> dict[str, str]:
 def _layer(node: onnx.NodeProto, weights: set[str]) -> str:
     """Path of the module whose weights a node holds, empty for none.
 
-    By the exporter's scopes: weights of equal values are stored once, under the name of one of their layers.
+    By the weight's own name; where that may be another layer's, by the exporter's scopes: weights of equal values, as
+    norms may have, are stored once, and those of a matrix product are stored transposed, without a name.
     """
     held = [name for name in node.input if name in weights]
     layer = next((name.removesuffix(".weight") for name in held if name.endswith(".weight")), "")
     facts = {entry.key: entry.value for entry in node.metadata_props}
-    linear = bool(held) and node.op_type in _LAYERS and "aten.linear" in facts.get(_ORIGIN, "")
+    linear = bool(held) and node.op_type == "MatMul" and "aten.linear" in facts.get(_ORIGIN, "")
     scopes = ast.literal_eval(facts.get(_SCOPES, "[]"))
-    if (layer or linear) and len(scopes) > 1:
+    if (linear or (layer and node.op_type not in _OWN_WEIGHTS)) and len(scopes) > 1:
         layer = scopes[-2]
     return _WRAPPERS.sub("", layer)
 
@@ -160,6 +164,22 @@ def _unused(name: str, taken: set[str]) -> str:
     free = next(candidate for candidate in candidates if candidate not in taken)
     taken.add(free)
     return free
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """While this lasts, attention runs as the products and the softmax that it is made of.
+
+    Their rounding is known; and a graph that is traced so is one of the memory layout that they give, which the
+    exporter's own decomposition expects.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

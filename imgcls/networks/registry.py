@@ -71,7 +71,8 @@ class NetworkRow:
     the last one gives the logits. recipes: by name; `default` is what the command takes. published: None where no
     weights can be fetched. renamed: the name of a tensor in somebody's bare state dict -> the network's own, or None
     where the network has no such tensor. pool: None where training has nothing to fold.
-    preprocessing: its pictures where nothing else is asked for. source: where that comes from (Manifest.source).
+    preprocessing: its pictures where nothing else is asked for. side: pixels a side in training where nothing is said,
+    None is those of `preprocessing`. source: where that comes from (Manifest.source).
     find_heads: () -> heads, for networks that are found out by building them. outside: its definition lies in files of
     the user's, so that each command names it, and a file that was made of it can't. note: what a user should know.
     """
@@ -85,6 +86,7 @@ class NetworkRow:
     renamed: Callable[[str], str | None] = field(default=lambda name: name)
     pool: Pool | None = None
     preprocessing: Preprocessing = _SMALL
+    side: int | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
     find_heads: Callable[[], tuple[str, ...]] | None = None
     outside: bool = False
@@ -111,7 +113,7 @@ class NetworkRow:
 
         side: pixels a side. resize: one of steps.MODES; None is the network's own, and `crop` at another size.
         """
-        own = self.preprocessing
+        own, side = self.preprocessing, side or self.side
         if side is None and resize is None:
             return own
         size = own.size if side is None else sides(side)
@@ -296,7 +298,11 @@ register(
             classes=1000,
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
+            names=_late("imgcls.networks.from_torchvision", "imagenet_classes"),
         ),
+        preprocessing=Preprocessing((224, 224), (Resize("short", (256, 256), "bilinear"), Crop((224, 224)))),
+        side=32,
+        source={"library": "torchvision", "name": "VGG16_Weights.IMAGENET1K_V1"},
         recipes={
             "default": Recipe(
                 name="default",

@@ -39,11 +39,11 @@ from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import TOLERANCES
 from imgcls_infer.steps import Size, sides
 from torch import Tensor, fx
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from imgcls.networks.classifier import Classifier
+from imgcls.networks.onnx_graph import plain_attention
 from imgcls.networks.precision import NARROW
 
 SPREAD = 6.0
@@ -100,17 +100,14 @@ def logit_deviation(classifier: Classifier, pixels: np.ndarray, precision: str =
     def run(image: Tensor, rounding: _Rounding) -> Values:
         with rounding.of("fp32"):
             normalised = classifier.normalise(image)
-        with rounding.of(precision), _plain_attention():
+        with rounding.of(precision), plain_attention():
             return {"logits": classifier.network(normalised)}
 
     return deviations(run, pixels, precision)["logits"]
 
 
 def node_deviations(graph: fx.GraphModule, pixels: np.ndarray) -> dict[str, float]:
-    """sigma of what each node of a graph of ATen operators gives, float32, by the node's name.
-
-    Attention is one operator there, and is measured: the graph is made for the memory layout that it gives.
-    """
+    """sigma of what each node of a graph of ATen operators gives, float32, by the node's name."""
 
     def run(image: Tensor, rounding: _Rounding) -> Values:
         with rounding.of("fp32"):
@@ -122,7 +119,7 @@ def node_deviations(graph: fx.GraphModule, pixels: np.ndarray) -> dict[str, floa
 def node_values(graph: fx.GraphModule, image: Tensor) -> Values:
     """What the nodes of a traced classifier give for image uint8 [N, H, W, 3]: tensors by the node's name."""
     recorder = _Recorder(graph)
-    with torch.no_grad():
+    with torch.no_grad(), plain_attention():
         recorder.run(image)
     return recorder.values
 
@@ -233,13 +230,15 @@ class _Call:
         x, *rest = self.args
         terms = max(1.0, x.numel() / y.numel())
         squares: Tensor = self.func(x**2, *rest, **self.kwargs) / (terms if average else 1)
-        return UNITS["fp32"] ** 2 / 3 * (terms / 2 * squares + (terms / 3 + 1) * y**2)
+        variance: Tensor = UNITS["fp32"] ** 2 / 3 * (terms / 2 * squares + (terms / 3 + 1) * y**2)
+        return variance
 
     def _measured(self, y: Tensor, error: Tensor, index: int, precision: str) -> Tensor:
         if precision in NARROW:
             narrowed = self._error(y, index, NARROW[precision])
             return torch.sqrt(narrowed**2 + UNITS[precision] ** 2 / 3 * y**2)
-        return torch.sqrt(LIBRARIES**2 * (error**2 + UNITS["fp32"] ** 2 / 3 * y**2))
+        measured: Tensor = LIBRARIES * torch.sqrt(error**2 + UNITS["fp32"] ** 2 / 3 * y**2)
+        return measured
 
     def _error(self, y: Tensor, index: int, dtype: torch.dtype) -> Tensor:
         """What y has more than the same operation with its inputs in another dtype; float32."""
@@ -342,15 +341,3 @@ def _floats(values: Any) -> list[Tensor]:
 
 def _copied(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
-
-
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as the products and the softmax that it is made of, whose rounding is known."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

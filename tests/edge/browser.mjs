@@ -3,7 +3,8 @@
 
 import * as ort from "/vendor/ort.wasm.min.mjs";
 import { Model, fromBase64, sha256 } from "/model.js";
-import { decode, resize } from "/preprocess.js";
+import { decode } from "/preprocess.js";
+import { runSteps } from "/steps.js";
 
 ort.env.wasm.wasmPaths = "/vendor/";
 ort.env.wasm.numThreads = 1;
@@ -11,17 +12,17 @@ ort.env.wasm.numThreads = 1;
 const bytesOf = async (url) => new Uint8Array(await (await fetch(url)).arrayBuffer());
 
 async function classified(model, name) {
-  const picture = await decode(await bytesOf(`/pictures/${name}`));
-  const pixels = resize(picture, model.policy);
+  const picture = await decode(await bytesOf(`/pictures/${name}`), model.preprocessing.decode);
+  const pixels = runSteps(picture, model.preprocessing.steps);
   const probabilities = Array.from(await model.run(pixels));
   const differing = { decoded: btoa(picture.data.reduce((text, byte) => text + String.fromCharCode(byte), "")) };
   return { name, probabilities, pixels: await sha256(pixels.data), ...differing };
 }
 
-/** A test vector of the contract: its pixels' hash, or why it is refused. */
-async function ofVector({ name, data }) {
+/** A test vector of the contract: its pixels' hash, or why it is refused. options: the manifest's `decode`. */
+async function ofVector({ name, data }, options) {
   try {
-    return { name, sha256: await sha256((await decode(fromBase64(data))).data) };
+    return { name, sha256: await sha256((await decode(fromBase64(data), options)).data) };
   } catch (error) {
     return { name, error: error.message };
   }
@@ -63,10 +64,13 @@ async function everything() {
   const names = await (await fetch("/pictures/list.json")).json();
   const pictures = [];
   for (const name of names) pictures.push(await classified(model, name));
-  const { files, refused } = await (await fetch("/vectors.json")).json();
+  const { files, refused, file_options: optional } = await (await fetch("/vectors.json")).json();
   const vectors = [];
   for (const vector of [...files, ...refused]) vectors.push(await ofVector(vector));
-  return { pictures, vectors, checks: await model.selfCheck(), page: await usePage(names[0]) };
+  const options = [];
+  const data = Object.fromEntries(files.map((file) => [file.name, file.data]));
+  for (const { name, decode } of optional) options.push(await ofVector({ name, data: data[name] }, decode));
+  return { pictures, vectors, options, checks: await model.selfCheck(), page: await usePage(names[0]) };
 }
 
 const report = await everything().catch((error) => ({ error: `${error.message}\n${error.stack}` }));

@@ -12,14 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from imgcls_infer.steps import Preprocessing
+from infer.tiny import tiny_manifest
 
 EDGE = Path(__file__).parents[2] / "deploy" / "edge"
+FIELDS = ("schema_version", "image_size", "resize", "input", "decode", "steps")
 Requests = list[dict[str, Any]]
 
 
 def encoded(data: bytes | np.ndarray) -> str:
     """base64 of bytes, or of an array's bytes in C order."""
     return base64.b64encode(data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()).decode("ascii")
+
+
+def in_manifest(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Its fields in a manifest, of the lowest schema that can say it."""
+    whole = tiny_manifest(preprocessing=preprocessing).to_dict()
+    return {name: whole[name] for name in FIELDS if name in whole}
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import struct
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,8 +23,9 @@ sys.path[:0] = [str(ROOT / "deploy"), str(ROOT / "tests")]
 
 from imgcls_infer.preprocess import decode_rgb, preprocess  # noqa: E402
 from imgcls_infer.selfcheck import pixels_sha256  # noqa: E402
-from imgcls_infer.steps import FILTERS, Preprocessing, shorthand  # noqa: E402
+from imgcls_infer.steps import FILTERS, Crop, Decode, Pad, Preprocessing, Resize, Step, checked, shorthand  # noqa: E402
 from infer.pictures import chunk, encode, exif  # noqa: E402
+from infer.tiny import tiny_manifest  # noqa: E402
 
 from edge.pngs import PNGS, png_of  # noqa: E402
 
@@ -53,6 +55,41 @@ RESIZES = [
     (999, 2, shorthand(16, "pad")),  # at least one row
     (640, 480, shorthand(1)),
 ]
+
+RED = (255, 16, 0)
+STEPS: list[tuple[int, int, tuple[Step, ...]]] = [  # width, height, steps
+    *[(61, 47, (Resize("short", (26, 26), name), Crop((23, 23)))) for name in FILTERS],
+    (47, 61, (Resize("short", (26, 26), "bicubic"), Crop((23, 23)))),
+    (64, 48, (Resize("short", (37, 32), "bicubic", "half_even"), Crop((28, 36)))),  # the height decides
+    (24, 64, (Resize("short", (37, 32), "bicubic", "half_even"), Crop((28, 30)))),  # the width decides
+    (13, 10, (Resize("short", (5, 5)), Crop((5, 5)))),  # 6.5 columns: 6
+    (15, 10, (Resize("short", (5, 5)), Crop((5, 5)))),  # 7.5: 7
+    (15, 10, (Resize("short", (5, 5), "bilinear", "half_even"), Crop((5, 5)))),  # 8, and 1.5 on the left: 2
+    (15, 10, (Resize("short", (5, 5), "bilinear", "half_even"), Crop((5, 5), "floor"))),  # 1
+    (17, 10, (Resize("short", (5, 5), "bilinear", "half_even"), Crop((5, 5), "floor"))),  # 8.5 columns: 8
+    (33, 22, (Resize("short", (5, 5), "bilinear", "ratio"), Crop((4, 4)))),  # 7.499999999999999: 7
+    (30, 20, (Crop((11, 13)),)),  # 8.5 on the left: 8; 4.5 on top: 4
+    (32, 22, (Crop((11, 13)),)),  # 9.5: 10; 5.5: 6
+    (32, 22, (Crop((11, 13), "floor"),)),  # 9; 5
+    (9, 9, (Crop((14, 14)),)),  # beyond the picture, 2.5 on each side: 2 black columns on the left
+    (9, 9, (Crop((14, 14), "floor"),)),  # 3
+    (30, 8, (Crop((13, 14)),)),  # beyond it above and below alone
+    (30, 8, (Crop((13, 13), "floor"),)),
+    (61, 47, (Resize("long", (24, 20), "lanczos"), Pad((24, 20), RED))),
+    (47, 61, (Resize("long", (20, 24), "bilinear", "half_even"), Pad((25, 25), (1, 2, 3)))),
+    (999, 2, (Resize("long", (16, 16), "box"), Pad((16, 16), RED))),  # at least one row
+    (18, 9, (Resize("long", (7, 7), "bilinear", "half_even"), Pad((7, 7), RED))),  # 3.5 rows: 4
+    (18, 9, (Resize("long", (7, 7), "bilinear", "ratio"), Pad((7, 7), RED))),  # 3.4999999999999996: 3
+    (30, 15, (Resize("long", (13, 13), "bicubic", "ratio"), Pad((13, 13)))),  # 6.500000000000001: 7
+    (9, 30, (Pad((20, 20), RED), Crop((18, 12)))),  # a pad leaves the longer side alone
+    (61, 47, (Resize("exact", (19, 31), "hamming"),)),
+    (61, 47, (Resize("exact", (40, 40), "bicubic"), Resize("exact", (20, 30)), Crop((18, 22), "floor"))),
+    (61, 47, (Crop((40, 40)), Resize("short", (9, 9), "box"), Pad((14, 12), RED), Resize("exact", (7, 9), "nearest"))),
+    (256, 256, (Resize("short", (256, 256)), Crop((224, 224)))),
+]
+"""The size of the last step is the input's."""
+
+OPTIONS = [Decode(exif=True, alpha="drop"), Decode(exif=False, alpha="white"), Decode(exif=False, alpha="drop")]
 
 
 def pattern(width: int, height: int) -> np.ndarray:
@@ -88,6 +125,10 @@ def picture_files() -> dict[str, bytes]:
     turned = encode(picture, "WEBP", lossless=True, exif=exif(orientation=6))
     made["two EXIF chunks.webp"] = in_riff(turned, riff_chunk(b"EXIF", exif(orientation=3)[6:]))
     made["EXIF that the header denies.webp"] = turned[:VP8X_FLAGS] + b"\0" + turned[VP8X_FLAGS + 1 :]
+    holes = picture.copy()  # all or nothing: what lies between is not the same in browsers
+    holes.putalpha(picture.convert("L").point(lambda level: 255 * (level > 99)))
+    made["transparent.webp"] = encode(holes, "WEBP", lossless=True, exact=True)
+    made["transparent.gif"] = encode(picture.quantize(32), "GIF", transparency=5)
     made["palette.gif"] = encode(picture.quantize(32), "GIF")
     made["plain.bmp"] = encode(picture, "BMP")
     whole = PNGS["colours 8"]
@@ -169,6 +210,89 @@ def resize_vector(width: int, height: int, policy: Preprocessing) -> dict[str, o
     }
 
 
+def steps_vector(width: int, height: int, steps: tuple[Step, ...]) -> dict[str, object]:
+    preprocessing = checked(Preprocessing(steps[-1].size, steps))
+    raw = preprocessing.to_dict()
+    pixels = preprocess(pattern(width, height), preprocessing)
+    size = {"width": width, "height": height}
+    return {**size, "input": raw["input"], "steps": raw["steps"], "sha256": pixels_sha256(pixels)}
+
+
+def option_vectors(files: dict[str, bytes]) -> list[dict[str, object]]:
+    """The files that an option of `decode` changes, by name."""
+    found = []
+    for name, data in files.items():
+        usual = pixels_sha256(decode_rgb(data, name))
+        for decode in OPTIONS:
+            decoded = decode_rgb(data, name, decode)
+            if pixels_sha256(decoded) != usual:
+                size = {"width": decoded.shape[1], "height": decoded.shape[0]}
+                options = {"exif": decode.exif, "alpha": decode.alpha}
+                found.append({"name": name, "decode": options, **size, "decoded_sha256": pixels_sha256(decoded)})
+    return found
+
+
+def whole_manifest() -> dict[str, Any]:
+    steps = (Resize("short", (9, 9), "bicubic"), Crop((8, 8)), Pad((8, 8), RED))
+    return tiny_manifest(preprocessing=Preprocessing((8, 8), steps)).to_dict()
+
+
+LONG, SHORT = {"op": "resize", "edge": "long", "size": [9, 9]}, {"op": "resize", "edge": "short", "size": 8}
+
+
+def accepted_manifests() -> dict[str, dict[str, Any]]:
+    whole = whole_manifest()
+    return {
+        "every field": whole,
+        "defaults": {**whole, "decode": {}, "steps": [SHORT, {"op": "crop", "size": 8}]},
+        "schema 1": tiny_manifest().to_dict(),
+        "long and pad": {**whole, "steps": [LONG, {"op": "pad", "size": 9}], "input": {"size": [9, 9]}},
+        "eight steps": {**whole, "steps": [SHORT] * 7 + [whole["steps"][1]]},
+        "a known size, resized by an edge": {**whole, "steps": [{"op": "crop", "size": [16, 16]}, SHORT]},
+        "a field that nobody knows": {**whole, "licence": "MIT"},
+    }
+
+
+def refused_manifests() -> dict[str, dict[str, Any]]:
+    """By what is wrong with each."""
+    whole = whole_manifest()
+    resize, crop, pad = whole["steps"]
+    changed: dict[str, dict[str, Any]] = {
+        "schema 3": {"schema_version": 3},
+        "schema 1 with the fields of 2": {"schema_version": 1},
+        "input of one number": {"input": {"size": 8}},
+        "input without pixels": {"input": {"size": [0, 8]}},
+        "input too large": {"input": {"size": [8, 4097]}},
+        "field of input": {"input": {"size": [8, 8], "channels": 3}},
+        "field of decode": {"decode": {"gamma": 1}},
+        "exif is no boolean": {"decode": {"exif": 1}},
+        "alpha over black": {"decode": {"alpha": "black"}},
+        "jpeg scaled": {"decode": {"jpeg": "scaled"}},
+        "no steps": {"steps": []},
+        "nine steps": {"steps": [SHORT] * 8 + [crop]},
+        "unknown op": {"steps": [{**crop, "op": "rotate"}]},
+        "unknown field": {"steps": [{**crop, "gamma": 1}]},
+        "unknown edge": {"steps": [{**resize, "edge": "shorter"}, crop]},
+        "unknown filter": {"steps": [{**resize, "filter": "cubic"}, crop]},
+        "unknown rounding": {"steps": [{**resize, "rounding": "up"}, crop]},
+        "unknown offset": {"steps": [{**crop, "offset": "half_up"}]},
+        "fill of one number": {"steps": [crop, {**pad, "fill": 0}]},
+        "fill over 255": {"steps": [crop, {**pad, "fill": [0, 0, 256]}]},
+        "no edge": {"steps": [{"op": "resize", "size": 8}]},
+        "no size": {"steps": [{"op": "crop"}]},
+        "size too large": {"steps": [{**resize, "size": [9, 4097]}, crop]},
+        "ends in a short edge": {"steps": [SHORT]},
+        "ends in another size": {"steps": [{**crop, "size": [8, 9]}]},
+        "pad below the longer edge": {"steps": [LONG, {"op": "pad", "size": 8}]},
+    }
+    without = {f"no {name}": {key: whole[key] for key in whole if key != name} for name in ("input", "decode", "steps")}
+    return {name: {**whole, **fields} for name, fields in changed.items()} | without
+
+
+def by_name(manifests: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"name": name, "manifest": manifest} for name, manifest in manifests.items()]
+
+
 def file_vector(name: str, data: bytes) -> dict[str, object]:
     decoded = decode_rgb(data, name)
     return {
@@ -218,14 +342,19 @@ def one_vector_a_line(document: dict[str, object]) -> str:
 
 
 def main() -> None:
+    files = picture_files()
     document = {
         "pattern": "(7*x*x + 11*y*y + 13*x*y + 29*x + 58*y + 97*c*(x + 1)) mod 256",
         "pattern_sha256_4x3": pixels_sha256(pattern(4, 3)),
         "resize": [resize_vector(*case) for case in RESIZES],
+        "steps": [steps_vector(*case) for case in STEPS],
         "one_hot": [coefficient_vector(*case) for case in ((5, 3, "bilinear"), (3, 5, "bicubic"), (7, 3, "lanczos"))],
         "file_policy": {"image_size": 8, "mode": "crop", "interpolation": "bilinear"},
-        "files": [file_vector(name, data) for name, data in picture_files().items()],
+        "files": [file_vector(name, data) for name, data in files.items()],
+        "file_options": option_vectors(files),
         "refused": [{"name": name, "data": as_text(data)} for name, data in refused_files().items()],
+        "manifests": by_name(accepted_manifests()),
+        "refused_manifests": by_name(refused_manifests()),
     }
     VECTORS.write_text(one_vector_a_line(document))
     print(f"wrote {VECTORS.relative_to(ROOT)} ({VECTORS.stat().st_size:,} bytes)")

@@ -1,30 +1,48 @@
 // Stage 1 in JavaScript, for the tests: JSON requests on standard input, one a line, answered one a line.
 //
+// preprocessing: a manifest's fields of stage 1, of either schema.
+//
 // {bare}: base64 of a file that the browser would decode -> {type, orientation, sha256 of what it gets}; a file that is
 //     refused: {error}
-// {file, bitmap, policy}: the same for a file that the browser decodes, here to a picture of bitmap's width and height
-// {pixels, width, height, policy}: base64 of RGB samples -> {sha256} of the resized pixels
+// {file, bitmap, preprocessing}: the same for a file that the browser decodes, here to a picture of bitmap's width and
+//     height; with bitmap.alpha, all of its pixels have that alpha
+// {pixels, width, height, preprocessing}: base64 of RGB samples -> {sha256} of the pixels after the steps
 // {manifest, probabilities, golden}: a model that gives these (null: NaN), its golden samples and files as in its
-// metadata -> {answer, checks}: of a black picture, and of the self-check; a model that is refused: {error}
+//     metadata -> {answer, checks}: of a black picture, and of the self-check; a model that is refused: {error}
 // {onnx, graph}: base64 of an ONNX file, and what onnxruntime would say of its graph: {inputs, outputs, probabilities} ->
 //     what the page makes of it, {manifest, tolerance, samples, files}, what it asked of onnxruntime for a white picture,
 //     {options, type, dims, data, names}, and its answer; a model that is refused: {error}
 // {protobuf}: base64 of a message -> {metadata}; a message that is refused: {error}
-// {file, policy}: base64 of a PNG file -> {width, height, decoded_sha256, sha256}; a file that is refused: {error}
+// {file, preprocessing}: base64 of a PNG file -> {width, height, decoded_sha256, sha256}; one that is refused: {error}
 
 import { createInterface } from "node:readline";
 
 const web = new URL("../../deploy/edge/web/", import.meta.url);
-const { decode, resize, withoutMetadata } = await import(new URL("preprocess.js", web));
+const { decode, withoutMetadata } = await import(new URL("preprocess.js", web));
+const { preprocessingOf, runSteps } = await import(new URL("steps.js", web));
 const { Model, checkedManifest, fromBase64, readMetadata, sha256 } = await import(new URL("model.js", web));
+
+class Tensor {
+  constructor(type, data, dims) {
+    Object.assign(this, { type, data, dims });
+  }
+}
+
+/** A picture of one level, in the model's own size. */
+function plain(model, level) {
+  const [height, width] = model.preprocessing.size;
+  return { width, height, data: new Uint8Array(3 * height * width).fill(level) };
+}
 
 async function ofModel({ manifest, probabilities, golden }) {
   const data = Float32Array.from(probabilities, (value) => value ?? NaN);
-  const session = { inputMetadata: [{ shape: ["N"] }], run: async () => ({ probabilities: { data } }) };
-  const model = new Model({ Tensor: class {} }, session, checkedManifest(manifest), golden);
-  const side = manifest.image_size;
-  const black = { width: side, height: side, data: new Uint8Array(3 * side * side) };
-  return { answer: Array.from(await model.run(black)), checks: await model.selfCheck() };
+  const run = async ({ image }) => {
+    if (image.dims.join() !== `1,${model.preprocessing.size.join()},3`) throw new Error(`asked for ${image.dims}`);
+    return { probabilities: { data } };
+  };
+  const session = { inputMetadata: [{ shape: ["N"] }], run };
+  const model = new Model({ Tensor }, session, checkedManifest(manifest), golden);
+  return { answer: Array.from(await model.run(plain(model, 0))), checks: await model.selfCheck() };
 }
 
 /** Opens an ONNX file with an onnxruntime that notes what it is asked, and answers with graph.probabilities. */
@@ -39,33 +57,43 @@ async function opened(onnx, graph) {
     },
   };
   const create = async (_, options) => Object.assign(asked, { options }) && session;
-  const Tensor = class {
-    constructor(type, data, dims) {
-      Object.assign(this, { type, data, dims });
-    }
-  };
   const model = await Model.open({ Tensor, InferenceSession: { create } }, fromBase64(onnx));
-  const side = model.policy.imageSize;
-  const white = { width: side, height: side, data: new Uint8Array(3 * side * side).fill(255) };
-  const found = Array.from(await model.run(white));
+  const found = Array.from(await model.run(plain(model, 255)));
   const { manifest, tolerance, samples, files } = model;
   return { manifest, tolerance, samples: samples.length, files: files.length, ...asked, answer: found };
 }
 
+/** A canvas on which every pixel is grey and has one alpha. */
+function canvasOf(alpha) {
+  return class {
+    getContext() {
+      const getImageData = (x, y, width, height) => {
+        return { data: Uint8Array.from({ length: 4 * width * height }, (_, i) => (i % 4 === 3 ? alpha : 7)) };
+      };
+      return { drawImage() {}, getImageData };
+    }
+  };
+}
+
 async function answer(request) {
-  const { manifest, probabilities, golden, pixels, file, bare, bitmap, width, height, policy } = request;
+  const { manifest, probabilities, golden, pixels, file, bare, bitmap, width, height, preprocessing } = request;
   if (request.onnx !== undefined) return opened(request.onnx, request.graph);
   if (request.protobuf !== undefined) return { metadata: readMetadata(fromBase64(request.protobuf)) };
+  if (bitmap?.alpha !== undefined) globalThis.OffscreenCanvas = canvasOf(bitmap.alpha);
+  else delete globalThis.OffscreenCanvas;
   globalThis.createImageBitmap = async () => ({ ...bitmap, close() {} }); // the browser's decoder
   if (manifest !== undefined) return ofModel({ manifest, probabilities, golden });
   if (bare !== undefined) {
     const { type, orientation, bytes } = withoutMetadata(fromBase64(bare));
     return { type, orientation, sha256: await sha256(bytes) };
   }
-  if (pixels !== undefined) return { sha256: await sha256(resize({ width, height, data: fromBase64(pixels) }, policy).data) };
-  const image = await decode(fromBase64(file));
+  const { steps, decode: options } = preprocessingOf(preprocessing);
+  if (pixels !== undefined) {
+    return { sha256: await sha256(runSteps({ width, height, data: fromBase64(pixels) }, steps).data) };
+  }
+  const image = await decode(fromBase64(file), options);
   const decoded = { width: image.width, height: image.height, decoded_sha256: await sha256(image.data) };
-  return { ...decoded, sha256: await sha256(resize(image, policy).data) };
+  return { ...decoded, sha256: await sha256(runSteps(image, steps).data) };
 }
 
 for await (const line of createInterface({ input: process.stdin })) {

@@ -194,6 +194,18 @@ def test_the_contracts_vectors_hold_in_the_browser(report):
     assert [vector["name"] for vector in vectors["refused"] if "error" not in found[vector["name"]]] == []
 
 
+def test_files_are_decoded_as_a_model_wants_them_or_refused(report):
+    """Exactly, or in one line where a canvas has multiplied the colours by their alpha."""
+    expected = json.loads(VECTORS.read_text())["file_options"]
+    found = report[1]["options"]
+    assert len(found) == len(expected) > 30
+    refused = {answer["name"] for answer in found if "error" in answer}
+    assert {answer["error"].rpartition("; ")[2] for answer in found if "error" in answer} <= {"save it as PNG"}
+    assert refused == {"transparent.webp", "transparent.gif"}
+    for answer, vector in zip(found, expected, strict=True):
+        assert answer.get("sha256") in (None, vector["decoded_sha256"]), vector["name"]
+
+
 def test_the_self_check_passes_in_the_browser(report):
     checks = report[1]["checks"]
     assert {check["half"] for check in checks} == {"file -> pixels", "pixels -> probabilities"}

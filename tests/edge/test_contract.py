@@ -8,13 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from imgcls_infer.errors import ImageError
+from imgcls_infer.errors import ImageError, ModelError
+from imgcls_infer.manifest import Manifest
 from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
-from imgcls_infer.steps import FILTERS, MODES, shorthand
+from imgcls_infer.steps import (
+    EDGES,
+    FILTERS,
+    MODES,
+    OFFSETS,
+    ROUNDINGS,
+    Crop,
+    Decode,
+    Pad,
+    Resize,
+    preprocessing_from,
+    shorthand,
+)
 from PIL import Image
 
-from .conftest import encoded
+from .conftest import encoded, in_manifest
 
 VECTORS = json.loads((Path(__file__).parents[2] / "docs" / "contract" / "vectors.json").read_text())
 FILE_POLICY = shorthand(*VECTORS["file_policy"].values())
@@ -35,8 +48,16 @@ def policy_of(vector):
     return shorthand(vector["image_size"], vector["mode"], vector["interpolation"])
 
 
-def in_javascript(policy):
-    return {"imageSize": policy.size[0], "mode": policy.mode, "interpolation": policy.filters[0]}
+def steps_of(vector):
+    return preprocessing_from({"input": vector["input"], "decode": {}, "steps": vector["steps"]})
+
+
+def with_options(vector):
+    """The vector's way of decoding, with any steps."""
+    return FILE_POLICY._replace(decode=Decode(**vector["decode"]))
+
+
+FILES = {vector["name"]: vector["data"] for vector in VECTORS["files"]}
 
 
 def test_the_pattern_is_the_specifications():
@@ -58,6 +79,30 @@ def test_python_decodes_as_specified(vector):
     assert pixels_sha256(preprocess(data, FILE_POLICY)) == vector["sha256"]
 
 
+@pytest.mark.parametrize("vector", VECTORS["steps"], ids=lambda v: f"{v['width']}x{v['height']} {len(v['steps'])}")
+def test_python_takes_the_steps_as_specified(vector):
+    found = preprocess(pattern(vector["width"], vector["height"]), steps_of(vector))
+    assert pixels_sha256(found) == vector["sha256"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["file_options"], ids=lambda vector: vector["name"])
+def test_python_decodes_as_a_model_wants_it(vector):
+    decoded = decode_rgb(base64.b64decode(FILES[vector["name"]]), vector["name"], Decode(**vector["decode"]))
+    assert decoded.shape[:2] == (vector["height"], vector["width"])
+    assert pixels_sha256(decoded) == vector["decoded_sha256"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["manifests"], ids=lambda vector: vector["name"])
+def test_python_accepts_manifests_as_specified(vector):
+    Manifest.from_dict(vector["manifest"])
+
+
+@pytest.mark.parametrize("vector", VECTORS["refused_manifests"], ids=lambda vector: vector["name"])
+def test_python_refuses_manifests_as_specified(vector):
+    with pytest.raises(ModelError):
+        Manifest.from_dict(vector["manifest"])
+
+
 @pytest.mark.parametrize("vector", VECTORS["refused"], ids=lambda vector: vector["name"])
 def test_python_refuses_as_specified(vector):
     with pytest.raises(ImageError, match="damaged picture"):
@@ -75,17 +120,47 @@ def test_the_weights_are_as_specified(vector):
 
 
 def test_javascript_resizes_as_specified(stage1):
+    assert_javascript(stage1, VECTORS["resize"], policy_of)
+
+
+def test_javascript_takes_the_steps_as_specified(stage1):
+    assert_javascript(stage1, VECTORS["steps"], steps_of)
+
+
+def assert_javascript(stage1, vectors, preprocessing_of):
     requests = []
-    for vector in VECTORS["resize"]:
+    for vector in vectors:
         size = {"width": vector["width"], "height": vector["height"]}
-        policy = in_javascript(policy_of(vector))
-        requests.append({"pixels": encoded(pattern(**size)), **size, "policy": policy})
-    assert [answer["sha256"] for answer in stage1(requests)] == [vector["sha256"] for vector in VECTORS["resize"]]
+        preprocessing = in_manifest(preprocessing_of(vector))
+        requests.append({"pixels": encoded(pattern(**size)), **size, "preprocessing": preprocessing})
+    assert [answer.get("sha256", answer) for answer in stage1(requests)] == [vector["sha256"] for vector in vectors]
+
+
+def test_javascript_decodes_png_files_as_a_model_wants_it(stage1):
+    vectors = named(VECTORS["file_options"], ".png")
+    requests = [
+        {"file": FILES[vector["name"]], "preprocessing": in_manifest(with_options(vector))} for vector in vectors
+    ]
+    keys = ("width", "height", "decoded_sha256")
+    found = [{key: answer.get(key) for key in keys} for answer in stage1(requests)]
+    assert found == [{key: vector[key] for key in keys} for vector in vectors]
+
+
+def test_javascript_accepts_and_refuses_manifests_as_specified(stage1):
+    probabilities = [0.5, 0.25, 0.25]
+    answers = {
+        part: stage1([{**vector, "probabilities": probabilities, "golden": {}} for vector in VECTORS[part]])
+        for part in ("manifests", "refused_manifests")
+    }
+    assert [answer for answer in answers["manifests"] if "error" in answer] == []
+    reasons = [answer.get("error", "") for answer in answers["refused_manifests"]]
+    wrong = ("bad ", "the manifest has schema version", "the model wants JPEG files")
+    assert [reason for reason in reasons if not reason.startswith(wrong)] == []
 
 
 def test_javascript_decodes_png_files_as_specified(stage1):
     vectors = named(VECTORS["files"], ".png")
-    answers = stage1([{"file": vector["data"], "policy": in_javascript(FILE_POLICY)} for vector in vectors])
+    answers = stage1([{"file": vector["data"], "preprocessing": in_manifest(FILE_POLICY)} for vector in vectors])
     keys = ("width", "height", "decoded_sha256", "sha256")
     assert answers == [{key: vector[key] for key in keys} for vector in vectors]
 
@@ -96,7 +171,7 @@ def named(vectors, suffix):
 
 def test_javascript_refuses_png_files_as_specified(stage1):
     vectors = named(VECTORS["refused"], ".png")
-    answers = stage1([{"file": vector["data"], "policy": in_javascript(FILE_POLICY)} for vector in vectors])
+    answers = stage1([{"file": vector["data"], "preprocessing": in_manifest(FILE_POLICY)} for vector in vectors])
     reasons = {vector["name"]: answer.get("error", "") for vector, answer in zip(vectors, answers, strict=True)}
     assert {name for name, reason in reasons.items() if not reason.startswith("the PNG file")} == set(), reasons
 
@@ -115,3 +190,19 @@ def test_the_vectors_cover_every_policy():
     covered = {(vector["mode"], vector["interpolation"]) for vector in VECTORS["resize"]}
     assert {mode for mode, _ in covered} == set(MODES)
     assert {interpolation for _, interpolation in covered} == set(FILTERS)
+
+
+def test_the_vectors_cover_every_step():
+    steps = [step for vector in VECTORS["steps"] for step in steps_of(vector).steps]
+    resizes = [step for step in steps if isinstance(step, Resize)]
+    assert {step.edge for step in resizes} == set(EDGES)
+    assert {step.filter for step in resizes} == set(FILTERS)
+    for edge in ("short", "long"):
+        assert {step.rounding for step in resizes if step.edge == edge} == set(ROUNDINGS)
+    assert {step.offset for step in steps if isinstance(step, Crop)} == set(OFFSETS)
+    assert len({step.fill for step in steps if isinstance(step, Pad)}) > 1
+    assert {tuple(vector["decode"].values()) for vector in VECTORS["file_options"]} == {
+        (True, "drop"),
+        (False, "white"),
+        (False, "drop"),
+    }

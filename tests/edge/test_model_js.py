@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from imgcls_infer import Predictor
 from imgcls_infer.external import metadata
 from imgcls_infer.golden import (
     GOLDEN_FILES_KEY,
@@ -16,7 +17,8 @@ from imgcls_infer.golden import (
     golden_to_json,
 )
 from imgcls_infer.manifest import TOLERANCES, Parity
-from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, pixels_sha256, tolerance_of
+from imgcls_infer.preprocess import decode_rgb, preprocess
+from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, pixels_sha256, self_check, tolerance_of
 from imgcls_infer.steps import shorthand
 from infer.pictures import encode, noise
 from infer.tiny import CLASSES, SIDE, good_onnx, tiny_manifest, tiny_onnx
@@ -77,12 +79,44 @@ def test_answers_that_are_no_numbers_are_refused(stage1):
         *(("classes", value) for value in ([], ["red", "red", "blue"], ["red", "", "blue"], ["red", 1, "blue"], "red")),
         *(("image_size", value) for value in (0, 4097, 8.5, "8")),
         *(("resize", value) for value in (None, {"mode": "fit", "interpolation": "bilinear"}, {"mode": "crop"})),
-        *(("precision", value) for value in ("fp64", None)),
-        *(("schema version", value) for value in (0, 2, "1")),
+        *(("resize", {"mode": "crop", "interpolation": value}) for value in ("cubic", "", 3, None, "constructor")),
+        *(("resize", {"mode": value, "interpolation": "bilinear"}) for value in ("", 3, None, "constructor")),
+        *(("precision", value) for value in ("fp64", None, "toString")),
+        *(("schema version", value) for value in (0, 3, "1")),
     ],
 )
 def test_a_manifest_that_breaks_the_contract_is_refused_by_the_fields_name(stage1, name, value):
     assert name in model(stage1, manifest={name.replace(" ", "_"): value})["error"]
+
+
+@pytest.mark.parametrize("sizes", [[(SIDE, SIDE)], [(31, 17), (17, 31)], [(9, 40), (SIDE, SIDE), (1, 1)]], ids=str)
+def test_the_checks_are_those_of_the_predictor(stage1, tmp_path, sizes):
+    """But for all samples at once; by half and name, and whatever the size of the picture in a file."""
+    pngs = [encode(noise(*size), "PNG") for size in sizes]
+    policy = shorthand(SIDE)
+    files = [
+        GoldenFile(
+            **{"name": f"{number}.png", "data": png, "label": "red", "probabilities": ANSWER},
+            decoded_sha256=pixels_sha256(decode_rgb(png, "picture")),
+            pixels_sha256=pixels_sha256(preprocess(png, policy)),
+        )
+        for number, png in enumerate(pngs)
+    ]
+    samples = [GoldenSample(encode(noise(SIDE, SIDE, seed), "PNG"), ANSWER) for seed in range(len(sizes))]
+    golden = {GOLDEN_KEY: golden_to_json(samples), GOLDEN_FILES_KEY: golden_files_to_json(files)}
+    (found,) = stage1(
+        [{"manifest": tiny_manifest(preprocessing=policy).to_dict(), "probabilities": ANSWER, "golden": golden}]
+    )
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(good_onnx(manifest=tiny_manifest(preprocessing=policy).to_json(), golden=golden[GOLDEN_KEY]))
+    expected = [
+        check.name for check in self_check(Predictor(path, threads=1)).checks if check.name.startswith("sample")
+    ]
+    halves = [FILE_TO_PIXELS] * len(files) + [PIXELS_TO_PROBABILITIES] * len(samples)
+    names = [*(file.name for file in files), *expected]
+    assert found["checks"] == [
+        {"half": half, "name": name, "difference": 0, "problem": ""} for half, name in zip(halves, names, strict=True)
+    ]
 
 
 # --- the ONNX file and its graph ---
@@ -224,6 +258,9 @@ def test_the_metadata_are_those_that_python_reads(stage1, tmp_path):
         (field(14, 2, b"abc")[:-1], "ends early"),
         (field(7, 2, bytes(300))[:-1], "ends early"),
         (field(7, 2, b"")[:-1], "damaged"),
+        (varint(14 << 3 | 2) + varint(2**31 + 3) + b"abc", "ends early"),
+        (varint(14 << 3 | 2) + varint(2**32 + 3) + b"abc", "ends early"),
+        (varint(14 << 3 | 2) + varint(2**53 - 1) + b"abc", "ends early"),
         (field(1, 0, b"\x80"), "damaged"),
         (b"\xff" * 11, "damaged"),
         (b"\xff" * 200 + b"\1", "damaged"),

@@ -10,17 +10,31 @@ import pytest
 from imgcls_infer.errors import ImageError
 from imgcls_infer.preprocess import decode_rgb, exif_orientation, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
-from imgcls_infer.steps import FILTERS, MODES, shorthand
+from imgcls_infer.steps import (
+    EDGES,
+    FILTERS,
+    MODES,
+    OFFSETS,
+    ROUNDINGS,
+    Crop,
+    Decode,
+    Pad,
+    Preprocessing,
+    Resize,
+    checked,
+    shorthand,
+)
 from infer.pictures import chunk, encode, exif, noise
 
-from .conftest import encoded
+from .conftest import encoded, in_manifest
 from .pngs import PNGS, png_of
 
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # bits a sample, by colour type
 
 
-def policy_of(policy):
-    return {"imageSize": policy.size[0], "mode": policy.mode, "interpolation": policy.filters[0]}
+def request_of(pixels, preprocessing):
+    size = {"width": pixels.shape[1], "height": pixels.shape[0]}
+    return {"pixels": encoded(pixels), **size, "preprocessing": in_manifest(preprocessing)}
 
 
 def random_cases(count, seed):
@@ -36,10 +50,7 @@ def random_cases(count, seed):
 
 def test_resizing_is_pillows_bit_for_bit(stage1):
     cases = list(random_cases(240, seed=0))
-    requests = [
-        {"pixels": encoded(pixels), "width": pixels.shape[1], "height": pixels.shape[0], "policy": policy_of(policy)}
-        for pixels, policy in cases
-    ]
+    requests = [request_of(pixels, policy) for pixels, policy in cases]
     answers = stage1(requests)
     assert len(answers) == len(cases)
     for (pixels, policy), answer in zip(cases, answers, strict=True):
@@ -51,8 +62,56 @@ def test_photographs_and_slivers_too(stage1, size):
     pixels = noise(size[1], size[0])
     policies = [shorthand(32), shorthand(224, "pad"), shorthand(97, "squash")]
     request = {"pixels": encoded(pixels), "width": size[0], "height": size[1]}
-    answers = stage1([{**request, "policy": policy_of(policy)} for policy in policies])
+    answers = stage1([{**request, "preprocessing": in_manifest(policy)} for policy in policies])
     assert [answer["sha256"] for answer in answers] == [pixels_sha256(preprocess(pixels, p)) for p in policies]
+
+
+def random_steps(rng):
+    """One to four steps of any kind that end in a known size."""
+    size = tuple(int(side) for side in rng.integers(1, 50, 2))
+    steps = []
+    for _ in range(rng.integers(0, 4)):
+        each = tuple(int(side) for side in rng.integers(1, 50, 2))
+        rounding = str(rng.choice(ROUNDINGS))
+        resize = Resize(str(rng.choice(EDGES)), each, str(rng.choice(FILTERS)), rounding)
+        crop, pad = Crop(each, str(rng.choice(OFFSETS))), Pad(each, tuple(map(int, rng.integers(0, 256, 3))))
+        steps.append([resize, crop, pad][rng.integers(3)])
+    last = [Crop(size, "half_even"), Crop(size, "floor"), Resize("exact", size)][rng.integers(3)]
+    return checked(Preprocessing(size, (*steps, last)))
+
+
+def test_any_steps_are_pythons_bit_for_bit(stage1):
+    rng = np.random.default_rng(7)
+    cases = [(noise(*(int(2 ** rng.uniform(0, 7)) for _ in range(2)), seed=i), random_steps(rng)) for i in range(240)]
+    requests = [request_of(pixels, one) for pixels, one in cases]
+    assert sum(request["preprocessing"]["schema_version"] == 2 for request in requests) > 200
+    for (pixels, one), answer in zip(cases, stage1(requests), strict=True):
+        assert answer == {"sha256": pixels_sha256(preprocess(pixels, one))}, (pixels.shape, one)
+
+
+@pytest.mark.parametrize("decode", [Decode(False, "drop"), Decode(True, "drop"), Decode(False, "white")])
+def test_png_files_are_decoded_as_the_model_wants_them(stage1, decode):
+    transparent = np.random.default_rng(0).integers(0, 256, (7, 11, 4), np.uint8)
+    files = {**PNGS, "turned and transparent": encode(transparent, "PNG", exif=exif(orientation=6))}
+    compare(stage1, files, shorthand(9, "pad")._replace(decode=decode))
+
+
+def test_a_turned_file_of_the_browsers_is_turned_only_if_the_model_wants_it(stage1):
+    file = encoded(encode(noise(4, 6), "JPEG", exif=exif(orientation=6)))
+    request = {"file": file, "bitmap": {"width": 6, "height": 4, "alpha": 255}}
+    options = [Decode(), Decode(exif=False), Decode(alpha="drop")]
+    answers = stage1([{**request, "preprocessing": in_manifest(shorthand(9)._replace(decode=one))} for one in options])
+    assert [(answer["width"], answer["height"]) for answer in answers] == [(4, 6), (6, 4), (4, 6)]
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "GIF"])
+@pytest.mark.parametrize(("alpha", "exact"), [(255, True), (254, False), (0, False)])
+def test_transparency_that_a_canvas_has_multiplied_is_refused_where_the_model_ignores_it(stage1, kind, alpha, exact):
+    drop = in_manifest(shorthand(9)._replace(decode=Decode(alpha="drop")))
+    bitmap = {"width": 6, "height": 4, "alpha": alpha}
+    (answer,) = stage1([{"file": encoded(encode(noise(4, 6), kind)), "bitmap": bitmap, "preprocessing": drop}])
+    assert ("error" not in answer) == exact
+    assert exact or answer["error"].endswith("save it as PNG")
 
 
 def test_png_files_of_every_kind_decode_as_in_pillow(stage1):
@@ -89,11 +148,10 @@ def test_exif_orientations_are_applied(stage1):
     compare(stage1, {name: encode(noise(7, 11), "PNG", exif=block) for name, block in blocks.items()})
 
 
-def compare(stage1, files):
-    policy = shorthand(9, "pad")
-    answers = stage1([{"file": encoded(data), "policy": policy_of(policy)} for data in files.values()])
+def compare(stage1, files, policy=shorthand(9, "pad")):  # noqa: B008
+    answers = stage1([{"file": encoded(data), "preprocessing": in_manifest(policy)} for data in files.values()])
     for (name, data), answer in zip(files.items(), answers, strict=True):
-        decoded = decode_rgb(data, name)
+        decoded = decode_rgb(data, name, policy.decode)
         assert answer == {
             "width": decoded.shape[1],
             "height": decoded.shape[0],
@@ -105,7 +163,7 @@ def compare(stage1, files):
 def test_damaged_files_are_refused_as_python_refuses_them(stage1):
     whole = encode(noise(40, 40), "PNG")
     damaged = [whole[:60], whole[:-400], whole[:20], b"GIF", b"", whole[:200] + b"\0\1\2\3" + whole[204:]]
-    answers = stage1([{"file": encoded(data), "policy": policy_of(shorthand(9))} for data in damaged])
+    answers = stage1([{"file": encoded(data), "preprocessing": in_manifest(shorthand(9))} for data in damaged])
     for data, answer in zip(damaged, answers, strict=True):
         assert set(answer) == {"error"}, data[:20]
         with pytest.raises(ImageError):
@@ -151,7 +209,7 @@ def test_a_damaged_png_is_refused_by_both_or_has_the_same_pixels(stage1):
     rng = np.random.default_rng(0)
     whole = [*PNGS.values(), *(png_of(colour, 8, interlaced=True) for colour in (0, 2, 6))]
     files = [mutated(rng, whole[rng.integers(len(whole))]) for _ in range(600)]
-    answers = stage1([{"file": encoded(data), "policy": policy_of(shorthand(9))} for data in files])
+    answers = stage1([{"file": encoded(data), "preprocessing": in_manifest(shorthand(9))} for data in files])
     taken, refused, differing = 0, 0, []
     for data, answer in zip(files, answers, strict=True):
         try:
@@ -169,7 +227,7 @@ def test_a_damaged_png_is_refused_by_both_or_has_the_same_pixels(stage1):
 # --- limits ---
 
 MAX_PIXELS = 50_000_000  # docs/contract.md
-POLICY = policy_of(shorthand(64))
+PREPROCESSING = in_manifest(shorthand(64))
 
 
 def png_that_claims(width, height):
@@ -179,7 +237,10 @@ def png_that_claims(width, height):
 
 
 def reasons(stage1, requests):
-    return [answer.get("error", "") for answer in stage1([{**request, "policy": POLICY} for request in requests])]
+    return [
+        answer.get("error", "")
+        for answer in stage1([{**request, "preprocessing": PREPROCESSING} for request in requests])
+    ]
 
 
 def test_a_png_over_the_pixel_limit_is_refused_from_its_header(stage1):
@@ -297,6 +358,14 @@ def test_of_a_webp_the_browser_gets_no_profile_and_no_orientation(stage1):
     cases = [random_webp(np.random.default_rng(seed)) for seed in range(80)]
     expected = [(orientation, sha256(hidden)) for _, orientation, hidden in cases]
     assert bare(stage1, [data for data, _, _ in cases]) == expected
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 9])
+def test_a_webp_that_lacks_a_byte_ends_early(stage1, cut):
+    for seed in range(4):  # with chunks of odd and even lengths at the end
+        data = random_webp(np.random.default_rng(seed))[0]
+        (answer,) = stage1([{"bare": encoded(data[: len(data) - cut])}])
+        assert answer.get("error", "") == ("the WebP file ends early" if cut else "")
 
 
 @pytest.mark.parametrize("order", "<>")

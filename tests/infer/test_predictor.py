@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from imgcls_infer import ImageError, ModelError, Prediction, Predictor, preprocess, shorthand
+from imgcls_infer import predictor as predictor_module
 from PIL import Image
 
 from .pictures import encode, held_by, noise
@@ -216,3 +217,60 @@ def test_the_built_in_model_sees_what_stage_1_gives(built_in):
     path = min(SAMPLE.glob("*/*.png"))
     pixels = preprocess.preprocess(path, built_in.manifest.preprocessing)
     np.testing.assert_array_equal(built_in.run(pixels[None])[1][0], built_in.predict(path).probabilities)
+
+
+ROW = (0.6, 0.3, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "problem"),
+    [
+        (ROW, ""),
+        ((0.645, 0.255, 0.1), ""),  # 0.09 from its logits' softmax
+        ((0.655, 0.245, 0.1), "no softmax"),  # 0.11
+        ((0.1, 0.3, 0.6), "no softmax"),
+        ((0.609, 0.3, 0.1), ""),
+        ((0.591, 0.3, 0.1), ""),
+        ((0.611, 0.3, 0.1), "no softmax"),
+        ((0.589, 0.3, 0.1), "no softmax"),
+        ((0.62, 0.4, -0.02), "no softmax"),
+        ((float("nan"), 0.3, 0.1), "not finite"),
+        ((0.6, float("inf"), 0.1), "not finite"),
+        ((0.6, 0.4), "other shapes"),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_an_answer_that_is_no_softmax_of_its_logits_is_refused(tiny_path, probabilities, problem, rows):
+    """The contract's section 6, in whichever row of the first answer."""
+    logits = np.log(np.array([ROW] * rows, np.float32))
+    for bad in range(rows):
+        predictor, answer = Predictor(tiny_path, "cpu", 1), np.array([ROW] * rows, np.float32)
+        if len(probabilities) == 3:
+            answer[bad] = probabilities
+        else:
+            answer = answer[:, :2]
+        if problem:
+            with pytest.raises(ModelError, match=problem):
+                predictor._check(logits, answer, rows, True)
+        else:
+            predictor._check(logits, answer, rows, True)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "good"),
+    [
+        (ROW, True),
+        ((0.609, 0.3, 0.1), True),
+        ((0.611, 0.3, 0.1), False),
+        ((0.589, 0.3, 0.1), False),
+        ((0.62, 0.4, -0.02), False),
+        ((float("nan"), 0.3, 0.1), False),
+        ((float("inf"), 0.3, 0.1), False),
+    ],
+)
+def test_the_short_check_of_one_row_passes_nothing_that_the_long_one_refuses(probabilities, good):
+    row, logits = np.array([probabilities], np.float32), np.zeros((1, 3), np.float32)
+    assert predictor_module._is_one_good_row(logits, row, (1, 3)) == good
+    assert not predictor_module._is_one_good_row(logits * np.nan, row, (1, 3))
+    assert not predictor_module._is_one_good_row(logits, row, (1, 4))
+    assert not predictor_module._is_one_good_row(np.concatenate([logits] * 2), row, (1, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import sys
 import threading
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from imgcls_infer import ImageError, shorthand
-from imgcls_infer.preprocess import decode_rgb, exif_orientation, preprocess, preprocess_or_error
+from imgcls_infer.preprocess import decode_rgb, exif_orientation, preprocess, preprocess_or_error, read_file
 from imgcls_infer.steps import FILTERS, MODES, Crop, Decode, Preprocessing, Resize
 from PIL import Image, ImageOps
 
@@ -169,6 +170,14 @@ def test_real_pictures_pass_bit_for_bit():
     assert len(paths) == 10
     for path in paths:
         np.testing.assert_array_equal(preprocess(path, shorthand(32)), pillow_rgb(path.read_bytes()))
+
+
+def test_a_file_that_the_system_gives_in_parts_is_read_whole(write, monkeypatch):
+    data = encode(noise(8, 8), "PNG")
+    path = write("picture.png", data)
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda file, size: read(file, min(size, 7)))
+    assert read_file(path, "picture") == data
 
 
 # --- formats ---

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from imgcls_infer import ImageError, ModelError, Prediction, Predictor, pipeline
 from imgcls_infer.pipeline import PATIENCE, in_order
@@ -247,6 +247,7 @@ def test_large_photographs_after_many_thumbnails_go_one_by_one():
 
 
 @given(st.lists(st.tuples(st.sampled_from(["put", "take", "give back"]), st.integers(1, 9)), max_size=40))
+@example([*[("put", 1)] * 8, ("take", 9), ("give back", 1), ("put", 1)])
 def test_what_is_taken_and_given_back_keeps_its_order(steps):
     """Against a list: items are put at its end, taken from its front, and given back there."""
     queue, expected, taken, count = pipeline._Todo(), [], [], 0

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from imgcls_infer.golden import GOLDEN_KEY, GoldenSample, golden_to_json
 from imgcls_infer.manifest import MANIFEST_KEY, Manifest
-from imgcls_infer.steps import shorthand
+from imgcls_infer.steps import Size, shorthand, sides
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -44,10 +44,10 @@ def tiny_answer(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return logits.astype(np.float32), (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def tiny_golden(side: int = SIDE) -> list[GoldenSample]:
+def tiny_golden(size: int | Size = SIDE) -> list[GoldenSample]:
     samples = []
     for seed in range(2):
-        pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+        pixels = np.random.default_rng(seed).integers(0, 256, (*sides(size), 3), np.uint8)
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
         samples.append(GoldenSample(file.getvalue(), tuple(float(value) for value in tiny_answer(pixels[None])[1][0])))

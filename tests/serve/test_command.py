@@ -223,13 +223,28 @@ def asked(monkeypatch):
 
 
 def test_the_options_are_what_the_server_is_made_of(asked, tiny_path):
-    given = {"threads": 2, "name": "mine", "host": "::1", "port": 81, "allowed-host": "Pi.local", "decode-threads": 5}
+    given = {
+        "threads": 2,
+        "name": "mine",
+        "host": "Board.local",
+        "port": 81,
+        "allowed-host": "Pi.local",
+        "decode-threads": 5,
+    }
     given |= {"max-batch": 6, "max-delay": 7.5, "max-bytes": 8, "timeout": 9.5, "queue": 10}
     line = [text for name, value in given.items() for text in (f"--{name}", str(value))]
     done = CliRunner().invoke(command, ["--model", str(tiny_path), *line, "--access-log"])
     assert done.exit_code == 0, done.output
     assert asked == {
-        **{"threads": 2, "name": "mine", "host": "::1", "port": 81, "hosts": ["pi.local"], "grace": 9.5, "log": True},
+        **{
+            "threads": 2,
+            "name": "mine",
+            "host": "Board.local",
+            "port": 81,
+            "hosts": ["board.local", "pi.local"],
+            "grace": 9.5,
+            "log": True,
+        },
         "batching": Batching(max_batch=6, max_delay=0.0075, decode_threads=5),
         "limits": Limits(max_bytes=8, timeout=9.5, queue=10),
     }

@@ -1,26 +1,29 @@
-"""No request holds all decoders, requests share their time, and what nobody waits for is not decoded."""
+"""Slow pictures leave a decoder to quick ones, requests share the decoders, what nobody waits for is not decoded."""
 
 from __future__ import annotations
 
 import itertools
+import struct
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from imgcls_serve import batching
 from imgcls_serve import decoders as decoders_module
 from imgcls_serve.batching import Batching
 from imgcls_serve.decoders import Decoders
 from imgcls_serve.limits import Limits
-from infer.pictures import encode, noise
+from infer.pictures import encode, noise, png
 
 from .harness import PATIENCE, connect, metrics, post, serving, wait_until
 
 PICTURE = encode(noise(8, 8), "PNG")
-SLOW = encode(noise(9, 9), "PNG")
+SLOW = png(np.zeros((1, 1), np.uint8), colour=0).replace(b"\0\0\0\1" * 2, struct.pack(">II", 7000, 7000), 1)
+"""A PNG whose header announces 49 megapixels."""
 
 
 class Held:
@@ -58,13 +61,15 @@ def start(decode) -> Iterator:
     started: list[Decoders] = []
 
     def start(count: int) -> Decoders:
-        started.append(Decoders(decode, count))
+        started.append(Decoders(decode, count, lambda work: 1.0 if work[0].isupper() else 0.01))
         started[0].start()
         return started[0]
 
     yield start
-    decode.end(*"abcdefghi", *(f"{letter}{number}" for letter in "abc" for number in range(9)))
+    decode.end(*"abcdefghijkl", *(f"{letter}{number}" for letter in "abcABCDE" for number in range(9)))
     started[0].stop()
+    for thread in started[0]._threads:  # they read the clock, which the next test may replace
+        thread.join(PATIENCE)
 
 
 @pytest.mark.parametrize(("count", "held"), [(1, ["a0"]), (2, ["a0"]), (3, ["a0", "a1"])])
@@ -120,6 +125,64 @@ def test_requests_that_have_used_much_leave_one_decoder_to_others(start, decode,
     decode.has_begun("a0", "b0", decode.begun[2], "c0")
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_slow_pictures_of_many_requests_leave_one_decoder_to_quick_ones(start, decode, count):
+    decoders = start(count)
+    for letter in "ABCD":
+        decoders.add([f"{letter}0", f"{letter}1"])
+    slow = ["A0", "A1"][: count - 1]
+    decode.has_begun(*slow)
+    decoders.add(["a0"])
+    decode.has_begun(*slow, "a0")
+    decoders.add(["E0"])
+    decoders.add(["b0"])
+    decode.end("a0")
+    decode.has_begun(*slow, "a0", "b0")
+
+
+def test_of_one_decoder_a_quick_picture_waits_for_one_slow_one(start, decode):
+    decoders = start(1)
+    for letter in "ABCD":
+        decoders.add([f"{letter}0", f"{letter}1"])
+    decode.has_begun("A0")
+    decoders.add(["a0"])
+    decode.end("A0")
+    decode.has_begun("A0", "a0")
+    decode.end("a0")
+    decode.has_begun("A0", "a0", "B0")
+    decoders.add(["b0"])
+    decoders.add(["c0"])
+    decode.end("B0", "b0", "c0")
+    decode.has_begun("A0", "a0", "B0", "b0", "c0", "C0")
+    assert decode.begun[3:] == ["b0", "c0", "C0"]
+
+
+def test_quick_pictures_that_keep_coming_leave_half_of_the_time_to_slow_ones(start, decode, monkeypatch):
+    clock = itertools.chain([0, 10], itertools.count(10))  # A0 takes 10 s, the others 1 s each
+    monkeypatch.setattr(decoders_module, "time", SimpleNamespace(perf_counter=clock.__next__))
+    decoders = start(1)
+    decoders.add(["A0", "A1"])
+    decode.has_begun("A0")
+    decoders.add(["B0"])
+    for count, letter in enumerate("abcdefghijkl", 2):
+        decoders.add([letter])
+        decode.end(decode.begun[-1])
+        wait_until(lambda count=count: len(decode.begun) == count)
+    assert decode.begun == ["A0", *"abcdefghij", "B0", "k"]
+
+
+def test_a_form_is_weighed_picture_by_picture(start, decode):
+    decoders = start(2)
+    decoders.add(["a0", "A0"])
+    decode.has_begun("a0")
+    decode.end("a0")
+    decode.has_begun("a0", "A0")
+    decoders.add(["B0"])
+    decode.has_begun("a0", "A0")
+    decoders.add(["b0"])
+    decode.has_begun("a0", "A0", "b0")
+
+
 def test_an_idle_decoder_takes_up_a_request_that_holds_none_any_more(start, decode):
     decoders = start(3)
     decoders.add(["a0", "a1"])
@@ -154,11 +217,14 @@ def test_a_request_starts_at_its_fair_share_of_the_time_so_far(start, decode, mo
     decode.has_begun("a0")
     decoders.add(["b0"])
     decode.end("a0")
-    decode.has_begun("a0", "b0")
+    decode.has_begun("a0", "a1")  # neither is light: the older one goes on
     assert decoders.add([]).start == pytest.approx(1 / 3)  # two requests waited, and a newcomer would have
+    decode.end("a1")
+    decode.has_begun("a0", "a1", "b0")
+    assert decoders.add([]).start == pytest.approx(2 / 3)
     decode.end("b0")
-    decode.has_begun("a0", "b0", "a1")
-    assert decoders.add([]).start == pytest.approx(1 / 3 + 1 / 2)
+    decode.has_begun("a0", "a1", "b0", "a2")
+    assert decoders.add([]).start == pytest.approx(2 / 3 + 1 / 2)
 
 
 def test_what_is_dropped_is_never_begun(start, decode):
@@ -201,13 +267,14 @@ def send_form(client, pictures: int):
     return client.post("/predict", files=[("p", ("p.png", SLOW))] * pictures)
 
 
-def test_a_form_of_slow_pictures_delays_no_other_client(tiny, slow_decoding):
+@pytest.mark.parametrize("forms", [1, 4])
+def test_forms_of_slow_pictures_delay_no_other_client(tiny, slow_decoding, forms):
     limits = Limits(timeout=0.6)
-    with serving(tiny, Batching(decode_threads=2), limits) as client, ThreadPoolExecutor(1) as pool:
-        form = pool.submit(send_form, client, 20)
-        wait_until(lambda: slow_decoding.begun == [SLOW])
+    with serving(tiny, Batching(decode_threads=2), limits) as client, ThreadPoolExecutor(forms) as pool:
+        sent = [pool.submit(send_form, client, 20) for _ in range(forms)]
+        wait_until(lambda: metrics(client)["imgcls_queue_requests"] == forms and slow_decoding.begun)
         assert [post(client, PICTURE).status_code for _ in range(5)] == [200] * 5
-        assert form.result().status_code == 504
+        assert {form.result().status_code for form in sent} == {504}
     assert slow_decoding.begun.count(SLOW) == 1
 
 

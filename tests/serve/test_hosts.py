@@ -6,6 +6,7 @@ import asyncio
 import socket
 
 import pytest
+from imgcls_serve import hosts
 from imgcls_serve.app import create_app
 from imgcls_serve.batching import Batching
 from imgcls_serve.hosts import KnownHosts, name_of
@@ -98,3 +99,9 @@ def test_a_star_allows_any_name(tiny):
 )
 def test_a_name_is_a_host_without_its_port(host, name):
     assert name_of(host) == name
+
+
+@pytest.mark.parametrize("hostname", ["Pi", "pi", "Pi.Example.Org"])
+def test_a_machine_is_called_by_its_name_and_by_the_first_part_of_it_in_multicast_dns(monkeypatch, hostname):
+    monkeypatch.setattr("socket.gethostname", lambda: hostname)
+    assert hosts._own_names() == {"localhost", hostname.lower(), "pi.local"}

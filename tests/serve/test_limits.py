@@ -7,12 +7,12 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from unittest.mock import Mock
 
 import pytest
 from imgcls_serve import server
-from imgcls_serve.limits import Limits, read_body
+from imgcls_serve.limits import Gate, Limits, read_body, whole_number
 from infer.pictures import encode, noise
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -35,6 +35,56 @@ def received(connection: socket.socket) -> bytes:
 
 
 # --- bytes ---
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("0", 0), ("7", 7), ("007", 7), ("9" * 18, 10**18 - 1), ("1" * 19, None), ("", None), ("-1", None), ("+1", None)]
+    + [(text, None) for text in ("1.0", "1e3", " 1", "1_0", "\u0661", "x")],
+)
+def test_a_whole_number_is_up_to_18_digits_of_ascii(text, number):
+    assert whole_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [("content-length", value, 413) for value in ("x", "-1", "", "1" * 19, "101")]
+    + [("content-encoding", value, 415) for value in ("gzip", "br", "identity, gzip")]
+    + [("content-encoding", "identity", None), ("content-length", "100", None), ("content-length", "3", None)],
+)
+def test_what_the_headers_say_of_a_body_is_believed_or_refused_before_it_is_read(name, value, status):
+    async def receive():
+        if status is not None:
+            pytest.fail("the body is read")
+        return {"type": "http.request", "body": b"abc", "more_body": False}
+
+    async def scenario() -> bytes:
+        request = Request({"type": "http", "headers": [(name.encode(), value.encode())]}, receive)
+        return await read_body(request, Limits(max_bytes=100), asyncio.get_running_loop().time() + PATIENCE)
+
+    if status is None:
+        assert asyncio.run(scenario()) == b"abc"
+        return
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(scenario())
+    assert caught.value.status_code == status
+
+
+@pytest.mark.parametrize("queue", [1, 2, 3])
+def test_a_gate_is_full_when_every_place_is_taken_and_not_before(queue):
+    async def scenario() -> None:
+        gate = Gate(Limits(queue=queue, patience=0.01))
+        async with AsyncExitStack() as stack:
+            for taken in range(queue):
+                assert (gate.inside, gate.full) == (taken, False)
+                await stack.enter_async_context(gate.place())
+            assert (gate.inside, gate.full) == (queue, True)
+            with pytest.raises(HTTPException) as caught:
+                await stack.enter_async_context(gate.place())
+            assert (caught.value.status_code, caught.value.headers) == (503, {"Retry-After": "1"})
+        assert (gate.inside, gate.full) == (0, False)
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(

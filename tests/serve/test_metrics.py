@@ -53,14 +53,15 @@ def test_a_request_is_counted_once_by_its_handler_and_what_was_answered(status, 
     assert len(sent) == (0 if status is None else 2)
 
 
-def test_what_is_no_request_is_not_counted():
+@pytest.mark.parametrize("kind", ["lifespan", "websocket"])
+def test_what_is_no_request_is_not_counted(kind):
     metrics, seen = Metrics(), []
 
     async def app(scope, receive, send):
         seen.append(scope["type"])
 
-    asyncio.run(Measured(app, metrics)({"type": "lifespan"}, None, None))
-    assert seen == ["lifespan"]
+    asyncio.run(Measured(app, metrics)({"type": kind}, None, None))
+    assert seen == [kind]
     assert not any(
         sample.name == "imgcls_requests_total" for family in metrics.registry.collect() for sample in family.samples
     )

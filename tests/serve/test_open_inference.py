@@ -37,6 +37,18 @@ def raw_request(**parameters) -> tuple[bytes, dict[str, str]]:
     return head + PIXELS.tobytes(), {BINARY_HEADER: str(len(head)), "Content-Type": "application/octet-stream"}
 
 
+# --- the client's own id ---
+
+
+@pytest.mark.parametrize("given", [{}, {"id": "a"}, {"id": ""}, {"id": None}], ids=str)
+def test_an_answer_has_the_id_of_its_request(given):
+    body, headers = raw_request(**given)
+    logits = np.zeros((3, 2), np.float32)
+    inference = parse_inference(body, headers[BINARY_HEADER], (SIDE, SIDE))
+    document = json.loads(open_inference.render_inference("tiny", inference, logits, logits)[0])
+    assert document.get("id") == given.get("id")
+
+
 # --- sizes ---
 
 
@@ -49,20 +61,20 @@ def test_the_shape_the_size_and_the_bytes_of_a_raw_tensor_agree(pictures, claime
     head = json.dumps({"inputs": [tensor]}).encode()
     body = head + PIXELS[:sent].tobytes()
     if pictures == claimed == sent:
-        assert np.array_equal(parse_inference(body, str(len(head)), SIDE).pixels, PIXELS[:sent])
+        assert np.array_equal(parse_inference(body, str(len(head)), (SIDE, SIDE)).pixels, PIXELS[:sent])
     else:
         with pytest.raises(ProtocolError, match="bytes of binary data"):
-            parse_inference(body, str(len(head)), SIDE)
+            parse_inference(body, str(len(head)), (SIDE, SIDE))
 
 
 @pytest.mark.parametrize("size", [0, 1, 3 * SIDE * SIDE - 1, 3 * SIDE * SIDE, 3 * SIDE * SIDE + 1])
 def test_a_tensor_in_json_has_as_many_numbers_as_its_shape(size):
     body = json.dumps({"inputs": [{**TENSOR, "shape": [1, SIDE, SIDE, 3], "data": [7] * size}]}).encode()
     if size == 3 * SIDE * SIDE:
-        assert parse_inference(body, None, SIDE).pixels.shape == (1, SIDE, SIDE, 3)
+        assert parse_inference(body, None, (SIDE, SIDE)).pixels.shape == (1, SIDE, SIDE, 3)
     else:
         with pytest.raises(ProtocolError, match="something else"):
-            parse_inference(body, None, SIDE)
+            parse_inference(body, None, (SIDE, SIDE))
 
 
 # --- what it may cost ---
@@ -286,7 +298,7 @@ ANY_JSON = st.recursive(
 
 def outcome(document: object) -> Inference | ProtocolError:
     try:
-        return parse_inference(json.dumps(document).encode(), None, 1)
+        return parse_inference(json.dumps(document).encode(), None, (1, 1))
     except ProtocolError as error:
         return error
 
@@ -308,7 +320,7 @@ def test_whatever_json_comes_is_an_inference_or_a_protocol_error(anything, shape
 @given(st.lists(st.integers(0, 255), min_size=3, max_size=3))
 def test_three_numbers_are_a_pixel(values):
     entry = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": values}
-    assert parse_inference(json.dumps({"inputs": [entry]}).encode(), None, 1).pixels.tolist() == [[[values]]]
+    assert parse_inference(json.dumps({"inputs": [entry]}).encode(), None, (1, 1)).pixels.tolist() == [[[values]]]
 
 
 def test_an_output_that_does_not_say_how_it_comes_comes_as_the_request_says():

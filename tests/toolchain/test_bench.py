@@ -248,3 +248,9 @@ def test_only_an_export_of_the_same_weights_and_resize_is_measured(trained, chan
         return
     with pytest.raises(ImgclsError, match="is no export of this checkpoint"):
         module._require_export("a.onnx", runtime, checkpoint)
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios_and_not_the_ratio_of_medians():
+    """A busy moment slows down both runtimes of its round."""
+    assert Series((1.0, 10.0, 100.0)).ratio(Series((1.0, 5.0, 200.0))) == 1
+    assert Series((1.0, 10.0, 100.0)).median == 10

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import SAMPLE
+from helpers import SAMPLE, load_benchmark
 from imgcls_infer import shorthand
 from imgcls_infer.manifest import Manifest
 from imgcls_infer.preprocess import preprocess
@@ -21,6 +21,13 @@ from imgcls.parity.bisect import bisect
 
 PIXELS = np.stack([preprocess(path, shorthand(32)) for path in sorted((SAMPLE / "test").glob("*/*.png"))[::12]])
 LAYERS = ("conv1_layer", "conv2_layer", "conv3_layer", "fc1_layer", "fc2_layer")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reference_kept():
+    """The bisections of one checkpoint share the export that they compare with: the tests are quicker so."""
+    with load_benchmark("networks").reference_kept():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +172,45 @@ def test_another_network_is_followed_too(trained, tmp_path, monkeypatch, fold):
     assert honest.nodes - honest.compared <= 1  # the plain graph's adaptive pool has another name there
     wrong = planted(tmp_path / "deep.onnx", tmp_path, scaled("head.0.weight"))
     assert bisect(checkpoint, wrong, PIXELS).divergence.node == "head.0"
+
+
+class Enlarging(nn.Module):
+    """A batch norm, which the exporter merges with the convolution, and a resize."""
+
+    def __init__(self, eps=1e-5, mode="bilinear"):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6, eps=eps)
+        self.enlarge = nn.Upsample(scale_factor=2, mode=mode)
+        self.after, self.head = nn.Conv2d(6, 6, 3, stride=2), nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = self.after(self.enlarge(torch.relu(self.norm(self.convolution(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("other", "node"),
+    [({"eps": 1e-3}, "convolution"), ({"mode": "bicubic"}, "resize"), ({"mode": "nearest"}, "resize")],
+)
+@pytest.mark.parametrize("fold", [True, False])
+def test_a_file_of_a_network_that_differs_in_one_setting_parts_there(trained, tmp_path, other, node, fold):
+    """As another library would write it: the same weights, another eps or another way to resize."""
+    torch.manual_seed(0)
+    state = Enlarging().state_dict()
+    state["norm.running_var"].fill_(0.1)
+    manifest = Manifest(
+        "net", trained[1].manifest.classes, shorthand(32), (0.5,) * 3, (0.25,) * 3, weights_sha256(state)
+    )
+
+    def written(**settings):
+        checkpoint = Checkpoint(state, manifest, build=lambda classes, size: Enlarging(**settings))
+        name = tmp_path / f"{len(settings)}.onnx"
+        export_model(ExportConfig(name.with_suffix(".pth"), output=name, fold=fold), checkpoint)
+        return checkpoint, name
+
+    checkpoint, honest = written()
+    assert bisect(checkpoint, honest, PIXELS)
+    assert bisect(checkpoint, written(**other)[1], PIXELS).divergence.node == node
 
 
 def test_other_precisions_are_refused(trained, tmp_path):

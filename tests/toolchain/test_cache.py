@@ -267,6 +267,8 @@ def test_a_fingerprint_is_of_classes_labels_and_pixels_and_not_of_where_they_lie
         fingerprint(labels=(1, 1)),
         fingerprint(classes=("ant", "cow")),
         fingerprint(classes=("bee", "ant")),
+        fingerprint(classes=("an", "tbee")),
+        fingerprint(classes=("antbee",)),
     ]
     assert len({fingerprint(), *others}) == 1 + len(others)
     assert fingerprint(folder="there") == fingerprint()

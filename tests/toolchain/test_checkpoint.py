@@ -8,10 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from imgcls_infer.manifest import Manifest
 from imgcls_infer.steps import shorthand
+from torch import nn
 
 from imgcls.checkpoint import (
     FORMAT,
+    Checkpoint,
     is_bare,
     is_finite,
     load_article_checkpoint,
@@ -213,7 +216,11 @@ def test_names_that_no_file_encodes_are_one_clear_error(trained, tmp_path):
         load_checkpoint(tmp_path / "odd.pth").network()
 
 
-@pytest.mark.parametrize("wrapped", [{}, {"state_dict": {}}, {"model": {}}])
+@pytest.mark.parametrize(
+    "wrapped",
+    [{}, {"state_dict": {}}, {"model": {}}, {"state_dict": {"model": {"a": torch.zeros(1)}}}, {"a": 1}],
+    ids=str,
+)
 def test_a_state_dict_without_tensors_is_refused(tmp_path, wrapped):
     torch.save(wrapped, tmp_path / "empty.pth")
     with pytest.raises(CheckpointError, match="holds no state dict"):
@@ -232,3 +239,55 @@ def test_damaged_sample_pictures_are_one_clear_error(trained, tmp_path, samples)
     torch.save({**content, "samples": samples}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="sample pictures are damaged"):
         load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("claimed", ["", "00", "0" * 64, str.upper], ids=["none", "short", "another", "capitals"])
+def test_a_checkpoint_is_read_only_with_the_hash_of_its_own_weights(trained, tmp_path, claimed):
+    content = torch.load(trained[0], weights_only=True)
+    own = content["manifest"]["weights_sha256"]
+    content["manifest"]["weights_sha256"] = claimed(own) if callable(claimed) else claimed
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+class Versioned(nn.Module):
+    """Takes no state dict that does not say which version wrote it, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(self.convolution(x)).mean((2, 3)))
+
+    def _load_from_state_dict(self, state, prefix, metadata, *rest):
+        if metadata.get("version") not in (1, 2):
+            raise ValueError("version should be 1 or 2")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+class Computing(Versioned):
+    """Computes with a tensor while it is made, as torchvision's RegNet does: it can't be made on the meta device."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = int(torch.arange(4).sum())
+
+
+@pytest.mark.parametrize("network", [Versioned, Computing])
+def test_a_network_that_is_particular_about_how_it_is_loaded_comes_back_from_its_file(tmp_path, network):
+    torch.manual_seed(0)
+    manifest = Manifest("net", ("a", "b", "c"), shorthand(8), (0.5,) * 3, (0.5,) * 3, "")
+    save_checkpoint(tmp_path / "a.pth", network(), manifest)
+    loaded = load_checkpoint(tmp_path / "a.pth", build=lambda classes, size: network())
+    assert torch.equal(loaded.network().head.weight, loaded.state_dict["head.weight"])
+
+
+def test_a_state_dict_of_an_older_version_still_gets_what_it_lacks(tmp_path):
+    """Batch norms of before torch 0.4.1 have no counter."""
+    state = {name: tensor for name, tensor in Versioned().state_dict().items() if "num_batches" not in name}
+    manifest = Manifest("net", ("a", "b", "c"), shorthand(8), (0.5,) * 3, (0.5,) * 3, weights_sha256(state))
+    assert Checkpoint(state, manifest, build=lambda classes, size: Versioned()).network().norm.num_batches_tracked == 0

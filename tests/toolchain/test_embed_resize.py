@@ -17,15 +17,28 @@ from imgcls_infer.errors import ModelError
 from imgcls_infer.predictor import Predictor
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import self_check
-from imgcls_infer.steps import MODES, shorthand
+from imgcls_infer.steps import (
+    EDGES,
+    MODES,
+    OFFSETS,
+    ROUNDINGS,
+    Crop,
+    Decode,
+    Pad,
+    Preprocessing,
+    Resize,
+    checked,
+    shorthand,
+)
 from PIL import Image
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.config import ExportConfig
 from imgcls.errors import ExportError
 from imgcls.export import export_model
-from imgcls.export.embed_resize import PIXELS, embed_resize, resize_session
+from imgcls.export.embed_resize import PIXELS, check_resize, embed_resize, resize_session
 from imgcls.export.info import info
+from imgcls.networks.registry import build_network
 from imgcls.parity.runtimes import run_module
 
 session = functools.cache(resize_session)
@@ -72,6 +85,60 @@ def test_any_picture_is_within_a_level_of_pillows(mode, side, height, width, noi
     policy = shorthand(side, mode)
     distance = np.abs(resized(picture, policy).astype(int) - preprocess(picture, policy))
     assert distance.max() <= 1
+
+
+# --- any list of steps ---
+
+BOXES = st.tuples(st.integers(1, 50), st.integers(1, 50))
+RESIZES = st.builds(Resize, st.sampled_from(EDGES), BOXES, st.just("bilinear"), st.sampled_from(ROUNDINGS))
+CROPS = st.builds(Crop, BOXES, st.sampled_from(OFFSETS))
+PADS = st.builds(Pad, BOXES, st.tuples(*[st.sampled_from([0, 7, 200])] * 3))
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(st.lists(RESIZES | CROPS | PADS, max_size=4), CROPS, st.integers(1, 150), st.integers(1, 150))
+@example([Resize("short", (8, 8))], Crop((12, 13)), 30, 9)  # beyond the picture on one side
+@example([Resize("short", (8, 8))], Crop((13, 13), "floor"), 10, 10)  # 2.5 black rows: 3 above
+@example([Resize("short", (8, 8))], Crop((13, 13)), 10, 10)  # 2
+@example([Resize("short", (8, 8), "bilinear", "half_even")], Crop((8, 8), "floor"), 8, 11)
+@example([Resize("long", (9, 20)), Pad((20, 20), (0, 7, 200))], Crop((20, 20)), 33, 31)
+def test_any_steps_are_within_a_level_a_resize_of_pillows(first, last, height, width):
+    preprocessing = checked(Preprocessing(last.size, (*first, last)))
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    if (height, width) == last.size:
+        return  # passes unchanged
+    found = resize_session(preprocessing).run([PIXELS], {"image": picture[None]})[0][0]
+    distance = np.abs(found.astype(int) - preprocess(picture, preprocessing))
+    assert distance.max() <= sum(isinstance(step, Resize) for step in first)
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(st.lists(RESIZES | CROPS | PADS, max_size=4), CROPS)
+@example([Resize("short", (16, 16))], Crop((14, 14)))  # as ImageNet's 256 and 224
+@example([Pad((20, 20), (1, 2, 3))], Crop((14, 9)))
+def test_a_picture_of_the_models_size_passes_whatever_the_steps(first, last):
+    picture = np.random.default_rng(1).integers(0, 256, (2, *last.size, 3), np.uint8)
+    found = resize_session(checked(Preprocessing(last.size, (*first, last)))).run([PIXELS], {"image": picture})[0]
+    np.testing.assert_array_equal(found, picture)
+
+
+def test_steps_in_a_file_are_exported_measured_and_proved(trained, tmp_path):
+    """Rectangular, resized past its size, without EXIF: the host's whole pictures get the predictor's classes."""
+    network = build_network("cnn", 10, (24, 40))
+    steps = (Resize("short", (28, 44), "bilinear", "half_even"), Crop((24, 40), "floor"))
+    preprocessing = Preprocessing((24, 40), steps, Decode(exif=False))
+    manifest = replace(trained[1].manifest, preprocessing=preprocessing)
+    checkpoint = Checkpoint(network.state_dict(), manifest, ())
+    result = export_model(ExportConfig(trained[0], output=tmp_path / "a.onnx", embed_resize=True), checkpoint)
+    figures = result.manifest.parity.embedded_resize
+    assert figures["max_levels"] <= 1
+    assert result.manifest.schema_version == 2
+    host, predictor = ort.InferenceSession(str(result.path)), Predictor(result.path, "cpu", 1)
+    for height, width in [(20, 31), (24, 40), (97, 70), (200, 333)]:
+        picture = mosaic(height, width)
+        found = host.run(["probabilities"], {"image": picture[None]})[0][0]
+        exact = preprocess(picture, preprocessing) if (height, width) != (24, 40) else picture
+        np.testing.assert_allclose(found, predictor.run(exact[None])[1][0], atol=0.05)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -148,6 +215,31 @@ def test_the_predictor_refuses_open_sizes_that_the_manifest_says_nothing_of(trai
         Predictor(tmp_path / "b.onnx")
 
 
+@pytest.mark.parametrize("place", [0, 3, -1])
+def test_one_picture_that_is_off_by_more_is_enough(monkeypatch, place):
+    """Of those that an export is measured on, whichever it is."""
+    policy = shorthand(8)
+
+    def run(pixels):
+        return np.zeros((len(pixels), 2)), np.zeros((len(pixels), 2))
+
+    usual = check_resize(run, policy, [])
+    odd = usual["sizes"][place]
+
+    def off(picture, policy):
+        exact = preprocess(picture, policy).astype(int)
+        return np.clip(exact + 3 * (list(picture.shape[:2]) == odd), 0, 255).astype(np.uint8)
+
+    monkeypatch.setattr(sys.modules["imgcls.export.embed_resize"], "preprocess", off)
+    with pytest.raises(ExportError, match=r"differs from Pillow's by up to [2-4] levels of 255"):
+        check_resize(run, policy, [])
+
+
+def test_the_graphs_dimensions_are_named_in_their_order(exported):
+    dimensions = onnx.load(exported[0].path).graph.input[0].type.tensor_type.shape.dim
+    assert [dimension.dim_param or dimension.dim_value for dimension in dimensions][1:] == ["height", "width", 3]
+
+
 def test_a_resize_that_is_off_by_more_is_not_written(trained, tmp_path, monkeypatch):
     path, checkpoint = trained
     monkeypatch.setattr(sys.modules["imgcls.export.embed_resize"], "MAX_LEVELS", 0)
@@ -162,3 +254,6 @@ def test_only_onnx_and_bilinear_resizing_can_be_embedded(trained, tmp_path):
         export_model(ExportConfig(path, "torchscript", tmp_path / "a.pt", embed_resize=True), checkpoint)
     with pytest.raises(ExportError, match="resizes with bicubic"):
         embed_resize(onnx.ModelProto(), shorthand(32, "crop", "bicubic"))
+    mixed = Preprocessing((8, 8), (Resize("short", (9, 9)), Resize("exact", (8, 8), "box")))
+    with pytest.raises(ExportError, match="resizes with box"):
+        embed_resize(onnx.ModelProto(), mixed)

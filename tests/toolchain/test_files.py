@@ -171,6 +171,16 @@ def test_a_folder_whose_replacement_was_killed_between_two_renames_gets_its_name
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_a_folder_that_has_its_new_name_stays_and_the_old_one_goes(tmp_path):
+    """Of a writer that was killed after the second rename."""
+    for place, text in ((".model.abcdefgh.tmp/old", "old"), ("model", "new")):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "file.txt").write_text(text)
+    with one_writer(tmp_path / "model"):
+        assert (tmp_path / "model" / "file.txt").read_text() == "new"
+    assert os.listdir(tmp_path) == ["model"]
+
+
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "link to a device"])
 def test_only_a_regular_file_is_ever_replaced(tmp_path, kind):
     path = tmp_path / "a.onnx"

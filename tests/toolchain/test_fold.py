@@ -12,11 +12,16 @@ from imgcls_infer.manifest import Manifest
 from imgcls_infer.steps import shorthand
 from torch import nn
 
+from imgcls.checkpoint import Checkpoint, weights_sha256
+from imgcls.config import ExportConfig
 from imgcls.errors import ExportError
+from imgcls.export import export_model
 from imgcls.export.format import Job
 from imgcls.export.to_onnx import to_onnx
+from imgcls.networks import fold
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.fold import MatrixPool, fold_batch_norm, fold_classifier
+from imgcls.networks.onnx_graph import trace
 from imgcls.networks.pooling import pool_matrix
 from imgcls.networks.registry import build_network
 
@@ -49,10 +54,12 @@ def classifier(network, image_size, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.running_mean, module.bias.data):
-                tensor.normal_(generator=generator)
-            for tensor in (module.running_var, module.weight.data):
-                tensor.uniform_(0.2, 2, generator=generator)
+            for tensor in (module.running_mean, module.bias):
+                if tensor is not None:
+                    tensor.data.normal_(generator=generator)
+            for tensor in (module.running_var, module.weight):
+                if tensor is not None:
+                    tensor.data.uniform_(0.2, 2, generator=generator)
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
             module.weight.data.normal_(0, 1.7 / module.weight[0].numel() ** 0.5, generator=generator)
             if module.bias is not None:
@@ -181,6 +188,143 @@ def test_what_is_used_twice_is_left_alone():
     assert isinstance(fold_classifier(plain).network.norm, nn.BatchNorm2d)
 
 
+class Standardised(nn.Conv2d):
+    """A convolution that is no plain one: its weights are standardised as it runs."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Halved(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+def parametrised(convolution):
+    return nn.utils.parametrize.register_parametrization(convolution, "weight", Halved())
+
+
+def hooked(convolution):
+    convolution.register_forward_hook(lambda module, inputs, output: output * 2)
+    return convolution
+
+
+class Twice(nn.Module):
+    """One batch norm after two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.second(self.norm(self.first(x))))
+
+
+def norms_left(network, kinds=(nn.BatchNorm2d,)):
+    """How many norms a network still has once it is folded, and how far it is from the plain one in float64."""
+    plain = classifier(nn.Sequential(network, nn.Flatten(1)), 9)
+    folded = fold_classifier(plain)
+    left = sum(isinstance(module, kinds) for module in folded.network.modules())
+    return left, max(differences(plain.double()))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Twice(),
+        nn.Sequential(nn.Conv2d(3, 6, 3, groups=3, bias=False), nn.BatchNorm2d(6)),
+        nn.Sequential(nn.Conv2d(3, 3, 3, groups=3, padding=1), nn.BatchNorm2d(3, affine=False)),
+        nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2, stride=2), nn.Identity(), nn.BatchNorm2d(4, eps=0.1)),
+    ],
+    ids=["two convolutions share a norm", "depthwise", "without its own weights", "dilated, with another eps"],
+)
+def test_a_batch_norm_right_after_a_convolution_goes(network):
+    left, difference = norms_left(network)
+    assert left == 0
+    assert difference < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("network", "kind"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), nn.BatchNorm2d),
+        (nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)), nn.BatchNorm2d),
+        (nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.BatchNorm2d(4)), nn.BatchNorm2d),
+        (nn.Sequential(Standardised(3, 4, 3), nn.BatchNorm2d(4)), nn.BatchNorm2d),
+        (nn.Sequential(parametrised(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)), nn.BatchNorm2d),
+        (nn.Sequential(hooked(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)), nn.BatchNorm2d),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), nn.BatchNorm2d),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), nn.GroupNorm),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4)), nn.InstanceNorm2d),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm(7)), nn.LayerNorm),
+    ],
+    ids=lambda value: None if isinstance(value, type) else str(value[0])[:12] + str(value[1])[:12],
+)
+def test_any_other_norm_stays(network, kind):
+    left, difference = norms_left(network, kind)
+    assert left == 1
+    assert difference < 1e-11
+
+
+class Pooled(nn.Module):
+    """One pool for two feature maps, and the function besides."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(12, 3)
+
+    def forward(self, x):
+        one = self.first(x)
+        two = self.second(one)
+        three = nn.functional.adaptive_avg_pool2d(two, (1, 1))
+        return self.head(torch.cat([self.pool(one), self.pool(two), three], 1).flatten(1))
+
+
+def test_a_pool_that_is_called_for_two_sizes_or_as_a_function_is_folded_for_each():
+    plain = classifier(Pooled(), 16)
+    pools = [module for module in fold_classifier(plain).network.modules() if isinstance(module, nn.AvgPool2d)]
+    assert sorted(pool.kernel_size for pool in pools) == [(8, 8), (8, 8), (16, 16)]
+    assert max(differences(plain.double())) < 1e-11
+
+
+class Optional(nn.Module):
+    """Takes more than the pictures, as networks of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x, mask=None, scale=2.0):
+        x = self.norm(self.convolution(x)) * scale
+        return (x if mask is None else x * mask).mean((2, 3))
+
+
+def test_arguments_beside_the_pictures_keep_their_defaults():
+    plain = classifier(Optional(), 8)
+    assert not hasattr(fold_classifier(plain).network, "norm")
+    assert max(differences(plain.double())) < 1e-11
+
+
+def test_pictures_need_not_be_square():
+    plain = Classifier(Narrow(4), (40, 24), MEAN, STD).eval()
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 40, 24, 3), np.uint8))
+    torch.testing.assert_close(fold_classifier(plain)(images), plain(images), rtol=1e-4, atol=1e-5)
+
+
+class Fickle(nn.Module):
+    """Takes another path where it is traced: what a trace says of it is wrong."""
+
+    def forward(self, x):
+        return (x if isinstance(x, torch.Tensor) else -x).mean((2, 3))
+
+
+def test_a_trace_that_answers_otherwise_is_found_out():
+    with pytest.raises(ExportError, match="would answer otherwise"):
+        fold_classifier(Classifier(Fickle(), 8, MEAN, STD))
+
+
 class Deciding(nn.Module):
     def forward(self, x):
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
@@ -200,3 +344,42 @@ def test_a_pool_becomes_no_gather_in_onnx_either(tmp_path, image_size, pooling):
     operators = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
     plain = {"Transpose", "Cast", "Add", "Conv", "Relu", "MaxPool", "Reshape", "Gemm", "Softmax"}
     assert operators == plain | pooling
+
+
+def test_torchs_onnx_exporter_folds_batch_norms_by_itself():
+    """So fold changes no operator of an ONNX file here, and the rounding of the weights alone."""
+    plain = classifier(Narrow(3, norm=True), 32)
+    operators = [[node.op_type for node in trace(way, 18).model.graph.node] for way in (plain, fold_classifier(plain))]
+    assert all(found.count("BatchNormalization") == 0 and found.count("Conv") == 3 for found in operators)
+
+
+def exported(tmp_path, build, folded=True):
+    state = build().state_dict()
+    manifest = Manifest("net", ("a", "b", "c"), shorthand(8), MEAN, STD, weights_sha256(state))
+    checkpoint = Checkpoint(state, manifest, build=lambda classes, size: build())
+    return export_model(ExportConfig(tmp_path / "a.pth", output=tmp_path / "a.onnx", fold=folded), checkpoint)
+
+
+class Branching(nn.Module):
+    """Can be exported, since the batch's size is known to be positive, and not be traced by fx."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.head(x.mean((2, 3)) if x.shape[1] == 3 else x)
+
+
+def test_a_network_that_cant_be_traced_is_exported_as_it_is_with_a_note(tmp_path):
+    result = exported(tmp_path, Branching)
+    assert "can't be folded" in result.note
+    assert result.manifest.parity.max_abs_diff < 1e-6
+
+
+def test_no_fold_never_traces(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("traced")
+
+    monkeypatch.setattr(fold._Tracer, "trace", refuse)
+    assert not exported(tmp_path, lambda: nn.Sequential(nn.Flatten(1), nn.Linear(192, 3)), folded=False).note

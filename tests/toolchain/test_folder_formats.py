@@ -14,7 +14,7 @@ from imgcls_infer.manifest import Parity
 from imgcls_infer.predictor import Predictor
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import self_check
-from imgcls_infer.steps import MODES, shorthand
+from imgcls_infer.steps import MODES, Crop, Preprocessing, Resize, preprocessing_from, shorthand
 from PIL import Image
 
 from imgcls.cli import command
@@ -146,6 +146,21 @@ def test_the_model_card_is_the_hubs(trained, tmp_path):
     assert f"{result.manifest.parity.max_abs_diff:.1e}" in card.text
 
 
+def test_the_cards_table_has_the_manifests_figures(trained):
+    data = {"train_images": 50_000, "test_images": 1234, "test_accuracy": 0.8765}
+    parity = Parity(1.25e-7, 3.5e-6, batch_sizes=[1, 2, 7], runtime="onnxruntime (CPU)")
+    manifest = replace(trained[1].manifest, dataset=data, parity=parity)
+    card = describe_huggingface("cnn", manifest, None)["README.md"]
+    rows = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ")]
+    assert [figure for _, figure in rows[1:]] == [
+        *("87.65%", "50,000, 1,234", "1.2e-07", "3.5e-06", "1, 2, 7", "onnxruntime (CPU)"),
+        f"`{manifest.weights_sha256}`",
+    ]
+    without = describe_huggingface("cnn", replace(manifest, dataset={}), None)["README.md"]
+    assert "| not measured |" in without
+    assert "| unknown, unknown |" in without
+
+
 def test_an_int8_card_claims_no_accuracy_that_was_not_measured(trained):
     quantization = {"target": "arm64", "agreement": 0.995, "judged": 512}
     parity = Parity(0.1, 0.2, batch_sizes=[1], runtime="x", quantization=quantization)
@@ -166,22 +181,72 @@ def test_the_configurations_say_what_the_manifest_says(trained, mode):
     assert all(config["id2label"][str(index)] == name for name, index in config["label2id"].items())
     assert not processor["do_normalize"]
     assert not processor["do_rescale"]
-    assert Image.Resampling(processor["resample"]).name == "BILINEAR"
+    assert mode == "pad" or Image.Resampling(processor["resample"]).name == "BILINEAR"
     assert ("image_processor_type" in processor) == (mode != "pad")
 
 
-@pytest.mark.parametrize("mode", ["crop", "squash"])
-def test_transformers_processor_gives_the_same_pixels(trained, tmp_path, mode):
+def processor_of(manifest, folder):
+    """transformers' image processor of the exported configuration."""
     transformers = pytest.importorskip("transformers", minversion="5.23", reason="transformers 5.23+ is not installed")
-    parity = Parity(0.0, 0.0, batch_sizes=[1], runtime="x")
-    manifest = replace(trained[1].manifest, preprocessing=shorthand(32, mode), parity=parity)
     for name, text in describe_huggingface("cnn", manifest, None).items():
-        (tmp_path / name).write_text(text)
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
-    for width, height in ((32, 32), (301, 200), (97, 333)):
+        (folder / name).write_text(text)
+    return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+
+
+def with_steps(trained, preprocessing):
+    parity = Parity(0.0, 0.0, batch_sizes=[1], runtime="x")
+    return replace(trained[1].manifest, preprocessing=preprocessing, parity=parity)
+
+
+SHORT = Resize("short", (16, 16), "bicubic")
+SPOKEN = {  # steps, and the same as transformers takes them, where it rounds a crop's offset otherwise
+    "squash": (shorthand(12, "squash").steps, None),
+    "exact, rectangular": ((Resize("exact", (10, 13), "lanczos"),), None),
+    "short and crop, rounded down": ((SHORT, Crop((14, 13), "floor")), None),
+    "short and a larger crop": ((SHORT, Crop((19, 30), "floor")), None),
+    "exact and crop": ((Resize("exact", (16, 18)), Crop((14, 14))), None),
+    "crop alone": ((Crop((14, 13), "floor"),), None),
+    "crop": (shorthand(12).steps, (Resize("short", (12, 12)), Crop((12, 12), "floor"))),
+    "short and crop": ((SHORT, Crop((14, 13))), (SHORT, Crop((14, 13), "floor"))),
+    "exact and a crop between two pixels": (
+        (Resize("exact", (17, 18)), Crop((14, 14))),
+        (Resize("exact", (17, 18)), Crop((14, 14), "floor")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+def test_transformers_processor_gives_the_pixels_that_the_card_says(trained, tmp_path, name):
+    """The model's own; or, where the card says so, those of a crop whose offset is rounded down."""
+    steps, rounded = SPOKEN[name]
+    manifest = with_steps(trained, Preprocessing(steps[-1].size, steps))
+    processor = processor_of(manifest, tmp_path)
+    differing = 0
+    for width, height in [(32, 32), (301, 200), (97, 333), (30, 31), (15, 47), *((40 + i, 33) for i in range(12))]:
         noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
         pixels = processor(Image.fromarray(noise), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-        np.testing.assert_array_equal(pixels, preprocess(noise, manifest.preprocessing))
+        expected = preprocess(noise, Preprocessing(steps[-1].size, rounded or steps))
+        np.testing.assert_array_equal(pixels, expected)
+        differing += not np.array_equal(expected, preprocess(noise, manifest.preprocessing))
+    card = (tmp_path / "README.md").read_text()
+    assert ("may begin one pixel earlier" in card) == (rounded is not None) == (differing > 0)
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        shorthand(12, "pad"),
+        shorthand((12, 14)),
+        Preprocessing((8, 8), (Resize("short", (9, 9), "bilinear", "half_even"), Crop((8, 8)))),
+        Preprocessing((8, 8), (Crop((9, 9)), Resize("exact", (8, 8)))),
+    ],
+)
+def test_steps_that_no_processor_takes_are_recorded(trained, preprocessing):
+    texts = describe_huggingface("cnn", with_steps(trained, preprocessing), None)
+    config = json.loads(texts["preprocessor_config.json"])
+    assert "image_processor_type" not in config
+    assert preprocessing_from(config) == preprocessing
+    assert "no image processor of transformers does the same" in texts["README.md"]
 
 
 def test_a_licence_goes_with_huggingface_alone(trained, tmp_path):

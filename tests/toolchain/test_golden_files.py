@@ -12,7 +12,7 @@ from imgcls_infer import preprocess
 from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import Manifest
 from imgcls_infer.selfcheck import pixels_sha256
-from imgcls_infer.steps import Decode, shorthand
+from imgcls_infer.steps import Crop, Decode, Preprocessing, Resize, shorthand
 from PIL import Image, ImageFilter
 
 from imgcls.export.golden_files import make_golden_files
@@ -91,8 +91,8 @@ def test_the_turned_file_alone_shows_that_orientations_are_not_applied(monkeypat
 def test_the_jpeg_files_alone_show_another_jpeg_decoder(monkeypatch, files):
     honest = preprocess._upright_rgb
 
-    def smoothed(image, exif, name, decode):
-        rgb = honest(image, exif, name, decode)
+    def smoothed(image, *others):
+        rgb = honest(image, *others)
         return rgb.filter(ImageFilter.BLUR) if image.format == "JPEG" else rgb
 
     assert shown_by(monkeypatch, files, "_upright_rgb", smoothed) == {JPEG, TURNED}
@@ -113,3 +113,19 @@ def test_every_file_shows_another_resize(files, mode):
     assert len(sizes) == 4
     assert all(width % 2 and height % 2 for width, height in sizes)
     assert sorted(width > height for width, height in sizes) == [False, False, True, True]
+
+
+def test_files_are_decoded_as_the_model_wants_them():
+    """Without EXIF and transparency, rectangular: the pixels and their decoded hash are stage 1's own."""
+    preprocessing = Preprocessing(
+        (SIDE, SIDE + 8), (Resize("short", (SIDE + 9, SIDE + 9)), Crop((SIDE, SIDE + 8))), Decode(False, "drop")
+    )
+    manifest = replace(MANIFEST, preprocessing=preprocessing)
+    network = build_network("cnn", 3, preprocessing.size)
+    classifier = Classifier(network, preprocessing.size, MANIFEST.mean, MANIFEST.std).eval()
+    png = io.BytesIO()
+    Image.new("RGB", preprocessing.size[::-1], "teal").save(png, "PNG")
+    for file in make_golden_files(classifier, [GoldenSample(png.getvalue(), ())], manifest):
+        decoded = preprocess.decode_rgb(file.data, file.name, preprocessing.decode)
+        assert pixels_sha256(decoded) == file.decoded_sha256, file.name
+        assert pixels_sha256(preprocess.preprocess(file.data, preprocessing)) == file.pixels_sha256, file.name

@@ -16,11 +16,11 @@ import torch.distributed as dist
 from imgcls_infer.steps import shorthand
 
 from imgcls import evaluation
-from imgcls.errors import TrainingError
+from imgcls.errors import DeviceError, TrainingError
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.registry import find
 from imgcls.parity.runtimes import run_module
-from imgcls.system.device import float32
+from imgcls.system.device import float32, resolve_device
 from imgcls.training import cuda_graphs, learner, loop, model, outcome, run, sets, train, train_config
 from imgcls.training.cuda_graphs import GraphedStep
 from imgcls.training.distributed import Group, process_group
@@ -29,6 +29,27 @@ from imgcls.training.sets import load_sets
 
 RECIPE = find("cnn").recipe("default")
 CPU = torch.device("cpu")
+
+
+# --- which device
+
+
+@pytest.mark.parametrize(("name", "exists"), [("cuda", True), ("cuda:0", True), ("cuda:1", True), ("cuda:2", False)])
+def test_a_gpu_is_one_of_those_that_are_here(monkeypatch, name, exists):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if exists:
+        assert str(resolve_device(name)) == name
+    else:
+        with pytest.raises(DeviceError, match="there is no cuda:2; this machine has 2 GPUs"):
+            resolve_device(name)
+
+
+@pytest.mark.parametrize(("cuda", "mps", "found"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_auto_is_cuda_then_mps_then_the_processor(monkeypatch, cuda, mps, found):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert resolve_device("auto") == torch.device(found)
 
 
 # --- the optimiser: a CUDA graph keeps Python numbers, and reads tensors at their addresses

@@ -365,11 +365,13 @@ def test_dropout_comes_before_both_linear_layers_of_the_cnn():
     assert min(kept[0.0].values()) > 0
 
 
-@pytest.mark.parametrize(("arch", "size", "layers"), [("cnn", 8, 1), ("vgg16", 32, 2)])
-def test_dropout_is_the_recipes_in_all_of_the_network(arch, size, layers):
+@pytest.mark.parametrize(("arch", "size", "layers", "own"), [("cnn", 8, 1, 0.25), ("vgg16", 32, 2, 0.5)])
+@pytest.mark.parametrize("dropout", [None, 0.0, 0.3])
+def test_dropout_is_the_recipes_in_all_of_the_network(arch, size, layers, own, dropout):
     with torch.device("meta"):
-        network = build_network(arch, 3, size, dropout=0.3)
-    assert [module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)] == [0.3] * layers
+        network = build_network(arch, 3, size, dropout=dropout)
+    found = [module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)]
+    assert found == [own if dropout is None else dropout] * layers
 
 
 # --- numbers that are none ---

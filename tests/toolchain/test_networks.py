@@ -10,6 +10,7 @@ from torchvision.transforms import functional as tv
 from imgcls.errors import ImgclsError
 from imgcls.networks.classifier import Classifier, split_head
 from imgcls.networks.cnn import CNN
+from imgcls.networks.precision import narrow
 from imgcls.networks.registry import build_network, find
 from imgcls.training import train_config
 
@@ -123,3 +124,18 @@ def test_pooling_before_relu_in_training_changes_neither_values_nor_gradients():
         results.append([logits.detach(), *(parameter.grad.clone() for parameter in network.parameters())])
     for pooled_first, relu_first in zip(*results, strict=True):
         torch.testing.assert_close(pooled_first, relu_first, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_narrowed_copy_leaves_the_float32_classifier_as_it_was(dtype):
+    torch.manual_seed(0)
+    classifier = Classifier(build_network("cnn", 3, 8), 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).eval()
+    before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    narrowed = narrow(classifier, dtype)
+    for name, tensor in classifier.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, before[name])
+    assert {tensor.dtype for tensor in narrowed.network.state_dict().values()} == {dtype}
+    image = torch.arange(2 * 192, dtype=torch.uint8).reshape(2, 8, 8, 3)
+    assert [output.dtype for output in narrowed(image)] == [torch.float32] * 2
+    torch.testing.assert_close(narrowed(image)[1], classifier(image)[1], atol=0.02, rtol=0)

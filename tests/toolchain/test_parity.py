@@ -31,6 +31,7 @@ from imgcls.export import export_model
 from imgcls.export.formats import open_exported
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.precision import narrow
+from imgcls.parity import compare as compare_module
 from imgcls.parity import rounding
 from imgcls.parity.compare import Outputs, compare, manifest_problems, measure
 from imgcls.parity.probes import (
@@ -492,6 +493,86 @@ def test_the_model_covers_what_the_runtime_does_and_not_a_hundred_times_it(train
     assert sigma * SPREAD / 100 < largest < sigma * SPREAD
 
 
+class Last(torch.nn.Module):
+    """A network that ends in one operation, on pixels as they are: float32 [N, 3, 4, 4]."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, x):
+        return self.operation(x)
+
+
+def deviation_of(operation, precision="fp32"):
+    classifier = Classifier(Last(operation), 4, (0.0,) * 3, (1 / 255,) * 3).eval()
+    return logit_deviation(classifier, typical_pictures([], 4), precision)
+
+
+@torch.library.custom_op("imgcls_tests::float32_alone", mutates_args=())
+def float32_alone(x: torch.Tensor) -> torch.Tensor:
+    """An operation that nobody knows, and that has no float64."""
+    if x.dtype != torch.float32:
+        raise NotImplementedError("float32 alone")
+    return x.flatten(1) + 1
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: torch.nn.functional.layer_norm(x, (4, 4)).flatten(1),
+        lambda x: torch.nn.functional.group_norm(x, 3).flatten(1),
+        lambda x: torch.nn.functional.gelu(x / 100).flatten(1),
+        lambda x: torch.nn.functional.silu(x / 100, inplace=True).flatten(1),
+        lambda x: x.flatten(1).softmax(1),
+        lambda x: x.flatten(1).cumsum(1) / 3,
+        lambda x: (x + 1).flatten(1).log(),
+        lambda x: torch.nn.functional.interpolate(x, scale_factor=1.7, mode="bicubic").flatten(1),
+        lambda x: torch.einsum("ncij,mcij->nm", x, x).div(7),
+        lambda x: torch.nn.functional.scaled_dot_product_attention(x / 99, x / 99, x / 99).flatten(1),
+        float32_alone,
+    ],
+    ids=[
+        "layer_norm",
+        "group_norm",
+        "gelu",
+        "silu",
+        "softmax",
+        "cumsum",
+        "log",
+        "resize",
+        "einsum",
+        "attention",
+        "unknown",
+    ],
+)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_operation_that_rounds_never_counts_as_exact(operation, precision):
+    assert deviation_of(operation, precision) > 0
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: x.permute(0, 2, 3, 1).flatten(1),
+        lambda x: torch.nn.functional.max_pool2d(x, 2).flatten(1),
+        lambda x: torch.cat([x.relu_(), x.roll(1, 3)], 1)[:, 2:].flatten(1),
+        lambda x: torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest").flatten(1),
+    ],
+    ids=["permuted", "maximum", "rectified and moved", "nearest"],
+)
+def test_an_operation_that_moves_values_is_exact(operation):
+    assert deviation_of(operation) == 0
+
+
+def test_noise_runs_leave_the_network_as_it_was(trained):
+    classifier = trained[1].classifier()
+    before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    first, second = (logit_deviation(classifier, typical_pictures([], 32)) for _ in range(2))
+    assert first == second
+    assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.state_dict().items())
+
+
 # --- the report ---
 
 
@@ -542,3 +623,12 @@ def test_a_probabilitys_tolerance_is_half_the_logits_and_the_softmaxs_rounding(m
     monkeypatch.setattr(rounding, "logit_deviation", lambda *_: 1e-4)
     found = probability_tolerance(None, None)
     assert found == pytest.approx(6 * 2**0.5 * 1e-4 / 2 + 8 * 2**-24)
+
+
+@pytest.mark.parametrize(("margin", "decided"), [(0.5, False), (1.5, False), (1.99, False), (2.01, True), (9.0, True)])
+def test_another_class_is_a_problem_where_both_answers_within_the_tolerance_could_not_meet(margin, decided):
+    """Each of two probabilities may be off by the tolerance: a margin of more than twice that is PyTorch's decision."""
+    tolerance = 1e-3
+    changed = (compare_module.ChangedAnswer("a.png", "ant", "bee", margin * tolerance),)
+    found = compare_module._over(compare_module.Differences(max_abs=tolerance), changed, tolerance, 10)
+    assert found == (["1 of 10 pictures get another class, a.png for one"] if decided else [])

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from imgcls_infer import steps
 from imgcls_infer.preprocess import preprocess
-from imgcls_infer.steps import shorthand
+from imgcls_infer.steps import Crop, Preprocessing, shorthand
 from PIL import Image
 from PIL import __version__ as pillow
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
@@ -57,6 +58,21 @@ def test_squash_is_torchvisions_resize_to_a_square(width, height, side, interpol
     image = noise(width, height)
     expected = Resize((side, side), FILTERS[interpolation])(image)
     np.testing.assert_array_equal(preprocess(image, shorthand(side, "squash", interpolation)), np.asarray(expected))
+
+
+@QUICK
+@given(LENGTHS, LENGTHS, SIDES, SIDES, SIDES, st.sampled_from(sorted(FILTERS)))
+@example(200, 190, 16, 14, 14, "bilinear")  # ImageNet's resize to 256 and crop of 224
+@example(5, 60, 8, 40, 11, "bicubic")  # the crop reaches beyond the picture
+@example(20, 20, 10, 3, 64, "bicubic")
+def test_steps_are_torchvisions_resize_and_a_crop_of_another_size(width, height, edge, crop_h, crop_w, interpolation):
+    if max(width, height) * edge > 20_000 * min(width, height):
+        edge = 1  # keep the enlarged picture small
+    assume_same_passes((width, height), tuple(edge * length // min(width, height) for length in (width, height)))
+    image, size = noise(width, height), (crop_h, crop_w)
+    expected = Compose([Resize(edge, FILTERS[interpolation]), CenterCrop(size)])(image)
+    found = preprocess(image, Preprocessing(size, (steps.Resize("short", (edge, edge), interpolation), Crop(size))))
+    np.testing.assert_array_equal(found, np.asarray(expected))
 
 
 @pytest.mark.parametrize("size", [(4032, 3024), (3024, 4032), (1000, 1), (999, 37)])

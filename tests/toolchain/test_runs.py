@@ -11,12 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner
 from helpers import SAMPLE, make_pictures
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from imgcls import training
 from imgcls.checkpoint import load_checkpoint
@@ -24,9 +27,10 @@ from imgcls.cli import command
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import pack_folder, pick_samples
 from imgcls.errors import ImgclsError, TrainingError
-from imgcls.evaluation import predict_logits, score
+from imgcls.evaluation import Scores, predict_logits, score
 from imgcls.training import loop, run, train, train_config
 from imgcls.training.distributed import Group
+from imgcls.training.epochs import EpochFigures, Progress
 from imgcls.training.learner import Learner
 from imgcls.training.meter import Meter
 from imgcls.training.run_folder import RunFolder, load_config, load_state
@@ -574,3 +578,60 @@ def test_a_meter_that_is_saved_and_loaded_counts_as_if_nothing_had_been(losses, 
     pictures = [1 + number % 3 for number in range(len(losses))]
     assert whole.scores(Group()).count == sum(pictures)
     assert whole.scores(Group()).accuracy == len(losses) / sum(pictures)  # the first of each batch is right
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5], ids=["last", "averaged"])
+@pytest.mark.parametrize("best", [1, 2, 3])
+def test_the_checkpoint_has_the_best_epochs_weights_and_figures(config, monkeypatch, ema, best):
+    """Of the held-out part, whether they are averaged or not."""
+    accuracies = {epoch: 0.9 if epoch == best else 0.1 * epoch for epoch in (1, 2, 3)}
+    scores = run.Run.held_out_scores
+    monkeypatch.setattr(
+        run.Run, "held_out_scores", lambda self: replace(scores(self), accuracy=accuracies[self.progress.epoch])
+    )
+    config = config.changed(val_fraction=0.5, ema=ema, test_dir=config.train_dir)
+    result = train(config)
+    kept = load_checkpoint(config.run_dir / "best.pth")
+    assert result.checkpoint.manifest.weights_sha256 == kept.manifest.weights_sha256
+    row, data = result.history[best - 1], result.checkpoint.manifest.dataset
+    assert (data["val_accuracy"], data["test_accuracy"]) == (0.9, row["test_accuracy"])
+    assert (data["train_images"], data["val_images"], data["test_images"]) == (6, 6, 12)
+    assert row["train_images"] == 6
+
+
+def test_an_epochs_figures_are_a_row_for_programs_and_a_line_for_people():
+    figures = EpochFigures(3, Scores(0.5, 0.25, 1200), Scores(0.4, 0.75, 80), None, 4.0)
+    assert figures.row() == {
+        **{"epoch": 3, "train_loss": 0.5, "train_accuracy": 0.25, "val_loss": 0.4, "val_accuracy": 0.75},
+        **{"test_loss": None, "test_accuracy": None, "train_images": 1200, "seconds": 4.0},
+    }
+    parts = ["epoch  3/20", "train loss 0.5000 accuracy 25.00%", "held out loss 0.4000 accuracy 75.00%", "300 images/s"]
+    assert figures.line(20) == "  ".join(parts)
+    tested = replace(figures, epoch=12, val=None, test=Scores(0.3, 1.0, 9), seconds=0.5)
+    parts = ["epoch 12/20", "train loss 0.5000 accuracy 25.00%", "test loss 0.3000 accuracy 100.00%", "2,400 images/s"]
+    assert tested.line(20) == "  ".join(parts)
+
+
+@given(
+    accuracies=st.lists(st.sampled_from([None, 0.0, 0.1, 0.2, 0.3]), min_size=1, max_size=12),
+    patience=st.integers(0, 4),
+    saved=st.integers(0, 11),
+)
+@settings(deadline=None)
+def test_the_best_epoch_is_the_first_of_the_best_and_patience_counts_from_it(accuracies, patience, saved):
+    """Saved and loaded in between, as a run that goes on."""
+    progress = Progress()
+    for epoch, accuracy in enumerate(accuracies, 1):
+        if epoch == saved:
+            other = Progress()
+            other.load_state_dict(json.loads(json.dumps(progress.state_dict())))
+            progress = other
+        known = [value for value in accuracies[: epoch - 1] if value is not None]
+        progress.step, progress.seconds = 5, 1.5
+        assert progress.end_epoch({"val_accuracy": accuracy}) == (accuracy is not None and accuracy > max([-1, *known]))
+        known += [] if accuracy is None else [accuracy]
+        best = accuracies.index(max(known)) + 1 if known else 0
+        assert progress.best_epoch == best
+        assert progress.out_of_patience(patience) == (patience > 0 and epoch - best >= patience)
+        assert (progress.epoch, progress.step, progress.seconds) == (epoch + 1, 0, 0.0)
+    assert [row["val_accuracy"] for row in progress.history] == accuracies

@@ -2,7 +2,8 @@
 
 import * as ort from "./vendor/ort.wasm.min.mjs";
 import { FILE_TO_PIXELS, Model, PIXELS_TO_PROBABILITIES } from "./model.js";
-import { decode, resize } from "./preprocess.js";
+import { decode } from "./preprocess.js";
+import { runSteps } from "./steps.js";
 
 const SHOWN = 5;
 const $ = (id) => document.getElementById(id);
@@ -34,11 +35,11 @@ async function useModel(name, data) {
   const opened = await Model.open(ort, data);
   await model?.session.release();
   model = opened;
-  const { arch, image_size: size, precision, dataset } = model.manifest;
+  const { arch, precision, dataset } = model.manifest;
   const accuracy = dataset.test_accuracy ? `, ${(100 * dataset.test_accuracy).toFixed(2)} % on its test pictures` : "";
   $("model-name").textContent = name;
   $("model-facts").textContent =
-    `${arch}, ${model.classes.length} classes, ${size} x ${size} pixels, ${precision}, ` +
+    `${arch}, ${model.classes.length} classes, ${model.preprocessing.size.join(" x ")} pixels, ${precision}, ` +
     `${(data.length / 1e6).toFixed(1)} MB${accuracy}`;
   $("self-check").disabled = false;
   $("check").hidden = true;
@@ -54,8 +55,8 @@ async function usePicture(data) {
 async function classify() {
   if (!model) throw new Error("there is no model yet");
   const started = performance.now();
-  const picture = await decode(bytes);
-  const pixels = resize(picture, model.policy);
+  const picture = await decode(bytes, model.preprocessing.decode);
+  const pixels = runSteps(picture, model.preprocessing.steps);
   const probabilities = await model.run(pixels);
   const took = performance.now() - started;
   draw($("picture"), picture);

@@ -1,4 +1,4 @@
-// Transparency over white and EXIF orientation, as stage 1 has them (docs/contract.md, section 3).
+// Transparency, over white or ignored, and EXIF orientation, as stage 1 has them (docs/contract.md, section 3).
 
 /** RGBA samples -> RGB samples laid over white: Pillow's alpha_composite, which keeps 7 more bits and rounds once. */
 export function overWhite(rgba) {
@@ -6,6 +6,15 @@ export function overWhite(rgba) {
   for (let from = 0, to = 0; from < rgba.length; from += 4, to += 3) {
     const alpha = rgba[from + 3];
     for (let c = 0; c < 3; c++) rgb[to + c] = alpha === 255 ? rgba[from + c] : blended(rgba[from + c], alpha);
+  }
+  return rgb;
+}
+
+/** RGBA samples -> RGB samples, whatever their alpha. */
+export function withoutAlpha(rgba) {
+  const rgb = new Uint8Array((rgba.length / 4) * 3);
+  for (let from = 0, to = 0; from < rgba.length; from += 4, to += 3) {
+    for (let c = 0; c < 3; c++) rgb[to + c] = rgba[from + c];
   }
   return rgb;
 }

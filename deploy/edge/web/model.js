@@ -1,10 +1,8 @@
 // An imgcls ONNX file in onnxruntime-web: its manifest, its answers, and the proof that it carries of them.
 
-import { decode, preprocess, resize } from "./preprocess.js";
+import { decode, preprocess } from "./preprocess.js";
+import { preprocessingOf, runSteps } from "./steps.js";
 
-const SCHEMA_VERSION = 1;
-const MODES = ["crop", "squash", "pad"];
-const INTERPOLATIONS = ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"];
 const TOLERANCES = { fp32: 1e-5, fp16: 5e-3, bf16: 4e-2, int8: 2.5e-1 };
 const METADATA_FIELD = 14; // ModelProto.metadata_props (onnx.proto3), of StringStringEntryProto {1: key, 2: value}
 const LENGTH_DELIMITED = 2;
@@ -20,7 +18,7 @@ export class Model {
     if (!metadata["imgcls.manifest"]) throw new Error("not an ONNX file with an imgcls manifest; make one with imgcls export");
     const manifest = checkedManifest(JSON.parse(metadata["imgcls.manifest"]));
     const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
-    requireGraph(session, manifest);
+    requireGraph(session, preprocessingOf(manifest).size, manifest.parity);
     return new Model(ort, session, manifest, metadata);
   }
 
@@ -29,17 +27,17 @@ export class Model {
     this.session = session;
     this.manifest = manifest;
     this.classes = manifest.classes;
-    this.policy = { imageSize: manifest.image_size, ...manifest.resize };
+    this.preprocessing = preprocessingOf(manifest);
     this.samples = JSON.parse(metadata["imgcls.golden"] ?? "[]");
     this.files = JSON.parse(metadata["imgcls.golden_files"] ?? "[]");
   }
 
   /** Probabilities in class order of a picture file's bytes: Float32Array [K]. */
   async predict(bytes) {
-    return this.run(await preprocess(bytes, this.policy));
+    return this.run(await preprocess(bytes, this.preprocessing));
   }
 
-  /** Stage 2 alone: {width, height, data} of imageSize squared -> Float32Array [K]. */
+  /** Stage 2 alone: {width, height, data} of the model's size -> Float32Array [K]. */
   async run(image) {
     const [fixed] = this.session.inputMetadata[0].shape;
     const batch = typeof fixed === "number" && fixed > 0 ? fixed : 1; // of a fixed batch the others stay black
@@ -73,8 +71,8 @@ export class Model {
   async #checkFile(file) {
     const check = { half: FILE_TO_PIXELS, name: file.name, difference: null, problem: "" };
     try {
-      const picture = await decode(fromBase64(file.data));
-      const pixels = resize(picture, this.policy);
+      const picture = await decode(fromBase64(file.data), this.preprocessing.decode);
+      const pixels = runSteps(picture, this.preprocessing.steps);
       check.difference = largest(await this.run(pixels), file.probabilities);
       if ((await sha256(picture.data)) !== file.decoded_sha256) check.problem = "decodes to other pixels";
       else if ((await sha256(pixels.data)) !== file.pixels_sha256) check.problem = "resizes to other pixels";
@@ -125,27 +123,25 @@ function* messages(bytes) {
 
 /** The manifest itself where the fields that this program uses are what the contract says. Throws by name. */
 export function checkedManifest(manifest) {
-  const { schema_version: version, classes, image_size: size, resize: policy, precision } = manifest;
-  if (version !== SCHEMA_VERSION) throw new Error(`the manifest has schema version ${version}, this page reads ${SCHEMA_VERSION}`);
+  preprocessingOf(manifest);
+  const { classes, precision } = manifest;
   const names = Array.isArray(classes) && classes.length > 0 && classes.every((name) => typeof name === "string" && name);
   const sound = {
     classes: names && new Set(classes).size === classes.length,
-    image_size: Number.isInteger(size) && size >= 1 && size <= 4096,
-    resize: MODES.includes(policy?.mode) && INTERPOLATIONS.includes(policy?.interpolation),
-    precision: precision in TOLERANCES,
+    precision: Object.hasOwn(TOLERANCES, precision),
   };
   for (const [name, good] of Object.entries(sound)) if (!good) throw new Error(`bad ${name} in the manifest`);
   return { parity: {}, dataset: {}, ...manifest };
 }
 
-/** A graph with an embedded resize takes any size, and leaves pictures of image_size squared as they are. */
-function requireGraph(session, { image_size: side, parity }) {
+/** A graph with an embedded resize takes any size, and leaves pictures of the model's size as they are. */
+function requireGraph(session, size, parity) {
   const [input] = session.inputMetadata;
-  const shape = input.isTensor ? input.shape.slice(1).map((size) => (typeof size === "number" ? size : "any")) : [];
-  const sides = "embedded_resize" in parity ? "any,any" : `${side},${side}`;
-  const good = input.name === "image" && input.type === "uint8" && shape.join() === `${sides},3`;
+  const shape = input.isTensor ? input.shape.slice(1).map((length) => (typeof length === "number" ? length : "any")) : [];
+  const sides = "embedded_resize" in parity ? ["any", "any"] : size;
+  const good = input.name === "image" && input.type === "uint8" && shape.join() === [...sides, 3].join();
   if (!good || !session.outputNames.includes("probabilities")) {
-    throw new Error(`the graph does not take image: uint8 [N, ${side}, ${side}, 3]; export it with imgcls export`);
+    throw new Error(`the graph does not take image: uint8 [N, ${size.join(", ")}, 3]; export it with imgcls export`);
   }
 }
 

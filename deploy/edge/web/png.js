@@ -2,7 +2,7 @@
 // keeps colours multiplied by their alpha, which loses bits of every half-transparent pixel, and 16 bits become 8 by
 // another rule. Inflating is the browser's (or Node's) DecompressionStream; the rest is PNG, second edition (ISO 15948).
 
-import { overWhite } from "./colours.js";
+import { overWhite, withoutAlpha } from "./colours.js";
 
 const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 const GREY = 0;
@@ -28,12 +28,13 @@ export function pngHeader(bytes) {
   return { width, height, exif };
 }
 
-/** {width, height, data}: RGB, transparency over white, not yet turned. Throws where damaged. */
-export async function decodePng(bytes) {
+/** {width, height, data}: RGB, not yet turned. alpha: `white` or `drop`. Throws where damaged. */
+export async function decodePng(bytes, alpha) {
   const png = parse(bytes);
   const raw = await inflate(png.compressed);
   const samples = png.interlaced ? deinterlace(png, raw) : unfilter(png, raw, 0, png.width, png.height).rows;
-  return { width: png.width, height: png.height, data: toRgb(png, samples) };
+  const toRgb = alpha === "drop" ? withoutAlpha : overWhite;
+  return { width: png.width, height: png.height, data: toRgb(toRgba(png, samples)) };
 }
 
 function parse(bytes) {
@@ -164,7 +165,7 @@ function copyPixel(from, fromRow, x, to, toRow, toX, bits) {
   to[toRow + ((toX * bits) >> 3)] |= value << shift(toX);
 }
 
-function toRgb(png, rows) {
+function toRgba(png, rows) {
   const samples = toBytes(png, rows);
   if (png.colour === PALETTE) return fromPalette(png, samples);
   const rgba = new Uint8Array(png.width * png.height * 4);
@@ -176,7 +177,7 @@ function toRgb(png, rows) {
     rgba[i + 3] = alpha ? samples[from + png.channels - 1] : 255;
   }
   if (png.transparency && !alpha) makeTransparent(png, rows, rgba);
-  return overWhite(rgba);
+  return rgba;
 }
 
 /** A byte a sample: 16 bits keep the high byte; fewer than 8 spread over 0..255, but for palette indices. */
@@ -220,5 +221,5 @@ function fromPalette(png, indices) {
     for (let c = 0; c < 3; c++) rgba[4 * i + c] = png.palette[3 * index + c] ?? 0;
     rgba[4 * i + 3] = png.transparency?.[index] ?? 255;
   }
-  return overWhite(rgba);
+  return rgba;
 }

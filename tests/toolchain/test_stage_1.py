@@ -1,0 +1,284 @@
+"""Other libraries' preprocessing as steps: the same pixels as theirs, or an error that names the step."""
+
+from __future__ import annotations
+
+import importlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import load_benchmark
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from imgcls_infer.preprocess import run_steps
+from imgcls_infer.steps import Crop, Decode, Pad, Resize, preprocessing_from, shorthand
+from PIL import Image
+from PIL import __version__ as pillow
+from torch import nn
+from torchvision.models import ResNet50_Weights, VGG16_Weights
+from torchvision.models.detection import SSD300_VGG16_Weights
+
+from imgcls.errors import ImgclsError
+from imgcls.networks.channels import FromRgb
+from imgcls.networks.classifier import Classifier
+from imgcls.networks.stage_1 import AS_PILLOW_OPENS, of_timm, of_torchvision, of_transformers
+from imgcls.networks.stage_1.transformers import PROCESSORS
+
+LENGTHS = st.integers(1, 150)
+QUICK = settings(deadline=None, max_examples=60, derandomize=True)
+SAME_PASSES = pytest.mark.skipif(
+    int(pillow.partition(".")[0]) < 13, reason="Pillow up to 12 takes the width first whatever the sizes"
+)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def ours(stage_1, image):
+    return np.asarray(run_steps(image, stage_1.preprocessing.steps))
+
+
+def entry(**transforms):
+    """Like an entry of a weights enum, with transforms of one's own."""
+    from torchvision.transforms._presets import ImageClassification
+
+    return SimpleNamespace(
+        transforms=lambda **others: ImageClassification(**{**transforms, **others}), meta={"categories": ["a", "b"]}
+    )
+
+
+# --- the benchmark's small part ---
+
+
+@SAME_PASSES
+@pytest.mark.parametrize("library", ["torchvision", "timm", "transformers"])
+def test_every_pixel_is_the_librarys_own(library, tmp_path):
+    pytest.importorskip(library)
+    benchmark = load_benchmark("preprocessing")
+    taken = [index for index in benchmark.SMALL if max(benchmark.PICTURES[index][1:3]) < 520]
+    pictures = benchmark.write_pictures(tmp_path, sorted(benchmark.OWN.glob("*.jpg")), taken)
+    with benchmark.ThreadPoolExecutor(1) as pool:
+        outcomes = [benchmark.compare(row, pictures, pool) for row in benchmark.LIBRARIES[library](True)]
+    counted = [outcome for outcome in outcomes if not outcome.row.note]
+    assert len(counted) >= 5
+    assert [outcome for outcome in counted if not outcome.exact] == []
+    assert max((outcome.level for outcome in outcomes if outcome.row.note), default=1) > 0  # the comparison can fail
+
+
+# --- random sizes ---
+
+
+@SAME_PASSES
+@QUICK
+@given(LENGTHS, LENGTHS, st.integers(1, 40), st.integers(1, 40))
+def test_torchvisions_transforms_of_any_size(width, height, resize, crop):
+    weights = entry(resize_size=resize, crop_size=crop, mean=(0, 0, 0), std=(1, 1, 1))
+    image = noise(width, height)
+    expected = (weights.transforms()(image) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    np.testing.assert_array_equal(ours(of_torchvision(weights), image), expected)
+
+
+@SAME_PASSES
+@QUICK
+@given(
+    LENGTHS,
+    LENGTHS,
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.sampled_from([0.5, 0.875, 0.9, 1.0, 1.15]),
+    st.sampled_from(["center", "squash", "border"]),
+)
+def test_timms_transforms_of_any_size(width, height, size, crop_pct, crop_mode):
+    create_transform = pytest.importorskip("timm.data").create_transform
+    config = {
+        "input_size": (3, *size),
+        "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+    }
+    image = noise(width, height)
+    try:
+        expected = create_transform(**config, normalize=False)(image).permute(1, 2, 0)
+    except (ValueError, ZeroDivisionError):  # a side of 0 pixels
+        return
+    np.testing.assert_array_equal(ours(of_timm(config), image), expected)
+
+
+@SAME_PASSES
+@QUICK
+@given(LENGTHS, LENGTHS, st.integers(1, 40), st.integers(1, 40), st.sampled_from(["MobileViT", "Bit", "Levit"]))
+def test_transformers_processors_of_any_size(width, height, resize, crop, family):
+    transformers = pytest.importorskip("transformers")
+    config = {"size": {"shortest_edge": resize}, "crop_size": {"height": crop, "width": crop}, "do_convert_rgb": False}
+    processor = getattr(transformers, f"{family}ImageProcessorPil")(**config)
+    image = noise(width, height)
+    options = {"do_rescale": False, "do_normalize": False, "input_data_format": "channels_last"}
+    if family == "MobileViT":
+        options["do_flip_channel_order"] = False
+    expected = np.asarray(processor(image, **options)["pixel_values"][0]).transpose(1, 2, 0)
+    found = ours(of_transformers({**config, "image_processor_type": f"{family}ImageProcessor"}), image)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(288, 512, 392), (225, 300, 546), (1704, 2272, 546)])
+def test_timms_rounding_of_a_half_is_not_half_even(height, width, side):
+    """Sizes that people have, at the two sizes of timm's networks with a border."""
+    targets = {
+        name: Resize("long", (side, side), "bicubic", name).target(height, width) for name in ("half_even", "ratio")
+    }
+    assert targets["ratio"] == (round(height / (width / side)), side)
+    assert targets["ratio"] != targets["half_even"]
+
+
+@pytest.mark.parametrize(
+    ("length", "half_even", "floor"), [(5, -1, -2), (6, -1, -1), (8, 0, 0), (11, 2, 1), (13, 2, 2)]
+)
+def test_the_odd_line_of_a_crop_lies_where_each_library_has_it(length, half_even, floor):
+    for offset, start in (("half_even", half_even), ("floor", floor)):
+        assert Crop((8, 8), offset).box(length, 8)[1] == start
+
+
+# --- what is read ---
+
+
+def test_a_weights_entry_gives_steps_normalisation_classes_and_source():
+    found = of_torchvision(ResNet50_Weights.IMAGENET1K_V2)
+    assert found.preprocessing.steps == (Resize("short", (232, 232)), Crop((224, 224)))
+    assert (found.mean, found.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert len(found.classes) == 1000
+    assert found.classes[0] == "tench"
+    assert found.source["name"] == "ResNet50_Weights.IMAGENET1K_V2"
+    assert found.source["max_level"] == 0
+    assert of_torchvision(VGG16_Weights.IMAGENET1K_FEATURES).std == (1 / 255,) * 3
+
+
+def test_what_a_mode_can_say_stays_that_mode():
+    """Files of such networks are written as schema 1, which old predictors read."""
+    config = {"input_size": (3, 64, 64), "crop_pct": 1.0, "interpolation": "bicubic"}
+    assert of_timm(config).preprocessing == shorthand(64, "crop", "bicubic")
+    assert of_timm({**config, "crop_mode": "squash"}).preprocessing == shorthand(64, "squash", "bicubic")
+    vit = of_transformers({"size": 64}, "vit")
+    assert vit.preprocessing == shorthand(64, "squash", "bilinear")
+
+
+def test_pictures_are_upright_and_over_white_unless_asked():
+    assert of_torchvision(ResNet50_Weights.DEFAULT).preprocessing.decode == Decode()
+    asked = of_torchvision(ResNet50_Weights.DEFAULT, AS_PILLOW_OPENS).preprocessing
+    assert asked.decode == Decode(exif=False, alpha="drop")
+    assert preprocessing_from(asked.to_dict()) == asked
+
+
+def test_timms_border_is_the_mean_colour_and_its_test_size_is_taken_where_asked():
+    config = {"input_size": (3, 32, 48), "test_input_size": (3, 40, 40), "test_crop_pct": 1.0, "crop_mode": "border"}
+    assert of_timm(config).preprocessing.steps == (
+        Resize("long", (36, 54), "bicubic", "ratio"),
+        Pad((32, 48), (124, 116, 104)),
+        Crop((32, 48)),
+    )
+    larger = of_timm(config, test_size=True).preprocessing
+    assert larger.size == (40, 40)
+    assert len(larger.steps) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "mean", "std"),
+    [
+        ({"image_mean": [0.485, 0.456, 0.406], "image_std": 0.2, "include_top": False}, (0.485, 0.456, 0.406), 0.2),
+        ({"image_mean": 0.5, "image_std": 0.5}, 0.5, 0.25),  # include_top divides by the std once more
+        ({"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False, "include_top": False}, 0.5, 0.5),
+        ({"do_rescale": False, "image_mean": 127.5, "image_std": 51, "include_top": False}, 0.5, 0.2),
+    ],
+)
+def test_rescaling_offset_and_normalising_fold_into_mean_and_std(config, mean, std):
+    found = of_transformers({"image_processor_type": "EfficientNetImageProcessor", **config})
+    assert found.mean == pytest.approx(mean if isinstance(mean, tuple) else (mean,) * 3, rel=1e-15)
+    assert found.std == pytest.approx((std,) * 3, rel=1e-15)
+
+
+@pytest.mark.parametrize("name", ["ViTImageProcessor", "ViTImageProcessorFast", "ViTImageProcessorPil"])
+def test_a_processor_is_known_by_each_of_its_names(name):
+    assert of_transformers({"image_processor_type": name}).source["name"] == "ViTImageProcessorPil"
+    assert of_transformers({"feature_extractor_type": "ViTFeatureExtractor"}) == of_transformers({}, "swin")
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_the_defaults_are_those_of_transformers(name):
+    transformers = pytest.importorskip("transformers")
+    library = getattr(transformers, f"{name}Pil")()
+    defaults = {key: value for key, value in library.to_dict().items() if value is not None}
+    config = {"image_processor_type": name}
+    assert of_transformers({**defaults, **config}) == of_transformers(config)
+
+
+# --- channels ---
+
+
+def test_the_order_of_channels_is_turned_in_the_graph(tmp_path):
+    ort = importlib.import_module("onnxruntime")
+    assert of_transformers({}, "mobilevit").bgr
+    assert not of_transformers({"do_flip_channel_order": False}, "mobilevit").bgr
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    image = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    classifier = Classifier(FromRgb(network), 8, (0.0,) * 3, (1.0,) * 3).eval()
+    torch.testing.assert_close(classifier(image)[0], network(image.flip(3).permute(0, 3, 1, 2) / 255))
+    path = tmp_path / "bgr.onnx"
+    torch.onnx.export(classifier, (image,), path, dynamo=True, input_names=["image"], verbose=False)
+    found = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": image.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found[0]), classifier(image)[0].detach())
+
+
+# --- what cannot be said ---
+
+VIT = {"image_processor_type": "ViTImageProcessor"}
+REFUSED = {
+    "do_pad adds to the right": {**VIT, "do_pad": True, "pad_size": {"height": 256, "width": 256}},
+    "do_thumbnail": {**VIT, "do_thumbnail": True},
+    "do_resize to {'shortest_edge': 224, 'longest_edge'": {**VIT, "size": {"shortest_edge": 224, "longest_edge": 500}},
+    "depends on the picture": {**VIT, "size": {"shortest_edge": 224}},
+    "without do_center_crop": {**VIT, "do_resize": False},
+    "crop_size is missing": {**VIT, "do_center_crop": True},
+    "crop_size {'shortest_edge': 4} lacks": {**VIT, "do_center_crop": True, "crop_size": {"shortest_edge": 4}},
+    "resample 'bicubic' is none": {**VIT, "resample": "bicubic"},
+    "size '224' is no size": {**VIT, "size": "224"},
+    "bad input size: [5000, 5000]": {**VIT, "size": 5000},
+    "rescale_factor has to be": {**VIT, "rescale_factor": 0},
+    "image_mean has to be three": {**VIT, "image_mean": [0.5]},
+    "has to be positive": {**VIT, "image_std": [0.5, 0.0, 0.5]},
+    "crop_pct has to be": {"image_processor_type": "ConvNextImageProcessor", "crop_pct": -1, "size": 224},
+    "image processor 'SegformerImageProcessor'": {"image_processor_type": "SegformerImageProcessor"},
+    "model type 'no'": {},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_processors_step_that_cannot_be_said_is_named(message):
+    with pytest.raises(ImgclsError) as error:
+        of_transformers(REFUSED[message], "no")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pad_that_adds_nothing_is_no_step():
+    config = {**VIT, "do_pad": True, "pad_size": {"height": 224, "width": 224}}
+    assert of_transformers(config) == of_transformers(VIT)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"interpolation": "random"}, "interpolation 'random' is none of nearest"),
+        ({"crop_mode": "five"}, "crop_mode 'five' is none of center, squash, border"),
+        ({"input_size": (1, 28, 28)}, "takes 1 channels"),
+        ({"architecture": "net", "tag": "x", "std": (1.0, 1.0)}, "timm net.x: mean and std are three numbers each"),
+    ],
+)
+def test_a_timm_configuration_that_cannot_be_said_is_named(config, message):
+    with pytest.raises(ImgclsError, match=message):
+        of_timm(config)
+
+
+def test_weights_that_are_no_classifiers_are_refused():
+    with pytest.raises(ImgclsError, match="ObjectDetection, not those of a classifier"):
+        of_torchvision(SSD300_VGG16_Weights.DEFAULT)

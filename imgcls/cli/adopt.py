@@ -156,6 +156,10 @@ def _adopt_network(name: str, options: dict[str, Any]) -> None:
     from imgcls.config import AdoptNetworkConfig
     from imgcls.system.files import megabytes
 
+    if Path(name).is_file():
+        raise click.UsageError(
+            f"{name} is no ONNX file; convert the model to ONNX, or name its network and give the file as --weights"
+        )
     config = AdoptNetworkConfig(arch=name, **options)
     checkpoint = adopt_network(config)
     _note_samples(len(checkpoint.samples))

@@ -612,6 +612,9 @@ def test_a_checkpoint_of_ours_needs_no_adoption(tmp_path, function):
 def test_options_of_an_onnx_file_are_none_of_a_networks(tmp_path):
     done = run("adopt", "cnn", "--layout", "nchw", "-o", tmp_path / "net.pth")
     assert (done.exit_code, "--layout is for an ONNX file" in done.output) == (2, True)
+    (tmp_path / "net.tflite").write_bytes(b"TFL3")
+    done = run("adopt", tmp_path / "net.tflite", "-o", tmp_path / "net.pth")
+    assert (done.exit_code, "is no ONNX file" in done.output) == (2, True)
     done = run("adopt", "cnn", "-o", tmp_path / "net.onnx")
     assert (done.exit_code, "name it *.pth" in done.output) == (2, True)
 

@@ -137,7 +137,9 @@ def test_an_adopted_file_answers_as_the_original_does_by_hand(tmp_path, case):
     assert result.manifest.parity.max_abs_diff <= result.manifest.parity.tolerance < 20 * tolerance
     assert result.manifest.precision == ("fp16" if graph.dtype == TensorProto.FLOAT16 else "fp32")
     assert len(predictor.golden) == 2
-    assert bool(self_check(predictor))
+    proof = self_check(predictor)
+    assert proof
+    assert proof.verdicts[1].endswith("against the original")
 
 
 def test_a_network_exported_by_torch_is_adopted_with_its_subgraphs_names_and_old_opset(tmp_path):
@@ -422,9 +424,11 @@ def test_the_command_adopts_and_verify_compares_with_the_original_on_loose_pictu
     assert document["passed"] is True
     assert "original.onnx" in document["reference"]
     assert document["reference_accuracy"] is None
-    done = run("verify", path, adopted, "--data", PHOTOGRAPHS)
+    page = tmp_path / "page.html"
+    done = run("verify", path, adopted, "--data", PHOTOGRAPHS, "--report", page)
     assert done.exit_code == 0, done.output
-    assert "nan" not in done.output
+    assert "nan" not in done.output + page.read_text(encoding="utf-8").partition("<figure")[0]
+    assert "original.onnx" in page.read_text(encoding="utf-8")
 
 
 def test_verify_finds_a_changed_adopted_file_and_refuses_another_original(tmp_path):

@@ -30,7 +30,7 @@ SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 _LARGEST = 2_000_000_000  # bytes: graphs are rebuilt in memory, as one message
 _INPUTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-_ERRORS_ONLY = 3  # onnxruntime's log severity
+_SILENT = 4  # onnxruntime's log severity: what fails raises an exception as well
 _SUM = 0.01  # from 1, of a row of probabilities in float16
 
 
@@ -153,7 +153,7 @@ def open_original(path: Path) -> Original:
 def plain_session(model: str | bytes, optimised: bool = False) -> ort.InferenceSession:
     """onnxruntime on the CPU. model: a path, or a serialised model. optimised: with the optimisations that it has."""
     options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _SILENT
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

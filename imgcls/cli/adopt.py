@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgcls.cli.options import FILE, class_names, triple
+from imgcls.cli.options import FILE, class_names, is_original, triple
 
 if TYPE_CHECKING:
     from imgcls_infer.steps import Decode, Preprocessing
@@ -88,7 +88,7 @@ def command(
     """
     from imgcls.data.steps_text import parse_size
 
-    is_onnx = model.lower().endswith(".onnx")
+    is_onnx = is_original(Path(model))
     _require_fitting(is_onnx, options)
     if steps is not None and resize is not None:
         raise click.UsageError("--steps and --resize exclude each other")
@@ -120,10 +120,10 @@ def _require_fitting(is_onnx: bool, options: dict[str, Any]) -> None:
         raise click.UsageError(
             f"{option} is for {'the name of a network' if is_onnx else 'an ONNX file'}; leave it out"
         )
-    suffix = ".onnx" if is_onnx else ".pth"
-    if options["output"].suffix.lower() != suffix:
+    fits = is_original(options["output"]) if is_onnx else options["output"].suffix.lower() == ".pth"
+    if not fits:
         of = "an ONNX file becomes one" if is_onnx else "a network becomes a checkpoint, for imgcls export"
-        raise click.UsageError(f"--output {options['output']}: {of}; name it *{suffix}")
+        raise click.UsageError(f"--output {options['output']}: {of}; name it *.{'onnx' if is_onnx else 'pth'}")
 
 
 def _adopt_onnx(model: str, options: dict[str, Any]) -> None:
@@ -156,6 +156,10 @@ def _adopt_network(name: str, options: dict[str, Any]) -> None:
     from imgcls.config import AdoptNetworkConfig
     from imgcls.system.files import megabytes
 
+    if Path(name).is_file():
+        raise click.UsageError(
+            f"{name} is no ONNX file; convert the model to ONNX, or name its network and give the file as --weights"
+        )
     config = AdoptNetworkConfig(arch=name, **options)
     checkpoint = adopt_network(config)
     _note_samples(len(checkpoint.samples))

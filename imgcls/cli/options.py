@@ -135,6 +135,8 @@ def open_checkpoint(
 
     from imgcls.checkpoint import is_bare, load_article_checkpoint, load_checkpoint
 
+    if is_original(path):
+        raise click.UsageError(f"{path} is no checkpoint; only imgcls verify takes an ONNX original in its place")
     given = {"--arch": arch, "--classes": classes, "--image-size": image_size, "--mean": mean, "--std": std}
     if not any(given.values()) and resize is None:
         loaded = load_checkpoint(path)
@@ -149,6 +151,11 @@ def open_checkpoint(
         raise click.UsageError(f"{path} is a bare state dict; say {_names(given, given=False)} as well")
     preprocessing = shorthand(image_size, resize or "squash")
     return load_article_checkpoint(path, arch, class_names(classes), preprocessing, mean, std)
+
+
+def is_original(path: Path) -> bool:
+    """Whether a file is meant as somebody's ONNX file, which may stand where a checkpoint does. Loads no format."""
+    return path.suffix.lower() == ".onnx"
 
 
 def _names(options: dict[str, Any], given: bool) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgcls.cli.options import FILE, Number, comparison_options, open_checkpoint
+from imgcls.cli.options import FILE, Number, comparison_options, is_original, open_checkpoint
 from imgcls.cli.output import console, show_json
 from imgcls.errors import ImgclsError
 
@@ -61,7 +61,7 @@ def command(
         require_writable(report)
     if bisect:
         _require_nodes(models)
-    if checkpoint.suffix.lower() == ".onnx":
+    if is_original(checkpoint):
         if devices or bisect or any(described.values()):
             raise click.UsageError("an original ONNX file takes neither --eager, --bisect nor a description")
         result = _against_original(checkpoint, models, data_dir, providers, tolerance)

@@ -17,7 +17,8 @@ PIXELS = "resize.pixels"
 class Layer:
     """A convolution or a matrix product. dtype: of its weights, as ONNX calls it.
 
-    parameters: numbers in weight and bias. size: their bytes, with scales and zero points. multiply_adds: per picture.
+    parameters: numbers in weight and bias. size: their bytes, with scales and zero points. multiply_adds: per picture;
+    0 where onnx can't tell the shapes.
     """
 
     name: str
@@ -72,7 +73,7 @@ def _layers(graph: onnx.GraphProto) -> tuple[Layer, ...]:
                 dtype=onnx.TensorProto.DataType.Name(weights[0].data_type).lower(),
                 parameters=sum(prod(tensor.dims) for tensor in weights),
                 size=sum(map(_size, held)),
-                multiply_adds=_multiply_adds(node, weights[0], shapes[node.output[0]]),
+                multiply_adds=_multiply_adds(node, weights[0], shapes.get(node.output[0], [0])),
             )
         )
     return tuple(layers)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def parity_cells(report: ParityReport) -> dict[str, str]:
     """The figures of one runtime compared with PyTorch, by column."""
-    found = report.differences
+    found, gained = report.differences, report.accuracy - report.reference_accuracy
     return {
         "max |dp|": difference(found.max_abs),
         "99.9 %": difference(found.p999_abs),
@@ -29,7 +29,7 @@ def parity_cells(report: ParityReport) -> dict[str, str]:
         "same class": percent(found.top1_agreement),
         "same top 5": percent(found.top5_agreement),
         "accuracy": percent(report.accuracy),
-        "points gained": f"{100 * (report.accuracy - report.reference_accuracy):+.2f}",
+        "points gained": "-" if gained != gained else f"{100 * gained:+.2f}",
     }
 
 

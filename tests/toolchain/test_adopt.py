@@ -28,6 +28,7 @@ from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
 from imgcls.config import AdoptConfig, AdoptNetworkConfig
 from imgcls.errors import AdoptError, DataError, ExportError, ImgclsError
+from imgcls.export.info import info
 
 PHOTOGRAPHS = ROOT / "tests" / "photographs"
 SIDE = 16
@@ -136,7 +137,9 @@ def test_an_adopted_file_answers_as_the_original_does_by_hand(tmp_path, case):
     assert result.manifest.parity.max_abs_diff <= result.manifest.parity.tolerance < 20 * tolerance
     assert result.manifest.precision == ("fp16" if graph.dtype == TensorProto.FLOAT16 else "fp32")
     assert len(predictor.golden) == 2
-    assert bool(self_check(predictor))
+    proof = self_check(predictor)
+    assert proof
+    assert proof.verdicts[1].endswith("against the original")
 
 
 def test_a_network_exported_by_torch_is_adopted_with_its_subgraphs_names_and_old_opset(tmp_path):
@@ -152,6 +155,40 @@ def test_a_network_exported_by_torch_is_adopted_with_its_subgraphs_names_and_old
     np.testing.assert_allclose(
         Predictor(result.path).predict(photograph).probabilities, by_hand(path, photograph), atol=2e-6
     )
+
+
+def branches(model):
+    """Both branches take a value of the graph around them, under a name of the contract."""
+    scores, negated = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("same", "negated"))
+    same = helper.make_graph([helper.make_node("Identity", ["logits"], ["same"])], "then", [], [scores])
+    other = helper.make_graph([helper.make_node("Neg", ["logits"], ["negated"])], "else", [], [negated])
+    model.graph.node[-1].output[0] = "logits"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "condition"))
+    model.graph.node.append(helper.make_node("If", ["condition"], ["scores"], then_branch=same, else_branch=other))
+
+
+def weights_as_inputs(model):
+    """As files of 2018 have them."""
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+
+
+def contributed_operator(model):
+    """An operator of onnxruntime's own: onnx knows nothing of its shapes."""
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    model.graph.node[1].CopyFrom(helper.make_node("QuickGelu", ["convolved"], ["relu"], domain="com.microsoft"))
+
+
+@pytest.mark.parametrize("edit", [branches, weights_as_inputs, contributed_operator])
+def test_graphs_of_any_kind_are_adopted(tmp_path, capfd, edit):
+    path = change(Graph((1, 3, SIDE, SIDE), opset=15).write(tmp_path / "original.onnx"), edit)
+    result = adopt_onnx(config(path))
+    photograph = PHOTOGRAPHS / "coffee.jpg"
+    expected = by_hand(path, photograph)
+    np.testing.assert_allclose(Predictor(result.path).predict(photograph).probabilities, expected, atol=2e-6)
+    assert [layer.operator for layer in info(result.path).layers] == ["Conv", "MatMul"]
+    assert "Error" not in capfd.readouterr().err, "onnxruntime prints what fails when a batch is freed"
 
 
 def test_what_is_found_out_is_said(tmp_path):
@@ -387,9 +424,11 @@ def test_the_command_adopts_and_verify_compares_with_the_original_on_loose_pictu
     assert document["passed"] is True
     assert "original.onnx" in document["reference"]
     assert document["reference_accuracy"] is None
-    done = run("verify", path, adopted, "--data", PHOTOGRAPHS)
+    page = tmp_path / "page.html"
+    done = run("verify", path, adopted, "--data", PHOTOGRAPHS, "--report", page)
     assert done.exit_code == 0, done.output
-    assert "nan" not in done.output
+    assert "nan" not in done.output + page.read_text(encoding="utf-8").partition("<figure")[0]
+    assert "original.onnx" in page.read_text(encoding="utf-8")
 
 
 def test_verify_finds_a_changed_adopted_file_and_refuses_another_original(tmp_path):
@@ -577,5 +616,15 @@ def test_a_checkpoint_of_ours_needs_no_adoption(tmp_path, function):
 def test_options_of_an_onnx_file_are_none_of_a_networks(tmp_path):
     done = run("adopt", "cnn", "--layout", "nchw", "-o", tmp_path / "net.pth")
     assert (done.exit_code, "--layout is for an ONNX file" in done.output) == (2, True)
+    (tmp_path / "net.tflite").write_bytes(b"TFL3")
+    done = run("adopt", tmp_path / "net.tflite", "-o", tmp_path / "net.pth")
+    assert (done.exit_code, "is no ONNX file" in done.output) == (2, True)
     done = run("adopt", "cnn", "-o", tmp_path / "net.onnx")
     assert (done.exit_code, "name it *.pth" in done.output) == (2, True)
+
+
+def test_bench_and_export_say_what_an_onnx_original_is_for(tmp_path):
+    path = Graph().write(tmp_path / "original.onnx")
+    for words_given in (("bench", path, path, "--data", PHOTOGRAPHS), ("export", path)):
+        done = run(*words_given)
+        assert (done.exit_code, "only imgcls verify takes" in done.output) == (2, True), done.output

@@ -125,7 +125,7 @@ def test_files_are_decoded_as_the_model_wants_them():
     classifier = Classifier(network, preprocessing.size, MANIFEST.mean, MANIFEST.std).eval()
     png = io.BytesIO()
     Image.new("RGB", preprocessing.size[::-1], "teal").save(png, "PNG")
-    for file in make_golden_files(classifier, [GoldenSample(png.getvalue(), ())], manifest):
+    for file in make_golden_files(run_module(classifier), [GoldenSample(png.getvalue(), ())], manifest):
         decoded = preprocess.decode_rgb(file.data, file.name, preprocessing.decode)
         assert pixels_sha256(decoded) == file.decoded_sha256, file.name
         assert pixels_sha256(preprocess.preprocess(file.data, preprocessing)) == file.pixels_sha256, file.name

@@ -17,6 +17,7 @@ from imgcls.errors import ImgclsError
         shorthand((24, 40), "squash"),
         Preprocessing((224, 224), (Resize("short", (256, 256), "bicubic"), Crop((224, 224)))),
         Preprocessing((224, 224), (Resize("short", (235, 235), "bicubic", "half_even"), Crop((224, 224), "floor"))),
+        Preprocessing((224, 256), (Resize("short", (235, 269), "bicubic", "ratio"), Crop((224, 256)))),
         Preprocessing((20, 30), (Resize("long", (20, 20), "box"), Pad((20, 30), (124, 116, 104)))),
         Preprocessing((32, 32), (Resize("exact", (40, 40)), Crop((32, 32))), Decode(exif=False, alpha="drop")),
         shorthand(32)._replace(decode=Decode(alpha="drop")),

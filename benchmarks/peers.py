@@ -290,10 +290,12 @@ def optimum(settings: Settings) -> Answer:
 # --- the files that the peers take ---
 
 
-def write_hf(folder: Path, checkpoint: Checkpoint, graph: bytes) -> None:
-    """A folder as the Hugging Face hub has them."""
-    manifest = checkpoint.manifest
-    size = manifest.preprocessing.size[0]
+def write_hf(folder: Path, network: Any, manifest: Any) -> None:
+    """A folder as the Hugging Face hub has them. Its processor takes the steps resize (short side), crop."""
+    from PIL.Image import Resampling
+
+    resize, crop = manifest.preprocessing.steps
+    size = crop.size[0]
     names = dict(enumerate(manifest.classes))
     config = {
         "model_type": "resnet",  # it must be one that transformers knows; only the names below are used
@@ -304,8 +306,8 @@ def write_hf(folder: Path, checkpoint: Checkpoint, graph: bytes) -> None:
     processor = {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": 2,
+        "size": {"shortest_edge": min(resize.size)},
+        "resample": Resampling[resize.filter.upper()].value,
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
@@ -315,14 +317,13 @@ def write_hf(folder: Path, checkpoint: Checkpoint, graph: bytes) -> None:
         "do_convert_rgb": True,
     }
     folder.mkdir()
-    (folder / "model.onnx").write_bytes(graph)
+    write_graph(folder / "model.onnx", network, size, ("pixel_values", "logits"))
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
 def write_files(checkpoint: Checkpoint, folder: Path, threads: int) -> Settings:
     """The network in every form that a peer takes."""
-    import onnx
     import torch
 
     from imgcls.checkpoint import save_checkpoint
@@ -339,18 +340,35 @@ def write_files(checkpoint: Checkpoint, folder: Path, threads: int) -> Settings:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(network, example), folder / "plain.pt")
-        for name, module, given in (
-            ("plain.onnx", network, ("x", "logits")),
-            ("hf.onnx", network, ("pixel_values", "logits")),
-            ("ultralytics.onnx", _zero_to_one(network, manifest), ("images", "output0")),
-        ):
-            names = {"input_names": [given[0]], "output_names": [given[1]]}
-            torch.onnx.export(
-                module, (example,), folder / name, dynamo=True, external_data=False, verbose=False, **names
-            )
-    model = onnx.load(folder / "ultralytics.onnx")
+    write_graph(folder / "plain.onnx", network, size, ("x", "logits"))
+    write_ultralytics(folder / "ultralytics.onnx", network, manifest)
+    write_hf(folder / "hf", network, manifest)
+    settings = {"size": size, "mean": manifest.mean, "std": manifest.std, "threads": threads}
+    (folder / SETTINGS).write_text(json.dumps(settings))
+    return Settings.read(folder)
+
+
+def write_graph(path: Path, network: Any, size: int, names: tuple[str, str]) -> None:
+    """By torch.onnx.export: names[0], float32 [N, 3, size, size] -> names[1]."""
+    import torch
+
+    own = {"input_names": [names[0]], "output_names": [names[1]]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network, (torch.zeros(1, 3, size, size),), path, dynamo=True, external_data=False, verbose=False, **own
+        )
+
+
+def write_ultralytics(path: Path, network: Any, manifest: Any) -> None:
+    """A file with the metadata that its documentation lists."""
+    import onnx
+
+    size = manifest.preprocessing.size[0]
+    write_graph(path, _zero_to_one(network, manifest), size, ("images", "output0"))
+    model = onnx.load(path)
     described = {
-        "description": "imgcls CNN",
+        "description": manifest.arch,
         "task": "classify",
         "stride": "1",
         "batch": "1",
@@ -360,11 +378,7 @@ def write_files(checkpoint: Checkpoint, folder: Path, threads: int) -> Settings:
         "args": "{}",
     }
     onnx.helper.set_model_props(model, described)
-    onnx.save(model, folder / "ultralytics.onnx")
-    write_hf(folder / "hf", checkpoint, (folder / "hf.onnx").read_bytes())
-    settings = {"size": size, "mean": manifest.mean, "std": manifest.std, "threads": threads}
-    (folder / SETTINGS).write_text(json.dumps(settings))
-    return Settings.read(folder)
+    onnx.save(model, path)
 
 
 def _zero_to_one(network: Any, manifest: Any) -> Any:

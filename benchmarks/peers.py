@@ -1,6 +1,7 @@
 """The same network and pictures through what people use today, side by side: same answers? how fast?
 
     python benchmarks/peers.py models/cnn.pth --data data/test
+    python benchmarks/peers.py --network torchvision/resnet18 --count 100   # any network: peers_networks.py
 
 Each peer goes from a picture file to probabilities in the way that its documentation shows, with the settings that it
 recommends; what a tutorial commonly leaves out (EXIF, antialiasing, the order of the channels) is a row of its own. The
@@ -639,7 +640,8 @@ def main() -> None:
         print(int(PEERS[key].open(Settings.read(Path(folder)))(picture).argmax()))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, nargs="?")
+    parser.add_argument("--network", metavar="NAME", help="in place of a checkpoint: a network by name, of any library")
     parser.add_argument("--data", type=Path, default=Path("data/test"), help="CIFAR-10 test pictures, <class>/*")
     parser.add_argument("--count", type=int, default=1000, help="how many of them")
     parser.add_argument("--timed", type=int, default=300, help="pictures to time")
@@ -647,6 +649,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, for the peers that can be told")
     parser.add_argument("--only", nargs="*", choices=list(PEERS), metavar="PEER", help=f"of {', '.join(PEERS)}")
     options = parser.parse_args()
+    if (options.checkpoint is None) == (options.network is None):
+        parser.error("name a checkpoint or --network")
     import torch
 
     from imgcls.checkpoint import load_checkpoint
@@ -654,6 +658,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # the peers', of what they deprecate
     with tempfile.TemporaryDirectory() as folder:
+        if options.network:
+            from peers_networks import compare as compare_network
+
+            sys.exit(not compare_network(options.network, options, Path(folder)))
         compare(load_checkpoint(options.checkpoint), options, Path(folder))
 
 

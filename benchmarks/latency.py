@@ -8,7 +8,7 @@ its own pictures; it is folded and written as `imgcls export` does it, without t
 file; benchmarks/networks.py has it, network by network). Latency is that of one picture, from pixels to probabilities,
 on one thread: onnxruntime on the file, and PyTorch eager. All take turns in every round. The figures are medians over
 the rounds; a ratio is the median of the ratios in the same round, to PyTorch eager of the same network, and to the file
-of the first network in the list.
+of the first network in the list. --cpu-time takes the CPU's time in place of the clock's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -45,6 +45,8 @@ NETWORKS = (
     "torchvision/resnet18",
     "torchvision/vgg16",
 )
+Clock = Callable[[], float]
+
 CLASSES = 10  # where nothing is published
 HEADINGS = ("network", "parameters", "pictures", "file", "1 picture", "to PyTorch eager", "to the first")
 
@@ -84,19 +86,20 @@ def prepared(name: str, folder: Path) -> Subject:
     return Subject(name, parameters, size, open_exported(path, threads=1), eager(checkpoint))
 
 
-def seconds(runtime: Runtime, pixels: np.ndarray) -> float:
-    started = time.perf_counter()
+def seconds(runtime: Runtime, pixels: np.ndarray, clock: Clock) -> float:
+    started = clock()
     runtime.run(pixels)
-    return time.perf_counter() - started
+    return clock() - started
 
 
-def measure(subjects: Sequence[Subject], rounds: int) -> list[tuple[Series, Series]]:
+def measure(subjects: Sequence[Subject], rounds: int, clock: Clock) -> list[tuple[Series, Series]]:
     """Of each network, the file's latencies and PyTorch eager's."""
     pixels = [subject.pixels for subject in subjects]
     found = []
     for _ in range(rounds + 1):
         both = [
-            (seconds(one.file, given), seconds(one.eager, given)) for one, given in zip(subjects, pixels, strict=True)
+            (seconds(one.file, given, clock), seconds(one.eager, given, clock))
+            for one, given in zip(subjects, pixels, strict=True)
         ]
         found.append(both)
     turns = zip(*found[1:], strict=True)  # the first round warms up
@@ -133,12 +136,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=NETWORKS, metavar="NETWORK")
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--cpu-time", action="store_true", help="of the thread, where others use the machine too")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         subjects = [prepared(name, Path(folder)) for name in options.networks]
-        series = measure(subjects, options.rounds)
+        series = measure(subjects, options.rounds, time.process_time if options.cpu_time else time.perf_counter)
         first = series[0][0]
         rows = [cells(subject, *both, first) for subject, both in zip(subjects, series, strict=True)]
     show(rows, options.markdown)

@@ -48,6 +48,7 @@ from torchvision import transforms
 from imgcls.adopt.network import adopt_network
 from imgcls.config import AdoptNetworkConfig, ExportConfig, Triple
 from imgcls.export import export_model
+from imgcls.networks.registry import find
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data" / "sample" / "test"
@@ -149,6 +150,12 @@ class Transforms:
         return transforms.Compose([*sized, transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
 
 
+def trained(number: int) -> Transforms:
+    """As the published weights were trained."""
+    side = find(f"efficientnet_lite{number}").preprocessing.size[0]
+    return Transforms("as it was trained", side, side + 32, transforms.InterpolationMode.BICUBIC, *TRAINED)
+
+
 def compare(predictor: Predictor, network: Network, paths: Sequence[Path], theirs: Transforms) -> list[Row]:
     """From the same pixels, and from the files."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (theirs.mean, theirs.std))
@@ -199,8 +206,7 @@ def exported(number: int, folder: Path, **stated: Any) -> Path:
     """The file of `imgcls adopt efficientnet_liteN` and `imgcls export`."""
     name = folder / f"lite{number}{'-readme' if stated else ''}.pth"
     config = AdoptNetworkConfig(f"efficientnet_lite{number}", output=name, samples=OWN, golden=4, **stated)
-    adopt_network(config)
-    return export_model(ExportConfig(name)).path
+    return export_model(ExportConfig(name), adopt_network(config)).path
 
 
 def show(rows: Sequence[Row], name: str) -> None:
@@ -223,18 +229,17 @@ def main() -> int:
     parser.add_argument("--readme", action="store_true", help="also the transforms of the package's README")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    modes = transforms.InterpolationMode
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         paths = cifar(options.count) + photographs(folder / "photographs", options.count)
         network = reference(options.number)
         model = options.model or exported(options.number, folder)
         predictor = Predictor(model, provider="cpu", threads=1)
-        side = predictor.manifest.preprocessing.size[0]
-        trained = Transforms("as it was trained", side, side + 32, modes.BICUBIC, *TRAINED)
-        rows = compare(predictor, network, paths, trained)
+        rows = compare(predictor, network, paths, trained(options.number))
         if options.readme:
-            shown = Transforms("as its README shows", side, side, modes.BILINEAR, *IMAGENET)
+            side = trained(options.number).side
+            bilinear = transforms.InterpolationMode.BILINEAR
+            shown = Transforms("as its README shows", side, side, bilinear, *IMAGENET)
             steps = f"resize short {side} bilinear, crop {side}"
             other = exported(options.number, folder, steps=steps, mean=shown.mean, std=shown.std)
             rows += compare(Predictor(other, provider="cpu", threads=1), network, paths, shown)

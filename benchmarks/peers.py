@@ -1,6 +1,7 @@
 """The same network and pictures through what people use today, side by side: same answers? how fast?
 
     python benchmarks/peers.py models/cnn.pth --data data/test
+    python benchmarks/peers.py --network torchvision/resnet18 --count 100   # any network: peers_networks.py
 
 Each peer goes from a picture file to probabilities in the way that its documentation shows, with the settings that it
 recommends; what a tutorial commonly leaves out (EXIF, antialiasing, the order of the channels) is a row of its own. The
@@ -290,10 +291,12 @@ def optimum(settings: Settings) -> Answer:
 # --- the files that the peers take ---
 
 
-def write_hf(folder: Path, checkpoint: Checkpoint, graph: bytes) -> None:
-    """A folder as the Hugging Face hub has them."""
-    manifest = checkpoint.manifest
-    size = manifest.preprocessing.size[0]
+def write_hf(folder: Path, network: Any, manifest: Any) -> None:
+    """A folder as the Hugging Face hub has them. Its processor takes the steps resize (short side), crop."""
+    from PIL.Image import Resampling
+
+    resize, crop = manifest.preprocessing.steps
+    size = crop.size[0]
     names = dict(enumerate(manifest.classes))
     config = {
         "model_type": "resnet",  # it must be one that transformers knows; only the names below are used
@@ -304,8 +307,8 @@ def write_hf(folder: Path, checkpoint: Checkpoint, graph: bytes) -> None:
     processor = {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": 2,
+        "size": {"shortest_edge": min(resize.size)},
+        "resample": Resampling[resize.filter.upper()].value,
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
@@ -315,14 +318,13 @@ def write_hf(folder: Path, checkpoint: Checkpoint, graph: bytes) -> None:
         "do_convert_rgb": True,
     }
     folder.mkdir()
-    (folder / "model.onnx").write_bytes(graph)
+    write_graph(folder / "model.onnx", network, size, ("pixel_values", "logits"))
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
 def write_files(checkpoint: Checkpoint, folder: Path, threads: int) -> Settings:
     """The network in every form that a peer takes."""
-    import onnx
     import torch
 
     from imgcls.checkpoint import save_checkpoint
@@ -339,18 +341,35 @@ def write_files(checkpoint: Checkpoint, folder: Path, threads: int) -> Settings:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(network, example), folder / "plain.pt")
-        for name, module, given in (
-            ("plain.onnx", network, ("x", "logits")),
-            ("hf.onnx", network, ("pixel_values", "logits")),
-            ("ultralytics.onnx", _zero_to_one(network, manifest), ("images", "output0")),
-        ):
-            names = {"input_names": [given[0]], "output_names": [given[1]]}
-            torch.onnx.export(
-                module, (example,), folder / name, dynamo=True, external_data=False, verbose=False, **names
-            )
-    model = onnx.load(folder / "ultralytics.onnx")
+    write_graph(folder / "plain.onnx", network, size, ("x", "logits"))
+    write_ultralytics(folder / "ultralytics.onnx", network, manifest)
+    write_hf(folder / "hf", network, manifest)
+    settings = {"size": size, "mean": manifest.mean, "std": manifest.std, "threads": threads}
+    (folder / SETTINGS).write_text(json.dumps(settings))
+    return Settings.read(folder)
+
+
+def write_graph(path: Path, network: Any, size: int, names: tuple[str, str]) -> None:
+    """By torch.onnx.export: names[0], float32 [N, 3, size, size] -> names[1]."""
+    import torch
+
+    own = {"input_names": [names[0]], "output_names": [names[1]]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network, (torch.zeros(1, 3, size, size),), path, dynamo=True, external_data=False, verbose=False, **own
+        )
+
+
+def write_ultralytics(path: Path, network: Any, manifest: Any) -> None:
+    """A file with the metadata that its documentation lists."""
+    import onnx
+
+    size = manifest.preprocessing.size[0]
+    write_graph(path, _zero_to_one(network, manifest), size, ("images", "output0"))
+    model = onnx.load(path)
     described = {
-        "description": "imgcls CNN",
+        "description": manifest.arch,
         "task": "classify",
         "stride": "1",
         "batch": "1",
@@ -360,11 +379,7 @@ def write_files(checkpoint: Checkpoint, folder: Path, threads: int) -> Settings:
         "args": "{}",
     }
     onnx.helper.set_model_props(model, described)
-    onnx.save(model, folder / "ultralytics.onnx")
-    write_hf(folder / "hf", checkpoint, (folder / "hf.onnx").read_bytes())
-    settings = {"size": size, "mean": manifest.mean, "std": manifest.std, "threads": threads}
-    (folder / SETTINGS).write_text(json.dumps(settings))
-    return Settings.read(folder)
+    onnx.save(model, path)
 
 
 def _zero_to_one(network: Any, manifest: Any) -> Any:
@@ -625,7 +640,8 @@ def main() -> None:
         print(int(PEERS[key].open(Settings.read(Path(folder)))(picture).argmax()))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, nargs="?")
+    parser.add_argument("--network", metavar="NAME", help="in place of a checkpoint: a network by name, of any library")
     parser.add_argument("--data", type=Path, default=Path("data/test"), help="CIFAR-10 test pictures, <class>/*")
     parser.add_argument("--count", type=int, default=1000, help="how many of them")
     parser.add_argument("--timed", type=int, default=300, help="pictures to time")
@@ -633,6 +649,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, for the peers that can be told")
     parser.add_argument("--only", nargs="*", choices=list(PEERS), metavar="PEER", help=f"of {', '.join(PEERS)}")
     options = parser.parse_args()
+    if (options.checkpoint is None) == (options.network is None):
+        parser.error("name a checkpoint or --network")
     import torch
 
     from imgcls.checkpoint import load_checkpoint
@@ -640,6 +658,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # the peers', of what they deprecate
     with tempfile.TemporaryDirectory() as folder:
+        if options.network:
+            from peers_networks import compare as compare_network
+
+            sys.exit(not compare_network(options.network, options, Path(folder)))
         compare(load_checkpoint(options.checkpoint), options, Path(folder))
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
+from imgcls_serve.app import create_app
+from imgcls_serve.batching import Batching
+from imgcls_serve.limits import Limits
 from infer.pictures import encode, noise
 from infer.tiny import CLASSES, SAMPLE
 
@@ -206,6 +210,22 @@ def test_the_model_says_what_it_is(client, tiny):
 def test_a_server_at_rest_is_live_and_ready(client, path, answer):
     response = client.get(path)
     assert (response.status_code, response.json()) == (200, answer)
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [("/healthz", {"live": False}), ("/v2/health/live", {"live": False})]
+    + [("/readyz", {"ready": False}), ("/v2/health/ready", {"ready": False})],
+)
+def test_a_server_whose_batches_do_not_run_is_neither_live_nor_ready(tiny, path, answer):
+    app = create_app(tiny, "tiny", Batching(), Limits())  # nobody has started what runs them
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return await client.get(path)
+
+    response = asyncio.run(ask())
+    assert (response.status_code, response.json()) == (503, answer)
 
 
 def test_metrics_count_requests_by_endpoint_and_status_and_take_no_label_from_a_client(tiny):

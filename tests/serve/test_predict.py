@@ -200,6 +200,11 @@ def test_the_page_is_whole_and_asks_nobody_else(client):
     assert not [word for word in ("http://", "https://", "//cdn", "src=", "@import") if word in response.text]
 
 
+def test_a_files_name_in_an_answer_has_no_control_characters(client):
+    (row,) = client.post("/predict", files={"a": ("a\x1b[31m.png", PICTURE)}).json()["results"]
+    assert row["image"] == "a\\x1b[31m.png"
+
+
 def test_the_model_says_what_it_is(client, tiny):
     answer = client.get("/model").json()
     assert answer["manifest"] == tiny.manifest.to_dict()
@@ -214,8 +219,10 @@ def test_a_server_at_rest_is_live_and_ready(client, path, answer):
 
 @pytest.mark.parametrize(
     ("path", "answer"),
-    [("/healthz", {"live": False}), ("/v2/health/live", {"live": False})]
-    + [("/readyz", {"ready": False}), ("/v2/health/ready", {"ready": False})],
+    [
+        *((path, {"live": False}) for path in ("/healthz", "/v2/health/live")),
+        *((path, {"ready": False}) for path in ("/readyz", "/v2/health/ready")),
+    ],
 )
 def test_a_server_whose_batches_do_not_run_is_neither_live_nor_ready(tiny, path, answer):
     app = create_app(tiny, "tiny", Batching(), Limits())  # nobody has started what runs them

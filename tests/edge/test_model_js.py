@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from imgcls_infer import Predictor
+from imgcls_infer import ModelError, Predictor
 from imgcls_infer.external import metadata
 from imgcls_infer.golden import (
     GOLDEN_FILES_KEY,
@@ -16,10 +16,20 @@ from imgcls_infer.golden import (
     golden_files_to_json,
     golden_to_json,
 )
-from imgcls_infer.manifest import TOLERANCES, Parity
+from imgcls_infer.manifest import TOLERANCES, Manifest, Parity
 from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, pixels_sha256, self_check, tolerance_of
-from imgcls_infer.steps import shorthand
+from imgcls_infer.steps import (
+    EDGES,
+    FILTERS,
+    OFFSETS,
+    ROUNDINGS,
+    Crop,
+    Pad,
+    Preprocessing,
+    Resize,
+    shorthand,
+)
 from infer.pictures import encode, noise
 from infer.tiny import CLASSES, SIDE, good_onnx, tiny_manifest, tiny_onnx
 
@@ -117,6 +127,68 @@ def test_the_checks_are_those_of_the_predictor(stage1, tmp_path, sizes):
     assert found["checks"] == [
         {"half": half, "name": name, "difference": 0, "problem": ""} for half, name in zip(halves, names, strict=True)
     ]
+
+
+# --- the preprocessing of schema 2 ---
+
+STEPS = (Resize("short", (9, 9), "bicubic"), Crop((8, 8)), Pad((8, 8), (1, 2, 3)))
+SCHEMA_2 = tiny_manifest(preprocessing=Preprocessing((8, 8), STEPS)).to_dict()
+VALUES = [
+    *(None, True, False, -1, 0, 1, 8, 9, 4096, 4097, 8.5, "8", "", [], {}),
+    *([8], [8, 8], [8, 0], [8, 8.5], [4096, 4096], [4096, 4097], ["8", "8"], [8, 8, 8], [[8, 8], [8, 8]]),
+    *([0, 0], [0, 0, 0], [0, 255, 0], [0, 0, 256], [-1, 0, 0], [0, 0, 0.5], [0, 0, None], [0, 0, 0, 0]),
+    *(*EDGES, *FILTERS, *ROUNDINGS, *OFFSETS, "white", "drop", "black", "whole", "scaled", "half", "resize", "crop"),
+    *("pad", "constructor", "toString", "__proto__", {"size": [8, 8]}, {"size": 8}, {"size": [8, 8], "more": 1}),
+]
+
+
+def variants():
+    """Manifests with another value, or none, or one too many, in each field of stage 1."""
+    for name in ("input", "decode", "steps"):
+        yield from ({**SCHEMA_2, name: value} for value in VALUES)
+        yield {key: value for key, value in SCHEMA_2.items() if key != name}
+    yield from ({**SCHEMA_2, "input": {"size": value}} for value in VALUES)
+    for name in ("exif", "alpha", "jpeg", "gamma"):
+        yield from ({**SCHEMA_2, "decode": {name: value}} for value in VALUES)
+    for number, step in enumerate(SCHEMA_2["steps"]):
+        for name in (*step, "gamma"):
+            changed = [{**step, name: value} for value in VALUES]
+            for one in (*changed, {key: value for key, value in step.items() if key != name}):
+                yield {**SCHEMA_2, "steps": [*SCHEMA_2["steps"][:number], one, *SCHEMA_2["steps"][number + 1 :]]}
+    yield from ({**SCHEMA_2, "steps": SCHEMA_2["steps"][1:2] * count} for count in (1, 7, 8, 9))
+
+
+def random_steps(rng):
+    """One to three steps, often of the same few sizes, that may or may not end in 8 x 9."""
+    for _ in range(rng.integers(1, 4)):
+        size = tuple(int(side) for side in rng.choice([8, 9], 2))
+        yield [
+            Resize(str(rng.choice(EDGES)), size, "box", str(rng.choice(ROUNDINGS))),
+            Crop(size),
+            Pad(size),
+        ][rng.integers(3)]
+
+
+def with_steps(steps):
+    return {**SCHEMA_2, **Preprocessing((8, 9), tuple(steps)).to_dict()}
+
+
+def test_the_page_takes_the_manifests_that_python_takes_and_no_others(stage1):
+    rng = np.random.default_rng(0)
+    manifests = [*variants(), *(with_steps(random_steps(rng)) for _ in range(300))]
+    answers = stage1([{"manifest": one, "probabilities": ANSWER, "golden": {}} for one in manifests])
+    taken = ["error" not in answer for answer in answers]
+    assert 60 < sum(taken) < len(taken) - 60
+    differing = [one for one, ours in zip(manifests, taken, strict=True) if ours != is_taken_by_python(one)]
+    assert differing == []
+
+
+def is_taken_by_python(manifest):
+    try:
+        Manifest.from_dict(manifest)
+    except ModelError:
+        return False
+    return True
 
 
 # --- the ONNX file and its graph ---

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from imgcls_infer import ModelError
-from imgcls_infer.golden import GoldenSample, golden_from_json, golden_to_json
+from imgcls_infer.golden import (
+    GoldenFile,
+    GoldenSample,
+    golden_files_from_json,
+    golden_files_to_json,
+    golden_from_json,
+    golden_to_json,
+)
 
 from .pictures import encode, noise
 
@@ -58,3 +65,28 @@ def test_damaged_golden_samples_are_one_clear_error(text):
     assert len(golden_from_json(json.dumps([ROW]), 2)) == 1
     with pytest.raises(ModelError, match=r"the model's golden samples .*; export the model again$"):
         golden_from_json(text, 2)
+
+
+FILE = GoldenFile("a.png", b"x", "0d", "0p", "caf\u00e9", (0.25, 0.75))
+FILE_TEXT = (
+    '{"data": "eA==", "decoded_sha256": "0d", "label": "caf\\u00e9", "name": "a.png", "pixels_sha256": "0p", '
+    '"probabilities": [0.25, 0.75]}'
+)
+
+
+def test_the_text_in_the_file_is_the_one_that_0_1_wrote():
+    assert golden_to_json([GoldenSample(b"x", (0.25, 0.75))]) == '[{"png": "eA==", "probabilities": [0.25, 0.75]}]'
+    assert golden_files_to_json([FILE]) == f"[{FILE_TEXT}]"
+    assert golden_files_from_json(f"[{FILE_TEXT}]", 2) == [FILE]
+
+
+@pytest.mark.parametrize("field", sorted(vars(FILE)))
+@pytest.mark.parametrize("value", [None, 3, [], {}, ["a", "b"], "missing"], ids=repr)
+def test_a_golden_file_with_a_damaged_field_is_one_clear_error(field, value):
+    row = json.loads(FILE_TEXT)
+    if value == "missing":
+        del row[field]
+    else:
+        row[field] = value
+    with pytest.raises(ModelError, match=r"the model's golden files .*; export the model again$"):
+        golden_files_from_json(json.dumps([row]), 2)

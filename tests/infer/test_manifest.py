@@ -6,10 +6,10 @@ import json
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from imgcls_infer import Manifest, ModelError, shorthand
-from imgcls_infer.manifest import PRECISIONS, Parity
+from imgcls_infer.manifest import PRECISIONS, Parity, finite_floats
 from imgcls_infer.steps import FILTERS, MAX_SIDE, MODES
 
 from .tiny import tiny_manifest
@@ -36,6 +36,7 @@ MANIFESTS = st.builds(
     versions=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
     parity=PARITIES.map(Parity.from_dict),
 )
+LARGEST = sys.float_info.max
 RAW = tiny_manifest().to_dict()
 REQUIRED = ["arch", "classes", "image_size", "mean", "std", "precision", "weights_sha256"]
 
@@ -122,6 +123,26 @@ def test_an_unknown_resize_policy_is_named(value):
 def test_a_number_that_is_not_finite_is_refused_by_name(name, number):
     text = json.dumps({**RAW, name: "@"}).replace('"@"', f"[{number}, 1.0, 1.0]")
     assert refusal(text).startswith(f"bad {name} in the manifest")
+
+
+@given(JSON)
+@example([0.5, "0.5"])
+@example(["0.5", 0.5])
+@example([0.5, True])
+@example([0.5, None])
+@example([0.5, float("nan")])
+@example([float("-inf"), 0.5])
+@example([10**400])
+@example([])
+@example([1, 0.5])
+def test_finite_floats_takes_lists_of_finite_numbers_alone(values):
+    sound = isinstance(values, list) and all(type(value) in (int, float) and abs(value) <= LARGEST for value in values)
+    if sound:
+        assert finite_floats(values) == tuple(map(float, values))
+        assert {type(value) for value in finite_floats(values)} <= {float}
+    else:
+        with pytest.raises((TypeError, ValueError, OverflowError)):
+            finite_floats(values)
 
 
 @pytest.mark.parametrize("version", [None, 0, 3, "1", True, 1.5, [1]], ids=repr)

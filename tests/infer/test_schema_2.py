@@ -190,6 +190,7 @@ def test_steps_that_do_not_end_in_the_inputs_size_are_refused(steps):
         None,
         "crop",
         Preprocessing((8, 8), ()),
+        Preprocessing((8, 8), (Crop((8, 8)),) * (MAX_STEPS + 1)),
         Preprocessing((8, 8), STEPS[:1]),
         Preprocessing([8, 8], STEPS),
         Preprocessing((8, 8), ("crop",)),

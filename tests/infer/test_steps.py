@@ -189,6 +189,22 @@ def test_steps_in_strips_have_the_pixels_of_the_whole(steps, monkeypatch):
         np.testing.assert_array_equal(np.asarray(run_steps(picture, steps)), expected)
 
 
+@pytest.mark.parametrize("size", [(5, 90), (90, 5), (41, 97), (97, 41), (16, 3)])
+def test_a_resize_goes_in_strips_where_its_pictures_are_more_than_may_be_in_memory_at_once(size, monkeypatch):
+    module = sys.modules["imgcls_infer.preprocess"]
+    image, step = Image.fromarray(noise(*size)), Resize("exact", (16, 12))
+    areas, strips = [image.width * image.height], []  # before, between and after the two passes
+    whole, in_strips = Image.Image.resize, module._resample_axis
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "resize", lambda self, to, how: areas.append(to[0] * to[1]) or whole(self, to, how))
+        run_steps(image, (step,))
+    monkeypatch.setattr(module, "_resample_axis", lambda *given: strips.append(given) or in_strips(*given))
+    for limit, passes in ((sum(areas), 0), (sum(areas) - 1, 2)):
+        monkeypatch.setattr(module, "_PIXELS_AT_ONCE", limit)
+        run_steps(image, (step,))
+        assert (len(areas), len(strips)) == (3, passes)
+
+
 # --- what a list of steps may be ---
 
 

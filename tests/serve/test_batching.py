@@ -143,6 +143,20 @@ def test_pictures_cancelled_in_the_middle_of_the_queue_are_not_run(held):
     assert held.sizes == [1, 3]
 
 
+def test_a_batcher_that_has_nothing_to_do_ends_with_its_context(tiny):
+    async def scenario() -> Batcher:
+        batcher = Batcher(tiny, Batching(), Metrics())
+        with batcher.started():
+            await batcher.submit(np.zeros((8, 8, 3), np.uint8))
+            await asyncio.sleep(0.02)  # its thread waits for more by now
+        return batcher
+
+    batcher = asyncio.run(scenario())
+    for thread in (batcher._runner, *batcher._decoders._threads):
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
 def test_nobody_waits_for_pictures_that_will_not_be_decoded(held, slow_decoding):
     """Those of a request that was cancelled: some of them wait, and one is under way."""
     held.go.set()

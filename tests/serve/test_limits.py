@@ -8,10 +8,11 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from imgcls_serve import server
+from imgcls_serve import decoders, server
 from imgcls_serve.limits import Gate, Limits, read_body, whole_number
 from infer.pictures import encode, noise
 from starlette.applications import Starlette
@@ -22,6 +23,7 @@ from starlette.routing import Route
 
 from .harness import PATIENCE, HeldPredictor, connect, metrics, post, running, serving, wait_until
 
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 PICTURE = encode(noise(8, 8), "PNG")
 UPLOAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
 
@@ -32,6 +34,24 @@ def received(connection: socket.socket) -> bytes:
     while part := connection.recv(65536):
         parts.append(part)
     return b"".join(parts)
+
+
+# --- what the page promises ---
+
+
+@pytest.mark.parametrize(
+    ("figure", "promised", "sentence"),
+    [
+        (Limits().patience, 0.25, "a request waits unread for a quarter of a second, and is then refused with 503"),
+        (server._HEADER_SECONDS, 10, "no request begins within 10 seconds"),
+        (server._UNREAD_SECONDS, 30, "whose client reads nothing of its answers for 30 seconds"),
+        (decoders._LITTLE, 0.25, "a request that holds none and has used less than a quarter of a second"),
+        (2 * Limits().queue * Limits().max_bytes, pytest.approx(2.6e9, rel=0.02), "2.6 GB with the defaults"),
+    ],
+)
+def test_the_limits_are_those_that_the_page_says(figure, promised, sentence):
+    assert figure == promised
+    assert sentence in " ".join(PAGE.read_text(encoding="utf-8").split())
 
 
 # --- bytes ---
@@ -89,7 +109,7 @@ def test_a_gate_is_full_when_every_place_is_taken_and_not_before(queue):
 
 @pytest.mark.parametrize(
     "chunks",
-    [[], [100], [101], [99, 1], [99, 2], [100, 1], [1] * 100, [1] * 101, [0, 100, 0], [60, 60], [1000]],
+    [[], [100], [101], [99, 1], [99, 2], [99, 2, 9], [100, 1], [1] * 100, [1] * 101, [0, 100, 0], [60, 60], [1000]],
     ids=str,
 )
 @pytest.mark.parametrize("declared", [False, True], ids=["chunked", "declared"])
@@ -112,6 +132,8 @@ def test_a_body_of_up_to_max_bytes_is_read_and_one_with_a_byte_more_refused(chun
         with pytest.raises(HTTPException) as caught:
             asyncio.run(scenario())
         assert caught.value.status_code == 413
+        before_the_last_part_read = len(parts) - len(list(rest)) - 1
+        assert declared or len(b"".join(parts[:before_the_last_part_read])) <= 100
 
 
 @pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
+from imgcls_serve.app import create_app
+from imgcls_serve.batching import Batching
+from imgcls_serve.limits import Limits
 from infer.pictures import encode, noise
 from infer.tiny import CLASSES, SAMPLE
 
@@ -196,6 +200,11 @@ def test_the_page_is_whole_and_asks_nobody_else(client):
     assert not [word for word in ("http://", "https://", "//cdn", "src=", "@import") if word in response.text]
 
 
+def test_a_files_name_in_an_answer_has_no_control_characters(client):
+    (row,) = client.post("/predict", files={"a": ("a\x1b[31m.png", PICTURE)}).json()["results"]
+    assert row["image"] == "a\\x1b[31m.png"
+
+
 def test_the_model_says_what_it_is(client, tiny):
     answer = client.get("/model").json()
     assert answer["manifest"] == tiny.manifest.to_dict()
@@ -206,6 +215,24 @@ def test_the_model_says_what_it_is(client, tiny):
 def test_a_server_at_rest_is_live_and_ready(client, path, answer):
     response = client.get(path)
     assert (response.status_code, response.json()) == (200, answer)
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        *((path, {"live": False}) for path in ("/healthz", "/v2/health/live")),
+        *((path, {"ready": False}) for path in ("/readyz", "/v2/health/ready")),
+    ],
+)
+def test_a_server_whose_batches_do_not_run_is_neither_live_nor_ready(tiny, path, answer):
+    app = create_app(tiny, "tiny", Batching(), Limits())  # nobody has started what runs them
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return await client.get(path)
+
+    response = asyncio.run(ask())
+    assert (response.status_code, response.json()) == (503, answer)
 
 
 def test_metrics_count_requests_by_endpoint_and_status_and_take_no_label_from_a_client(tiny):

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import numpy as np
 import onnx
 import torch
-from imgcls_infer import Predictor, preprocess
+from imgcls_infer import Predictor, preprocess, resample
 from imgcls_infer.manifest import MANIFEST_KEY, Manifest
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, self_check
 from imgcls_infer.steps import shorthand
@@ -187,9 +188,11 @@ def other_policy(**changes: str) -> Plant:
 # --- faults of the machine: another decoder, another resize ---
 
 
-def patched(name: str, make: Callable[[Callable[..., object]], Callable[..., object]]) -> Callable[[], object]:
+def patched(
+    name: str, make: Callable[[Callable[..., object]], Callable[..., object]], module: ModuleType = preprocess
+) -> Callable[[], object]:
     """Stage 1 with one of its functions changed: make(the honest one) -> the other one."""
-    return lambda: mock.patch.object(preprocess, name, make(getattr(preprocess, name)))
+    return lambda: mock.patch.object(module, name, make(getattr(module, name)))
 
 
 def bgr(honest: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
@@ -262,7 +265,7 @@ FAULTS = (
     Fault("machine: EXIF orientation dropped", HALF_1, host=patched("exif_orientation", upright)),
     Fault("machine: transparency over black", HALF_1, host=patched("_over_white", over_black)),
     Fault("machine: another JPEG decoder", HALF_1, host=patched("_to_rgb", other_jpeg)),
-    Fault("machine: resize without antialias", HALF_1, host=patched("_resample", without_antialias)),
+    Fault("machine: resize without antialias", HALF_1, host=patched("_resample", without_antialias, resample)),
 )  # fmt: skip
 
 

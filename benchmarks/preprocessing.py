@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from imgcls_infer.preprocess import decode_rgb, run_steps
+from imgcls_infer.preprocess import decode_rgb
+from imgcls_infer.resample import run_steps
 from imgcls_infer.steps import DECODE
 from photographs import OWN, converted, find_photos, save, transparent_palette, turned, with_alpha
 from PIL import Image

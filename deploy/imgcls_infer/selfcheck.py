@@ -20,7 +20,8 @@ from PIL import Image, features
 from imgcls_infer.errors import ImageError, InferError, ModelError
 from imgcls_infer.golden import GoldenFile, GoldenSample
 from imgcls_infer.manifest import TOLERANCES, Manifest
-from imgcls_infer.preprocess import decode_rgb, run_steps
+from imgcls_infer.preprocess import decode_rgb
+from imgcls_infer.resample import run_steps
 
 if TYPE_CHECKING:
     from imgcls_infer.predictor import Predictor

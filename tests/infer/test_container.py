@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from imgcls_infer import ImageError, container, preprocess, shorthand
+from imgcls_infer import ImageError, container, preprocess, resample, shorthand
 from imgcls_infer.preprocess import decode_rgb, prepare
 from PIL import Image
 
@@ -255,8 +255,8 @@ def test_a_picture_resized_in_strips_has_the_pixels_of_the_whole(mode, interpola
     sizes = [tuple(int(side) for side in rng.integers(1, 200, 2)) for _ in range(12)]
     pictures = [Image.fromarray(noise(*size)) for size in [*sizes, (300, 5), (5, 300), (17, 90), (90, 17)]]
     whole = [np.asarray(prepare(picture, policy)) for picture in pictures]
-    monkeypatch.setattr(preprocess, "_PIXELS_AT_ONCE", 0)
-    monkeypatch.setattr(preprocess, "_TILE_PIXELS", 300)
+    monkeypatch.setattr(resample, "_PIXELS_AT_ONCE", 0)
+    monkeypatch.setattr(resample, "_STRIP_PIXELS", 300)
     for picture, expected in zip(pictures, whole, strict=True):
         assert np.array_equal(np.asarray(prepare(picture, policy)), expected)
 

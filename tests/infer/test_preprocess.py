@@ -589,7 +589,7 @@ FAILING = {
 
 @pytest.mark.parametrize("make", FAILING.values(), ids=FAILING)
 def test_an_error_that_is_kept_holds_nothing_that_was_decoded(make, monkeypatch):
-    monkeypatch.setattr(sys.modules["imgcls_infer.preprocess"], "MAX_PIXELS", 3000 * 3)
+    monkeypatch.setattr(sys.modules["imgcls_infer.resample"], "MAX_PIXELS", 3000 * 3)
     source, policy = make(), shorthand(8)
     with pytest.raises(ImageError) as caught:
         preprocess(source, policy)
@@ -600,7 +600,7 @@ def test_an_error_that_is_kept_holds_nothing_that_was_decoded(make, monkeypatch)
 
 @pytest.mark.parametrize("make", FAILING.values(), ids=FAILING)
 def test_an_error_that_is_returned_holds_nothing(make, monkeypatch):
-    monkeypatch.setattr(sys.modules["imgcls_infer.preprocess"], "MAX_PIXELS", 3000 * 3)
+    monkeypatch.setattr(sys.modules["imgcls_infer.resample"], "MAX_PIXELS", 3000 * 3)
     error = preprocess_or_error(make(), shorthand(8))
     assert isinstance(error, ImageError)
     assert held_by(error) == []

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from imgcls_infer import ModelError, Predictor, preprocess, selfcheck, shorthand
+from imgcls_infer import ModelError, Predictor, preprocess, resample, selfcheck, shorthand
 from imgcls_infer.cli import command
 from imgcls_infer.golden import (
     GOLDEN_FILES_KEY,
@@ -157,8 +157,8 @@ def test_a_dropped_exif_orientation_is_named(tmp_path, monkeypatch):
 
 def test_another_resize_is_named(tmp_path, monkeypatch):
     path = model_file(tmp_path / "m.onnx")
-    honest = preprocess._resample
-    monkeypatch.setattr(preprocess, "_resample", lambda *given: flipped_bit(honest(*given)))
+    honest = resample._resample
+    monkeypatch.setattr(resample, "_resample", lambda *given: flipped_bit(honest(*given)))
     assert "resize otherwise" in only_this_half(checked(path), FILE_TO_PIXELS)
 
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from imgcls_infer import ImageError, ModelError
-from imgcls_infer.preprocess import preprocess, run_steps
+from imgcls_infer.preprocess import preprocess
+from imgcls_infer.resample import run_steps
 from imgcls_infer.steps import (
     EDGES,
     FILTERS,
@@ -183,15 +184,15 @@ def test_a_crop_behind_a_resize_gives_what_the_two_give_alone(width, height, res
 def test_steps_in_strips_have_the_pixels_of_the_whole(steps, monkeypatch):
     pictures = [Image.fromarray(noise(*size)) for size in ((5, 300), (300, 5), (41, 97), (97, 41))]
     whole = [np.asarray(run_steps(picture, steps)) for picture in pictures]
-    monkeypatch.setattr(sys.modules["imgcls_infer.preprocess"], "_PIXELS_AT_ONCE", 0)
-    monkeypatch.setattr(sys.modules["imgcls_infer.preprocess"], "_TILE_PIXELS", 300)
+    monkeypatch.setattr(sys.modules["imgcls_infer.resample"], "_PIXELS_AT_ONCE", 0)
+    monkeypatch.setattr(sys.modules["imgcls_infer.resample"], "_STRIP_PIXELS", 300)
     for picture, expected in zip(pictures, whole, strict=True):
         np.testing.assert_array_equal(np.asarray(run_steps(picture, steps)), expected)
 
 
 @pytest.mark.parametrize("size", [(5, 90), (90, 5), (41, 97), (97, 41), (16, 3)])
 def test_a_resize_goes_in_strips_where_its_pictures_are_more_than_may_be_in_memory_at_once(size, monkeypatch):
-    module = sys.modules["imgcls_infer.preprocess"]
+    module = sys.modules["imgcls_infer.resample"]
     image, step = Image.fromarray(noise(*size)), Resize("exact", (16, 12))
     areas, strips = [image.width * image.height], []  # before, between and after the two passes
     whole, in_strips = Image.Image.resize, module._resample_axis
@@ -285,7 +286,7 @@ def test_a_list_of_steps_is_described_in_words():
     ],
 )
 def test_no_step_makes_more_pixels_than_the_limit(shape, steps, problem, monkeypatch):
-    monkeypatch.setattr(sys.modules["imgcls_infer.preprocess"], "MAX_PIXELS", 3000 * 3)
+    monkeypatch.setattr(sys.modules["imgcls_infer.resample"], "MAX_PIXELS", 3000 * 3)
     image = Image.fromarray(noise(*shape))
     with pytest.raises(ImageError, match=f"{shape[1]} x {shape[0]} is {problem}") as caught:
         run_steps(image, steps)
@@ -295,7 +296,7 @@ def test_no_step_makes_more_pixels_than_the_limit(shape, steps, problem, monkeyp
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 keeps a call's arguments until it returns")
 def test_a_picture_is_freed_before_the_next_pass_begins(monkeypatch):
     """A picture at the limit, its first pass and its second are 600 MB; two of the three are 400."""
-    module = sys.modules["imgcls_infer.preprocess"]
+    module = sys.modules["imgcls_infer.resample"]
     alive, honest = [], module._resample_axis
 
     def watched(image, *rest):

@@ -11,7 +11,7 @@ import torch
 from helpers import load_benchmark
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from imgcls_infer.preprocess import run_steps
+from imgcls_infer.resample import run_steps
 from imgcls_infer.steps import Crop, Decode, Pad, Resize, preprocessing_from, shorthand
 from PIL import Image
 from PIL import __version__ as pillow

@@ -224,7 +224,7 @@ def test_resume_takes_no_options_but_those_that_its_message_names(tmp_path):
 @pytest.mark.parametrize("graphs", [True, False])
 def test_what_is_given_with_resume_is_changed_and_nothing_else(config, tmp_path, monkeypatch, graphs):
     begun, seen = config.changed(cuda_graphs=not graphs), []
-    monkeypatch.setattr("imgcls.training.run_folder.load_config", lambda run: begun)
+    monkeypatch.setattr("imgcls.training.run_folder.load_config", lambda run, arch: begun)
     monkeypatch.setattr("imgcls.training.train", lambda config, report, resume: seen.append(config))
     flag = "--cuda-graphs" if graphs else "--no-cuda-graphs"
     CliRunner().invoke(command, ["train", "--resume", str(tmp_path), flag], catch_exceptions=False)

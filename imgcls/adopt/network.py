@@ -93,13 +93,13 @@ def _filled(
     config: AdoptNetworkConfig, row: NetworkRow, classes: tuple[str, ...], preprocessing: Preprocessing
 ) -> torch.nn.Module:
     """The network with its weights, in eval mode."""
+    with skeleton():  # before anything is fetched: it may not take this size
+        network = build_network(row, len(classes), preprocessing.size)
     state = _state(config, row)
     head = state.get(f"{row.head}.weight")
     if head is not None and len(head) != len(classes):
         source = "`classes` names" if config.classes else "the published classes are"
         raise AdoptError(f"{row.name}: its weights tell {len(head):,} classes apart, and {source} {len(classes):,}")
-    with skeleton():
-        network = build_network(row, len(classes), preprocessing.size)
     load_weights(network, state, row.name)
     return network.eval()
 

@@ -605,6 +605,18 @@ def test_a_network_that_cant_be_adopted_is_one_line(tmp_path, function, changes,
     assert not (tmp_path / "net.pth").exists()
 
 
+def test_a_size_that_the_network_does_not_take_is_said_before_weights_are_fetched(tmp_path, monkeypatch):
+    def fetch(*_):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("imgcls.networks.from_torchvision._fetch", fetch)
+    config = AdoptNetworkConfig(
+        "torchvision/vit_b_16", tmp_path / "net.pth", steps="resize short 230, crop 230", size=(230, 230)
+    )
+    with pytest.raises(ImgclsError, match="does not take pictures of 230 x 230 pixels"):
+        adopt_network(config)
+
+
 def test_a_checkpoint_of_ours_needs_no_adoption(tmp_path, function):
     arch, weights = function
     options = AdoptNetworkConfig(arch, tmp_path / "net.pth", weights, **STATED)

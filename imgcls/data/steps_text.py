@@ -18,6 +18,7 @@ from imgcls_infer.steps import (
     EDGES,
     FILTERS,
     MODES,
+    OFFSETS,
     ROUNDINGS,
     Crop,
     Decode,
@@ -76,7 +77,7 @@ def _step(part: str) -> Step:
     if name == "resize":
         return _resize(part, sizes[0], others)
     if name == "crop":
-        return Crop(sizes[0], *_one_each(part, others, ROUNDINGS))
+        return Crop(sizes[0], *_one_each(part, others, OFFSETS))
     fill = next((word for word in others if _COLOUR.fullmatch(word)), "")
     _refuse(part, [word for word in others if word != fill], "a colour like #7f7f7f")
     return Pad(sizes[0], tuple(bytes.fromhex(fill[1:]))) if fill else Pad(sizes[0])  # type: ignore[arg-type]  # three

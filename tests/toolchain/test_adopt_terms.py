@@ -6,17 +6,20 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from imgcls_infer import Predictor
 from imgcls_infer.manifest import TOLERANCES
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.steps import Decode, shorthand
 from infer.tiny import tiny_manifest
+from onnx import TensorProto, helper, numpy_helper
 from test_adopt import PHOTOGRAPHS, Graph, config
 
 from imgcls import adopt
 from imgcls.adopt import adopt_onnx, reference_of, terms_of
 from imgcls.adopt.original import Original, Terms, _is_scores, fits, open_original, scores_kind
+from imgcls.adopt.wrap import initializers_sha256, precision, wrap
 from imgcls.errors import AdoptError, ImgclsError
 from imgcls.parity.runtimes import open_onnx
 
@@ -167,6 +170,66 @@ def test_the_weights_may_go_into_a_file_beside(tmp_path):
     assert (whole.weights, beside.weights.exists()) == (None, False)
     assert whole.size == whole.path.stat().st_size
     np.testing.assert_array_equal(Predictor(whole.path).predict(PHOTOGRAPHS / "cat.jpg").probabilities, expected)
+
+
+# --- the graph ---
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(None, "batch"), (3, 3)])
+def test_the_graphs_batch_is_named_or_fixed_in_every_shape(tmp_path, batch, rows):
+    source = open_original(Graph().write(tmp_path / "original.onnx"))
+    terms = Terms("nchw", "rgb", (0.5,) * 3, (0.5,) * 3, "scores", "logits")
+    graph = wrap(source, terms, (16, 20), 4, batch).graph
+    shapes = {
+        value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    assert shapes == {"image": [rows, 16, 20, 3], "logits": [rows, 4], "probabilities": [rows, 4]}
+
+
+def stored_as_numbers(name, values):
+    return helper.make_tensor(name, TensorProto.FLOAT, [len(values)], values)
+
+
+def digest(*tensors):
+    return initializers_sha256(onnx.ModelProto(graph=onnx.GraphProto(initializer=tensors)))
+
+
+def test_the_digest_of_the_weights_is_of_their_values_however_they_are_stored():
+    values = np.array([1.5, -2.0], np.float32)
+    raw, numbers = numpy_helper.from_array(values, "a"), stored_as_numbers("a", [1.5, -2.0])
+    other, text = numpy_helper.from_array(values, "b"), numpy_helper.from_array(np.array(["x", "y"], object), "c")
+    assert digest(raw) == digest(numbers)
+    assert digest(raw, other) == digest(other, raw)
+    different = [
+        *(digest(raw), digest(other), digest(text), digest(raw, other), digest()),
+        digest(stored_as_numbers("a", [1.5, -2.5])),
+        digest(numpy_helper.from_array(values[None], "a")),
+        digest(numpy_helper.from_array(values.view(np.int32), "a")),
+        digest(numpy_helper.from_array(np.array(["x", "z"], object), "c")),
+    ]
+    assert len(set(different)) == len(different)
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind", "rank", "expected"),
+    [
+        ("Conv", "f4", 4, "fp32"),
+        ("Conv", "f2", 4, "fp16"),
+        ("Conv", "f2", 1, "fp32"),  # a constant, not a weight
+        ("DynamicQuantizeLinear", "f4", 4, "int8"),
+        ("QuantizeLinear", "f4", 4, "int8"),
+        ("MatMulInteger", "f4", 2, "int8"),
+        ("QLinearConv", "f4", 4, "int8"),
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_precision_is_that_of_operators_and_weights(operator, kind, rank, expected, inside):
+    node = helper.make_node(operator, ["x"], ["y"])
+    if inside:
+        node = helper.make_node("If", ["x"], ["y"], then_branch=helper.make_graph([node], "then", [], []))
+    weights = [numpy_helper.from_array(np.ones([1] * rank, kind), "w")]
+    assert precision(helper.make_model(helper.make_graph([node], "net", [], [], weights))) == expected
 
 
 # --- the size of its pictures ---

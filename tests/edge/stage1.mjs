@@ -75,13 +75,22 @@ function canvasOf(alpha) {
   };
 }
 
+let open = 0; // pictures that the browser has decoded, and that nobody has freed
+
+/** The browser's decoder. It gives a file's own colours only where it is asked so. */
+async function browsers(bitmap, { premultiplyAlpha, colorSpaceConversion }) {
+  if (premultiplyAlpha !== "none" || colorSpaceConversion !== "none") throw new Error("the colours are changed");
+  open += 1;
+  return { ...bitmap, close: () => (open -= 1) };
+}
+
 async function answer(request) {
   const { manifest, probabilities, golden, pixels, file, bare, bitmap, width, height, preprocessing } = request;
   if (request.onnx !== undefined) return opened(request.onnx, request.graph);
   if (request.protobuf !== undefined) return { metadata: readMetadata(fromBase64(request.protobuf)) };
   if (bitmap?.alpha !== undefined) globalThis.OffscreenCanvas = canvasOf(bitmap.alpha);
   else delete globalThis.OffscreenCanvas;
-  globalThis.createImageBitmap = async () => ({ ...bitmap, close() {} }); // the browser's decoder
+  globalThis.createImageBitmap = (blob, options) => browsers(bitmap, options);
   if (manifest !== undefined) return ofModel({ manifest, probabilities, golden });
   if (bare !== undefined) {
     const { type, orientation, bytes } = withoutMetadata(fromBase64(bare));
@@ -98,5 +107,5 @@ async function answer(request) {
 
 for await (const line of createInterface({ input: process.stdin })) {
   const result = await answer(JSON.parse(line)).catch((error) => ({ error: error.message }));
-  console.log(JSON.stringify(result));
+  console.log(JSON.stringify(open ? { error: "a picture of the browser is not freed" } : result));
 }

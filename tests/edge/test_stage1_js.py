@@ -272,6 +272,15 @@ def test_a_picture_too_elongated_to_crop_is_refused_as_python_refuses_it(stage1)
         preprocess(pixels(long), shorthand(64))
 
 
+def test_a_canvas_of_up_to_the_pixel_limit_is_made_and_no_larger_one(stage1):
+    preprocessing = in_manifest(checked(Preprocessing((8, 8), (Pad((4000, 1)), Crop((8, 8))))))
+    widths = (MAX_PIXELS // 4000, MAX_PIXELS // 4000 + 1)
+    answers = stage1(
+        [{"pixels": encoded(bytes(3 * w)), "width": w, "height": 1, "preprocessing": preprocessing} for w in widths]
+    )
+    assert answers == [{"sha256": sha256(bytes(8 * 8 * 3))}, {"error": f"{widths[1]} x 1 is too elongated to pad"}]
+
+
 def test_a_webps_orientation_counts_where_its_header_announces_it(stage1):
     block = exif(orientation=6)
     parts = b"EXIF" + struct.pack("<I", len(block)) + block + bytes(len(block) & 1)

@@ -337,6 +337,22 @@ def test_a_client_that_reads_slowly_gets_the_whole_answer(monkeypatch):
     assert count > 20_000_000
 
 
+def test_a_connection_whose_answer_was_read_stays_open_for_the_next_request(monkeypatch):
+    monkeypatch.setattr(server, "_UNREAD_SECONDS", 0.1)
+    size = 20_000_000
+    routes = [Route("/", lambda _: Response(bytes(size))), Route("/next", lambda _: Response(b"next"))]
+    with running(Starlette(routes=routes)) as client, connect(client) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.05)  # the answer does not go through at once
+        answers = connection.makefile("rb")
+        while answers.readline().strip():  # the head
+            pass
+        assert len(answers.read(size)) == size
+        time.sleep(0.4)
+        connection.sendall(b"GET /next HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert answers.read().endswith(b"next")
+
+
 @pytest.mark.parametrize(("waiting", "reads"), [(0, True), (16, True), (17, False)])
 def test_nothing_more_is_read_while_a_client_is_far_ahead_of_its_answers(waiting, reads):
     """With httptools, which parses requests ahead of their turn."""

@@ -211,6 +211,11 @@ def test_the_model_says_what_it_is(client, tiny):
     assert answer["model"] == "tiny"
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/nothing"])
+def test_no_answer_says_what_program_serves(client, path):
+    assert "server" not in client.get(path).headers
+
+
 @pytest.mark.parametrize(("path", "answer"), [("/healthz", {"live": True}), ("/readyz", {"ready": True})])
 def test_a_server_at_rest_is_live_and_ready(client, path, answer):
     response = client.get(path)

@@ -21,6 +21,7 @@ from imgcls_infer.selfcheck import self_check
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+import imgcls
 from imgcls.adopt import adopt_onnx, prepare
 from imgcls.adopt.network import adopt_network
 from imgcls.adopt.rounding import deviations
@@ -571,6 +572,8 @@ def test_a_function_of_ones_own_is_adopted_with_what_is_stated(tmp_path, functio
     checkpoint = load_checkpoint(path, arch=arch)
     assert len(checkpoint.samples) == 3
     assert checkpoint.manifest.source == {}
+    assert checkpoint.manifest.training == {"adopted": {"from": "my_net.py:build", "weights": "default"}}
+    assert checkpoint.manifest.versions == {"imgcls": imgcls.__version__, "torch": str(torch.__version__)}
     assert checkpoint.manifest.preprocessing.describe() == "16 x 16: crop"
     torch.testing.assert_close(checkpoint.state_dict, torch.load(weights, weights_only=True))
     assert checkpoint.classifier()(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))[1].shape == (1, 3)

@@ -168,7 +168,7 @@ def test_logits_are_those_of_eval_mode_whatever_the_batch_and_training_goes_on(c
 
 @pytest.mark.parametrize(("side", "size"), [(8, 500), (32, 500), (224, 83), (4096, 1)])
 def test_large_pictures_go_through_in_smaller_batches(side, size):
-    assert evaluation._batch_size(side) == size
+    assert evaluation.batch_size_for((side, side)) == size
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,9 @@ def test_pictures_and_labels_stay_together_whatever_is_unreadable(trained, sampl
     damaged = [*folder.paths[:20], *folder.paths[200:300:7]]
     for path in damaged:
         path.write_bytes(b"no picture")
-    monkeypatch.setattr(evaluation, "_batch_size", lambda side: 9)  # whole batches are unreadable, and parts of others
+    monkeypatch.setattr(
+        evaluation, "batch_size_for", lambda size: 9
+    )  # whole batches are unreadable, and parts of others
     found = evaluate_folder(trained[1], folder, "cpu", 500)
     assert [path for path, _ in found.unreadable] == damaged
     assert found.scores.count == 500 - len(damaged)

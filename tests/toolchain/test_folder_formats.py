@@ -161,6 +161,14 @@ def test_the_cards_table_has_the_manifests_figures(trained):
     assert "| unknown, unknown |" in without
 
 
+def test_class_names_stand_in_the_texts_as_they_are_read(trained):
+    parity = Parity(0.0, 0.0, batch_sizes=[1], runtime="x")
+    manifest = replace(trained[1].manifest, classes=("caf\u00e9", "\u732b"), parity=parity)
+    texts = describe_huggingface("cnn", manifest, None)
+    assert '"0": "caf\u00e9",\n    "1": "\u732b"' in texts["config.json"]
+    assert '["caf\u00e9", "\u732b"]' in texts["README.md"]
+
+
 def test_an_int8_card_claims_no_accuracy_that_was_not_measured(trained):
     quantization = {"target": "arm64", "agreement": 0.995, "judged": 512}
     parity = Parity(0.1, 0.2, batch_sizes=[1], runtime="x", quantization=quantization)

@@ -100,10 +100,9 @@ def test_body_and_head_are_the_whole_network(vgg16):
     assert head.weight is vgg16.classifier[6].weight
 
 
-def test_pretrained_options_belong_to_vgg16(tmp_path):
-    for options in ({"pretrained": True}, {"freeze": True, "weights": tmp_path / "a.pth"}):
-        with pytest.raises(ImgclsError, match="vgg16"):
-            train_config(tmp_path, tmp_path / "x.pth", **options)
+def test_pretrained_options_belong_to_networks_with_published_weights(tmp_path):
+    with pytest.raises(ImgclsError, match="cnn has no published weights; `pretrained` goes with vgg16"):
+        train_config(tmp_path, tmp_path / "x.pth", pretrained=True)
     with pytest.raises(ImgclsError, match="random weights"):
         train_config(tmp_path, tmp_path / "x.pth", arch="vgg16", freeze=True)
 

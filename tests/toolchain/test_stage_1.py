@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import version as version_of
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from helpers import load_benchmark
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgcls_infer.resample import run_steps
-from imgcls_infer.steps import Crop, Decode, Pad, Resize, preprocessing_from, shorthand
+from imgcls_infer.steps import Crop, Decode, Pad, Preprocessing, Resize, preprocessing_from, shorthand
 from PIL import Image
 from PIL import __version__ as pillow
 from torch import nn
@@ -23,10 +24,11 @@ from imgcls.errors import ImgclsError
 from imgcls.networks.channels import FromRgb
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.stage_1 import AS_PILLOW_OPENS, of_timm, of_torchvision, of_transformers
-from imgcls.networks.stage_1.transformers import PROCESSORS
+from imgcls.networks.stage_1.transformers import MODEL_TYPES, PROCESSORS
 
 LENGTHS = st.integers(1, 150)
 QUICK = settings(deadline=None, max_examples=60, derandomize=True)
+VIT = {"image_processor_type": "ViTImageProcessor"}
 SAME_PASSES = pytest.mark.skipif(
     int(pillow.partition(".")[0]) < 13, reason="Pillow up to 12 takes the width first whatever the sizes"
 )
@@ -182,6 +184,91 @@ def test_timms_border_is_the_mean_colour_and_its_test_size_is_taken_where_asked(
     assert len(larger.steps) == 2
 
 
+@pytest.mark.parametrize("given", [{}, {"crop_pct": None, "mean": None, "interpolation": ""}], ids=str)
+def test_what_a_timm_configuration_leaves_out_is_timms_own(given):
+    found = of_timm(given)
+    assert found.preprocessing == Preprocessing((224, 224), (Resize("short", (256, 256), "bicubic"), Crop((224, 224))))
+    assert (found.mean, found.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (found.source["library"], found.source["name"], found.classes) == ("timm", "pretrained_cfg", None)
+
+
+def test_timms_defaults_are_the_librarys():
+    resolve = pytest.importorskip("timm.data").resolve_data_config
+    for config in ({}, {"input_size": (3, 64, 96)}, {"crop_pct": 0.9, "interpolation": "bilinear"}):
+        assert of_timm(config) == of_timm(resolve({}, pretrained_cfg={"tag": "", **config}))
+
+
+@pytest.mark.parametrize(
+    ("test", "size", "scaled"),
+    [
+        ({}, 32, 64),
+        ({"test_input_size": (3, 40, 40)}, 40, 80),
+        ({"test_crop_pct": 0.25}, 32, 128),
+        ({"test_input_size": (3, 40, 40), "test_crop_pct": 0.25}, 40, 160),
+    ],
+)
+def test_timms_sizes_for_tests_are_taken_where_it_has_them(test, size, scaled):
+    config = {"input_size": (3, 32, 32), "crop_pct": 0.5, **test}
+    assert of_timm(config, test_size=True).preprocessing.steps == (
+        Resize("short", (scaled, scaled), "bicubic"),
+        Crop((size, size)),
+    )
+    assert of_timm(config) == of_timm({"input_size": (3, 32, 32), "crop_pct": 0.5})
+
+
+@pytest.mark.parametrize(("named", "name"), [(("a", "b"), "a.b"), (("a", None), "a"), ((None, "b"), "b")])
+def test_a_timm_source_is_called_by_architecture_and_tag(named, name):
+    architecture, tag = named
+    found = of_timm({"architecture": architecture, "tag": tag, "label_names": ["x", "y"]})
+    assert found.source == {"library": "timm", "version": version_of("timm"), "name": name, "max_level": 0}
+    assert found.classes == ("x", "y")
+
+
+@pytest.mark.parametrize("model_type", sorted(set(MODEL_TYPES) - {"mobilenetv1", "mobilenetv2"}))
+def test_a_type_of_model_has_the_processor_that_transformers_gives_it(model_type):
+    pytest.importorskip("transformers")
+    auto = importlib.import_module("transformers.models.auto.image_processing_auto")
+    known = auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type)
+    if known is None:
+        pytest.skip("this transformers does not know it")
+    assert MODEL_TYPES[model_type] in str(known)
+    assert of_transformers({}, model_type).source["name"] == f"{MODEL_TYPES[model_type]}Pil"
+
+
+@pytest.mark.parametrize(
+    ("size", "steps"),
+    [
+        (64, (Resize("exact", (64, 64)),)),
+        ([48, 64], (Resize("exact", (48, 64)),)),
+        ((48, 64), (Resize("exact", (48, 64)),)),
+        ({"height": 48, "width": 64}, (Resize("exact", (48, 64)),)),
+        ({"width": 64, "height": 48}, (Resize("exact", (48, 64)),)),
+        ({"shortest_edge": 64}, (Resize("short", (64, 64)),)),
+    ],
+)
+def test_a_processors_size_may_be_written_in_any_way(size, steps):
+    crop = {"do_center_crop": True, "crop_size": 40}
+    found = of_transformers({**VIT, "size": size, **(crop if "shortest_edge" in str(size) else {})}).preprocessing
+    assert found.steps == (*steps, *([Crop((40, 40), "floor")] if "shortest_edge" in str(size) else []))
+
+
+@pytest.mark.parametrize(
+    ("processor", "size", "steps"),
+    [
+        ("ConvNext", {"shortest_edge": 384}, [Resize("exact", (384, 384), "bicubic")]),
+        ("ConvNext", {"shortest_edge": 383}, [Resize("short", (437, 437), "bicubic"), Crop((383, 383), "floor")]),
+        ("Levit", {"shortest_edge": 100}, [Resize("short", (114, 114), "bicubic"), Crop((224, 224), "floor")]),
+        ("Levit", [30, 40], [Resize("exact", (30, 40), "bicubic"), Crop((224, 224), "floor")]),
+        ("PoolFormer", {"shortest_edge": 100}, [Resize("short", (111, 111), "bicubic"), Crop((224, 224), "floor")]),
+        ("PoolFormer", [100, 100], [Resize("short", (111, 111), "bicubic"), Crop((224, 224), "floor")]),
+        ("PoolFormer", [100, 50], [Resize("exact", (111, 55), "bicubic"), Crop((224, 224), "floor")]),
+    ],
+)
+def test_a_processor_with_a_resize_of_its_own_has_its_steps(processor, size, steps):
+    found = of_transformers({"image_processor_type": f"{processor}ImageProcessor", "size": size})
+    assert found.preprocessing.steps == tuple(steps)
+
+
 @pytest.mark.parametrize(
     ("config", "mean", "std"),
     [
@@ -231,7 +318,6 @@ def test_the_order_of_channels_is_turned_in_the_graph(tmp_path):
 
 # --- what cannot be said ---
 
-VIT = {"image_processor_type": "ViTImageProcessor"}
 REFUSED = {
     "do_pad adds to the right": {**VIT, "do_pad": True, "pad_size": {"height": 256, "width": 256}},
     "do_thumbnail": {**VIT, "do_thumbnail": True},
@@ -244,6 +330,19 @@ REFUSED = {
     "size '224' is no size": {**VIT, "size": "224"},
     "bad input size: [5000, 5000]": {**VIT, "size": 5000},
     "rescale_factor has to be": {**VIT, "rescale_factor": 0},
+    "rescale_factor has to be a positive number, not 'x'": {**VIT, "rescale_factor": "x"},
+    "size True is no size": {**VIT, "size": True},
+    "size [1, 2, 3] is no size": {**VIT, "size": [1, 2, 3]},
+    "size {'height': 'x', 'width': 3} is no size": {**VIT, "size": {"height": "x", "width": 3}},
+    "resample -1 is none": {**VIT, "resample": -1},
+    "resample 6 is none": {**VIT, "resample": 6},
+    "resample True is none": {**VIT, "resample": True},
+    "image_std has to be three": {**VIT, "image_std": {"red": 1, "green": 1, "blue": 1}},
+    "size {'height': 8, 'width': 8} lacks shortest_edge": {
+        **{"image_processor_type": "ConvNextImageProcessor", "size": [8, 8]},
+    },
+    "use_square_size": {**VIT, "use_square_size": True},
+    "do_flip_channel_order": {**VIT, "do_flip_channel_order": True},
     "image_mean has to be three": {**VIT, "image_mean": [0.5]},
     "has to be positive": {**VIT, "image_std": [0.5, 0.0, 0.5]},
     "crop_pct has to be": {"image_processor_type": "ConvNextImageProcessor", "crop_pct": -1, "size": 224},
@@ -277,6 +376,22 @@ def test_a_pad_that_adds_nothing_is_no_step():
 def test_a_timm_configuration_that_cannot_be_said_is_named(config, message):
     with pytest.raises(ImgclsError, match=message):
         of_timm(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": (0.0, 0.0)}, "mean and std are three numbers each"),
+        ({"std": (1.0, 0.0, 1.0)}, r"std \[1.0, 0.0, 1.0\] has to be positive"),
+        ({"crop_size": 4097}, "bad input size"),
+    ],
+)
+def test_transforms_of_torchvision_that_cannot_be_said_are_named(changes, message):
+    sound = {"resize_size": 40, "crop_size": 32, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    assert of_torchvision(entry(**sound)).classes == ("a", "b")
+    with pytest.raises(ImgclsError, match=message) as error:
+        of_torchvision(entry(**{**sound, **changes}))
+    assert "manifest" not in str(error.value)
 
 
 def test_weights_that_are_no_classifiers_are_refused():

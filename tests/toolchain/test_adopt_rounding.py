@@ -1,0 +1,133 @@
+"""The noise that stands for an operator's rounding has the deviation that the docstring of adopt.rounding says."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+
+from imgcls.adopt import rounding
+from imgcls.adopt.original import plain_session
+from imgcls.parity.rounding import SPREAD, UNITS
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(0, 1, (2, 3, 5, 6)).astype(np.float32)
+A, B = (RNG.normal(0, 1, shape).astype(np.float32) for shape in ((4, 7), (7, 5)))
+KERNEL, DEPTHWISE, TRANSPOSED = (
+    RNG.normal(0, 1, shape).astype(np.float32) for shape in ((4, 3, 3, 3), (3, 1, 3, 3), (3, 2, 2, 2))
+)
+
+
+def products(function, x, w, n, unit="fp32"):
+    """Variance of sums of n products, but for u^2 / 3."""
+    x, w = (torch.from_numpy(value.astype(np.float64)) for value in (x, w))
+    q, y = function(x**2, w**2).numpy(), function(x, w).numpy()
+    return 2 * q + y**2 if unit != "fp32" else (n / 2 + 1) * q + (n / 3 + 1) * y**2
+
+
+def convolved(**options):
+    return lambda x, w: F.conv2d(x, w, **options)
+
+
+def gemm(x, w):
+    """transA, transB, and alpha = 0.5; squares are summed with alpha^2."""
+    return x.T @ w.T
+
+
+X64 = X.astype(np.float64)
+POOLED = X64.mean((2, 3), keepdims=True)
+SUMMED = X64.sum(1, keepdims=True)
+SOFTMAX = np.exp(A) / np.exp(A).sum(1, keepdims=True)
+AXES = np.array([1], np.int64)
+HALF_A, HALF_B = A.astype(np.float16), B.astype(np.float16)
+GEMM = 0.25 * np.asarray(products(gemm, A.T.copy(), B.T.copy(), 7))
+
+CASES = {  # operator: (input, constants, attributes, variance of the noise but for u^2 / 3)
+    "MatMul": (A, [B], {}, products(torch.matmul, A, B, 7)),
+    "Gemm": (A.T.copy(), [B.T.copy()], {"alpha": 0.5, "transA": 1, "transB": 1}, GEMM),
+    "Conv": (X, [KERNEL], {"pads": [1] * 4}, products(convolved(padding=1), X, KERNEL, 27)),
+    "Conv of groups": (X, [DEPTHWISE], {"group": 3}, products(convolved(groups=3), X, DEPTHWISE, 9)),
+    "ConvTranspose": (X, [TRANSPOSED], {}, products(F.conv_transpose2d, X, TRANSPOSED, 12)),
+    "Add": (A, [np.float32(3)], {}, (A + 3.0) ** 2),
+    "Mul": (A, [np.float32(3)], {}, (A * 3.0) ** 2),
+    "LeakyRelu": (A, [], {"alpha": 0.5}, np.where(A < 0, A / 2.0, A) ** 2),
+    "GlobalAveragePool": (X, [], {}, (X64**2).mean((2, 3), keepdims=True) / 2 + (30 / 3 + 1) * POOLED**2),
+    "ReduceSum": (X, [AXES], {}, 3 / 2 * (X64**2).sum(1, keepdims=True) + (3 / 3 + 1) * SUMMED**2),
+    "HardSwish": (A, [], {}, (2 * A) ** 2),
+    "Softmax": (A, [], {"axis": 1}, (8 * SOFTMAX) ** 2),
+    "Tanh": (A, [], {}, np.full(A.shape, 4 * np.abs(np.tanh(A)).max()) ** 2),
+    "Relu": (A, [], {}, np.zeros(A.shape)),
+    "Transpose": (A, [], {"perm": [1, 0]}, np.zeros(A.T.shape)),
+    "MatMul in float16": (HALF_A, [HALF_B], {}, products(torch.matmul, HALF_A, HALF_B, 7, "fp16")),
+    "Add in float16": (HALF_A, [np.float16(3)], {}, (HALF_A + 3.0) ** 2),
+    "ReduceSum in float16": (X.astype(np.float16), [AXES], {}, SUMMED**2),
+    "Softmax in float16": (HALF_A, [], {"axis": 1}, (8 * SOFTMAX) ** 2),
+}
+
+
+def model_of(operator, x, constants, **attributes):
+    stored = [numpy_helper.from_array(np.asarray(value), f"constant.{i}") for i, value in enumerate(constants)]
+    node = helper.make_node(operator, ["x", *(tensor.name for tensor in stored)], ["y"], **attributes)
+    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+    value = helper.make_tensor_value_info("x", kind, x.shape)
+    graph = helper.make_graph([node], "net", [value], [onnx.ValueInfoProto(name="y")], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def with_every_draw_one(model):
+    """What takes the place of the normal draws: exp(x - x)."""
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "RandomNormalLike":
+            nodes.append(node)
+            continue
+        zero = f"{node.output[0]}.zero"
+        nodes.append(helper.make_node("Sub", [node.input[0], node.input[0]], [zero]))
+        nodes.append(helper.make_node("Exp", [zero], node.output))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_noise_of_an_operator_has_the_variance_of_its_rounding(name):
+    x, constants, attributes, variance = CASES[name]
+    unit = "fp16" if x.dtype == np.float16 else "fp32"
+    scale = 1.0 if unit == "fp16" else 2.0**10
+    model = model_of(name.split()[0], x, constants, **attributes)
+    (clean,) = plain_session(model.SerializeToString()).run(None, {"x": x})
+    noisy = with_every_draw_one(rounding._with_noise(model, rounding._float_values(model), scale))
+    (found,) = plain_session(noisy.SerializeToString()).run(None, {"x": x})
+    assert found.dtype == x.dtype
+    sigma = (found.astype(np.float64) - clean) / scale
+    expected = UNITS[unit] / 3**0.5 * np.sqrt(variance)
+    slack = 2 * UNITS[unit] * np.abs(found).astype(np.float64).max() / scale  # the sum is rounded
+    np.testing.assert_allclose(sigma, expected, rtol=1e-3, atol=slack)
+    assert not variance.any() or np.abs(sigma).max() > 3 * slack or unit == "fp16"
+
+
+def test_a_cast_rounds_where_it_narrows():
+    narrow, wide = (
+        helper.make_node("Cast", ["x"], ["y"], to=kind) for kind in (TensorProto.FLOAT16, TensorProto.FLOAT)
+    )
+    assert rounding._rounds(narrow, "fp16")
+    assert not rounding._rounds(wide, "fp32")
+
+
+@pytest.mark.parametrize(("domain", "rounds"), [("", False), ("ai.onnx", False), ("com.microsoft", True)])
+def test_an_operator_of_another_domain_never_counts_as_exact(domain, rounds):
+    assert rounding._rounds(helper.make_node("Relu", ["x"], ["y"], domain=domain), "fp32") == rounds
+
+
+@pytest.mark.parametrize(("logits", "expected"), [(True, 0.02 / 2), (False, 0.03)])
+def test_the_tolerance_is_of_the_difference_of_two_runs(logits, expected, monkeypatch):
+    monkeypatch.setattr(rounding, "deviations", lambda model, pixels: (0.02, 0.03))
+    found = rounding.probability_tolerance(onnx.ModelProto(), np.zeros((1, 1, 1, 3), np.uint8), logits)
+    assert found == pytest.approx(min(1, SPREAD * 2**0.5 * expected + 8 * UNITS["fp32"]))
+    monkeypatch.setattr(rounding, "deviations", lambda model, pixels: (0.0, 0.0))
+    assert rounding.probability_tolerance(onnx.ModelProto(), None, logits) == 8 * UNITS["fp32"]
+    monkeypatch.setattr(rounding, "deviations", lambda model, pixels: (9.0, 9.0))
+    assert rounding.probability_tolerance(onnx.ModelProto(), None, logits) == 1

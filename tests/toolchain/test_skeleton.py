@@ -1,0 +1,180 @@
+"""Networks without their weights, files of tensors, and what keeps the two from fitting."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from imgcls.errors import CheckpointError, ImgclsError
+from imgcls.networks import skeleton as module
+from imgcls.networks.skeleton import head_paths, misfit, require_logits, set_dropout, skeleton
+from imgcls.networks.weights_file import read_mapping
+
+
+@pytest.mark.parametrize(
+    ("shape", "huge"),
+    [
+        *(((8,), False), ((9,), True), ((2, 4), False), ((3, 3), True), (((2, 4),), False), (((3, 3),), True)),
+        *((([3, 3],), True), ((torch.Size([3, 3]),), True), ((0, 99), False)),
+    ],
+    ids=str,
+)
+def test_memory_is_asked_for_where_a_tensor_is_not_huge(shape, huge, monkeypatch):
+    monkeypatch.setattr(module, "_HUGE", 8)
+    with skeleton():
+        assert torch.empty(*shape, dtype=torch.float64).is_meta == huge
+        assert torch.empty(*shape, dtype=torch.float64).dtype == torch.float64
+    assert not torch.empty(*shape).is_meta
+
+
+class Network(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.frozen = nn.Parameter(torch.ones(4), requires_grad=False)
+        self.first, self.second = nn.Linear(4, classes), nn.Linear(4, classes, bias=False)
+        self.register_buffer("widths", torch.empty(2).fill_(3.0), persistent=False)
+
+    def forward(self, x):
+        features = self.body(x) * self.frozen
+        return self.first(features) + self.second(features)
+
+
+def test_a_skeleton_has_parameters_without_memory_and_buffers_with_their_values():
+    with skeleton():
+        network = Network(5)
+    real = Network(5)
+    assert all(parameter.is_meta for parameter in network.parameters())
+    assert [(name, p.shape, p.requires_grad) for name, p in network.named_parameters()] == [
+        (name, p.shape, p.requires_grad) for name, p in real.named_parameters()
+    ]
+    assert network.widths.tolist() == [3.0, 3.0]
+    assert not any(parameter.is_meta for parameter in real.parameters())
+
+
+def test_heads_are_the_layers_that_follow_the_number_of_classes():
+    assert head_paths(Network) == ("first", "second")
+    assert head_paths(lambda classes: nn.Linear(3, 4)) == ()
+
+
+class Gives(nn.Module):
+    """Answers with what it was given, and notes how it was asked."""
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.layer, self.answer, self.asked = nn.Linear(1, 1), answer, []
+
+    def forward(self, x):
+        self.asked.append((tuple(x.shape), self.training, torch.is_grad_enabled()))
+        return self.answer
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_picture_is_asked_in_eval_mode_and_the_mode_is_put_back(training):
+    network = Gives(torch.zeros(1, 4)).train(training)
+    require_logits("net", network, 4, (16, 20))
+    assert network.asked == [((1, 3, 16, 20), False, False)]
+    assert network.training == training
+
+
+def test_a_skeleton_is_not_asked():
+    with skeleton():
+        network = Gives(None)
+    require_logits("net", network, 4, (16, 20))
+    assert network.asked == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"logits": 1}, r"net gives a dict, not a tensor of logits \[N, classes\]"),
+        (torch.zeros(1, 4, 1), r"net gives a tensor \[1, 4, 1\] for one picture, not logits \[1, 4\]"),
+        (torch.zeros(4), r"net gives a tensor \[4\] for one picture"),
+        (torch.zeros(2, 4), r"net gives a tensor \[2, 4\] for one picture"),
+        (torch.zeros(0, 4), r"net gives a tensor \[0, 4\] for one picture"),
+        (torch.zeros(1, 3), "net tells 3 classes apart, not 4"),
+        (torch.zeros(1, 5000), "net tells 5,000 classes apart, not 4"),
+    ],
+)
+def test_what_is_no_logits_of_so_many_classes_is_named(answer, said):
+    with pytest.raises(ImgclsError, match=said):
+        require_logits("net", Gives(answer), 4, (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("shares", "share", "found"),
+    [
+        ((0.5, 0.0, 0.1), 0.3, [0.3, 0.0, 0.3]),
+        ((0.5, 0.1), None, [0.5, 0.1]),
+        ((0.5,), 0.0, [0.0]),
+        ((0.0,), 0.0, [0.0]),
+    ],
+)
+def test_dropout_is_set_where_a_network_uses_it(shares, share, found):
+    network = nn.Sequential(*map(nn.Dropout, shares))
+    set_dropout("net", network, share)
+    assert [layer.p for layer in network] == found
+
+
+@pytest.mark.parametrize("layers", [[], [nn.Dropout(0.0)]])
+def test_a_share_of_dropout_that_nothing_would_drop_is_refused(layers):
+    with pytest.raises(ImgclsError, match="net has no dropout"):
+        set_dropout("net", nn.Sequential(*layers), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"a": 2, "b": 3, "c": 4, "d": 5}, ""),
+        ({"a": 2, "b": 3, "c": 4}, "1 tensor missing: d"),
+        ({"d": 5}, "3 tensors missing: a, b, c"),
+        ({}, "4 tensors missing: a, b, c, ..."),
+        ({"a": 2, "b": 3, "c": 4, "d": 5, "e": 6}, "1 tensor not of this network: e"),
+        ({"a": 9, "b": 3, "c": 4, "d": 5}, "1 tensor of another shape: a is [9] instead of [2]"),
+        (
+            {"a": 9, "b": 3, "c": 4, "e": 5},
+            "1 tensor missing: d; 1 tensor not of this network: e; 1 tensor of another shape: a is [9] instead of [2]",
+        ),
+    ],
+)
+def test_what_keeps_weights_from_fitting_is_said_in_words(found, said):
+    expected, given = (
+        {name: torch.zeros(length) for name, length in lengths.items()}
+        for lengths in ({"a": 2, "b": 3, "c": 4, "d": 5}, found)
+    )
+    assert misfit(expected, given) == said
+
+
+# --- files of tensors ---
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.SafeTensors"])
+def test_a_safetensors_file_is_read_and_without_the_library_the_extra_is_named(tmp_path, monkeypatch, name):
+    torch_files = pytest.importorskip("safetensors.torch")
+    torch_files.save_file({"w": torch.ones(3)}, tmp_path / name)
+    assert read_mapping(tmp_path / name)["w"].tolist() == [1, 1, 1]
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(CheckpointError, match=r"safetensors is not installed here: pip install 'imgcls\[timm\]'"):
+        read_mapping(tmp_path / name)
+
+
+@pytest.mark.parametrize(("content", "said"), [([1, 2], "holds a list"), (torch.zeros(2), "holds a Tensor")])
+def test_a_file_of_anything_but_a_mapping_is_named_by_what_it_holds(tmp_path, content, said):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=f"{said}, not a state dict"):
+        read_mapping(tmp_path / "a.pth")
+
+
+def test_reading_a_file_gives_no_warning(tmp_path, monkeypatch):
+    def warns(path):
+        warnings.warn("odd", UserWarning, stacklevel=1)
+        return {"w": 1}
+
+    monkeypatch.setattr("imgcls.networks.weights_file._load", warns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_mapping(tmp_path / "a.pth") == {"w": 1}

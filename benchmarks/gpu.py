@@ -39,8 +39,9 @@ PARTS = (
     "tf32",
     "search",
     "missing",
+    "runtimes",
+    "named",
 )
-PARTS += ("runtimes",)
 _CHECKS = Path(__file__).with_name("gpu_checks.py")
 
 

@@ -45,6 +45,7 @@ from imgcls.training import TrainResult, loop, train, train_config
 from imgcls.training.meter import Meter
 
 CUDA = "CUDAExecutionProvider"
+NAMED = "torchvision/mobilenet_v3_small"
 
 
 class NotHereError(Exception):
@@ -433,6 +434,25 @@ class Counted:
     def run(self, outputs: Any, inputs: dict[str, np.ndarray], *given: Any) -> Any:
         self.sizes.append(len(inputs["image"]))
         return self._session.run(outputs, inputs, *given)
+
+
+def check_named(bench: Bench) -> Iterator[Check]:
+    """A network of torchvision's, whose batch norms count and update in each step, captured or not."""
+    options: dict[str, Any] = {"arch": NAMED, "image_size": 64, "epochs": 3, "batch_size": 128, "dropout": 0.0}
+    captured = bench.train("named", **options)
+    plain = bench.train("named-plain", cuda_graphs=False, **options)
+    name = f"{NAMED}, 3 epochs: with CUDA graphs and without, largest difference of epochs' loss"
+    difference = loss_difference(captured, plain)
+    yield Check(name, f"{difference:.4f}", "<= 0.05", difference <= 0.05)
+    folder = bench.test_folder()
+    report = verify(captured.checkpoint, [("eager CUDA", eager(captured.checkpoint, "cuda"))], folder).reports[0]
+    yield Check(f"{NAMED}: eager CUDA against eager CPU", differences(report), "<= 1e-5", report.max_abs <= 1e-5)
+    require_cuda()
+    path = bench.work / "named.onnx"
+    export_model(ExportConfig(captured.path, output=path), captured.checkpoint)
+    report = verify(captured.checkpoint, [(str(path), open_exported(path, "cuda"))], folder).reports[0]
+    name = f"{NAMED}: ONNX fp32 on the CUDA execution provider against eager CPU"
+    yield Check(name, differences(report), f"<= {report.tolerance:.0e}", bool(report))
 
 
 CHECKS: dict[str, Callable[[Bench], Iterator[Check]]] = {name: globals()[f"check_{name}"] for name in PARTS}

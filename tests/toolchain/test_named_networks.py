@@ -212,6 +212,34 @@ def test_a_row_of_timm_is_that_of_its_tag():
 
 
 @needs_timm
+def test_a_network_of_timm_that_is_made_for_one_size_says_so(monkeypatch):
+    import timm
+
+    def refuse(name, **options):
+        raise TypeError("unexpected keyword argument")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    build = find("timm/vit_tiny_patch16_224").build
+    with pytest.raises(ImgclsError, match=r"timm/vit_tiny_patch16_224 takes pictures of 224 x 224 pixels alone"):
+        build(3, (64, 32), None)
+    with pytest.raises(TypeError, match="unexpected"):  # which no size explains
+        build(3, (224, 224), None)
+
+
+@needs_timm
+def test_the_smallest_pictures_of_a_network_of_timm_are_those_that_timm_says():
+    import timm
+
+    configs = {
+        name: timm.get_pretrained_cfg(name) for name in timm.list_models("*halo*") + timm.list_models("resnet1*")
+    }
+    said = {name: config.min_input_size for name, config in configs.items() if config is not None}
+    assert {bool(size) for size in said.values()} == {False, True}
+    for name, size in list(said.items())[:12]:
+        assert find(f"timm/{name}").smallest == (max(size[1:]) if size else 1), name
+
+
+@needs_timm
 def test_a_network_of_timm_has_published_weights_where_timm_has_them():
     import timm
 

@@ -238,8 +238,21 @@ TYPES = (
         "dinov2",
         "efficientnet",
     ),
-    *("focalnet", "hiera", "ijepa", "levit", "mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer"),
-    *("pvt", "pvt_v2", "regnet", "resnet", "siglip", "swiftformer", "swin", "swinv2", "vit", "vit_mae", "vit_msn"),
+    *("focalnet", "hiera", "ijepa", "levit", "mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2"),
+    *(
+        "poolformer",
+        "pvt",
+        "pvt_v2",
+        "regnet",
+        "resnet",
+        "siglip",
+        "swiftformer",
+        "swin",
+        "swinv2",
+        "vit",
+        "vit_mae",
+        "vit_msn",
+    ),
 )
 
 

@@ -174,11 +174,17 @@ def _fetch(folder: Path, config: dict[str, Any], labels: int, size: Size, prefix
         made = _configured(config, labels, size)
     try:
         network, told = _AUTO.from_pretrained(
-            str(folder), config=made, local_files_only=True, trust_remote_code=False, output_loading_info=True
+            str(folder),
+            config=made,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # told, and refused below
+            output_loading_info=True,
         )
     except Exception as error:  # damaged files make it raise almost anything
         raise CheckpointError(f"{folder}: its weights can't be read ({one_line(error)})") from error
-    if lacking := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
+    other_shapes = [key if isinstance(key, str) else key[0] for key in told["mismatched_keys"]]
+    if lacking := sorted({*told["missing_keys"], *other_shapes}):
         more = ", ..." if len(lacking) > 1 else ""
         raise CheckpointError(
             f"{folder}: its weights do not fit its config.json in {len(lacking)} tensors: {lacking[0]}{more}"

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from click.testing import CliRunner
+from imgcls_infer import __version__
 from imgcls_serve import app, server
 from imgcls_serve.batching import Batching
 from imgcls_serve.cli import command
@@ -187,6 +188,10 @@ def test_it_serves_on_when_the_reader_of_its_messages_has_gone(tiny_path):
         assert [post(client, PICTURE).status_code for _ in range(3)] == [200] * 3
         process.terminate()
         assert process.wait(PATIENCE) == 0
+
+
+def test_the_version_is_said_with_the_programs_name():
+    assert CliRunner().invoke(command, ["--version"]).stdout == f"imgcls-serve, version {__version__}\n"
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

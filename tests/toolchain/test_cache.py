@@ -16,6 +16,7 @@ from PIL import Image
 from imgcls.config import HALF
 from imgcls.data import cache as cache_module
 from imgcls.data import packed
+from imgcls.data import pictures as pictures_module
 from imgcls.data.batches import Augmentation
 from imgcls.data.cache import Cache
 from imgcls.data.folder import scan_folder
@@ -157,6 +158,26 @@ def test_streamed_pictures_are_the_packed_ones(pictures):
     for (_, pixels), expected in zip(found, packed_set.images, strict=True):
         assert torch.equal(pixels, expected)
     assert list(streamed.unreadable) == [pictures / "bee" / "bad.png"]
+
+
+def test_a_streamed_set_of_which_nothing_can_be_read_is_one_clear_error(tmp_path):
+    root = make_pictures(tmp_path / "p", {"ant": 2, "bee": 1}, size=8)
+    for path in root.glob("*/*.png"):
+        path.write_bytes(b"no picture")
+    streamed = StreamedPictures(scan_folder(root), POLICY, torch.device("cpu"))
+    (kept, pixels), *_ = StreamedPictures(streamed.folder, POLICY, streamed.device).stream(iter([torch.tensor([0, 1])]))
+    assert (len(kept), tuple(pixels.shape)) == (0, (0, 16, 16, 3))  # the third may be sound
+    with pytest.raises(DataError, match=r"none of its pictures can be read; one: .*not a PNG"):
+        list(streamed.stream(iter([torch.tensor([0, 1]), torch.tensor([2])])))
+    assert len(streamed.unreadable) == 3
+    for tried in (streamed.sample_pngs, streamed.statistics_sample):
+        with pytest.raises(DataError, match=r"none of \d pictures tried can be read"):
+            tried()
+
+
+def test_free_memory_is_asked_of_cuda_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 9))
+    assert [pictures_module._free_memory(torch.device(name)) for name in ("cuda", "mps", "cpu")] == [7, 0, 0]
 
 
 def test_a_streamed_sets_samples_are_the_first_of_each_class(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -137,3 +137,12 @@ def test_the_library_names_fields_and_the_command_line_options(tmp_path):
         train_config(tmp_path, tmp_path / "a.pth", patience=3)
     result = run("--patience", "3")
     assert result.output.startswith("error: --patience needs --val-fraction")
+
+
+def test_a_recipe_adds_only_what_it_says():
+    """So a network's row that leaves an option out trains without it."""
+    plain = asdict(Recipe("plain", 1, 2, "adam", 0.1))
+    off = ("weight_decay", "label_smoothing", "crop", "flip", "colour", "cutout", "ema", "clip_norm", "class_weights")
+    assert [name for name in off if plain[name]] == []
+    assert (plain["schedule"], plain["bf16"], plain["resize"]) == ("one-cycle", True, "crop")
+    assert (plain["dropout"], plain["mean"], plain["std"]) == (None, None, None)

@@ -206,3 +206,19 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
         assert (tmp_path / "store" / "v1").read_text() == content
     assert (tmp_path / "latest").is_symlink()
     assert real_file(tmp_path / "latest") == (tmp_path / "store" / "v1").resolve()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_a_killed_writer_left_stops_nobody_where_it_is_not_ours_to_remove(tmp_path, monkeypatch, kind):
+    left = tmp_path / ".a.pth.abcdefgh.tmp"
+    if kind == "folder":
+        left.mkdir()
+    else:
+        left.symlink_to(tmp_path / "elsewhere")
+
+    def refuse(*_, **__):
+        raise PermissionError(1, "not yours")
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    with one_writer(tmp_path / "a.pth"):
+        assert left.is_symlink() or left.is_dir()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from imgcls.cli import command
 from imgcls.data.check import check_folder
-from imgcls.data.folder import scan_folder
+from imgcls.data.folder import read_classes, scan_folder, unlabelled_folder
 from imgcls.errors import DataError
 
 
@@ -133,3 +133,78 @@ def test_data_check_refuses_no_picture_for_its_shape(pictures, size):
     """Whether it is too elongated to crop is a matter of the model's size."""
     Image.new("RGB", size).save(pictures / "ant" / "line.png")
     assert check_folder(pictures)
+
+
+# --- pictures without labels ---
+
+
+def test_loose_pictures_have_the_label_of_their_folder_where_it_is_named_as_a_class(tmp_path):
+    root = make_pictures(tmp_path / "p", {"bee": 2, "other": 1, "ant": 1})
+    for place in ("bee/deep", ".hidden"):
+        (root / place).mkdir(parents=True)
+    for name in ("loose.png", "bee/deep/a.JPG", ".hidden/a.png", "bee/.a.png", "bee/a.txt"):
+        Image.new("RGB", (4, 4)).save(root / name, "PNG")
+    found = unlabelled_folder(root, ("ant", "bee"))
+    labels = {str(path.relative_to(root)): label for path, label in zip(found.paths, found.labels, strict=True)}
+    assert found.classes == ("ant", "bee")
+    assert {name.split("/")[0]: label for name, label in labels.items()} == {
+        "loose.png": -1,
+        "ant": 0,
+        "bee": 1,
+        "other": -1,
+    }
+    assert len(labels) == 6
+    assert labels["bee/deep/a.JPG"] == 1
+    assert set(unlabelled_folder(root).labels) == {-1}
+
+
+def test_loose_pictures_that_are_not_there_are_one_clear_error(tmp_path):
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        unlabelled_folder(tmp_path / "nowhere")
+    (tmp_path / "a.txt").write_text("words")
+    with pytest.raises(DataError, match=r"has no pictures \(PNG, JPEG, WebP, BMP, GIF\)"):
+        unlabelled_folder(tmp_path)
+
+
+def test_pictures_are_spread_over_their_folders(tmp_path):
+    root = make_pictures(tmp_path / "p", {"ant": 3, "bee": 1, "cow": 2})
+    folder = scan_folder(root)
+    assert [path.parent.name for path in folder.spread()] == ["ant", "bee", "cow", "ant", "cow", "ant"]
+    assert sorted(folder.spread()) == list(folder.paths)
+
+
+# --- a file of classes ---
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("ant\nbee\n", ("ant", "bee")),
+        ("\ufeff ant \r\n\r\n\tbee, or wasp\r\n", ("ant", "bee, or wasp")),
+        (' ["ant", "bee"]', ("ant", "bee")),
+        ('{"1": "bee", "0": "ant", "2": "cow"}', ("ant", "bee", "cow")),
+        ("ant", ("ant",)),
+        ("", "names no classes"),
+        ("\n \n", "names no classes"),
+        ("[]", "names no classes"),
+        ("ant\nbee\nant\nant", "'ant' is class 1 and class 3; give each a name of its own"),
+        ('["a", 3]', "no list of names and no object"),
+        ('["a"', "no list of names and no object"),
+        ('{"1": "a", "2": "b"}', "no list of names and no object"),
+        ('{"a": "0", "b": "1"}', "no list of names and no object"),
+    ],
+)
+def test_classes_are_one_a_line_or_json(tmp_path, text, names):
+    (tmp_path / "names").write_text(text, encoding="utf-8", newline="")
+    if isinstance(names, tuple):
+        assert read_classes(tmp_path / "names") == names
+        return
+    with pytest.raises(DataError, match=names):
+        read_classes(tmp_path / "names")
+
+
+def test_classes_that_cant_be_read_are_one_clear_error(tmp_path):
+    (tmp_path / "latin").write_bytes("caf\u00e9".encode("latin-1"))
+    for path, reason in ((tmp_path / "latin", "not UTF-8"), (tmp_path / "nowhere", "No such file"), (tmp_path, "Is a")):
+        with pytest.raises(DataError, match=rf"the classes can't be read \({reason}"):
+            read_classes(path)

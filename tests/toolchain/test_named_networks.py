@@ -186,6 +186,77 @@ def test_the_entry_of_the_weights_decides_on_pictures_and_classes():
         find("torchvision/efficientnet_b1", "V3")
 
 
+def test_weights_without_class_names_are_those_of_imagenets_thousand():
+    row = find("torchvision/vgg16", "IMAGENET1K_FEATURES")
+    assert (row.published.classes, row.published.names()) == (1000, None)
+    assert (row.published.mean, row.published.std) == ((0.48235, 0.45882, 0.40784), (1 / 255,) * 3)
+
+
+def test_a_row_of_torchvision_says_where_its_weights_are_and_how_large():
+    row = find("torchvision/shufflenet_v2_x0_5")
+    entry = models.ShuffleNet_V2_X0_5_Weights.DEFAULT
+    assert (row.name, row.published.url, row.published.size) == ("torchvision/shufflenet_v2_x0_5", entry.url, "5 MB")
+    assert (row.smallest, row.note, row.outside) == (1, "", False)
+
+
+@needs_timm
+def test_a_row_of_timm_is_that_of_its_tag():
+    usual, other = find("timm/resnet18"), find("timm/resnet18", "fb_ssl_yfcc100m_ft_in1k")
+    assert usual.published.url == "https://huggingface.co/timm/resnet18.a1_in1k"
+    assert other.published.url == "https://huggingface.co/timm/resnet18.fb_ssl_yfcc100m_ft_in1k"
+    assert other.name == find("timm/resnet18.fb_ssl_yfcc100m_ft_in1k").name == "timm/resnet18.fb_ssl_yfcc100m_ft_in1k"
+    assert find("timm/resnet18.a1_in1k", "fb_ssl_yfcc100m_ft_in1k").name == other.name
+    assert (usual.published.classes, usual.published.names()[:2]) == (1000, ("tench", "goldfish"))
+    assert find("timm/vit_tiny_patch16_224", "augreg_in21k").published.names() is None
+    with pytest.raises(ImgclsError, match=r"timm/resnet18.nonsense: no such weights; known: .*\ba1_in1k, .*\ba2_in1k"):
+        find("timm/resnet18.nonsense")
+
+
+@needs_timm
+def test_a_network_of_timm_that_is_made_for_one_size_says_so(monkeypatch):
+    import timm
+
+    def refuse(name, **options):
+        raise TypeError("unexpected keyword argument")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    build = find("timm/vit_tiny_patch16_224").build
+    with pytest.raises(ImgclsError, match=r"timm/vit_tiny_patch16_224 takes pictures of 224 x 224 pixels alone"):
+        build(3, (64, 32), None)
+    with pytest.raises(TypeError, match="unexpected"):  # which no size explains
+        build(3, (224, 224), None)
+
+
+@needs_timm
+def test_the_smallest_pictures_of_a_network_of_timm_are_those_that_timm_says():
+    import timm
+
+    configs = {
+        name: timm.get_pretrained_cfg(name) for name in timm.list_models("*halo*") + timm.list_models("resnet1*")
+    }
+    said = {name: config.min_input_size for name, config in configs.items() if config is not None}
+    assert {bool(size) for size in said.values()} == {False, True}
+    for name, size in list(said.items())[:12]:
+        assert find(f"timm/{name}").smallest == (max(size[1:]) if size else 1), name
+
+
+@needs_timm
+def test_a_network_of_timm_has_published_weights_where_timm_has_them():
+    import timm
+
+    without = sorted(set(timm.list_models("resnet*")) - {name.split(".")[0] for name in timm.list_pretrained()})
+    assert find(f"timm/{without[0]}").published is None
+    assert find("timm/resnet18").published is not None
+
+
+@needs_timm
+def test_a_transformer_of_timm_is_built_for_the_size_that_is_asked_for():
+    row = find("timm/vit_tiny_patch16_224")
+    with skeleton():
+        shapes = {size: row.build(3, size, None).pos_embed.shape for size in ((224, 224), (64, 32))}
+    assert shapes == {(224, 224): (1, 197, 192), (64, 32): (1, 9, 192)}
+
+
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_auxiliary_heads_are_left_out_and_the_input_is_normalised_as_their_weights_want_it(name):
     with skeleton():
@@ -424,6 +495,76 @@ def test_a_configuration_that_is_no_plain_classifier_is_refused(folder, change, 
     with pytest.raises(ImgclsError, match=message) as caught:
         build_network(f"hf/{folder}", 2, 16)
     assert "\n" not in str(caught.value)
+
+
+def changed(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@needs_transformers
+def test_a_folders_row_says_what_the_folder_says(folder):
+    row = find(f"hf/{folder}")
+    assert (row.name, row.published.url, row.outside, row.smallest) == ("hf/vit", "vit", True, 1)
+    assert (row.published.classes, row.published.mean, row.published.std) == (2, (0.5,) * 3, (0.5,) * 3)
+    assert row.head_layers == ("network.classifier",)
+    assert row.renamed("classifier.bias") == row.renamed("network.classifier.bias") == "network.classifier.bias"
+    assert set(row.published.fetch()) == set(row.build(2, (16, 16), None).state_dict())
+    with pytest.raises(ImgclsError, match="has the folder's own weights; leave out `weights_name`"):
+        find(f"hf/{folder}", "main")
+
+
+@needs_transformers
+@pytest.mark.parametrize("size", [(16, 16), (16, 24), (32, 8)])
+def test_a_folders_network_is_built_for_height_and_width(folder, size):
+    network = find(f"hf/{folder}").build(3, size, None)
+    assert network(torch.zeros(2, 3, *size)).shape == (2, 3)
+    assert network.network.vit.embeddings.position_embeddings.shape == (1, 1 + size[0] * size[1] // 64, 8)
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ({"id2label": {"1": "b", "0": "a", "2": "c"}}, ("a", "b", "c")),
+        ({"id2label": None, "num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ({"id2label": {}}, ("LABEL_0", "LABEL_1")),
+        ({"id2label": {"0": 7, "1": "b"}}, ("7", "b")),
+    ],
+)
+def test_a_folders_labels_are_in_the_order_of_their_numbers(folder, labels, names):
+    changed(folder / "config.json", **labels)
+    published = find(f"hf/{folder}").published
+    assert (published.names(), published.classes) == (names, len(names))
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.json", "{", r"config\.json: not JSON"),
+        ("config.json", "[]", r"config\.json: not a table of values"),
+        ("preprocessor_config.json", "[" * 100_000, r"preprocessor_config\.json: not JSON"),
+    ],
+)
+def test_a_folders_file_that_is_no_table_is_named(folder, file, text, message):
+    (folder / file).write_text(text)
+    with pytest.raises(ImgclsError, match=message):
+        find(f"hf/{folder}")
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, r"in 2 tensors: classifier\.bias, \.\.\.$"),
+        ({"intermediate_size": 16}, r"in 3 tensors: vit\.\S*, \.\.\.$"),
+        ({"image_size": 16, "qkv_bias": True, "num_hidden_layers": 2}, r"in 16 tensors: vit\.\S*, \.\.\.$"),
+    ],
+)
+def test_a_folders_weights_that_do_not_fit_are_counted(folder, change, message):
+    changed(folder / "config.json", **change)
+    with pytest.raises(CheckpointError, match=f"vit: its weights do not fit its config.json {message}"):
+        find(f"hf/{folder}").published.fetch()
 
 
 @needs_transformers

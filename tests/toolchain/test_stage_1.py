@@ -224,7 +224,39 @@ def test_a_timm_source_is_called_by_architecture_and_tag(named, name):
     assert found.classes == ("x", "y")
 
 
-@pytest.mark.parametrize("model_type", sorted(set(MODEL_TYPES) - {"mobilenetv1", "mobilenetv2"}))
+TYPES = (
+    *(
+        "beit",
+        "bit",
+        "clip",
+        "convnext",
+        "convnextv2",
+        "cvt",
+        "data2vec-vision",
+        "deit",
+        "dinat",
+        "dinov2",
+        "efficientnet",
+    ),
+    *("focalnet", "hiera", "ijepa", "levit", "mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2"),
+    *(
+        "poolformer",
+        "pvt",
+        "pvt_v2",
+        "regnet",
+        "resnet",
+        "siglip",
+        "swiftformer",
+        "swin",
+        "swinv2",
+        "vit",
+        "vit_mae",
+        "vit_msn",
+    ),
+)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
 def test_a_type_of_model_has_the_processor_that_transformers_gives_it(model_type):
     pytest.importorskip("transformers")
     auto = importlib.import_module("transformers.models.auto.image_processing_auto")

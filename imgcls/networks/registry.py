@@ -7,7 +7,7 @@ Rows that stand here are in NETWORKS; the others are made by name, each source o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
@@ -304,18 +304,7 @@ register(
         side=32,
         source={"library": "torchvision", "name": "VGG16_Weights.IMAGENET1K_V1"},
         recipes={
-            "default": Recipe(
-                name="default",
-                epochs=20,
-                batch_size=128,
-                optimizer="adamw",
-                learning_rate=0.0005,
-                weight_decay=0.05,
-                label_smoothing=0.05,
-                crop=0.125,
-                flip=True,
-                clip_norm=1.0,
-            ),
+            "default": replace(OTHERS["default"], batch_size=128, learning_rate=0.0005, resize="crop"),
             "article": _ARTICLE,
         },
     )

@@ -47,7 +47,7 @@ def command(
     and parity. Exits with 1 if a file does not answer as the checkpoint does.
     """
     from imgcls.config import BenchConfig
-    from imgcls.data.folder import scan_folder
+    from imgcls.data.folder import comparison_folder
     from imgcls.system.files import require_writable
 
     if as_json and markdown:
@@ -56,7 +56,7 @@ def command(
         require_writable(plot)
     described = {name: options.pop(name) for name in DESCRIPTION}
     loaded = open_checkpoint(checkpoint, **described)
-    folder = scan_folder(data_dir, loaded.manifest.classes)
+    folder = comparison_folder(data_dir, loaded.manifest.classes)
     # late, since they load onnx, which none of the errors above needs
     from imgcls.bench import bench as run
     from imgcls.networks.registry import is_outside

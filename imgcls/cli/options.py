@@ -106,7 +106,12 @@ def comparison_options(function: Command) -> Command:
     decorators = (
         click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=FILE),
         click.option(
-            "--data", "data_dir", type=FILE, default="data/test", show_default=True, help="Folder of <class>/*."
+            "--data",
+            "data_dir",
+            type=FILE,
+            default="data/test",
+            show_default=True,
+            help="Folder of <class>/* or of loose pictures.",
         ),
         click.option(
             "--provider",

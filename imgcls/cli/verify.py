@@ -54,7 +54,7 @@ def command(
     Each file also runs in batches of 1, 2, 7 and 64, with several numbers of threads, and on adversarial pictures.
     Exits with 1 if a file does not answer as the checkpoint does.
     """
-    from imgcls.data.folder import scan_folder
+    from imgcls.data.folder import comparison_folder
     from imgcls.system.files import require_writable
 
     if report is not None:
@@ -68,7 +68,7 @@ def command(
         _show(result, {}, report, as_json)
         return
     loaded = open_checkpoint(checkpoint, **described)
-    folder = scan_folder(data_dir, loaded.manifest.classes)
+    folder = comparison_folder(data_dir, loaded.manifest.classes)
     # late, since they load onnx, which none of the errors above needs
     from imgcls.export.formats import open_on_each
     from imgcls.parity.runtimes import eager

@@ -94,6 +94,11 @@ def scan_folder(root: AnyPath, classes: tuple[str, ...] | None = None) -> Folder
     )
 
 
+def comparison_folder(root: AnyPath, classes: tuple[str, ...]) -> Folder:
+    """Pictures to compare answers on: those of class folders, or loose ones, whose labels are -1. Raises DataError."""
+    return unlabelled_folder(root, classes) if _has_loose_pictures(Path(root)) else scan_folder(root, classes)
+
+
 def unlabelled_folder(root: AnyPath, classes: tuple[str, ...] = ()) -> Folder:
     """All pictures below `root`, in folders of any name or in none.
 
@@ -167,6 +172,15 @@ def _class_folders(root: Path) -> tuple[list[Path], _Found]:
     if not folders:
         raise DataError(f"{root}: has no class folders; put the pictures into {root}/<class>/")
     return folders, found
+
+
+def _has_loose_pictures(root: Path) -> bool:
+    """Whether a folder holds pictures and no class folders. What can't be listed holds nothing."""
+    try:
+        entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+    except OSError:
+        return False
+    return not any(entry.is_dir() for entry in entries) and any(entry.suffix.lower() in SUFFIXES for entry in entries)
 
 
 def _is_utf8(name: str) -> bool:

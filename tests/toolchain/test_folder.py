@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -10,7 +11,7 @@ from PIL import Image
 
 from imgcls.cli import command
 from imgcls.data.check import check_folder
-from imgcls.data.folder import read_classes, scan_folder, unlabelled_folder
+from imgcls.data.folder import comparison_folder, read_classes, scan_folder, unlabelled_folder
 from imgcls.errors import DataError
 
 
@@ -156,6 +157,17 @@ def test_loose_pictures_have_the_label_of_their_folder_where_it_is_named_as_a_cl
     assert len(labels) == 6
     assert labels["bee/deep/a.JPG"] == 1
     assert set(unlabelled_folder(root).labels) == {-1}
+
+
+def test_answers_are_compared_on_class_folders_or_on_loose_pictures(tmp_path):
+    make_pictures(tmp_path / "labelled", {"ant": 2, "bee": 1})
+    assert comparison_folder(tmp_path / "labelled", ("ant", "bee")).labels == (0, 0, 1)
+    loose = tmp_path / "loose"
+    (loose / ".cache").mkdir(parents=True)
+    shutil.copy(next((tmp_path / "labelled").glob("*/*.png")), loose / "a.png")
+    assert comparison_folder(loose, ("ant", "bee")).labels == (-1,)
+    with pytest.raises(DataError, match="has classes that the training folder lacks: bee"):
+        comparison_folder(tmp_path / "labelled", ("ant",))
 
 
 def test_loose_pictures_that_are_not_there_are_one_clear_error(tmp_path):

@@ -67,8 +67,7 @@ def _config(own: str) -> Any:
     try:
         config = timm.get_pretrained_cfg(own)
     except RuntimeError as error:
-        tags = ", ".join(name.partition(".")[2] for name in timm.list_models(f"{own.partition('.')[0]}.*"))
-        known = ", ".join(tag for tag in _tags(own.partition(".")[0])) or tags
+        known = ", ".join(_tags(own.partition(".")[0])) or "none"
         raise ImgclsError(f"{PREFIX}{own}: no such weights; known: {known}") from error
     if config is None:
         raise ImgclsError(f"{PREFIX}{own}: timm says nothing of its pictures; choose another network")

@@ -260,3 +260,12 @@ def test_without_options_the_server_has_the_librarys_defaults_and_a_decoder_more
     assert (asked["batching"], asked["limits"]) == (Batching(decode_threads=4), Limits())
     assert (asked["threads"], asked["name"], asked["host"], asked["port"]) == (3, "tiny", "127.0.0.1", 8000)
     assert (asked["grace"], asked["log"]) == (Limits().timeout, False)
+
+
+@pytest.mark.parametrize(("given", "name"), [(False, "tiny"), (True, "other")])
+def test_the_model_is_the_environments_where_no_option_names_one(asked, tiny_path, tmp_path, given, name):
+    other = tmp_path / "other.onnx"
+    other.write_bytes(tiny_path.read_bytes())
+    options = ["--model", str(other)] if given else []
+    assert CliRunner().invoke(command, options, env={"IMGCLS_MODEL": str(tiny_path)}).exit_code == 0
+    assert asked["name"] == name

@@ -60,6 +60,15 @@ def test_the_layout_is_the_one_that_the_shape_allows(shape, stated, found):
     assert str(list(shape)).replace("None", "?") in str(raised.value)
 
 
+def test_more_weights_than_one_message_holds_are_refused(tmp_path, monkeypatch):
+    path = Graph().write(tmp_path / "original.onnx")
+    monkeypatch.setattr("imgcls.adopt.original._LARGEST", onnx.load(path).ByteSize())
+    open_original(path)
+    monkeypatch.setattr("imgcls.adopt.original._LARGEST", onnx.load(path).ByteSize() - 1)
+    with pytest.raises(AdoptError, match="has more than 2 GB of weights"):
+        open_original(path)
+
+
 def test_height_and_width_follow_the_layout():
     assert (original(1, 2, 3, 4).size("nchw"), original(1, 2, 3, 4).size("nhwc")) == ((3, 4), (2, 3))
 

@@ -82,12 +82,21 @@ def cache_key(folder: Folder, preprocessing: Preprocessing) -> str:
 
     Names, sizes and times do not distinguish sets: reproducible archives give every file the same time.
     """
-    from PIL import __version__ as pillow
-
-    digest = hashlib.sha256(repr((preprocessing, pillow)).encode())
+    digest = hashlib.sha256(identity(preprocessing).encode())
     for contents in run_ahead(_contents, _chunks(folder.paths)):
         digest.update(contents)
     return digest.hexdigest()
+
+
+def identity(preprocessing: Preprocessing) -> str:
+    """Preprocessing and decoder as text, for keys. What schema 1 can say has the words of 0.1, whose runs and caches go
+    on."""
+    from PIL import __version__ as pillow
+
+    if preprocessing.mode and preprocessing.size[0] == preprocessing.size[1]:
+        side, mode, interpolation = preprocessing.size[0], preprocessing.mode, preprocessing.filters[0]
+        return f"(ResizePolicy(image_size={side}, mode={mode!r}, interpolation={interpolation!r}), {pillow!r})"
+    return repr((preprocessing, pillow))
 
 
 def _contents(paths: Sequence[Path]) -> bytes:

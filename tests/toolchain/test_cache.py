@@ -10,8 +10,9 @@ import pytest
 import torch
 from helpers import make_pictures
 from imgcls_infer.preprocess import preprocess
-from imgcls_infer.steps import shorthand
+from imgcls_infer.steps import Crop, Preprocessing, Resize, shorthand
 from PIL import Image
+from PIL import __version__ as pillow
 
 from imgcls.config import HALF
 from imgcls.data import cache as cache_module
@@ -20,7 +21,7 @@ from imgcls.data import pictures as pictures_module
 from imgcls.data.batches import Augmentation
 from imgcls.data.cache import Cache
 from imgcls.data.folder import scan_folder
-from imgcls.data.packed import PackedImages, cache_key, encode_png, pack_folder, pick_samples, run_ahead
+from imgcls.data.packed import PackedImages, cache_key, encode_png, identity, pack_folder, pick_samples, run_ahead
 from imgcls.data.pictures import PackedPictures, StreamedPictures
 from imgcls.errors import DataError
 from imgcls.training import train, train_config
@@ -306,3 +307,11 @@ def test_the_pictures_that_are_left_keep_their_paths_labels_and_pixels(pictures,
         assert found.classes[label] == path.parent.name
         np.testing.assert_array_equal(pixels, preprocess(path, POLICY))
     assert [path for path, _ in found.unreadable] == [pictures / name for name in bad]
+
+
+def test_keys_have_the_words_of_the_first_release_so_that_its_caches_and_streamed_runs_go_on():
+    words = "ResizePolicy(image_size=32, mode='pad', interpolation='bicubic')"
+    assert identity(shorthand(32, "pad", "bicubic")) == f"({words}, {pillow!r})"
+    steps = (Resize("short", (36, 36)), Crop((32, 32)))
+    others = [shorthand((32, 40)), Preprocessing((32, 32), steps), shorthand(32), shorthand(32, "crop", "bicubic")]
+    assert len(set(map(identity, others))) == 4

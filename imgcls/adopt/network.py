@@ -17,7 +17,7 @@ from imgcls.data.packed import some_pictures
 from imgcls.data.steps_text import parse_preprocessing
 from imgcls.errors import AdoptError
 from imgcls.networks.registry import NetworkRow, build_network, find
-from imgcls.networks.skeleton import skeleton
+from imgcls.networks.skeleton import bare
 from imgcls.parity.rounding import typical_pictures
 from imgcls.parity.runtimes import run_module
 from imgcls.system.files import require_writable
@@ -93,8 +93,8 @@ def _filled(
     config: AdoptNetworkConfig, row: NetworkRow, classes: tuple[str, ...], preprocessing: Preprocessing
 ) -> torch.nn.Module:
     """The network with its weights, in eval mode."""
-    with skeleton():  # before anything is fetched: it may not take this size
-        network = build_network(row, len(classes), preprocessing.size)
+    # before anything is fetched: it may not take this size
+    network = bare(partial(build_network, row, len(classes), preprocessing.size))
     state = _state(config, row)
     head = state.get(f"{row.head}.weight")
     if head is not None and len(head) != len(classes):

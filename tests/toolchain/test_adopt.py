@@ -579,6 +579,15 @@ def test_a_function_of_ones_own_is_adopted_with_what_is_stated(tmp_path, functio
     assert checkpoint.classifier()(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))[1].shape == (1, 3)
 
 
+def test_a_network_that_computes_with_its_weights_while_it_is_made_is_adopted(tmp_path, function):
+    arch, weights = function
+    file = Path(arch.rpartition(":")[0])
+    file.write_text(file.read_text().replace("    return", "    body[0].weight.max().item()\n    return"))
+    adopt_network(AdoptNetworkConfig(arch, tmp_path / "net.pth", weights, **STATED))
+    checkpoint = load_checkpoint(tmp_path / "net.pth", arch=arch)
+    torch.testing.assert_close(checkpoint.state_dict, torch.load(weights, weights_only=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

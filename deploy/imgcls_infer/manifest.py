@@ -119,8 +119,7 @@ class Manifest:
     @property
     def schema_version(self) -> int:
         """The lowest schema that can say this manifest, so that as many programs as possible can read it."""
-        height, width = self.preprocessing.size
-        return 1 if height == width and self.preprocessing.mode else 2
+        return 1 if self.preprocessing.square_mode else 2
 
     def to_json(self) -> str:
         """JSON with sorted keys, in ASCII, so that equal manifests give equal bytes."""

@@ -125,6 +125,11 @@ class Preprocessing(NamedTuple):
         return next((mode for mode in MODES if self == shorthand(self.size, mode, first.filter)), "")
 
     @property
+    def square_mode(self) -> str:
+        """`mode` if the input is a square, which is all that schema 1 can say; else ""."""
+        return self.mode if self.size[0] == self.size[1] else ""
+
+    @property
     def filters(self) -> tuple[str, ...]:
         """The filters that it resizes by, each once."""
         return tuple(dict.fromkeys(step.filter for step in self.steps if isinstance(step, Resize)))
@@ -178,7 +183,6 @@ def preprocessing_from(raw: Any) -> Preprocessing:
     require(isinstance(given, dict) and set(given) == {"size"} and isinstance(given["size"], list), "input", given)
     require(isinstance(decode, dict) and set(decode) <= set(Decode._fields), "decode", decode)
     require(isinstance(steps, list), "steps", steps)
-    require(1 <= len(steps) <= MAX_STEPS, f"steps (their number is from 1 to {MAX_STEPS})", len(steps))
     return checked(Preprocessing(tuple(given["size"]), tuple(map(_step_from, steps)), Decode(**decode)))
 
 
@@ -191,7 +195,8 @@ def checked(preprocessing: Preprocessing) -> Preprocessing:
     if decode.jpeg == "scaled":
         raise ModelError("the model wants JPEG files decoded scaled, which this program can't do; update imgcls-infer")
     require(decode.jpeg in JPEGS, "jpeg of decode", decode.jpeg)
-    require(isinstance(steps, tuple) and 1 <= len(steps) <= MAX_STEPS, "steps", steps)
+    require(isinstance(steps, tuple), "steps", steps)
+    require(1 <= len(steps) <= MAX_STEPS, f"steps (their number is from 1 to {MAX_STEPS})", len(steps))
     for step in steps:
         _check_step(step)
     if _limits(steps) != (size, size):

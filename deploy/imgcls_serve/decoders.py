@@ -41,7 +41,7 @@ class Share(Generic[Work]):
 
     @property
     def light(self) -> bool:
-        """Whether its next piece of work delays others hardly."""
+        """Whether its next piece of work hardly delays others."""
         return not self.held and self.used + self.expected <= _LITTLE
 
     @property
@@ -53,7 +53,7 @@ class Share(Generic[Work]):
 class Decoders(Generic[Work]):
     """`count` threads that call `decode`, which must not raise, with each piece of work of the requests.
 
-    expected: tells, in microseconds and roughly, how many seconds a piece of work will take.
+    expected: estimates the seconds that a piece of work will take. It is called under a lock, so it must be quick.
     """
 
     def __init__(self, decode: Callable[[Work], None], count: int, expected: Callable[[Work], float]) -> None:

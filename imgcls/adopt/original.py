@@ -150,12 +150,11 @@ def open_original(path: Path) -> Original:
     return Original(name, model, session, shape, dtype)
 
 
-def plain_session(model: str | bytes, optimised: bool = False) -> ort.InferenceSession:
-    """onnxruntime on the CPU. model: a path, or a serialised model. optimised: with the optimisations that it has."""
+def plain_session(model: str | bytes) -> ort.InferenceSession:
+    """onnxruntime on the CPU without graph optimisations. model: a path, or a serialised model."""
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT
-    if not optimised:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from imgcls.adopt.original import SMALLEST_PROBABILITY, Original, Terms
 from imgcls.errors import AdoptError
+from imgcls.networks.classifier import normalisation
 from imgcls.networks.onnx_graph import strip
 
 _OLDEST_OPSET = 8  # whose Max broadcasts
@@ -126,9 +127,8 @@ class _Nodes:
 
 
 def _input_nodes(chain: _Nodes, terms: Terms, dtype: Any, output: str) -> None:
-    """uint8 [N, H, W, 3] -> what the original takes: x * scale + shift, each rounded once from float64."""
-    mean, std = np.array(terms.mean), np.array(terms.std)
-    scale, shift = (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+    """uint8 [N, H, W, 3] -> what the original takes, normalised as in networks.classifier."""
+    scale, shift = (part.numpy() for part in normalisation(terms.mean, terms.std))
     shape = (3,)
     if terms.channels == "bgr":
         chain.add("Gather", np.array([2, 1, 0], np.int64), axis=3)

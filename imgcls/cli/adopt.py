@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from imgcls_infer.steps import FILTERS
 
-from imgcls.cli.options import FILE, class_names, is_original, triple
+from imgcls.cli.options import FILE, RESIZE, class_names, is_original, triple
 
 if TYPE_CHECKING:
     from imgcls_infer.steps import Decode, Preprocessing
@@ -37,12 +38,10 @@ _OF_NETWORKS = ("weights", "weights_name")
     help="How a picture becomes the input, like 'resize short 256 bicubic, crop 224', or a JSON file. "
     "Default: as the published weights say.",
 )
-@click.option(
-    "--resize", type=click.Choice(["crop", "squash", "pad"]), help="In place of --steps: straight to the input's size."
-)
+@click.option("--resize", type=RESIZE, help="In place of --steps: straight to the input's size.")
 @click.option(
     "--interpolation",
-    type=click.Choice(["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]),
+    type=click.Choice(FILTERS),
     help="Of --resize. Default: bilinear.",
 )
 @click.option("--image-size", metavar="S|HxW", help="Of the input, where nothing else says it.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from imgcls_infer.cli import Number as Number
+from imgcls_infer.steps import MODES
 
 from imgcls.config import Recipe
 from imgcls.networks.registry import NETWORKS, OTHERS, is_outside
@@ -20,7 +21,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 FILE = click.Path(path_type=Path)
-RESIZE = click.Choice(["crop", "squash", "pad"])
+RESIZE = click.Choice(MODES)
 POSITIVE = Number(min=0, min_open=True)
 SHARE = Number(0, 1, max_open=True)
 DESCRIPTION = ("arch", "classes", "image_size", "resize", "mean", "std")  # of a bare .pth: see checkpoint_options

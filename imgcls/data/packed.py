@@ -89,12 +89,14 @@ def cache_key(folder: Folder, preprocessing: Preprocessing) -> str:
 
 
 def identity(preprocessing: Preprocessing) -> str:
-    """Preprocessing and decoder as text, for keys. What schema 1 can say has the words of 0.1, whose runs and caches go
-    on."""
+    """Preprocessing and decoder as text, for keys.
+
+    What schema 1 can say keeps the text of release 0.1, so that its caches and streamed runs stay valid.
+    """
     from PIL import __version__ as pillow
 
-    if preprocessing.mode and preprocessing.size[0] == preprocessing.size[1]:
-        side, mode, interpolation = preprocessing.size[0], preprocessing.mode, preprocessing.filters[0]
+    if mode := preprocessing.square_mode:
+        side, interpolation = preprocessing.size[0], preprocessing.filters[0]
         return f"(ResizePolicy(image_size={side}, mode={mode!r}, interpolation={interpolation!r}), {pillow!r})"
     return repr((preprocessing, pillow))
 

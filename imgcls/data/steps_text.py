@@ -27,7 +27,7 @@ from imgcls_infer.steps import (
     Resize,
     Size,
     Step,
-    preprocessing_from,
+    checked,
     shorthand,
 )
 
@@ -59,7 +59,7 @@ def parse_preprocessing(text: str, size: Size | None = None) -> Preprocessing:
                 raise ImgclsError(f"`steps` says {body.strip()!r} without a size; give it, like 224: {body.strip()}")
             return shorthand(said, *tokens)._replace(decode=decode)
         steps = tuple(_step(part) for part in body.split(","))
-        return preprocessing_from(Preprocessing(said or steps[-1].size, steps, decode).to_dict())
+        return checked(Preprocessing(said or steps[-1].size, steps, decode))
     except ModelError as error:
         raise ImgclsError(f"`steps`: {str(error).replace(' in the manifest', '')}") from error
 

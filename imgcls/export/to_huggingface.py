@@ -151,11 +151,10 @@ def _config(manifest: Manifest) -> dict[str, Any]:
 
 def _stage_1(preprocessing: Preprocessing) -> str:
     """The preprocessing in words."""
-    decode, mode, size = preprocessing.decode, preprocessing.mode, preprocessing.size
+    decode, mode = preprocessing.decode, preprocessing.square_mode
     transparency = "transparency over white" if decode.alpha == "white" else "transparency ignored"
     turned = "upright by its EXIF orientation" if decode.exif else "as it is stored, whatever its EXIF orientation"
-    square = mode and size[0] == size[1]
-    steps = _RESIZES[mode].format(height=size[0]) if square else preprocessing.describe()
+    steps = _RESIZES[mode].format(height=preprocessing.size[0]) if mode else preprocessing.describe()
     by = ", with Pillow's {} filter".format(" and ".join(preprocessing.filters)) if preprocessing.filters else ""
     return f"{transparency}, 8-bit RGB, {turned}, then {steps}{by}"
 

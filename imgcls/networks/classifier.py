@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -34,9 +35,9 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.size = sides(size)
-        mean64, std64 = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-        self.register_buffer("scale", (1 / (255 * std64)).float().view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("shift", (-mean64 / std64).float().view(1, 3, 1, 1), persistent=False)
+        scale, shift = normalisation(mean, std)
+        self.register_buffer("scale", scale.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, image: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] (channels-last in memory)."""
@@ -45,6 +46,12 @@ class Classifier(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.network(self.normalise(image))
         return logits, logits.softmax(1)
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The scale and the shift of levels 0 to 255 that mean and std stand for, float32 [3] each, rounded once."""
+    mean64, std64 = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    return (1 / (255 * std64)).float(), (-mean64 / std64).float()
 
 
 def split_head(network: nn.Module, head: str) -> tuple[nn.Module, nn.Module]:

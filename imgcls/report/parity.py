@@ -113,7 +113,8 @@ def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
     if not report.changed:
         return [*parts, "<p>No picture gets another class.</p>"]
     largest = sorted(report.changed, key=lambda answer: -answer.margin)[:_CHANGED_SHOWN]
-    shown = f"; the {len(largest)} with the largest margin in the reference:" if len(largest) < len(report.changed) else ":"
+    cut = len(largest) < len(report.changed)
+    shown = f"; the {len(largest)} with the largest margin in the reference:" if cut else ":"
     parts.append(f"<p>{len(report.changed):,} of {report.count:,} pictures get another class{shown}</p>")
     return [*parts, f'<div class="sheet">{"".join(map(_changed_picture, largest))}</div>']
 

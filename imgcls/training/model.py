@@ -152,6 +152,11 @@ def _ends_in(classifier: Classifier, head: str) -> bool:
         return False
 
 
+def split_last(classifier: Classifier, head: str) -> tuple[nn.Module, nn.Module] | None:
+    """The network as what makes the features, and its last layer; None where it does not end in that layer."""
+    return split_head(classifier.network, head) if _ends_in(classifier, head) else None
+
+
 class HeadsLearn(nn.Module):
     """A network of which some layers alone learn: all others are in eval mode, and have no gradients."""
 

@@ -97,10 +97,11 @@ def command(checkpoint: Path, samples: Path | None, **options: Any) -> None:
         _show_quantization(parity.quantization)
     if parity.embedded_resize:
         _show_embedded_resize(parity.embedded_resize)
+    novelty = "" if parity.max_novelty_diff is None else f", max |dn| of the novelty {parity.max_novelty_diff:.1e},"
     beside = f" and {result.weights.name} beside it" if result.weights else ""
     click.echo(
         f"wrote {result.path}{beside} ({megabytes(result.size)}), "
-        f"max |dp| against PyTorch {parity.max_abs_diff:.1e} "
+        f"max |dp| against PyTorch {parity.max_abs_diff:.1e}{novelty} "
         f"in batches of {', '.join(map(str, parity.batch_sizes or []))}"
     )
 

@@ -20,6 +20,7 @@ _CHANGED_SHOWN = 5
 _WIDE = 140  # columns of a terminal that shows all of:
 _FIGURES = ("max |dp|", "99.9 %", "mean", "allowed", "max |dlogit|", "max KL", "same class", "same top 5", "accuracy")
 _NARROW = ("max |dp|", "allowed", "same class", "accuracy")
+_NOVELTY = ("max |dn|", "allowed |dn|")
 
 
 @click.command("verify", epilog="Example: imgcls verify models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test")
@@ -142,15 +143,16 @@ def _bisect(checkpoint: Checkpoint, models: tuple[Path, ...], result: VerifyResu
 def _show_parity(result: VerifyResult) -> None:
     from rich.table import Table
 
-    from imgcls.report.tables import parity_cells
+    from imgcls.report.tables import parity_rows
     from imgcls.shares import legend, percent
 
     out = console(160)
     first = result.reports[0]
     accuracy = percent(first.reference_accuracy, first.labelled) + legend(first.labelled)
     table = Table(title=f"against {result.against}: {first.count:,} pictures, accuracy {accuracy}")
-    rows = [parity_cells(report) for report in result.reports]
-    names = _FIGURES if out.width >= _WIDE else _NARROW
+    rows = parity_rows(result.reports)
+    novelty = [name for name in _NOVELTY if name in rows[0]]
+    names = [*(_FIGURES if out.width >= _WIDE else _NARROW), *novelty]
     for column in ("file", "runtime", *names, ""):
         table.add_column(column, justify="right" if column in names else "left", overflow="fold")
     for report, figures in zip(result.reports, rows, strict=True):
@@ -173,6 +175,8 @@ def _parity_lines(report: ParityReport) -> list[str]:
     if report.probes:
         probes = (f"{probe.count} {names[probe.name]} {probe.max_abs:.1e}" for probe in report.probes)
         lines.append(f"{report.path}, {report.name}: max |dp| over {', '.join(probes)}")
+        novelty = [found for probe in report.probes if (found := probe.max_novelty) is not None]
+        lines += [f"{report.path}, {report.name}: max |dn| over the same {max(novelty):.1e}"] if novelty else []
     for answer in report.changed[:_CHANGED_SHOWN]:
         change = f"{answer.reference} became {answer.candidate} (margin {answer.margin:.1e})"
         lines.append(f"{report.path}: {answer.path}: {change}")

@@ -130,7 +130,7 @@ def _check_answers(
     predictor: Predictor, name: str, pixels: np.ndarray, expected: list[tuple[float, ...]], tolerance: float
 ) -> Check:
     try:
-        _, probabilities = predictor.run(pixels)
+        probabilities = predictor.run(pixels)[1]
     except ModelError as error:
         return Check(PIXELS_TO_PROBABILITIES, name, None, str(error))
     difference = _largest(probabilities, expected)

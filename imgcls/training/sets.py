@@ -34,7 +34,7 @@ class Sets:
     test: Pictures | None
     train_rows: Tensor
     val_rows: Tensor
-    folder: Folder
+    folder: Folder | None = None
     origin: dict[str, Any] = field(default_factory=dict)
 
     def class_counts(self) -> Tensor:

@@ -17,14 +17,15 @@ from typing import Any
 
 import torch
 from imgcls_infer.errors import ModelError, one_line
-from imgcls_infer.manifest import Manifest
+from imgcls_infer.manifest import Acceptance, Manifest
 from imgcls_infer.steps import Preprocessing, Size
 from torch import Tensor, nn
 
-from imgcls.errors import CheckpointError
-from imgcls.networks.classifier import Classifier
+from imgcls.errors import CheckpointError, ImgclsError
+from imgcls.networks.classifier import Classifier, with_novelty
+from imgcls.networks.novelty import Novelty
 from imgcls.networks.registry import build_network, find, find_recorded
-from imgcls.networks.skeleton import bare, misfit
+from imgcls.networks.skeleton import bare, head_paths, misfit
 from imgcls.networks.weights_file import read_mapping as read_mapping
 from imgcls.system.files import AnyPath, write_atomically
 
@@ -41,13 +42,23 @@ class Checkpoint:
 
     state_dict: float tensors on the CPU. manifest: see imgcls_infer.manifest. samples: a few real pictures after
     stage 1, as PNG bytes: they become the exported file's golden samples. build: (classes, (height, width)) -> the
-    network that the weights are of; None builds the one that is registered under the manifest's arch.
+    network that the weights are of; None builds the one that is registered under the manifest's arch. novelty: the
+    tensors that imgcls.networks.novelty makes its module of; None where the classifier gives no novelty.
     """
 
     state_dict: StateDict
     manifest: Manifest
     samples: tuple[bytes, ...] = ()
     build: Callable[[int, Size], nn.Module] | None = None
+    novelty: StateDict | None = None
+
+    @property
+    def head(self) -> str:
+        """Path of the network's last layer, which gives the logits. Raises ImgclsError."""
+        build, size = self.build, self.manifest.preprocessing.size
+        if build is None:
+            return find_recorded(self.manifest.arch).head
+        return head_paths(lambda classes: build(classes, size))[-1]
 
     def network(self) -> nn.Module:
         """The network with these weights, in eval mode, on the CPU. Raises CheckpointError."""
@@ -62,7 +73,13 @@ class Checkpoint:
     def classifier(self) -> Classifier:
         """Stage 2 with these weights, in eval mode, on the CPU. Raises CheckpointError."""
         manifest = self.manifest
-        return Classifier(self.network(), manifest.preprocessing.size, manifest.mean, manifest.std).eval()
+        plain = Classifier(self.network(), manifest.preprocessing.size, manifest.mean, manifest.std).eval()
+        if self.novelty is None:
+            return plain
+        try:
+            return with_novelty(plain, Novelty(self.novelty), self.head)
+        except ImgclsError as error:
+            raise CheckpointError(str(error)) from error
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
@@ -94,20 +111,52 @@ def with_counters(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 
 
 def save_checkpoint(
-    path: AnyPath, network: nn.Module | Mapping[str, Tensor], manifest: Manifest, samples: tuple[bytes, ...] = ()
+    path: AnyPath,
+    network: nn.Module | Mapping[str, Tensor],
+    manifest: Manifest,
+    samples: tuple[bytes, ...] = (),
+    novelty: Mapping[str, Tensor] | None = None,
 ) -> Checkpoint:
-    """Write network (or its state dict), manifest and samples to `path`; the manifest's weights_sha256 is filled in.
+    """Write network (or its state dict), manifest and samples to `path`; the manifest's digests are filled in.
 
-    Raises ImgclsError.
+    novelty: see Checkpoint; the manifest's acceptance has its limit then. Raises ImgclsError.
     """
     weights = network.state_dict() if isinstance(network, nn.Module) else network
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    state = {name: _stored(tensor) for name, tensor in weights.items()}
     require_finite(state)
     manifest = replace(manifest, weights_sha256=weights_sha256(state))
     pictures = [base64.b64encode(picture).decode("ascii") for picture in samples]
+    tensors = None if novelty is None else {name: _stored(tensor) for name, tensor in novelty.items()}
+    if tensors is not None:
+        manifest = replace(manifest, acceptance=_sealed(manifest.acceptance, tensors))
+    _require_novelty(manifest, tensors, path)
     content = {"format": FORMAT, "manifest": json.loads(manifest.to_json()), "state_dict": state, "samples": pictures}
-    write_mapping(path, content)
-    return Checkpoint(state, manifest, samples)
+    write_mapping(path, content if tensors is None else {**content, "novelty": tensors})
+    return Checkpoint(state, manifest, samples, novelty=tensors)
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _sealed(acceptance: Acceptance | None, novelty: StateDict) -> Acceptance | None:
+    """The acceptance with the digest of the novelty's tensors."""
+    return acceptance and replace(acceptance, novelty_sha256=weights_sha256(novelty))
+
+
+def _require_novelty(manifest: Manifest, novelty: StateDict | None, path: AnyPath) -> None:
+    """Raises CheckpointError unless the tensors are those that the manifest speaks of, and make a novelty."""
+    if (novelty is not None) != manifest.gives_novelty:
+        limit, tensors = ("a limit", "no tensors") if manifest.gives_novelty else ("no limit", "the tensors")
+        raise CheckpointError(f"{path}: {limit} of the novelty in the manifest, and {tensors} of it; fit it anew")
+    if novelty is None or manifest.acceptance is None:
+        return
+    if weights_sha256(novelty) != manifest.acceptance.novelty_sha256:
+        raise CheckpointError(f"{path}: the novelty's tensors do not match their SHA-256; the file is damaged")
+    try:
+        Novelty(novelty)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def load_checkpoint(
@@ -135,7 +184,9 @@ def load_checkpoint(
     state = _tensors(content.get("state_dict"), path)
     if weights_sha256(state) != manifest.weights_sha256:
         raise CheckpointError(f"{path}: the weights do not match their SHA-256 in the manifest; the file is damaged")
-    return Checkpoint(state, manifest, _samples(content.get("samples", []), path), build)
+    novelty = None if content.get("novelty") is None else _tensors(content["novelty"], path)
+    _require_novelty(manifest, novelty, path)
+    return Checkpoint(state, manifest, _samples(content.get("samples", []), path), build, novelty)
 
 
 def is_bare(path: AnyPath) -> bool:

@@ -28,11 +28,13 @@ class GoldenSample:
     """One real picture after stage 1, with the answer that PyTorch gave for it.
 
     png: the uint8 pixels [height, width, 3] after stage 1 as PNG bytes.
-    probabilities: float32 of PyTorch eager on the CPU, in class order.
+    probabilities: float32 of PyTorch eager on the CPU, in class order. novelty: likewise; None where the model gives
+    none.
     """
 
     png: bytes
     probabilities: tuple[float, ...]
+    novelty: float | None = None
 
     def pixels(self) -> np.ndarray:
         """uint8 [height, width, 3]. Raises ImageError where the PNG is damaged."""
@@ -45,7 +47,7 @@ class GoldenFile:
 
     name: what it tests, with its format as suffix. data: the file. decoded_sha256: of the pixels uint8 [H, W, 3] in
     their own size; pixels_sha256: of the pixels [height, width, 3] after stage 1; both hex, over the
-    bytes in C order. label: the most probable class. probabilities: float32 of PyTorch eager on the CPU.
+    bytes in C order. label: the most probable class. probabilities, novelty: as a golden sample's.
     """
 
     name: str
@@ -54,6 +56,7 @@ class GoldenFile:
     pixels_sha256: str
     label: str
     probabilities: tuple[float, ...]
+    novelty: float | None = None
 
 
 Golden = TypeVar("Golden", bound=Union[GoldenSample, GoldenFile])
@@ -61,8 +64,7 @@ Golden = TypeVar("Golden", bound=Union[GoldenSample, GoldenFile])
 
 def golden_to_json(samples: list[GoldenSample]) -> str:
     """JSON of the golden samples; float32 values survive exactly (shortest repr of the widened float64)."""
-    rows = [{"png": _encoded(sample.png), "probabilities": list(sample.probabilities)} for sample in samples]
-    return json.dumps(rows)
+    return json.dumps([_row(sample, png=_encoded(sample.png)) for sample in samples])
 
 
 def golden_from_json(text: str, classes: int) -> list[GoldenSample]:
@@ -72,7 +74,12 @@ def golden_from_json(text: str, classes: int) -> list[GoldenSample]:
 
 def golden_files_to_json(golden: Sequence[GoldenFile]) -> str:
     """JSON of the golden files."""
-    return json.dumps([{**vars(file), "data": _encoded(file.data)} for file in golden], sort_keys=True)
+    return json.dumps([_row(file, data=_encoded(file.data)) for file in golden], sort_keys=True)
+
+
+def _row(golden: GoldenSample | GoldenFile, **encoded: str) -> dict[str, Any]:
+    """For JSON: all fields, but for a novelty that is not there."""
+    return {name: value for name, value in {**vars(golden), **encoded}.items() if value is not None}
 
 
 def golden_files_from_json(text: str, classes: int) -> list[GoldenFile]:
@@ -95,12 +102,18 @@ def _from_json(text: str, classes: int, what: str, read: Callable[[Any], Golden]
 
 
 def _sample(row: Any) -> GoldenSample:
-    return GoldenSample(_decoded(row["png"]), finite_floats(row["probabilities"]))
+    return GoldenSample(_decoded(row["png"]), finite_floats(row["probabilities"]), _novelty(row))
 
 
 def _file(row: Any) -> GoldenFile:
     texts = {name: _text(row[name]) for name in ("name", "decoded_sha256", "pixels_sha256", "label")}
-    return GoldenFile(data=_decoded(row["data"]), probabilities=finite_floats(row["probabilities"]), **texts)
+    return GoldenFile(
+        data=_decoded(row["data"]), probabilities=finite_floats(row["probabilities"]), novelty=_novelty(row), **texts
+    )
+
+
+def _novelty(row: Any) -> float | None:
+    return None if row.get("novelty") is None else finite_floats([row["novelty"]])[0]
 
 
 def _encoded(data: bytes) -> str:

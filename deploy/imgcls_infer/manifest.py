@@ -34,6 +34,8 @@ _RECORDED = {
     "quantization": dict,
     "embedded_resize": dict,
     "weights_beside": str,
+    "max_novelty_diff": float,
+    "novelty_tolerance": float,
 }
 """Parity's fields and their types in JSON."""
 
@@ -46,7 +48,8 @@ class Parity:
     batch_sizes: pictures at once, in each run that was compared. golden_samples: how many are in the file.
     runtime: what ran it. quantization: of int8 files, how they were made (imgcls.export.quantize).
     embedded_resize: of graphs that resize, the figures of that. weights_beside: the file beside the model that has its
-    weights. other: what this version has no field for, or finds of another type; kept as it is.
+    weights. max_novelty_diff, novelty_tolerance: as the first two, of the novelty of graphs that give one. other: what
+    this version has no field for, or finds of another type; kept as it is.
     """
 
     max_abs_diff: float | None = None
@@ -57,6 +60,8 @@ class Parity:
     quantization: dict[str, Any] | None = None
     embedded_resize: dict[str, Any] | None = None
     weights_beside: str | None = None
+    max_novelty_diff: float | None = None
+    novelty_tolerance: float | None = None
     other: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,6 +78,54 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Acceptance:
+    """Which answers of a model count. A rule that is None accepts every answer; one of the two is there.
+
+    probability: an answer whose top probability is below is "unsure". right_share: the share of the accepted answers
+    that is to be right, which that was set for. coverage: the share of held-out pictures that it accepts.
+    novelty: a picture whose novelty is above is "none of these"; the graph has an output `novelty` where this is set.
+    known_share: the share of held-out pictures of the classes that stay at or below it.
+    pictures: held-out pictures that both were fitted on. novelty_sha256: hex digest of the tensors that the novelty is
+    computed with (imgcls.checkpoint, which fills it in). All shares and the probability are 0..1.
+    """
+
+    probability: float | None = None
+    right_share: float | None = None
+    coverage: float | None = None
+    novelty: float | None = None
+    known_share: float | None = None
+    pictures: int | None = None
+    novelty_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("probability", "right_share", "coverage", "known_share"):
+            value = getattr(self, name)
+            require(value is None or (_is_number(value) and 0 <= value <= 1), f"acceptance.{name}", value)
+        require(self.novelty is None or _is_number(self.novelty), "acceptance.novelty", self.novelty)
+        require(
+            self.pictures is None or (is_int(self.pictures) and self.pictures >= 0),
+            "acceptance.pictures",
+            self.pictures,
+        )
+        digest = self.novelty_sha256
+        require(digest is None or isinstance(digest, str), "acceptance.novelty_sha256", digest)
+        ruled = self.probability is not None or self.novelty is not None
+        require(ruled, "acceptance (neither probability nor novelty)", self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the fields that are set."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> Acceptance:
+        """Of decoded JSON. Raises ModelError that names the field. What this version has no field for is left out."""
+        require(isinstance(raw, dict), "acceptance", raw)
+        known = {name: raw[name] for name in cls.__dataclass_fields__ if raw.get(name) is not None}
+        whole = ("pictures", "novelty_sha256")
+        return cls(**{name: value if name in whole else _as_float(value) for name, value in known.items()})
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything that a host needs to know of a model, and where it came from.
 
@@ -83,6 +136,7 @@ class Manifest:
     versions: tool name to version. parity: what the export's own check recorded.
     source: where the preprocessing came from: `library`, its `version`, `name` there, and `max_level`, the largest
     difference of a pixel (0 to 255) to that library's own pixels; empty where it came from nowhere else.
+    acceptance: which answers count; None where every answer does.
     """
 
     arch: str
@@ -97,6 +151,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     parity: Parity = field(default_factory=Parity)
     source: dict[str, Any] = field(default_factory=dict)
+    acceptance: Acceptance | None = None
 
     def __post_init__(self) -> None:
         require(isinstance(self.arch, str) and self.arch != "", "arch", self.arch)
@@ -113,8 +168,14 @@ class Manifest:
         for name in ("dataset", "training", "versions", "source"):
             require(isinstance(getattr(self, name), dict), name, getattr(self, name))
         require(isinstance(self.parity, Parity), "parity", self.parity)
+        require(self.acceptance is None or isinstance(self.acceptance, Acceptance), "acceptance", self.acceptance)
         require(isinstance(self.preprocessing, Preprocessing), "preprocessing", self.preprocessing)
         checked(self.preprocessing)
+
+    @property
+    def gives_novelty(self) -> bool:
+        """Whether the graph has a third output, `novelty`."""
+        return self.acceptance is not None and self.acceptance.novelty is not None
 
     @property
     def schema_version(self) -> int:
@@ -141,6 +202,7 @@ class Manifest:
             "versions": self.versions,
             "parity": self.parity.to_dict(),
             **({"source": self.source} if self.source else {}),
+            **({"acceptance": self.acceptance.to_dict()} if self.acceptance else {}),
         }
 
     def lines(self) -> list[str]:
@@ -182,6 +244,7 @@ class Manifest:
                 versions=raw.get("versions", {}),
                 parity=Parity.from_dict(raw.get("parity", {})),
                 source=raw.get("source", {}),
+                acceptance=None if raw.get("acceptance") is None else Acceptance.from_dict(raw["acceptance"]),
             )
         except KeyError as error:
             raise ModelError(f"the manifest lacks the field {error}; export the model again") from error
@@ -231,6 +294,19 @@ def _is_finite(value: object) -> bool:
         if isinstance(item, (dict, list)):
             pending += item.values() if isinstance(item, dict) else item
     return True
+
+
+def _is_number(value: object) -> bool:
+    """Whether a field holds a float that is a finite number."""
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _as_float(value: Any) -> Any:
+    """JSON may write 1 for 1.0; what is no number stays as it is, to be refused by name."""
+    try:
+        return float(value) if is_int(value) else value
+    except OverflowError:
+        return value
 
 
 def _is_triple(value: object) -> bool:

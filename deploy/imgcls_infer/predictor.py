@@ -30,6 +30,9 @@ _BATCH_PIXELS = 2**18
 _LARGEST_BATCH = 32  # pictures through the network at once: more only take memory
 _LARGEST_SHARE = 128  # pictures that a stream's worker takes at once: fewer cost more locking
 
+OUTPUTS = ["logits", "probabilities", "novelty"]
+"""The graph's, in their order; the last one only where the manifest has a limit of it."""
+
 _SUM = 0.01  # from 1, a row of probabilities: a softmax in bfloat16 stays within half of it
 _SOFTMAX = 0.1  # sum of |p - softmax(logits)|, a row: logits that were rounded to bfloat16 stay within it
 _FEW = 64  # classes
@@ -116,6 +119,7 @@ class Predictor:
         self.threads = opened.threads
         self._one_at_a_time = Lock()
         self._is_softmax = False  # nothing has been answered yet
+        self._outputs = OUTPUTS if opened.manifest.gives_novelty else OUTPUTS[:2]
         self._one_row = (1, len(opened.manifest.classes))
 
     @overload
@@ -130,7 +134,7 @@ class Predictor:
         if isinstance(source, (list, tuple)):
             pixels = [preprocess(item, self.manifest.preprocessing) for item in source]
             return self.predict_pixels(np.stack(pixels)) if pixels else []
-        _, probabilities = self.run(preprocess(source, self.manifest.preprocessing)[None])  # type: ignore[arg-type]
+        probabilities = self.run(preprocess(source, self.manifest.preprocessing)[None])[1]  # type: ignore[arg-type]
         return Prediction(self.manifest.classes, probabilities[0])
 
     def stream(
@@ -199,12 +203,13 @@ class Predictor:
 
     def predict_pixels(self, pixels: np.ndarray) -> list[Prediction]:
         """Classify preprocessed pictures: uint8 [N, height, width, 3]. Raises ModelError."""
-        _, probabilities = self.run(pixels)
+        probabilities = self.run(pixels)[1]
         return [Prediction(self.manifest.classes, row) for row in probabilities]
 
-    def run(self, pixels: np.ndarray, softmax: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, pixels: np.ndarray, softmax: bool = True) -> tuple[np.ndarray, ...]:
         """Stage 2 alone: uint8 [N, height, width, 3] -> logits, probabilities, float32 [N, K] each.
 
+        A model whose manifest has a limit of the novelty gives that as a third, float32 [N].
         softmax: raise an error for rows that are no softmax; a comparison with PyTorch wants to see them nevertheless.
         A model with a fixed batch gets that many pictures at a time, the last ones filled up with black pictures.
         Raises ModelError if the model does not run or its answer breaks the contract.
@@ -214,22 +219,24 @@ class Predictor:
             return self._run(pixels, softmax)
         starts = range(0, len(pixels), size)
         results = [self._run(_filled(pixels[start : start + size], size), softmax) for start in starts]
-        logits, probabilities = (np.concatenate([result[output] for result in results]) for output in (0, 1))
-        return logits[: len(pixels)], probabilities[: len(pixels)]
+        return tuple(np.concatenate(parts)[: len(pixels)] for parts in zip(*results, strict=True))
 
     def golden_files(self) -> list[GoldenFile]:
         """The picture files that the model carries to prove stage 1; old models have none. Raises ModelError."""
         text = self._session.get_modelmeta().custom_metadata_map.get(GOLDEN_FILES_KEY, "[]")
         return golden_files_from_json(text, len(self.manifest.classes))
 
-    def _run(self, pixels: np.ndarray, softmax: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, pixels: np.ndarray, softmax: bool) -> tuple[np.ndarray, ...]:
         try:
-            logits, probabilities = self._session.run(["logits", "probabilities"], {"image": pixels})
+            outputs = self._session.run(self._outputs, {"image": pixels})
         except Exception as error:  # onnxruntime's exceptions have no common base class of their own
             raise ModelError(f"the model does not run ({one_line(error)})") from error
+        logits, probabilities, *novelty = outputs
         if not (self._is_softmax and _is_one_good_row(logits, probabilities, self._one_row)):
             self._check(logits, probabilities, len(pixels), softmax)
-        return logits, probabilities
+        if novelty and not (novelty[0].shape == (len(pixels),) and np.isfinite(novelty[0]).all()):
+            raise ModelError("the model gives a novelty that is not one finite number a picture; export it again")
+        return tuple(outputs)
 
     def _check(self, logits: np.ndarray, probabilities: np.ndarray, pictures: int, softmax: bool) -> None:
         """Check the contract's section 6; raises ModelError. The first answer must be its logits' softmax."""

@@ -313,7 +313,8 @@ def _read_metadata(session: ort.InferenceSession, name: str) -> tuple[Manifest, 
 
 
 def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -> int | None:
-    """The graph's inputs and outputs are the contract's: uint8 [N, H, W, 3] -> float32 logits, probabilities [N, K].
+    """The graph's inputs and outputs are the contract's: uint8 [N, H, W, 3] -> float32 logits, probabilities [N, K],
+    and novelty [N] where the manifest has a limit of it.
 
     A graph with an embedded resize takes pictures of any size, and leaves those of the model's size as they are.
     Returns N if the graph fixes it, else None.
@@ -330,6 +331,8 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, name: str) -
     for output in ("logits", "probabilities"):
         if outputs.get(output) != ("tensor(float)", [batch, classes]):
             raise ModelError(f"{name}: its output {output} is not float32 [N, {classes}]; export it with imgcls export")
+    if manifest.gives_novelty and outputs.get("novelty") != ("tensor(float)", [batch]):
+        raise ModelError(f"{name}: its output novelty is not float32 [N]; export it with imgcls export")
     if not isinstance(batch, int):
         return None
     pixels = batch * math.prod(size)

@@ -28,7 +28,7 @@ from imgcls_serve.costs import decoding_seconds
 from imgcls_serve.decoders import Decoders
 from imgcls_serve.metrics import Metrics
 
-Outputs = tuple[np.ndarray, np.ndarray]
+Outputs = tuple[np.ndarray, ...]
 """A picture's logits and probabilities, float32 [K] each."""
 Encoded = tuple[bytes, "asyncio.Future[Outputs]"]
 """A picture file, and the answer to come."""
@@ -157,8 +157,8 @@ class Batcher:
                     self._changed.wait(left)
         return []
 
-    def _run(self, batch: list[_Waiting]) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and probabilities, float32 [N, K] each."""
+    def _run(self, batch: list[_Waiting]) -> tuple[np.ndarray, ...]:
+        """The graph's outputs, float32 [N, ...] each."""
         started = time.perf_counter()
         outputs = self._predictor.run(np.stack([entry.pixels for entry in batch]))
         self._metrics.batch_size.observe(len(batch))

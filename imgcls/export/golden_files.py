@@ -12,7 +12,7 @@ from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
 from PIL import Image
 
-from imgcls.parity.runtimes import Run
+from imgcls.parity.runtimes import Run, answer_of
 
 _LARGEST = 640
 """Upper limit of a golden file's longer side in pixels, so that models of large pictures carry small golden files."""
@@ -44,14 +44,15 @@ def make_golden_files(run: Run, samples: list[GoldenSample], manifest: Manifest)
 
 def _golden_file(name: str, data: bytes, run: Run, manifest: Manifest) -> GoldenFile:
     pixels = preprocess(data, manifest.preprocessing)
-    probabilities = run(pixels[None])[1][0]
+    probabilities, novelty = answer_of(run(pixels[None]))
     return GoldenFile(
         name=name,
         data=data,
         decoded_sha256=pixels_sha256(decode_rgb(data, name, manifest.preprocessing.decode)),
         pixels_sha256=pixels_sha256(pixels),
-        label=manifest.classes[int(probabilities.argmax())],
-        probabilities=tuple(float(value) for value in probabilities),
+        label=manifest.classes[int(np.argmax(probabilities))],
+        probabilities=probabilities,
+        novelty=novelty,
     )
 
 

@@ -195,7 +195,9 @@ def _fold_normalisation(network: fx.GraphModule, classifier: Classifier) -> Clas
     if not _pads_zeros(convolution):
         bias, offset = bias + torch.einsum("kcij,c->k", weight, shift), torch.zeros_like(offset)
     _replace(network, first, _convolution(convolution, weight * scale.view(3, 1, 1), bias))
-    return FoldedClassifier(network, classifier.size, offset.to(convolution.weight.dtype))
+    folded = FoldedClassifier(network, classifier.size, offset.to(convolution.weight.dtype))
+    folded.head, folded.last, folded.novelty = classifier.head, classifier.last, classifier.novelty
+    return folded
 
 
 def _calls(network: fx.GraphModule, kind: type[Module]) -> list[tuple[fx.Node, Module]]:

@@ -13,12 +13,16 @@ NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def narrow(classifier: Classifier, dtype: torch.dtype) -> Classifier:
-    """`classifier` with a copy of its network in `dtype`; normalisation and softmax stay in float32."""
-    return with_module(classifier, "network", _Narrow(copy.deepcopy(classifier.network).to(dtype), dtype))
+    """`classifier` with a copy of its network in `dtype`; normalisation, softmax and novelty stay in float32."""
+    parts = ("network",) if classifier.last is None else ("network", "last")
+    for part in parts:
+        narrowed = _Narrow(copy.deepcopy(classifier.get_submodule(part)).to(dtype), dtype)
+        classifier = with_module(classifier, part, narrowed)
+    return classifier
 
 
 class _Narrow(nn.Module):
-    """A network in another dtype, float32 outside: [N, 3, S, S] -> logits [N, K]."""
+    """A network, or a part of one, in another dtype, float32 outside."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -26,5 +30,5 @@ class _Narrow(nn.Module):
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x.to(self.dtype))
-        return logits.float()
+        found: Tensor = self.network(x.to(self.dtype))
+        return found.float()

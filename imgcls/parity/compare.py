@@ -22,10 +22,11 @@ _LEAST = 1e-30  # float32's probabilities underflow to 0, whose logarithm is non
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a runtime answers: logits and probabilities, float32 [N, K] each."""
+    """What a runtime answers: logits and probabilities, float32 [N, K] each; novelty, float32 [N], where it has one."""
 
     logits: np.ndarray
     probabilities: np.ndarray
+    novelty: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from imgcls.networks.classifier import Classifier
 from imgcls.parity.archive import require_data_alone
 from imgcls.system.device import float32
 
-Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Run = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 Module = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 
@@ -30,7 +30,8 @@ Module = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 class Runtime:
     """Something that runs stage 2.
 
-    run: uint8 [N, S, S, 3] -> logits, probabilities, float32 [N, K] each. name: for tables. manifest, golden: its own.
+    run: uint8 [N, S, S, 3] -> logits, probabilities, float32 [N, K] each, and the novelty, float32 [N], where the
+    classifier gives one. name: for tables. manifest, golden: its own.
     with_threads: the same on that many CPU threads; None if the number of threads cannot be set.
     """
 
@@ -52,10 +53,10 @@ def eager(checkpoint: Checkpoint, device: str = "cpu") -> Runtime:
 def run_module(module: torch.nn.Module | Module, device: str = "cpu") -> Run:
     """A torch module of the contract's shape as a function of numpy arrays; float32 without TF32."""
 
-    def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         with torch.inference_mode(), float32():
-            logits, probabilities = module(torch.tensor(pixels, device=device))
-        return logits.float().cpu().numpy(), probabilities.float().cpu().numpy()
+            outputs = module(torch.tensor(pixels, device=device))
+        return tuple(output.float().cpu().numpy() for output in outputs)
 
     return run
 
@@ -89,7 +90,7 @@ def _torch_threads(run: Run) -> Callable[[int], Run]:
     """torch's number of threads is the process's: set for the run, and put back."""
 
     def with_threads(count: int) -> Run:
-        def limited(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def limited(pixels: np.ndarray) -> tuple[np.ndarray, ...]:
             before = torch.get_num_threads()
             torch.set_num_threads(count)
             try:
@@ -145,11 +146,16 @@ def golden_samples(classifier: Classifier, pictures: list[bytes]) -> list[Golden
     return answered(run_module(classifier), pictures)
 
 
+def answer_of(outputs: tuple[np.ndarray, ...]) -> tuple[tuple[float, ...], float | None]:
+    """The probabilities, and the novelty where there is one, of the first picture."""
+    _, probabilities, *novelty = outputs
+    return tuple(float(value) for value in probabilities[0]), float(novelty[0][0]) if novelty else None
+
+
 def answered(run: Run, pictures: list[bytes]) -> list[GoldenSample]:
     """PNG pictures after stage 1, with what `run` answers for each, one at a time."""
     samples = []
     for png in pictures:
         pixels = GoldenSample(png, ()).pixels()
-        _, probabilities = run(pixels[None])
-        samples.append(GoldenSample(png, tuple(float(value) for value in probabilities[0])))
+        samples.append(GoldenSample(png, *answer_of(run(pixels[None]))))
     return samples

@@ -37,8 +37,7 @@ _PROBED = 64  # pictures that are run in other batches and with other numbers of
 def run_in_batches(run: Run, pixels: np.ndarray, size: int = 64) -> Outputs:
     """What `run` answers to all of uint8 [N, S, S, 3], `size` pictures at a time; N is at least 1."""
     parts = [run(pixels[start : start + size]) for start in range(0, len(pixels), size)]
-    logits, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Outputs(logits, probabilities)
+    return Outputs(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def default_tolerance(checkpoint: Checkpoint, precision: str) -> float:
 def _run_all(runtimes: list[Runtime], folder: Folder) -> tuple[list[Outputs], np.ndarray, list[int]]:
     """Each runtime's outputs, some pictures as the first one sees them, and the indices of readable pictures."""
     policies = list(dict.fromkeys(runtime.manifest.preprocessing for runtime in runtimes))
-    collected: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in runtimes]
+    collected: list[list[tuple[np.ndarray, ...]]] = [[] for _ in runtimes]
     kept: list[int] = []
     some: list[np.ndarray] = []
     with progress_bar("verifying", len(folder.paths)) as advance:

@@ -14,7 +14,7 @@ from imgcls.config import TrainConfig
 from imgcls.data.pictures import FeaturePictures, Pictures
 from imgcls.errors import TrainingError
 from imgcls.evaluation import batch_size_for
-from imgcls.networks.classifier import Classifier, split_head
+from imgcls.networks.classifier import Classifier, ends_in, split_head
 from imgcls.networks.pooling import PoolFold
 from imgcls.networks.registry import NetworkRow, build_network
 from imgcls.system.device import float32, has_bf16_units
@@ -124,7 +124,7 @@ def _frozen(model: Model, name: str, heads: tuple[str, ...], fresh: tuple[str, .
 
     A network that does not end in that layer (SqueezeNet pools after it, DeiT has two of them) runs as a whole.
     """
-    ends = _ends_in(model.classifier, heads[-1])
+    ends = ends_in(model.classifier, heads[-1])
     last = heads[-1:] if ends else heads
     if random := [layer for layer in fresh if layer not in last]:
         raise TrainingError(f"`freeze` would freeze layers of {name} that have no weights yet: {', '.join(random)}")
@@ -141,15 +141,9 @@ def _frozen(model: Model, name: str, heads: tuple[str, ...], fresh: tuple[str, .
     return replace(model, prepare=features, learns=layer, features=True)
 
 
-@torch.inference_mode()
-def _ends_in(classifier: Classifier, head: str) -> bool:
-    """Whether a network is its other layers and then `head`, told by running it on a grey picture."""
-    pictures = classifier.normalise(torch.full((1, *classifier.size, 3), 127, device=classifier.scale.device))
-    body, layer = split_head(classifier.network, head)
-    try:
-        return torch.equal(layer(body(pictures)), classifier.network(pictures))
-    except RuntimeError:  # the features are of another shape
-        return False
+def split_last(classifier: Classifier, head: str) -> tuple[nn.Module, nn.Module] | None:
+    """The network as what makes the features, and its last layer; None where it does not end in that layer."""
+    return split_head(classifier.network, head) if ends_in(classifier, head) else None
 
 
 class HeadsLearn(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,9 @@ DAMAGED_GOLDEN = {
     "NaN": json.dumps([{**ROW, "probabilities": [0.25, float("nan")]}]),
     "infinite": json.dumps([{**ROW, "probabilities": [0.25, float("inf")]}]),
     "beyond any float": json.dumps([{**ROW, "probabilities": [0.25, 10**400]}]),
+    "a novelty in a text": json.dumps([{**ROW, "novelty": "0.5"}]),
+    "a novelty that is infinite": json.dumps([{**ROW, "novelty": float("inf")}]),
+    "several novelties": json.dumps([{**ROW, "novelty": [0.5]}]),
     "too few probabilities": json.dumps([{**ROW, "probabilities": [1.0]}]),
     "too many probabilities": json.dumps([ROW, {**ROW, "probabilities": [0.25, 0.5, 0.25]}]),
 }
@@ -80,7 +84,7 @@ def test_the_text_in_the_file_is_the_one_that_0_1_wrote():
     assert golden_files_from_json(f"[{FILE_TEXT}]", 2) == [FILE]
 
 
-@pytest.mark.parametrize("field", sorted(vars(FILE)))
+@pytest.mark.parametrize("field", sorted(json.loads(FILE_TEXT)))
 @pytest.mark.parametrize("value", [None, 3, [], {}, ["a", "b"], "missing"], ids=repr)
 def test_a_golden_file_with_a_damaged_field_is_one_clear_error(field, value):
     row = json.loads(FILE_TEXT)
@@ -90,3 +94,10 @@ def test_a_golden_file_with_a_damaged_field_is_one_clear_error(field, value):
         row[field] = value
     with pytest.raises(ModelError, match=r"the model's golden files .*; export the model again$"):
         golden_files_from_json(json.dumps([row]), 2)
+
+
+def test_the_novelty_of_golden_samples_and_files_survives_json_exactly():
+    sample = GoldenSample(b"x", (0.25, 0.75), float(np.float32(0.1)))
+    assert golden_from_json(golden_to_json([sample]), 2) == [sample]
+    file = replace(FILE, novelty=-2.0)
+    assert golden_files_from_json(golden_files_to_json([file]), 2) == [file]

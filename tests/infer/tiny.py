@@ -44,6 +44,11 @@ def tiny_answer(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return logits.astype(np.float32), (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+def tiny_novelty(pixels: np.ndarray) -> np.ndarray:
+    """The tiny network's third output for uint8 [N, S, S, 3], float32 [N]."""
+    return (pixels.astype(np.float64) / 255 - 0.5).mean(axis=(1, 2)).min(axis=1).astype(np.float32)
+
+
 def tiny_golden(size: int | Size = SIDE) -> list[GoldenSample]:
     samples = []
     for seed in range(2):
@@ -63,8 +68,12 @@ def tiny_onnx(
     outputs: int = len(CLASSES),
     weight: float = SCALE,
     names: tuple[str, str, str] = ("image", "logits", "probabilities"),
+    novelty: Sequence[int | str] | None = None,
 ) -> bytes:
-    """The bytes of a model file. manifest, golden: the metadata's text, left out where None."""
+    """The bytes of a model file. manifest, golden: the metadata's text, left out where None.
+
+    novelty: the shape of a third output, the smallest value of a picture's mean colour; None gives none.
+    """
     image, logits, probabilities = names
     constants = {
         "scale": np.float32(1 / 255),
@@ -81,14 +90,16 @@ def tiny_onnx(
         helper.make_node("Gemm", ["colour", "weights"], [logits]),
         helper.make_node("Softmax", [logits], [probabilities], axis=1),
     ]
+    shapes = [(logits, [image_shape[0], outputs]), (probabilities, [image_shape[0], outputs])]
+    if novelty is not None:
+        constants["rows"] = np.array([1], np.int64)
+        nodes.append(helper.make_node("ReduceMin", ["colour", "rows"], ["novelty"], keepdims=len(novelty) - 1))
+        shapes.append(("novelty", list(novelty)))
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info(image, image_type, list(image_shape))],
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [image_shape[0], outputs])
-            for name in (logits, probabilities)
-        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])

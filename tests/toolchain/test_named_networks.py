@@ -20,10 +20,10 @@ from imgcls.checkpoint import load_checkpoint, load_weights
 from imgcls.config import ExportConfig
 from imgcls.errors import CheckpointError, ImgclsError, TrainingError
 from imgcls.export import export_model
+from imgcls.networks.classifier import ends_in
 from imgcls.networks.registry import NETWORKS, build_network, find, find_recorded
 from imgcls.networks.skeleton import bare, head_paths, misfit, skeleton
 from imgcls.training import train, train_config
-from imgcls.training.model import _ends_in
 from imgcls.training.start import Start
 
 TORCHVISION = sorted(models.list_models(module=models))
@@ -580,6 +580,17 @@ def test_a_folder_without_what_it_needs_says_what(folder):
         find("hf/vit")
 
 
+@needs_transformers
+def test_a_folder_that_does_not_name_its_processor_has_that_of_its_networks_type(folder):
+    named = find("hf/vit")
+    changed(folder / "preprocessor_config.json", image_processor_type=None)
+    found = find("hf/vit")
+    assert (found.preprocessing, found.source) == (named.preprocessing, named.source)
+    changed(folder / "config.json", model_type="perceiver")
+    with pytest.raises(ImgclsError, match="the steps of model type 'perceiver' are not known"):
+        find("hf/vit")
+
+
 # --- training ---
 
 
@@ -604,7 +615,7 @@ def test_a_frozen_body_stays_as_it_was(here, tmp_path, name, ends):
     options = {"weights": tmp_path / "weights.pth", "freeze": True, "image_size": 32}
     result = trained(here, f"torchvision/{name}", **options)
     head = find(f"torchvision/{name}").head
-    assert _ends_in(result.checkpoint.classifier(), head) == ends
+    assert ends_in(result.checkpoint.classifier(), head) == ends
     for key, tensor in result.checkpoint.state_dict.items():
         assert key.startswith(head) or torch.equal(tensor, network.state_dict()[key]), key
 

@@ -160,7 +160,7 @@ def test_cached_features_train_the_same_head_as_the_frozen_body_in_the_loop(tmp_
         return body, head
 
     monkeypatch.setattr(model, "split_head", counting)
-    monkeypatch.setattr(model, "_ends_in", lambda *_: True)  # which runs both, too
+    monkeypatch.setattr(model, "ends_in", lambda *_: True)  # which runs both, too
 
     def run(name, **options):
         calls.clear()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -83,14 +82,9 @@ def probability_limit(confidence: np.ndarray, right: np.ndarray, share: float) -
 
 
 def novelty_limit(novelty: np.ndarray, share: float) -> float:
-    """The novelty that `share` of such pictures stay at or below.
+    """The novelty that the next picture stays below with probability `share`.
 
-    novelty: float [M] of held-out pictures. The next picture stays below with probability `share` if it comes from where
-    they come from (split conformal prediction): of M + 1 ranks, that share. Halfway to the next one, so that no held-out
-    picture lies within rounding of it.
+    novelty: float [M], of held-out pictures: the next one comes from where they come from, and has any of M + 1 ranks
+    with the same probability. Between two ranks it is interpolated.
     """
-    ordered = np.sort(novelty.astype(np.float64))
-    rank = math.ceil(share * (len(ordered) + 1))
-    if rank >= len(ordered):
-        return float(ordered[-1])
-    return float((ordered[rank - 1] + ordered[rank]) / 2)
+    return float(np.quantile(novelty.astype(np.float64), share, method="weibull"))

@@ -51,7 +51,7 @@ def test_nothing_is_said_where_nothing_is_held_out(run):
 
 def test_a_network_that_goes_on_after_its_last_layer_has_no_features(run, monkeypatch):
     found, _ = run(val_fraction=0.25)
-    monkeypatch.setattr(model, "_ends_in", lambda *_: False)
+    monkeypatch.setattr(model, "ends_in", lambda *_: False)
     answers = held_out_answers(found)
     assert answers.features is None
     assert answers.logits.shape == (4, 3)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from imgcls_infer.manifest import Acceptance
 from torch import Tensor
 
 from imgcls.checkpoint import Checkpoint
 from imgcls.data.folder import Folder, as_folder
-from imgcls.errors import CheckpointError
-from imgcls.evaluation.predict import batch_size_for, predict_folder, predict_logits
+from imgcls.evaluation.predict import Predictions, batch_size_for, predict_folder, predict_logits
+from imgcls.evaluation.rules import RuleScores, score_rules
 from imgcls.evaluation.scores import (
     CalibrationBin,
     ClassScores,
@@ -27,6 +27,8 @@ from imgcls.evaluation.scores import (
     top_answers,
     top_k_accuracy,
 )
+from imgcls.evaluation.unknown import UnknownScores, require_apart, score_unknown, unknown_folder
+from imgcls.networks.classifier import Classifier
 from imgcls.system.device import resolve_device
 from imgcls.system.files import AnyPath
 
@@ -66,12 +68,15 @@ class Evaluation:
     """The figures of a checkpoint on a folder of pictures.
 
     wrong: the wrong answers of the highest probability, highest first. unreadable: pictures left out, each with the
-    reason.
+    reason. rules: what the file's own rules make of the answers; None where it has none. unknown: the figures against
+    pictures of no class; None where no such folder was given.
     """
 
     scores: DetailedScores
     wrong: tuple[WrongAnswer, ...]
     unreadable: tuple[tuple[Path, str], ...]
+    rules: RuleScores | None = None
+    unknown: UnknownScores | None = None
 
     @property
     def wrong_count(self) -> int:
@@ -80,29 +85,48 @@ class Evaluation:
 
 
 def evaluate_folder(
-    checkpoint: Checkpoint, folder: Folder | AnyPath, device: str = "auto", wrong: int = 40
+    checkpoint: Checkpoint,
+    folder: Folder | AnyPath,
+    device: str = "auto",
+    wrong: int = 40,
+    unknown: AnyPath | None = None,
 ) -> Evaluation:
     """Evaluate a checkpoint on a folder of pictures, with one batch of them in memory at a time.
 
     folder: its path, or scanned with the checkpoint's classes. device: as resolve_device takes it. wrong: how many of
-    the wrong answers to keep. Raises DeviceError if the device can't be used, DataError if no picture can be read,
-    CheckpointError if a logit is not finite.
+    the wrong answers to keep, and of the unknown pictures' answers. unknown: a folder of pictures of no class, loose or
+    in folders. Raises DeviceError if the device can't be used, DataError if no picture can be read or `unknown`
+    overlaps the classes, CheckpointError if a logit is not finite.
     """
-    folder = as_folder(folder, checkpoint.manifest.classes)
+    classes, rules = checkpoint.manifest.classes, checkpoint.manifest.acceptance
+    folder = as_folder(folder, classes)
+    others = None if unknown is None else unknown_folder(unknown, classes)
     classifier = checkpoint.classifier().to(resolve_device(device))
-    logits, kept, unreadable = predict_folder(classifier, folder, checkpoint.manifest.preprocessing)
-    broken = int((~logits.isfinite()).any(1).sum())
-    if broken:
-        raise CheckpointError(
-            f"the network's logits are not finite on {broken:,} of {len(logits):,} pictures; train it anew"
-        )
-    labels = torch.tensor([folder.labels[row] for row in kept])
-    paths = tuple(folder.paths[row] for row in kept)
+    found = predict_folder(classifier, folder, checkpoint.manifest.preprocessing)
+    labels, paths = found.labels(folder), found.paths(folder)
     return Evaluation(
-        scores=score_details(logits, labels, folder.classes),
-        wrong=most_wrong(logits, labels, folder.classes, paths, wrong),
-        unreadable=unreadable,
+        scores=score_details(found.logits, labels, classes),
+        wrong=most_wrong(found.logits, labels, classes, paths, wrong),
+        unreadable=found.unreadable,
+        rules=None if rules is None else _score_rules(rules, found, labels),
+        unknown=None if others is None else _against(checkpoint, classifier, found, folder, others, wrong),
     )
+
+
+def _score_rules(rules: Acceptance, found: Predictions, labels: Tensor) -> RuleScores:
+    confidence, predicted = top_answers(found.logits)
+    novelty = None if found.novelty is None else found.novelty.numpy()
+    return score_rules(rules, confidence, novelty, predicted == labels.numpy())
+
+
+def _against(
+    checkpoint: Checkpoint, classifier: Classifier, known: Predictions, folder: Folder, others: Folder, count: int
+) -> UnknownScores:
+    """Run the classifier on the unknown pictures, and compare its answers with those to the known ones."""
+    manifest = checkpoint.manifest
+    found = predict_folder(classifier, others, manifest.preprocessing, "unknown pictures")
+    require_apart(known, folder, found, others)
+    return score_unknown(known, found, others, manifest.classes, manifest.acceptance, count)
 
 
 def most_wrong(

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imgcls.evaluation.coverage import RiskCoverage, risk_coverage
+
 BINS = 15
 """Bins of the expected calibration error, the number that Guo et al. (2017) use."""
 
@@ -64,7 +66,7 @@ class DetailedScores:
 
     loss, accuracy, count: as in Scores. top_k: share of pictures whose true class is among the k most probable.
     macro_f1: mean F1 of the classes that have pictures. ece: expected calibration error. confusion: int64 [K, K], a row
-    for each true class, a column for each predicted one.
+    for each true class, a column for each predicted one. coverage: what is wrong among the most confident answers.
     """
 
     loss: float
@@ -77,6 +79,7 @@ class DetailedScores:
     classes: tuple[ClassScores, ...]
     calibration: tuple[CalibrationBin, ...]
     confusion: np.ndarray
+    coverage: RiskCoverage
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:
@@ -93,6 +96,7 @@ def score_details(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> D
     confusion = confusion_matrix(logits, labels)
     by_class = class_scores(confusion, classes)
     calibration = calibration_bins(logits, labels)
+    confidence, predicted = top_answers(logits)
     return DetailedScores(
         loss=overall.loss,
         accuracy=overall.accuracy,
@@ -104,6 +108,7 @@ def score_details(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> D
         classes=by_class,
         calibration=calibration,
         confusion=confusion,
+        coverage=risk_coverage(confidence, predicted == labels.numpy()),
     )
 
 

@@ -11,6 +11,7 @@ from imgcls_infer.manifest import Manifest
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, HALVES, PIXELS_TO_PROBABILITIES
 
 from imgcls.parity.probes import Probe, margins
+from imgcls.shares import interval_of
 
 RELATIVE_FLOOR = 1e-4
 """Relative differences count where the reference probability is at least this."""
@@ -74,8 +75,9 @@ class Problem:
 class ParityReport:
     """One exported file against PyTorch. bool(report) is whether it passes.
 
-    accuracies: 0..1. tolerance: the largest |dp| that passes. changed: pictures whose answer differs. probes: other
-    ways to run it, and pictures made to trip it. problems: what fails.
+    accuracies: 0..1, of the `labelled` pictures, whose class is known. tolerance: the largest |dp| that passes.
+    changed: pictures whose answer differs. probes: other ways to run it, and pictures made to trip it. problems: what
+    fails.
     outputs: the candidate's, in the reference's class order; None where they can't be compared.
     """
 
@@ -90,6 +92,7 @@ class ParityReport:
     probes: tuple[Probe, ...] = ()
     problems: tuple[Problem, ...] = ()
     outputs: Outputs | None = field(default=None, repr=False, compare=False)
+    labelled: int = 0
 
     def __bool__(self) -> bool:
         return not self.problems
@@ -117,6 +120,7 @@ class ParityReport:
             "tolerance": self.tolerance,
             **vars(self.differences),
             "accuracy": self.accuracy,
+            "accuracy_interval": interval_of(self.accuracy, self.labelled),
             "accuracy_difference": self.accuracy - self.reference_accuracy,
             "probes": [vars(probe) for probe in self.probes],
             "changed": [vars(answer) for answer in self.changed],
@@ -141,13 +145,15 @@ def compare(
 
     labels: int [N], indices into the reference's classes; paths: the picture of each row.
     """
-    count, known = len(paths), _accuracy(expected.probabilities, labels)
+    count, known, labelled = len(paths), _accuracy(expected.probabilities, labels), int((labels >= 0).sum())
     problems = manifest_problems(reference, candidate)
     if set(candidate.classes) == set(reference.classes):  # by name: swapped names are a wrong answer, not a rename
         order = [candidate.classes.index(label) for label in reference.classes]
         actual = Outputs(actual.logits[:, order], actual.probabilities[:, order])
     if actual.probabilities.shape != expected.probabilities.shape:
-        return ParityReport(name, path, count, Differences(), known, 0.0, tolerance, problems=problems)
+        return ParityReport(
+            name, path, count, Differences(), known, 0.0, tolerance, problems=problems, labelled=labelled
+        )
     differences = measure(expected, actual)
     changed = _changed(expected.probabilities, actual.probabilities, reference.classes, paths)
     half = FILE_TO_PIXELS if reference.preprocessing != candidate.preprocessing else PIXELS_TO_PROBABILITIES
@@ -158,7 +164,9 @@ def compare(
         if (text := _probe_problem(probe, candidate.precision, tolerance))
     )
     accuracy = _accuracy(actual.probabilities, labels)
-    return ParityReport(name, path, count, differences, known, accuracy, tolerance, changed, probes, problems, actual)
+    return ParityReport(
+        name, path, count, differences, known, accuracy, tolerance, changed, probes, problems, actual, labelled
+    )
 
 
 def measure(expected: Outputs, actual: Outputs) -> Differences:

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from imgcls.report.contact_sheet import thumbnail
 from imgcls.report.style import BLUE, GREY, ORANGE, SKY, STYLE
-from imgcls.report.tables import difference, parity_cells, percent
+from imgcls.report.tables import difference, parity_cells
+from imgcls.shares import legend, percent
 from imgcls.system.files import AnyPath, write_atomically
 from imgcls.system.progress import progress_bar
 from imgcls.system.versions import package_version
@@ -63,7 +64,7 @@ def write_parity(result: VerifyResult, path: AnyPath, findings: Sequence[str] = 
         f"<h1>Parity with {_text(result.against)} {_badge(bool(result))}</h1>",
         f"<p>{passed} of {len(result.reports)} runtimes answer as it does. {first.count:,} pictures"
         f"{skipped}, from file to probability, in float32 (accuracy "
-        f"{percent(first.reference_accuracy)}).</p>",
+        f"{percent(first.reference_accuracy, first.labelled)}{legend(first.labelled)}).</p>",
         f'<p class="note">{_text(manifest.arch)}, {len(manifest.classes)} classes, '
         f"{manifest.preprocessing.describe()}; weights {_text(manifest.weights_sha256[:16])}. "
         f"Verified with {_versions()}.</p>",

@@ -31,7 +31,8 @@ class Subspace(NamedTuple):
         """The sine of the angle between features [N, D], seen from the centre, and the subspace: float32 [N], 0..1."""
         away = F.normalize(features, dim=1) - self.centre
         rest = away - (away @ self.basis) @ self.basis.T
-        return rest.norm(dim=1) / away.norm(dim=1).clamp_min(1e-6)
+        share: Tensor = rest.norm(dim=1) / away.norm(dim=1).clamp_min(1e-6)
+        return share
 
 
 def subspace(features: Tensor, classes: int) -> Subspace:

@@ -6,7 +6,7 @@ logits and probabilities are consistent in every format without a node of its ow
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from imgcls_infer.manifest import Acceptance
@@ -103,7 +103,7 @@ def _reference(run: Run, answers: HeldOut) -> Tensor | None:
     return None if found is None else found[0]
 
 
-def _probability_rule(run: Run, answers: HeldOut) -> dict[str, float]:
+def _probability_rule(run: Run, answers: HeldOut) -> dict[str, Any]:
     """Fields of an Acceptance; none where no limit reaches the share that was asked for."""
     share = run.config.right_share
     confidence, predicted = (found.numpy() for found in answers.logits.double().softmax(1).max(1))
@@ -116,7 +116,7 @@ def _probability_rule(run: Run, answers: HeldOut) -> dict[str, float]:
     return {"probability": limit, "right_share": share, "coverage": coverage}
 
 
-def _novelty_rule(run: Run, answers: HeldOut) -> tuple[StateDict | None, dict[str, float]]:
+def _novelty_rule(run: Run, answers: HeldOut) -> tuple[StateDict | None, dict[str, Any]]:
     """The tensors, and fields of an Acceptance; nothing where the network has no features."""
     share, classes = run.config.known_share, answers.logits.shape[1]
     reference = _reference(run, answers)

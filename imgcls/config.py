@@ -80,6 +80,9 @@ class TrainConfig(_Configuration):
     network's own.
     val_fraction: part of each training class that is held out and selects the best epoch; patience: epochs without a
     better one until the run stops, 0 never does. The test set selects nothing.
+    right_share, known_share, novelty: of what is fitted on held-out pictures (training.acceptance): the share of the
+    accepted answers that is to be right, the share of the classes' pictures that is to be known, and whether the
+    checkpoint gets a novelty at all.
     cache_dir: None takes the user's cache folder; cache_limit: bytes, 0 decodes the pictures anew in every epoch.
     cuda_graphs: replay a captured training step on CUDA.
     """
@@ -99,6 +102,9 @@ class TrainConfig(_Configuration):
     decode: str | None = None
     val_fraction: float = 0.0
     patience: int = 0
+    right_share: float = 0.95
+    known_share: float = 0.95
+    novelty: bool = True
     run_dir: Path | None = None
     save_every: float = 30.0
     cache_dir: Path | None = None
@@ -119,6 +125,9 @@ class TrainConfig(_Configuration):
             raise ImgclsError("`split` takes the test pictures from `train_dir`; leave out `test_dir`, or `split`")
         if not 0 <= self.split < 1:
             raise ImgclsError(f"`split` is {self.split}; give a share from 0 to 1, like 0.2")
+        for name in ("right_share", "known_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ImgclsError(f"`{name}` is {getattr(self, name)}; give a share between 0 and 1")
         for values in (vars(self), vars(self.recipe)):
             _require_finite(values)
         if self.recipe.std is not None and min(self.recipe.std) <= 0:

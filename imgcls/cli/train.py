@@ -114,6 +114,21 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     help="Stop after this many epochs without a better one; 0: never.",
 )
 @click.option(
+    "--right-share",
+    type=SHARE,
+    default=0.95,
+    show_default=True,
+    help="Share of the accepted answers that is to be right: the others are `unsure`. Fitted on the held-out part.",
+)
+@click.option(
+    "--known-share",
+    type=SHARE,
+    default=0.95,
+    show_default=True,
+    help="Share of the classes' pictures that is to be known: the others are `none of these`. Fitted likewise.",
+)
+@click.option("--novelty/--no-novelty", default=True, help="Tell pictures of no class by their features. Default: yes.")
+@click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
     default=0,

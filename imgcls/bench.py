@@ -35,6 +35,7 @@ from imgcls.export.formats import format_of
 from imgcls.parity.compare import ParityReport, compare
 from imgcls.parity.runtimes import Run, Runtime, eager
 from imgcls.parity.verify import default_tolerances, run_in_batches
+from imgcls.shares import interval_of
 from imgcls.system.files import AnyPath
 from imgcls.system.progress import Advance, progress_bar
 from imgcls.system.versions import package_version
@@ -160,7 +161,8 @@ class BenchResult:
             "max_abs": row.parity.max_abs,
             **({} if (moved := row.parity.max_novelty) is None else {"max_novelty": moved}),
             "top1_agreement": row.parity.top1_agreement,
-            "accuracy": row.parity.accuracy,
+            "accuracy": row.parity.accuracy if row.parity.labelled else None,
+            "accuracy_interval": interval_of(row.parity.accuracy, row.parity.labelled),
             "passed": bool(row.parity),
             "ratios": {
                 "size": row.size / reference.size,

@@ -75,6 +75,8 @@ class TrainConfig(_Configuration):
     `mps`. pretrained, weights: start from the network's published weights, or from a file (training.start).
     weights_name: which published weights, and their pictures; None is the library's default. freeze: only the last
     layer learns, and the body is in eval mode.
+    decode: `scaled` lets libjpeg shrink large JPEG files while it decodes them, `whole` does not; None is the
+    network's own.
     val_fraction: part of each training class that is held out and selects the best epoch; patience: epochs without a
     better one until the run stops, 0 never does. The test set selects nothing.
     cache_dir: None takes the user's cache folder; cache_limit: bytes, 0 decodes the pictures anew in every epoch.
@@ -93,6 +95,7 @@ class TrainConfig(_Configuration):
     weights: Path | None = None
     weights_name: str | None = None
     freeze: bool = False
+    decode: str | None = None
     val_fraction: float = 0.0
     patience: int = 0
     run_dir: Path | None = None

@@ -20,7 +20,7 @@ from PIL import Image, features
 from imgcls_infer.errors import ImageError, InferError, ModelError
 from imgcls_infer.golden import GoldenFile, GoldenSample
 from imgcls_infer.manifest import TOLERANCES, Manifest
-from imgcls_infer.preprocess import decode_rgb
+from imgcls_infer.preprocess import decode_for
 from imgcls_infer.resample import run_steps
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def novelty_tolerance_of(predictor: Predictor) -> float | None:
 def _check_file(predictor: Predictor, file: GoldenFile, allowed: Allowed) -> Check:
     preprocessing = predictor.manifest.preprocessing
     try:
-        decoded = decode_rgb(file.data, file.name, preprocessing.decode)
+        decoded = decode_for(file.data, file.name, preprocessing)
         pixels = np.asarray(run_steps(Image.fromarray(decoded), preprocessing.steps, file.name))
     except ImageError as error:
         return Check(FILE_TO_PIXELS, file.name, None, str(error), "decode")

@@ -143,13 +143,13 @@ def _bisect(checkpoint: Checkpoint, models: tuple[Path, ...], result: VerifyResu
 def _show_parity(result: VerifyResult) -> None:
     from rich.table import Table
 
-    from imgcls.report.tables import parity_rows, percent
+    from imgcls.report.tables import parity_rows
+    from imgcls.shares import legend, percent
 
     out = console(160)
     first = result.reports[0]
-    table = Table(
-        title=f"against {result.against}: {first.count:,} pictures, accuracy {percent(first.reference_accuracy)}"
-    )
+    accuracy = percent(first.reference_accuracy, first.labelled) + legend(first.labelled)
+    table = Table(title=f"against {result.against}: {first.count:,} pictures, accuracy {accuracy}")
     rows = parity_rows(result.reports)
     novelty = [name for name in _NOVELTY if name in rows[0]]
     names = [*(_FIGURES if out.width >= _WIDE else _NARROW), *novelty]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from imgcls.export.format import Layout
 from imgcls.export.to_onnx import ONNX
+from imgcls.shares import legend, percent
 
 _CARD = """\
 ---
@@ -125,7 +126,7 @@ def _figures(manifest: Manifest) -> list[tuple[str, str]]:
     """The manifest's figures of accuracy and parity, each with its label."""
     data, parity = manifest.dataset, manifest.parity
     figures = [
-        ("accuracy of the float32 checkpoint on the test pictures", _percent(data.get("test_accuracy"))),
+        ("accuracy of the float32 checkpoint on the test pictures", _accuracy(data)),
         ("training pictures, test pictures", f"{_count(data.get('train_images'))}, {_count(data.get('test_images'))}"),
         ("largest probability difference to PyTorch in float32", f"{parity.max_abs_diff:.1e}"),
         ("allowed by the rounding model", f"{parity.tolerance:.1e}"),
@@ -232,8 +233,13 @@ def _files(weights: str | None) -> str:
     return f"`model.onnx`, with `{weights}` beside it," if weights else "`model.onnx`"
 
 
-def _percent(share: object) -> str:
-    return f"{share:.2%}" if isinstance(share, float) else "not measured"
+def _accuracy(data: dict[str, Any]) -> str:
+    """Of the manifest's record of the data, which may hold anything."""
+    share, count = data.get("test_accuracy"), data.get("test_images")
+    if not isinstance(share, float) or not 0 <= share <= 1:
+        return "not measured"
+    count = count if isinstance(count, int) and count > 0 else 0
+    return percent(share, count) + legend(count)
 
 
 def _count(number: object) -> str:

@@ -51,10 +51,11 @@ def row(name: str, weights_name: str | None) -> NetworkRow:
         raise ImgclsError(f"{name} has the folder's own weights; leave out `weights_name`")
     config = _read_json(folder / "config.json")
     _require_plain(folder / "config.json", config)
-    if not isinstance(config.get("model_type"), str):
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
         raise ImgclsError(f"{folder / 'config.json'}: does not say its model_type")
     try:
-        stage = of_transformers(_read_json(folder / "preprocessor_config.json"))
+        stage = of_transformers(_read_json(folder / "preprocessor_config.json"), model_type)
     except KeyError as error:
         raise ImgclsError(f"{folder / 'preprocessor_config.json'}: lacks {error}") from error
     labels = _labels(folder / "config.json", config)

@@ -12,6 +12,7 @@ from imgcls_infer.selfcheck import FILE_TO_PIXELS, HALVES, PIXELS_TO_PROBABILITI
 
 from imgcls.parity.probes import Probe, margins
 from imgcls.parity.rounding import Tolerances
+from imgcls.shares import interval_of
 
 RELATIVE_FLOOR = 1e-4
 """Relative differences count where the reference probability is at least this."""
@@ -81,8 +82,9 @@ class Problem:
 class ParityReport:
     """One exported file against PyTorch. bool(report) is whether it passes.
 
-    accuracies: 0..1. tolerance: the largest |dp| that passes. changed: pictures whose answer differs. probes: other
-    ways to run it, and pictures made to trip it. problems: what fails.
+    accuracies: 0..1, of the `labelled` pictures, whose class is known. tolerance: the largest |dp| that passes.
+    changed: pictures whose answer differs. probes: other ways to run it, and pictures made to trip it. problems: what
+    fails.
     outputs: the candidate's, in the reference's class order; None where they can't be compared. novelty_tolerance: the
     largest |dn| that passes; None where there is no novelty.
     """
@@ -98,6 +100,7 @@ class ParityReport:
     probes: tuple[Probe, ...] = ()
     problems: tuple[Problem, ...] = ()
     outputs: Outputs | None = field(default=None, repr=False, compare=False)
+    labelled: int = 0
     novelty_tolerance: float | None = None
 
     def __bool__(self) -> bool:
@@ -131,6 +134,7 @@ class ParityReport:
             **({} if self.novelty_tolerance is None else {"novelty_tolerance": self.novelty_tolerance}),
             **self.differences.to_dict(),
             "accuracy": self.accuracy,
+            "accuracy_interval": interval_of(self.accuracy, self.labelled),
             "accuracy_difference": self.accuracy - self.reference_accuracy,
             "probes": [probe.to_dict() for probe in self.probes],
             "changed": [vars(answer) for answer in self.changed],
@@ -155,14 +159,14 @@ def compare(
 
     labels: int [N], indices into the reference's classes; paths: the picture of each row. tolerance: what passes.
     """
+    count, known, labelled = len(paths), _accuracy(expected.probabilities, labels), int((labels >= 0).sum())
     allowed = tolerance.probability
-    count, known = len(paths), _accuracy(expected.probabilities, labels)
     problems = manifest_problems(reference, candidate)
     if set(candidate.classes) == set(reference.classes):  # by name: swapped names are a wrong answer, not a rename
         order = [candidate.classes.index(label) for label in reference.classes]
         actual = Outputs(actual.logits[:, order], actual.probabilities[:, order], actual.novelty)
     if actual.probabilities.shape != expected.probabilities.shape:
-        return ParityReport(name, path, count, Differences(), known, 0.0, allowed, problems=problems)
+        return ParityReport(name, path, count, Differences(), known, 0.0, allowed, problems=problems, labelled=labelled)
     differences = measure(expected, actual)
     changed = _changed(expected.probabilities, actual.probabilities, reference.classes, paths)
     half = FILE_TO_PIXELS if reference.preprocessing != candidate.preprocessing else PIXELS_TO_PROBABILITIES
@@ -185,6 +189,7 @@ def compare(
         probes,
         problems,
         actual,
+        labelled,
         tolerance.novelty,
     )
 

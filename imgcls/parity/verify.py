@@ -27,6 +27,7 @@ from imgcls.parity.compare import Outputs, ParityReport, compare
 from imgcls.parity.probes import Probe, adversarial, adversarial_pictures, batch_invariance, thread_invariance
 from imgcls.parity.rounding import Tolerances, tolerances, typical_pictures
 from imgcls.parity.runtimes import Run, Runtime, eager, golden_samples
+from imgcls.shares import interval_of
 from imgcls.system.files import AnyPath
 from imgcls.system.progress import progress_bar
 
@@ -67,9 +68,13 @@ class VerifyResult:
             "reference": f"{self.against}, float32",
             "weights_sha256": self.manifest.weights_sha256,
             "reference_accuracy": _finite(vars(self.reports[0]))["reference_accuracy"] if self.reports else None,
+            "reference_accuracy_interval": self._reference_interval(),
             "skipped": self.skipped,
             "models": [_finite(report.to_dict()) for report in self.reports],
         }
+
+    def _reference_interval(self) -> dict[str, float] | None:
+        return interval_of(self.reports[0].reference_accuracy, self.reports[0].labelled) if self.reports else None
 
 
 @dataclass(frozen=True)

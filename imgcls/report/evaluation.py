@@ -11,6 +11,7 @@ from imgcls_infer.manifest import Manifest
 
 from imgcls.report.contact_sheet import write_contact_sheet
 from imgcls.report.plots import plot_confusion, plot_reliability
+from imgcls.shares import interval_of
 from imgcls.system.files import AnyPath, write_atomically
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def evaluation_json(evaluation: Evaluation, manifest: Manifest) -> str:
         "checkpoint": {"arch": manifest.arch, "weights_sha256": manifest.weights_sha256},
         "pictures": scores.count,
         "accuracy": scores.accuracy,
+        "accuracy_interval": interval_of(scores.accuracy, scores.count),
         "top_k": {"k": scores.k, "accuracy": scores.top_k},
         "macro_f1": scores.macro_f1,
         "loss": scores.loss,

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from imgcls.report.contact_sheet import thumbnail
 from imgcls.report.style import BLUE, GREY, ORANGE, SKY, STYLE
-from imgcls.report.tables import difference, parity_rows, percent
+from imgcls.report.tables import difference, parity_rows
+from imgcls.shares import legend, percent
 from imgcls.system.files import AnyPath, write_atomically
 from imgcls.system.progress import progress_bar
 from imgcls.system.versions import package_version
@@ -64,7 +65,7 @@ def write_parity(result: VerifyResult, path: AnyPath, findings: Sequence[str] = 
         f"<h1>Parity with {_text(result.against)} {_badge(bool(result))}</h1>",
         f"<p>{passed} of {len(result.reports)} runtimes answer as it does. {first.count:,} pictures"
         f"{skipped}, from file to probability, in float32 (accuracy "
-        f"{percent(first.reference_accuracy)}).</p>",
+        f"{percent(first.reference_accuracy, first.labelled)}{legend(first.labelled)}).</p>",
         f'<p class="note">{_text(manifest.arch)}, {len(manifest.classes)} classes, '
         f"{manifest.preprocessing.describe()}; weights {_text(manifest.weights_sha256[:16])}. "
         f"Verified with {_versions()}.</p>",
@@ -104,7 +105,7 @@ def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
     words = {
         "batches": "in batches of other sizes, against its own answers to each picture alone",
         "threads": "with other numbers of threads, against its own answers on one thread",
-        "adversarial": "on adversarial pictures (flat, checkerboards, near the decision border), against PyTorch",
+        "adversarial": "on adversarial pictures (flat, checkerboards, near the decision border), against the reference",
     }
     parts += [f"<p>max |Δp| {_moved(probe)} {words[probe.name]}.</p>" for probe in report.probes]
     if result.reference is not None and report.outputs is not None:
@@ -114,7 +115,8 @@ def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
     if not report.changed:
         return [*parts, "<p>No picture gets another class.</p>"]
     largest = sorted(report.changed, key=lambda answer: -answer.margin)[:_CHANGED_SHOWN]
-    shown = f"; the {len(largest)} with the largest margin in PyTorch:" if len(largest) < len(report.changed) else ":"
+    cut = len(largest) < len(report.changed)
+    shown = f"; the {len(largest)} with the largest margin in the reference:" if cut else ":"
     parts.append(f"<p>{len(report.changed):,} of {report.count:,} pictures get another class{shown}</p>")
     return [*parts, f'<div class="sheet">{"".join(map(_changed_picture, largest))}</div>']
 
@@ -148,7 +150,7 @@ def plot_parity(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> s
         for limit in (-tolerance, tolerance):
             scatter.axhline(limit, color=ORANGE, linewidth=1.5)  # outside the axes if all differences are small
         scatter.set(xlim=(-0.02, 1.02), ylim=(-height, height))
-        scatter.set(xlabel="PyTorch's probability", ylabel="this runtime's, less PyTorch's")
+        scatter.set(xlabel="the reference's probability", ylabel="this runtime's, less the reference's")
         scatter.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
         scatter.legend(loc="upper left", frameon=False, markerscale=2)
         _plot_differences(histogram, difference, tolerance)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
 from imgcls.report.style import BLUE, DPI, GREY, ORANGE, SKY, STYLE, families, save, shortened
+from imgcls.shares import legend, percent
 from imgcls.system.files import AnyPath
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: AnyPath) ->
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
         total = int(matrix.sum())
-        accuracy = f", accuracy {matrix.trace() / total:.2%}" if total else ""
+        accuracy = f", accuracy {percent(matrix.trace() / total, total)}{legend(total)}" if total else ""
         axes.set_title(f"confusion matrix: {total:,} pictures{accuracy}")
         _label_classes(axes, classes, cell)
         if counted:
@@ -79,7 +80,7 @@ def plot_reliability(calibration: Sequence[CalibrationBin], ece: float, path: An
         upper.set_title(
             f"expected calibration error {ece:.2%} ({len(calibration)} bins)\n"
             f"mean confidence {np.average(confidences, weights=counts):.2%}, "
-            f"accuracy {np.average(accuracies, weights=counts):.2%}",
+            f"accuracy {percent(float(np.average(accuracies, weights=counts)), int(counts.sum()))}",
             fontsize=11,
         )
         upper.legend(loc="upper left", frameon=False)

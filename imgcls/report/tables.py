@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from imgcls_infer.errors import printable
 
+from imgcls.shares import legend, percent
+
 if TYPE_CHECKING:
     from imgcls.bench import BenchResult
     from imgcls.evaluation import DetailedScores
@@ -28,7 +30,7 @@ def parity_cells(report: ParityReport) -> dict[str, str]:
         "max KL": difference(found.max_kl),
         "same class": percent(found.top1_agreement),
         "same top 5": percent(found.top5_agreement),
-        "accuracy": percent(report.accuracy),
+        "accuracy": percent(report.accuracy, report.labelled),
         "points gained": "-" if gained != gained else f"{100 * gained:+.2f}",
     }
 
@@ -60,15 +62,10 @@ def scores_cells(scores: DetailedScores) -> list[tuple[str, ...]]:
 def scores_line(scores: DetailedScores) -> str:
     """The figures over all classes, on one line."""
     return (
-        f"accuracy {percent(scores.accuracy)}  top-{scores.k} {percent(scores.top_k)}  "
+        f"accuracy {percent(scores.accuracy, scores.count)}  top-{scores.k} {percent(scores.top_k, scores.count)}  "
         f"macro F1 {percent(scores.macro_f1)}  ECE {percent(scores.ece)}  loss {scores.loss:.4f}  "
-        f"({scores.count:,} pictures)"
+        f"({scores.count:,} pictures{legend(scores.count)})"
     )
-
-
-def percent(share: float | None) -> str:
-    """A share of 0..1 in percent; `-` if it is undefined, None or NaN."""
-    return "-" if share is None or share != share else f"{share:.2%}"
 
 
 def difference(value: float) -> str:
@@ -94,7 +91,7 @@ def bench_cells(result: BenchResult) -> list[dict[str, tuple[str, str]]]:
             batches: (f"{result.throughput(row):,.0f}", 1 / row.batch.ratio(reference.batch)),
             "max |dp|": (difference(row.parity.max_abs), None),
             "same class": (percent(row.parity.top1_agreement), None),
-            "accuracy": (percent(row.parity.accuracy), None),
+            "accuracy": (percent(row.parity.accuracy, row.parity.labelled), None),
         }
         if reference.parity.max_novelty is not None:
             figures["max |dn|"] = (_novelty_cells(row.parity)["max |dn|"], None)
@@ -120,7 +117,7 @@ def bench_conditions(result: BenchResult) -> str:
     return (
         f"{result.pictures:,} pictures, {rounds}, {threads}; {machine['cpu'] or 'unknown CPU'}, "
         f"{libraries}; stage 1 (file to pixels, the same for all) {_seconds(result.stage_1.median)} a picture; "
-        "x: times PyTorch eager's figure, in the same rounds"
+        f"x: times PyTorch eager's figure, in the same rounds{legend(result.reference.parity.labelled)}"
     )
 
 

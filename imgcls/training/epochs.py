@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from imgcls.evaluation import Scores
+from imgcls.shares import percent
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,12 @@ class EpochFigures:
         return row | {"train_images": self.train.count, "seconds": self.seconds}
 
     def line(self, epochs: int) -> str:
-        """For people."""
+        """For people. The training pictures' accuracy has no interval: it says nothing of other pictures."""
         parts = [f"epoch {self.epoch:>{len(str(epochs))}}/{epochs}"]
         for name, scores in (("train", self.train), ("held out", self.val), ("test", self.test)):
             if scores is not None:
-                parts.append(f"{name} loss {scores.loss:.4f} accuracy {scores.accuracy:.2%}")
+                count = None if scores is self.train else scores.count
+                parts.append(f"{name} loss {scores.loss:.4f} accuracy {percent(scores.accuracy, count)}")
         return "  ".join([*parts, f"{self.train.count / self.seconds:,.0f} images/s"])
 
 

@@ -141,6 +141,11 @@ def _frozen(model: Model, name: str, heads: tuple[str, ...], fresh: tuple[str, .
     return replace(model, prepare=features, learns=layer, features=True)
 
 
+def split_last(classifier: Classifier, head: str) -> tuple[nn.Module, nn.Module] | None:
+    """The network as what makes the features, and its last layer; None where it does not end in that layer."""
+    return split_head(classifier.network, head) if ends_in(classifier, head) else None
+
+
 class HeadsLearn(nn.Module):
     """A network of which some layers alone learn: all others are in eval mode, and have no gradients."""
 

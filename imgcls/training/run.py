@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from imgcls_infer.steps import Preprocessing
+from imgcls_infer.steps import Preprocessing, checked
 from torch import Tensor
 
 from imgcls.config import Recipe, TrainConfig
@@ -157,7 +157,7 @@ class Run:
 def prepare(config: TrainConfig, device: torch.device, group: Group, report: Report, resume: Path | None) -> Run:
     """All that a run needs, ready for its first step, or for the one that the run in folder `resume` had come to."""
     row = find(config.arch, config.weights_name)
-    preprocessing = row.stage_1(config.image_size, config.recipe.resize)
+    preprocessing = _stage_1(config, row)
     start = read_start(row, config.weights) if config.starts_from_weights else None
     data = load_sets(config, preprocessing, device, group, report)
     group.start(device)
@@ -182,6 +182,14 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
     run = Run(config, row, preprocessing, data, model, feed, learner, train, test, fingerprint, device, group, report)
     _open(run, resume)
     return run
+
+
+def _stage_1(config: TrainConfig, row: NetworkRow) -> Preprocessing:
+    """Of all pictures of a run, and of the checkpoint that it makes. Raises ModelError where `decode` is unknown."""
+    preprocessing = row.stage_1(config.image_size, config.recipe.resize)
+    if config.decode is None:
+        return preprocessing
+    return checked(preprocessing._replace(decode=preprocessing.decode._replace(jpeg=config.decode)))
 
 
 def _can_be_replayed(config: TrainConfig, device: torch.device, group: Group, feed: Feed) -> bool:

@@ -15,15 +15,16 @@ from helpers import SAMPLE, make_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgcls import evaluation
 from imgcls.cli import command
 from imgcls.data.folder import scan_folder
 from imgcls.errors import CheckpointError, DataError, DeviceError
 from imgcls.evaluation import (
+    batch_size_for,
     calibration_bins,
     evaluate_folder,
     expected_calibration_error,
     most_wrong,
+    predict,
     predict_logits,
     score_details,
     top_k_accuracy,
@@ -168,7 +169,7 @@ def test_logits_are_those_of_eval_mode_whatever_the_batch_and_training_goes_on(c
 
 @pytest.mark.parametrize(("side", "size"), [(8, 500), (32, 500), (224, 83), (4096, 1)])
 def test_large_pictures_go_through_in_smaller_batches(side, size):
-    assert evaluation.batch_size_for((side, side)) == size
+    assert batch_size_for((side, side)) == size
 
 
 @pytest.fixture(scope="module")
@@ -204,9 +205,7 @@ def test_pictures_and_labels_stay_together_whatever_is_unreadable(trained, sampl
     damaged = [*folder.paths[:20], *folder.paths[200:300:7]]
     for path in damaged:
         path.write_bytes(b"no picture")
-    monkeypatch.setattr(
-        evaluation, "batch_size_for", lambda size: 9
-    )  # whole batches are unreadable, and parts of others
+    monkeypatch.setattr(predict, "batch_size_for", lambda size: 9)  # whole batches are unreadable, and parts of others
     found = evaluate_folder(trained[1], folder, "cpu", 500)
     assert [path for path, _ in found.unreadable] == damaged
     assert found.scores.count == 500 - len(damaged)

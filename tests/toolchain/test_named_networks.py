@@ -580,6 +580,17 @@ def test_a_folder_without_what_it_needs_says_what(folder):
         find("hf/vit")
 
 
+@needs_transformers
+def test_a_folder_that_does_not_name_its_processor_has_that_of_its_networks_type(folder):
+    named = find("hf/vit")
+    changed(folder / "preprocessor_config.json", image_processor_type=None)
+    found = find("hf/vit")
+    assert (found.preprocessing, found.source) == (named.preprocessing, named.source)
+    changed(folder / "config.json", model_type="perceiver")
+    with pytest.raises(ImgclsError, match="the steps of model type 'perceiver' are not known"):
+        find("hf/vit")
+
+
 # --- training ---
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from imgcls import shares
 from imgcls.bench import Series
 from imgcls.report import tables
 from imgcls.report.tables import bench_cells, bench_markdown, parity_cells, scores_cells, scores_line
@@ -14,8 +15,8 @@ from imgcls.report.tables import bench_cells, bench_markdown, parity_cells, scor
 @pytest.mark.parametrize(
     ("text_of", "value", "text"),
     [
-        *[(tables.percent, value, text) for value, text in ((None, "-"), (float("nan"), "-"), (0.0, "0.00%"))],
-        *[(tables.percent, value, text) for value, text in ((1.0, "100.00%"), (0.12345, "12.35%"))],
+        *[(shares.percent, value, text) for value, text in ((None, "-"), (float("nan"), "-"), (0.0, "0.00%"))],
+        *[(shares.percent, value, text) for value, text in ((1.0, "100.00%"), (0.12345, "12.35%"))],
         *[(tables.difference, value, text) for value, text in ((0.0, "0"), (1.26e-7, "1.3e-07"), (0.5, "5.0e-01"))],
         *[(tables._seconds, value, text) for value, text in ((1.0, "1.00 s"), (61.237, "61.24 s"), (0.9, "900 ms"))],
         *[(tables._seconds, value, text) for value, text in ((1e-3, "1 ms"), (0.012345, "12.3 ms"), (9e-4, "900 us"))],
@@ -34,7 +35,9 @@ def test_the_figures_of_a_comparison_stand_in_their_columns():
         **{"max_abs": 1e-1, "p999_abs": 1e-2, "mean_abs": 1e-3, "max_logit": 1e-5, "max_relative": 1e-6, "max_kl": 0.0},
         **{"top1_agreement": 0.75, "top5_agreement": 1.0},
     )
-    report = SimpleNamespace(differences=differences, tolerance=1e-4, accuracy=0.5, reference_accuracy=0.51)
+    report = SimpleNamespace(
+        differences=differences, tolerance=1e-4, accuracy=0.5, reference_accuracy=0.51, labelled=1000
+    )
     assert parity_cells(report) == {
         "max |dp|": "1.0e-01",
         "99.9 %": "1.0e-02",
@@ -66,7 +69,7 @@ def row(factor, memory, file="net/a.onnx"):
         **{"file": file, "runtime": "a|b", "precision": "fp32", "size": 1e6 * factor, "memory": memory},
         **{name: Series((factor * more,)) for name, more in (("load", 1), ("cold_start", 2), ("latency", 3))},
         batch=Series((4.0 * factor,)),
-        parity=SimpleNamespace(max_abs=0.5, max_novelty=None, top1_agreement=0.75, accuracy=1.0),
+        parity=SimpleNamespace(max_abs=0.5, max_novelty=None, top1_agreement=0.75, accuracy=1.0, labelled=1234),
     )
 
 

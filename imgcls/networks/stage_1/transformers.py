@@ -182,7 +182,7 @@ PROCESSORS = {
 _SHARED = {
     "BeitImageProcessor": "data2vec-vision",
     "BitImageProcessor": "dinov2 dinov2_with_registers focalnet hiera",
-    "CLIPImageProcessor": "clip",
+    "CLIPImageProcessor": "clip metaclip_2",
     "ConvNextImageProcessor": "convnextv2 cvt regnet resnet",
     "MobileViTImageProcessor": "mobilevitv2",
     "PvtImageProcessor": "pvt_v2",

@@ -1,34 +1,21 @@
-"""Evaluates a classifier: pictures to logits, logits to figures. imgcls.report writes the figures."""
+"""Logits and labels to figures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from imgcls_infer.errors import ImageError
-from imgcls_infer.steps import Preprocessing, Size
 from torch import Tensor
 
-from imgcls.checkpoint import Checkpoint
-from imgcls.data.folder import Folder, as_folder
-from imgcls.data.packed import decode_all
-from imgcls.errors import CheckpointError, DataError
-from imgcls.networks.classifier import Classifier
-from imgcls.system.device import float32, resolve_device
-from imgcls.system.files import AnyPath
-from imgcls.system.progress import progress_bar
+from imgcls.evaluation.coverage import RiskCoverage, risk_coverage
 
 BINS = 15
 """Bins of the expected calibration error, the number that Guo et al. (2017) use."""
 
 TOP_K = 5
 """top_k counts a picture as right if its true class is among this many most probable ones (or all, if fewer)."""
-
-_BATCH_PIXELS = 1 << 22  # 2 GiB for vgg16, whose first layers take 512 bytes a pixel
 
 
 @dataclass(frozen=True)
@@ -79,7 +66,7 @@ class DetailedScores:
 
     loss, accuracy, count: as in Scores. top_k: share of pictures whose true class is among the k most probable.
     macro_f1: mean F1 of the classes that have pictures. ece: expected calibration error. confusion: int64 [K, K], a row
-    for each true class, a column for each predicted one.
+    for each true class, a column for each predicted one. coverage: what is wrong among the most confident answers.
     """
 
     loss: float
@@ -92,77 +79,7 @@ class DetailedScores:
     classes: tuple[ClassScores, ...]
     calibration: tuple[CalibrationBin, ...]
     confusion: np.ndarray
-
-
-@dataclass(frozen=True)
-class WrongAnswer:
-    """A picture that is predicted as another class than its own, and the probability (0..1) of the predicted class."""
-
-    path: Path
-    label: str
-    predicted: str
-    probability: float
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """The figures of a checkpoint on a folder of pictures.
-
-    wrong: the wrong answers of the highest probability, highest first. unreadable: pictures left out, each with the
-    reason.
-    """
-
-    scores: DetailedScores
-    wrong: tuple[WrongAnswer, ...]
-    unreadable: tuple[tuple[Path, str], ...]
-
-    @property
-    def wrong_count(self) -> int:
-        """Number of pictures that are predicted as another class than their own."""
-        return self.scores.count - int(self.scores.confusion.trace())
-
-
-def evaluate_folder(
-    checkpoint: Checkpoint, folder: Folder | AnyPath, device: str = "auto", wrong: int = 40
-) -> Evaluation:
-    """Evaluate a checkpoint on a folder of pictures, with one batch of them in memory at a time.
-
-    folder: its path, or scanned with the checkpoint's classes. device: as resolve_device takes it. wrong: how many of
-    the wrong answers to keep. Raises DeviceError if the device can't be used, DataError if no picture can be read,
-    CheckpointError if a logit is not finite.
-    """
-    folder = as_folder(folder, checkpoint.manifest.classes)
-    classifier = checkpoint.classifier().to(resolve_device(device))
-    logits, kept, unreadable = _predict_folder(classifier, folder, checkpoint.manifest.preprocessing)
-    broken = int((~logits.isfinite()).any(1).sum())
-    if broken:
-        raise CheckpointError(
-            f"the network's logits are not finite on {broken:,} of {len(logits):,} pictures; train it anew"
-        )
-    labels = torch.tensor([folder.labels[row] for row in kept])
-    paths = tuple(folder.paths[row] for row in kept)
-    return Evaluation(
-        scores=score_details(logits, labels, folder.classes),
-        wrong=most_wrong(logits, labels, folder.classes, paths, wrong),
-        unreadable=unreadable,
-    )
-
-
-@torch.inference_mode()
-def predict_logits(classifier: Classifier, images: Tensor, batch_size: int | None = None) -> Tensor:
-    """Logits of uint8 images [N, S, S, 3], float32 [N, K] on the CPU.
-
-    The classifier runs in eval mode, on its own device, without TF32. batch_size: None takes 500, or fewer large
-    images.
-    """
-    was_training = classifier.training
-    classifier.eval()
-    device = classifier.scale.device
-    batches = torch.split(images, batch_size or batch_size_for((images.shape[1], images.shape[2])))
-    with float32():
-        parts = [classifier(batch.to(device))[0].float().cpu() for batch in batches]
-    classifier.train(was_training)
-    return torch.cat(parts)
+    coverage: RiskCoverage
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:
@@ -179,6 +96,7 @@ def score_details(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> D
     confusion = confusion_matrix(logits, labels)
     by_class = class_scores(confusion, classes)
     calibration = calibration_bins(logits, labels)
+    confidence, predicted = top_answers(logits)
     return DetailedScores(
         loss=overall.loss,
         accuracy=overall.accuracy,
@@ -190,6 +108,7 @@ def score_details(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> D
         classes=by_class,
         calibration=calibration,
         confusion=confusion,
+        coverage=risk_coverage(confidence, predicted == labels.numpy()),
     )
 
 
@@ -225,7 +144,7 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
 
 def calibration_bins(logits: Tensor, labels: Tensor, bins: int = BINS) -> tuple[CalibrationBin, ...]:
     """Pictures by their top probability, in `bins` bins of equal width over 0..1, each open below."""
-    confidence, predicted = _answers(logits)
+    confidence, predicted = top_answers(logits)
     edges = np.arange(bins + 1) / bins  # linspace gives other floats: 5 / 15 has to equal 1 / 3
     which = np.digitize(confidence, edges[1:-1], right=True)
     counts = np.bincount(which, minlength=bins).tolist()
@@ -256,42 +175,7 @@ def expected_calibration_error(calibration: tuple[CalibrationBin, ...]) -> float
     )
 
 
-def most_wrong(
-    logits: Tensor, labels: Tensor, classes: tuple[str, ...], paths: tuple[Path, ...], count: int
-) -> tuple[WrongAnswer, ...]:
-    """The wrong answers of the highest probability, at most `count`, highest first."""
-    confidence, predicted = _answers(logits)
-    wrong = np.flatnonzero(predicted != labels.numpy())
-    order = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
-    return tuple(
-        WrongAnswer(paths[row], classes[labels[row]], classes[predicted[row]], float(confidence[row]))
-        for row in order.tolist()
-    )
-
-
-def _predict_folder(
-    classifier: Classifier, folder: Folder, preprocessing: Preprocessing
-) -> tuple[Tensor, list[int], tuple[tuple[Path, str], ...]]:
-    """Logits [n, K] of the readable pictures, their positions in the folder, and the others with reasons."""
-    logits: list[Tensor] = []
-    kept: list[int] = []
-    unreadable: list[tuple[Path, str]] = []
-    decoded = enumerate(decode_all(folder.paths, preprocessing))
-    with progress_bar("evaluating", len(folder.paths)) as advance:
-        while batch := list(islice(decoded, batch_size_for(preprocessing.size))):
-            pixels = {row: found for row, found in batch if not isinstance(found, ImageError)}
-            unreadable += [(folder.paths[row], str(found)) for row, found in batch if isinstance(found, ImageError)]
-            if pixels:
-                logits.append(predict_logits(classifier, torch.from_numpy(np.stack(list(pixels.values())))))
-                kept += pixels
-            advance(len(batch))
-    if not kept:
-        count, reason = len(unreadable), unreadable[0][1]
-        raise DataError(f"{folder.root}: none of its {count} pictures can be read; the first: {reason}")
-    return torch.cat(logits), kept, tuple(unreadable)
-
-
-def _answers(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def top_answers(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """The highest probability, float64 [N], and its class, int64 [N]."""
     predicted = logits.argmax(1)
     confidence = logits.double().softmax(1).gather(1, predicted[:, None])[:, 0]
@@ -300,8 +184,3 @@ def _answers(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
-
-
-def batch_size_for(size: Size) -> int:
-    """Pictures of `size` that a network's first layers can hold at once."""
-    return min(500, max(1, _BATCH_PIXELS // (size[0] * size[1])))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgcls.cli.options import FILE, Number, comparison_options, is_original, open_checkpoint
+from imgcls.cli.options import FILE, Number, chosen_pictures, comparison_options, is_original, open_checkpoint
 from imgcls.cli.output import console, show_json
 from imgcls.errors import ImgclsError
 
@@ -39,7 +39,8 @@ _NOVELTY = ("max |dn|", "allowed |dn|")
 def command(
     checkpoint: Path,
     models: tuple[Path, ...],
-    data_dir: Path,
+    data_dir: Path | None,
+    run_dir: Path | None,
     providers: tuple[str, ...],
     devices: tuple[str, ...],
     tolerance: float | None,
@@ -63,13 +64,13 @@ def command(
     if bisect:
         _require_nodes(models)
     if is_original(checkpoint):
-        if devices or bisect or any(described.values()):
-            raise click.UsageError("an original ONNX file takes neither --eager, --bisect nor a description")
-        result = _against_original(checkpoint, models, data_dir, providers, tolerance)
+        if devices or bisect or run_dir or any(described.values()):
+            raise click.UsageError("an original ONNX file takes neither --eager, --bisect, --run nor a description")
+        result = _against_original(checkpoint, models, data_dir or Path("data/test"), providers, tolerance)
         _show(result, {}, report, as_json)
         return
     loaded = open_checkpoint(checkpoint, **described)
-    folder = comparison_folder(data_dir, loaded.manifest.classes)
+    folder = chosen_pictures(loaded, data_dir, run_dir, comparison_folder)
     # late, since they load onnx, which none of the errors above needs
     from imgcls.export.formats import open_on_each
     from imgcls.parity.runtimes import eager

@@ -15,7 +15,9 @@ from imgcls_infer.steps import Size
 from imgcls.checkpoint import Checkpoint
 from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
+from imgcls.data.layout import training_root
 from imgcls.data.packed import decode_all
+from imgcls.data.split import parts
 from imgcls.errors import DataError, ExportError
 from imgcls.export.embed_resize import check_resize
 from imgcls.export.external_data import remove_old_weights
@@ -302,9 +304,14 @@ def _job(
 
 
 def _calibration_pictures(config: ExportConfig, manifest: Manifest) -> np.ndarray:
-    """Pictures of the folder, drawn with a fixed seed: uint8 [N, H, W, 3], N at most calibration_size."""
+    """Pictures of the folder, drawn with a fixed seed: uint8 [N, H, W, 3], N at most calibration_size.
+
+    Of a folder that the training run has split, the test pictures are left out.
+    """
     assert config.calibration is not None
-    paths = scan_folder(config.calibration, manifest.classes).paths
+    folder = scan_folder(training_root(config.calibration), manifest.classes)
+    training = parts(folder, manifest.dataset)
+    paths = training[0].paths if training else folder.paths
     order = np.random.default_rng(0).permutation(len(paths))[: config.calibration_size]
     decoded = decode_all([paths[index] for index in order], manifest.preprocessing)
     readable = [pixels for pixels in decoded if not isinstance(pixels, ImageError)]

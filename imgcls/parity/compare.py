@@ -159,8 +159,8 @@ def compare(
 
     labels: int [N], indices into the reference's classes; paths: the picture of each row. tolerance: what passes.
     """
-    count, known, labelled = len(paths), _accuracy(expected.probabilities, labels), int((labels >= 0).sum())
     allowed = tolerance.probability
+    count, known, labelled = len(paths), _accuracy(expected.probabilities, labels), int((labels >= 0).sum())
     problems = manifest_problems(reference, candidate)
     if set(candidate.classes) == set(reference.classes):  # by name: swapped names are a wrong answer, not a rename
         order = [candidate.classes.index(label) for label in reference.classes]

@@ -19,6 +19,7 @@ from imgcls.data.statistics import channel_statistics
 from imgcls.errors import TrainingError
 from imgcls.evaluation import Scores
 from imgcls.networks.registry import NetworkRow, find
+from imgcls.training.advice import advice, facts_of
 from imgcls.training.cuda_graphs import GraphedStep
 from imgcls.training.distributed import Group
 from imgcls.training.epochs import Progress
@@ -163,6 +164,8 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
     group.start(device)
     config = _normalised(config, data, start)
     size, say = preprocessing.size, _silent if resume else report
+    for line in advice(facts_of(config, row, size, data)):
+        say(line)
     model = build_model(config, row, size, data.classes, start, device, say)
     del start  # the network has them now
     recipe, train, test = config.recipe, data.train, data.test

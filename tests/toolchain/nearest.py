@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,9 +28,3 @@ class Nearest(nn.Module):
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
         similarities = F.normalize(features, dim=1) @ self.columns  # [N, M]
         return 1 - similarities.topk(self.k, dim=1).values.mean(1)
-
-
-def coreset(rows: int, width: int, k: int = 2, seed: int = 0) -> dict[str, Tensor]:
-    """Tensors of a Nearest: random features as a rectifier gives them."""
-    features = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)).abs()
-    return {"coreset": F.normalize(features, dim=1), "k": torch.tensor(k)}

@@ -130,7 +130,7 @@ def _check_answers(
     predictor: Predictor, name: str, pixels: np.ndarray, expected: list[tuple[float, ...]], tolerance: float
 ) -> Check:
     try:
-        probabilities = predictor.run(pixels)[1]
+        _, probabilities = predictor.run(pixels)
     except ModelError as error:
         return Check(PIXELS_TO_PROBABILITIES, name, None, str(error))
     difference = _largest(probabilities, expected)

@@ -201,8 +201,9 @@ def _self_check(predictor: Predictor, as_json: bool) -> None:
             "passed": bool(result),
             "broken": result.broken(),
             "tolerance": result.tolerance,
+            **({} if (limit := result.novelty_tolerance) is None else {"novelty_tolerance": limit}),
             "verdicts": result.verdicts,
-            "checks": [vars(found) for found in result.checks],
+            "checks": [found.to_dict() for found in result.checks],
         }
         click.echo(json.dumps(document, ensure_ascii=True, indent=2))
     else:
@@ -218,8 +219,9 @@ def _self_check(predictor: Predictor, as_json: bool) -> None:
 def _check_line(found: Check) -> str:
     """A row of the self-check's table."""
     difference = "-" if found.difference is None else f"{found.difference:.1e}"
+    novelty = "" if found.novelty is None else f"  |dn| {found.novelty:.1e}"
     verdict = f"FAILED: {found.problem}" if found.problem else "ok"
-    return f"{found.half:<25} {printable(found.name):<16} max |dp| {difference:>8}  {printable(verdict)}"
+    return f"{found.half:<25} {printable(found.name):<16} max |dp| {difference:>8}{novelty}  {printable(verdict)}"
 
 
 def _classify(predictor: Predictor, images: tuple[str, ...], answers: Answers, top_k: int, form: str) -> None:

@@ -16,10 +16,12 @@ from imgcls_infer.cli import command as infer
 from imgcls_infer.manifest import MANIFEST_KEY, Acceptance, Manifest
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import PIXELS_TO_PROBABILITIES, self_check
+from nearest import Nearest
 from onnx import helper, numpy_helper
 from torch import nn
 
 from imgcls import bench as bench_module
+from imgcls import checkpoint as checkpoint_module
 from imgcls.checkpoint import Checkpoint, save_checkpoint
 from imgcls.cli import command
 from imgcls.config import BenchConfig, ExportConfig
@@ -31,7 +33,6 @@ from imgcls.export.formats import FORMATS, open_exported
 from imgcls.export.info import info
 from imgcls.export.verify import verify
 from imgcls.networks.classifier import Classifier, with_novelty
-from imgcls.networks.novelty import Novelty
 from imgcls.parity.bisect import bisect
 from imgcls.parity.rounding import tolerances, typical_pictures
 from imgcls.parity.runtimes import eager, run_module
@@ -43,6 +44,13 @@ PICTURES = sorted((SAMPLE / "test").glob("*/*.png"))[::25]
 def reference_kept():
     """The bisections of one checkpoint share the export that they compare with: the tests are quicker so."""
     with load_benchmark("networks").reference_kept():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def made_by_hand():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_module, "Novelty", Nearest)
         yield
 
 
@@ -403,5 +411,5 @@ def test_a_network_without_features_is_refused_in_one_line_by_its_checkpoint(nov
 
 def test_a_classifier_of_three_outputs_runs_as_any_other(novel, pixels):
     classifier: Classifier = novel[1].classifier()
-    assert isinstance(classifier.novelty, Novelty)
+    assert isinstance(classifier.novelty, Nearest)
     assert len(run_module(classifier)(pixels)) == 3

@@ -3,8 +3,8 @@
     python benchmarks/scaled.py                     # speed, memory and pixels: a minute
     python benchmarks/scaled.py --accuracy DIR      # and accuracy: DIR/{train,test}/<class>/*, ten minutes
 
-Speed and memory: 12-megapixel JPEG files (4,000 x 3,000, quality 90, 4:2:0) made of scikit-image's photographs, enlarged
-with grain added as a sensor has it; each goes through stage 1 of a square network, whole and scaled, in turns, on one
+Speed and memory: 12-megapixel JPEG files (4,000 x 3,000, quality 90, 4:2:0) of scikit-image's photographs, enlarged
+with a sensor's grain added; each goes through stage 1 of a square network, whole and scaled, in turns, on one
 thread. Pictures a second are of process CPU time, since other programs may run beside; memory is the peak of a process
 of its own over what it has before its first picture. Pixels: the largest and the mean difference of the levels that the
 network sees, and the same for a rule that keeps 1, 1.5, 2 or 3 times the size of the first step, of which 2 is the

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from imgcls.checkpoint import StateDict
 from imgcls.evaluation import calibration_bins, expected_calibration_error
-from imgcls.networks.novelty import Subspace, combined, subspace, tensors
+from imgcls.networks.novelty import combined, outside, subspace, tensors
 from imgcls.training import calibration
 from imgcls.training.held_out import HeldOut, answers_on, held_out_answers, training_features
 from imgcls.training.run import Run
@@ -123,26 +123,27 @@ def _novelty_rule(run: Run, answers: HeldOut) -> tuple[StateDict | None, dict[st
     if reference is None:
         run.report(f"no novelty: {run.row.name} does not end in a linear layer")
         return None, {}
-    outside, found = _outside(answers, reference, classes)
-    parts = tensors(found, outside, answers.logits)
-    limit = calibration.novelty_limit(combined(outside, answers.logits, parts["logit"]).numpy(), share)
+    basis = subspace(reference, classes)
+    sines = _sines(answers, basis)
+    found = tensors(basis, sines, answers.logits)
+    limit = calibration.novelty_limit(combined(sines, answers.logits, found["logit"]).numpy(), share)
     run.report(
         f"none of these: above a novelty of {limit:.3f}, which {share:.0%} of pictures of the classes stay below"
     )
-    return parts, {"novelty": limit, "known_share": share}
+    return found, {"novelty": limit, "known_share": share}
 
 
-def _outside(answers: HeldOut, reference: Tensor, classes: int) -> tuple[Tensor, Subspace]:
-    """How far outside the subspace of the reference's features the held-out pictures are, and that subspace.
+def _sines(answers: HeldOut, basis: Tensor) -> Tensor:
+    """How far outside the training pictures' subspace each held-out picture is, float32 [M].
 
-    Pictures that were left out together are measured against the others, where the reference has all of them.
+    basis: of the subspace of all. Pictures that were left out together are measured against that of the others.
     """
-    found = subspace(reference, classes)
     assert answers.features is not None
     if answers.folds is None:
-        return found.outside(answers.features), found
-    outside = torch.empty(len(answers.labels))
+        return outside(answers.features, basis)
+    found = torch.empty(len(answers.labels))
     for fold in answers.folds.unique():
         own = answers.folds == fold
-        outside[own] = subspace(answers.features[~own], classes).outside(answers.features[own])
-    return outside, found
+        others = subspace(answers.features[~own], answers.logits.shape[1])
+        found[own] = outside(answers.features[own], others)
+    return found

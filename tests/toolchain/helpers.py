@@ -37,9 +37,9 @@ def make_pictures(root: Path, classes: dict[str, int], size: int = 32, seed: int
 
 def novelty_tensors(width: int, count: int = 12, seed: int = 0) -> dict[str, torch.Tensor]:
     """What a Novelty of features of `width` numbers is made of: fitted to `count` random pictures of two classes."""
-    from imgcls.networks.novelty import subspace, tensors
+    from imgcls.networks.novelty import outside, subspace, tensors
 
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(count, width, generator=generator).abs()
-    found = subspace(features, classes=2)
-    return tensors(found, found.outside(features.flip(1)), torch.randn(count, 2, generator=generator))
+    basis = subspace(features, classes=2)
+    return tensors(basis, outside(features.flip(1), basis), torch.randn(count, 2, generator=generator))

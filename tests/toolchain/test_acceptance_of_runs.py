@@ -11,7 +11,7 @@ from imgcls.checkpoint import load_checkpoint
 from imgcls.errors import ImgclsError
 from imgcls.networks import classifier as classifiers
 from imgcls.networks.classifier import split_head
-from imgcls.networks.novelty import Novelty, subspace
+from imgcls.networks.novelty import Novelty, outside, subspace
 from imgcls.training import acceptance, outcome, train, train_config
 
 
@@ -144,13 +144,12 @@ def test_a_share_is_between_0_and_1(tmp_path, share):
         train_config(tmp_path, tmp_path / "a.pth", right_share=share)
 
 
-def test_pictures_that_were_left_out_by_parts_are_measured_against_the_others(trained, monkeypatch):
+def test_pictures_that_were_left_out_by_parts_are_measured_against_the_others():
     draws = torch.Generator().manual_seed(0)
     features = torch.randn(60, 8, generator=draws).abs()
     features[:30, 0] += 5  # the first part lies where the second has nothing
     answers = acceptance.HeldOut(features, torch.zeros(60, 3), torch.zeros(60), torch.arange(60) // 30)
-    outside, found = acceptance._outside(answers, features, 3)
-    apart, _ = acceptance._outside(answers._replace(folds=None), features, 3)
-    torch.testing.assert_close(outside[:30], subspace(features[30:], 3).outside(features[:30]))
-    assert outside[:30].mean() > apart[:30].mean()
-    assert torch.equal(found.basis, subspace(features, 3).basis)
+    everything = subspace(features, 3)
+    sines, apart = (acceptance._sines(answers._replace(folds=folds), everything) for folds in (answers.folds, None))
+    torch.testing.assert_close(sines[:30], outside(features[:30], subspace(features[30:], 3)))
+    assert sines[:30].mean() > apart[:30].mean()

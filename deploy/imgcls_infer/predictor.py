@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, TypeVar, Union, overload
 
 import numpy as np
 
@@ -185,7 +185,8 @@ class Predictor:
             pixels = [preprocess(item, self.manifest.preprocessing) for item in source]
             return self.predict_pixels(np.stack(pixels)) if pixels else []
         picture = preprocess(source, self.manifest.preprocessing)  # type: ignore[arg-type]
-        return self.prediction([rows[0] for rows in self.run(picture[None])])
+        outputs = self.run(picture[None])
+        return self.prediction(outputs[1][0], outputs[2][0] if len(outputs) > 2 else None)
 
     def stream(
         self, sources: Iterable[Streamed], workers: int | None = None, processes: bool = False
@@ -253,12 +254,12 @@ class Predictor:
 
     def predict_pixels(self, pixels: np.ndarray) -> list[Prediction]:
         """Classify preprocessed pictures: uint8 [N, height, width, 3]. Raises ModelError."""
-        return [self.prediction(rows) for rows in zip(*self.run(pixels), strict=True)]
+        return [self.prediction(*rows[1:]) for rows in zip(*self.run(pixels), strict=True)]
 
-    def prediction(self, rows: Sequence[Any]) -> Prediction:
-        """The answer for one picture. rows: its row of each array that `run` gave."""
-        novelty = float(rows[2]) if len(rows) > 2 else None
-        return Prediction(self.manifest.classes, rows[1], novelty, self.rules)
+    def prediction(self, probabilities: np.ndarray, novelty: SupportsFloat | None = None) -> Prediction:
+        """The answer for one picture, of its rows of what `run` gave."""
+        told = None if novelty is None else float(novelty)
+        return Prediction(self.manifest.classes, probabilities, told, self.rules)
 
     def run(self, pixels: np.ndarray, softmax: bool = True) -> tuple[np.ndarray, ...]:
         """Stage 2 alone: uint8 [N, height, width, 3] -> logits, probabilities, float32 [N, K] each.
@@ -282,10 +283,10 @@ class Predictor:
 
     def _run(self, pixels: np.ndarray, softmax: bool) -> tuple[np.ndarray, ...]:
         try:
-            found = tuple(self._session.run(self.outputs, {"image": pixels}))
+            found: tuple[np.ndarray, ...] = tuple(self._session.run(self.outputs, {"image": pixels}))
         except Exception as error:  # onnxruntime's exceptions have no common base class of their own
             raise ModelError(f"the model does not run ({one_line(error)})") from error
-        logits, probabilities = found[:2]
+        logits, probabilities = found[0], found[1]
         if not (self._is_softmax and _is_one_good_row(logits, probabilities, self._one_row)):
             self._check(logits, probabilities, len(pixels), softmax)
         if len(found) > 2:

@@ -141,7 +141,7 @@ class _Service:
             return {"error": str(outputs)}
         if isinstance(outputs, BaseException):
             raise outputs
-        prediction = self._predictor.prediction(outputs)
+        prediction = self._predictor.prediction(*outputs[1:])
         self._metrics.unknown_answers.inc(not prediction.known)
         self._metrics.unsure_answers.inc(prediction.unsure)
         return prediction.to_dict(top_k)

@@ -164,8 +164,6 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
     group.start(device)
     config = _normalised(config, data, start)
     size, say = preprocessing.size, _silent if resume else report
-    for line in advice(facts_of(config, row, size, data)):
-        say(line)
     model = build_model(config, row, size, data.classes, start, device, say)
     del start  # the network has them now
     recipe, train, test = config.recipe, data.train, data.test
@@ -184,6 +182,9 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
     fingerprint = data.train.fingerprint()
     run = Run(config, row, preprocessing, data, model, feed, learner, train, test, fingerprint, device, group, report)
     _open(run, resume)
+    if not resume:
+        for line in advice(facts_of(config, row, size, data)):
+            run.say(line)
     return run
 
 

@@ -125,13 +125,14 @@ def test_it_is_said_before_the_first_epoch_and_not_again_when_a_run_goes_on(tmp_
     result = CliRunner().invoke(command, [str(argument) for argument in [*arguments, "--run-dir", tmp_path / "run"]])
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
-    assert lines[1].startswith("5 pictures a class are few for a network from scratch; better: imgcls train --train")
-    assert lines[2:5] == [
+    assert lines[1].startswith("run folder")
+    assert lines[2].startswith("5 pictures a class are few for a network from scratch; better: imgcls train --train")
+    assert lines[3:6] == [
         "pictures of 200 x 200 pixels are seen as 32 x 32, and details are lost; --image-size 128 keeps more",
         "1 step an epoch, 1 in all, are few for a network from scratch; --batch-size 32 --epochs 200 makes 200",
         "2 test pictures tell the accuracy to within 41 points either way (95 % interval, in brackets below)",
     ]
-    assert lines[5].startswith("run folder")
+    assert lines[6].startswith("epoch 1/1")
     again = []
     config = train_config(root, tmp_path / "a.pth", split=0.2, epochs=2, device="cpu")
     train(config, again.append, resume=tmp_path / "run")

@@ -12,6 +12,7 @@ import json
 import struct
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "deploy"), str(ROOT / "tests")]
 
-from imgcls_infer.preprocess import decode_rgb, preprocess  # noqa: E402
+from imgcls_infer.preprocess import decode_for, decode_rgb, preprocess  # noqa: E402
 from imgcls_infer.selfcheck import pixels_sha256  # noqa: E402
 from imgcls_infer.steps import FILTERS, Crop, Decode, Pad, Preprocessing, Resize, Step, checked, shorthand  # noqa: E402
 from infer.pictures import chunk, encode, exif  # noqa: E402
@@ -232,6 +233,42 @@ def option_vectors(files: dict[str, bytes]) -> list[dict[str, object]]:
     return found
 
 
+def scaled_vector(name: str, data: bytes, steps: tuple[Step, ...]) -> dict[str, object]:
+    """A JPEG file for a model whose decoder shrinks large ones."""
+    preprocessing = checked(Preprocessing(steps[-1].size, steps, Decode(jpeg="scaled")))
+    decoded, whole = decode_for(data, name, preprocessing), decode_rgb(data, name)
+    by = preprocessing.shrink(*whole.shape[:2])
+    assert decoded.shape[0] == -(-whole.shape[0] // by), name
+    return {
+        "name": name,
+        "data": as_text(data),
+        **{key: value for key, value in preprocessing.to_dict().items() if key != "decode"},
+        "shrink": by,
+        "width": decoded.shape[1],
+        "height": decoded.shape[0],
+        "decoded_sha256": pixels_sha256(decoded),
+        "sha256": pixels_sha256(preprocess(data, preprocessing)),
+    }
+
+
+def scaled_files() -> list[tuple[str, bytes, tuple[Step, ...]]]:
+    """Name, file and steps of each: every factor, every subsampling, sides that are no multiple of a block."""
+    short, exact = shorthand(8).steps, (Resize("exact", (8, 24)),)
+    jpeg = partial(encode, kind="JPEG", quality=75)
+    return [
+        ("a side too small to be shrunk", jpeg(smooth(90, 31)), short),
+        ("half", jpeg(smooth(47, 35)), short),
+        ("a quarter, 4:4:4", jpeg(smooth(101, 65), subsampling=0), short),
+        ("a quarter, 4:2:2", jpeg(smooth(101, 65), subsampling=1), short),
+        ("an eighth, 4:2:0", jpeg(smooth(203, 131), subsampling=2), short),
+        ("an eighth, progressive", jpeg(smooth(129, 130), progressive=True), short),
+        ("grey", jpeg(smooth(75, 66).convert("L")), short),
+        ("on its side", jpeg(smooth(40, 97), exif=exif(orientation=6)), exact),
+        ("to other sides", jpeg(smooth(97, 33)), exact),
+        ("no resize first", jpeg(smooth(60, 50)), (Crop((40, 40)), Resize("exact", (8, 8)))),
+    ]
+
+
 def whole_manifest() -> dict[str, Any]:
     steps = (Resize("short", (9, 9), "bicubic"), Crop((8, 8)), Pad((8, 8), RED))
     return tiny_manifest(preprocessing=Preprocessing((8, 8), steps)).to_dict()
@@ -249,6 +286,7 @@ def accepted_manifests() -> dict[str, dict[str, Any]]:
         "long and pad": {**whole, "steps": [LONG, {"op": "pad", "size": 9}], "input": {"size": [9, 9]}},
         "eight steps": {**whole, "steps": [SHORT] * 7 + [whole["steps"][1]]},
         "a known size, resized by an edge": {**whole, "steps": [{"op": "crop", "size": [16, 16]}, SHORT]},
+        "jpeg scaled": {**whole, "decode": {"jpeg": "scaled"}},
         "a field that nobody knows": {**whole, "licence": "MIT"},
     }
 
@@ -267,7 +305,7 @@ def refused_manifests() -> dict[str, dict[str, Any]]:
         "field of decode": {"decode": {"gamma": 1}},
         "exif is no boolean": {"decode": {"exif": 1}},
         "alpha over black": {"decode": {"alpha": "black"}},
-        "jpeg scaled": {"decode": {"jpeg": "scaled"}},
+        "jpeg at half its size": {"decode": {"jpeg": "half"}},
         "no steps": {"steps": []},
         "nine steps": {"steps": [SHORT] * 8 + [crop]},
         "unknown op": {"steps": [{**crop, "op": "rotate"}]},
@@ -352,6 +390,7 @@ def main() -> None:
         "file_policy": {"image_size": 8, "mode": "crop", "interpolation": "bilinear"},
         "files": [file_vector(name, data) for name, data in files.items()],
         "file_options": option_vectors(files),
+        "scaled": [scaled_vector(*case) for case in scaled_files()],
         "refused": [{"name": name, "data": as_text(data)} for name, data in refused_files().items()],
         "manifests": by_name(accepted_manifests()),
         "refused_manifests": by_name(refused_manifests()),

@@ -6,6 +6,7 @@
 //     refused: {error}
 // {file, bitmap, preprocessing}: the same for a file that the browser decodes, here to a picture of bitmap's width and
 //     height; with bitmap.alpha, all of its pixels have that alpha
+// {size, preprocessing}: [height, width] of a JPEG file -> {by}, how much its decoder is to shrink it
 // {pixels, width, height, preprocessing}: base64 of RGB samples -> {sha256} of the pixels after the steps
 // {manifest, probabilities, novelty, golden}: a model that gives these (null: NaN; novelty, a list, may be left out), its
 //     golden samples and files as in its metadata -> {answer, novelty, verdict, accepted, checks}: of a black picture, with
@@ -19,8 +20,8 @@
 import { createInterface } from "node:readline";
 
 const web = new URL("../../deploy/edge/web/", import.meta.url);
-const { decode, withoutMetadata } = await import(new URL("preprocess.js", web));
-const { preprocessingOf, runSteps } = await import(new URL("steps.js", web));
+const { decode, preprocess, withoutMetadata } = await import(new URL("preprocess.js", web));
+const { preprocessingOf, runSteps, shrink } = await import(new URL("steps.js", web));
 const { Model, checkedManifest, fromBase64, readMetadata, sha256 } = await import(new URL("model.js", web));
 
 class Tensor {
@@ -103,13 +104,14 @@ async function answer(request) {
     const { type, orientation, bytes } = withoutMetadata(fromBase64(bare));
     return { type, orientation, sha256: await sha256(bytes) };
   }
-  const { steps, decode: options } = preprocessingOf(preprocessing);
+  const stage1 = preprocessingOf(preprocessing);
+  if (request.size !== undefined) return { by: shrink(stage1, request.size) };
   if (pixels !== undefined) {
-    return { sha256: await sha256(runSteps({ width, height, data: fromBase64(pixels) }, steps).data) };
+    return { sha256: await sha256(runSteps({ width, height, data: fromBase64(pixels) }, stage1.steps).data) };
   }
-  const image = await decode(fromBase64(file), options);
+  const image = await decode(fromBase64(file), stage1.decode);
   const decoded = { width: image.width, height: image.height, decoded_sha256: await sha256(image.data) };
-  return { ...decoded, sha256: await sha256(runSteps(image, steps).data) };
+  return { ...decoded, sha256: await sha256((await preprocess(fromBase64(file), stage1)).data) };
 }
 
 for await (const line of createInterface({ input: process.stdin })) {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from imgcls_infer.errors import ImageError, ModelError
 from imgcls_infer.manifest import Manifest
-from imgcls_infer.preprocess import decode_rgb, preprocess
+from imgcls_infer.preprocess import decode_for, decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
 from imgcls_infer.steps import (
     EDGES,
@@ -52,6 +52,10 @@ def steps_of(vector):
     return preprocessing_from({"input": vector["input"], "decode": {}, "steps": vector["steps"]})
 
 
+def scaled_of(vector):
+    return preprocessing_from({"input": vector["input"], "decode": {"jpeg": "scaled"}, "steps": vector["steps"]})
+
+
 def with_options(vector):
     """The vector's way of decoding, with any steps."""
     return FILE_POLICY._replace(decode=Decode(**vector["decode"]))
@@ -77,6 +81,20 @@ def test_python_decodes_as_specified(vector):
     assert decoded.shape[:2] == (vector["height"], vector["width"])
     assert pixels_sha256(decoded) == vector["decoded_sha256"]
     assert pixels_sha256(preprocess(data, FILE_POLICY)) == vector["sha256"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["scaled"], ids=lambda vector: vector["name"])
+def test_python_shrinks_jpeg_files_as_specified(vector):
+    data, stage_1 = base64.b64decode(vector["data"]), scaled_of(vector)
+    decoded = decode_for(data, vector["name"], stage_1)
+    assert decoded.shape[:2] == (vector["height"], vector["width"])
+    assert stage_1.shrink(*decode_rgb(data, vector["name"]).shape[:2]) == vector["shrink"]
+    assert pixels_sha256(decoded) == vector["decoded_sha256"]
+    assert pixels_sha256(preprocess(data, stage_1)) == vector["sha256"]
+
+
+def test_the_vectors_of_shrunk_files_hold_every_factor():
+    assert {vector["shrink"] for vector in VECTORS["scaled"]} == {1, 2, 4, 8}
 
 
 @pytest.mark.parametrize("vector", VECTORS["steps"], ids=lambda v: f"{v['width']}x{v['height']} {len(v['steps'])}")

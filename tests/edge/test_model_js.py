@@ -174,16 +174,14 @@ def with_steps(steps):
     return {**SCHEMA_2, **Preprocessing((8, 9), tuple(steps)).to_dict()}
 
 
-def test_the_page_takes_the_manifests_that_python_takes_but_for_shrunk_jpegs_and_no_others(stage1):
-    """A browser decodes a JPEG file in its own size."""
+def test_the_page_takes_the_manifests_that_python_takes_and_no_others(stage1):
     rng = np.random.default_rng(0)
     manifests = [*variants(), *(with_steps(random_steps(rng)) for _ in range(300))]
     answers = stage1([{"manifest": one, "probabilities": ANSWER, "golden": {}} for one in manifests])
     taken = ["error" not in answer for answer in answers]
     assert 60 < sum(taken) < len(taken) - 60
-    scaled = {"jpeg": "scaled"}
-    expected = [is_taken_by_python(one) and one["decode"] != scaled for one in manifests]
-    assert [one for one, ours, right in zip(manifests, taken, expected, strict=True) if ours != right] == []
+    differing = [one for one, ours in zip(manifests, taken, strict=True) if ours != is_taken_by_python(one)]
+    assert differing == []
 
 
 def is_taken_by_python(manifest):

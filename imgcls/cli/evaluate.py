@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgcls.cli.options import FILE, checkpoint_options, open_checkpoint
+from imgcls.cli.options import FILE, checkpoint_options, chosen_pictures, open_checkpoint, pictures_options
 from imgcls.cli.output import console
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("eval", epilog="Example: imgcls eval models/cnn.pth --data data/test --output runs/eval --explain")
 @checkpoint_options
-@click.option("--data", "data_dir", type=FILE, default="data/test", show_default=True, help="Folder of <class>/*.")
+@pictures_options("Folder of <class>/*")
 @click.option("--output", "-o", type=FILE, help="Folder for scores.json, the plots, and the sheet of wrong answers.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to run.")
 @click.option(
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 )
 def command(
     checkpoint: Path,
-    data_dir: Path,
+    data_dir: Path | None,
+    run_dir: Path | None,
     output: Path | None,
     device: str,
     wrong: int,
@@ -64,7 +65,8 @@ def command(
     if output is not None:
         require_writable(output / "scores.json")
     loaded = open_checkpoint(checkpoint, **described)
-    evaluation = evaluate_folder(loaded, scan_folder(data_dir, loaded.manifest.classes), device, wrong, unknown)
+    folder = chosen_pictures(loaded, data_dir, run_dir, scan_folder)
+    evaluation = evaluate_folder(loaded, folder, device, wrong, unknown)
     _show_scores(evaluation.scores)
     _show_what_counts(evaluation, loaded.manifest)
     if output is not None:

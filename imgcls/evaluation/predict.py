@@ -96,15 +96,17 @@ def predict_folder(
         count, reason = len(unreadable), unreadable[0][1]
         raise DataError(f"{folder.root}: none of its {count} pictures can be read; the first: {reason}")
     logits, novelties = zip(*parts, strict=True)
-    novelty = None if novelties[0] is None else _finite("novelty", torch.cat(novelties))
-    return Predictions(_finite("logits", torch.cat(logits)), novelty, tuple(rows), tuple(digests), tuple(unreadable))
+    novelty = None if novelties[0] is None else _finite("novelty is", torch.cat(novelties))
+    return Predictions(
+        _finite("logits are", torch.cat(logits)), novelty, tuple(rows), tuple(digests), tuple(unreadable)
+    )
 
 
 def _finite(name: str, answers: Tensor) -> Tensor:
     broken = int((~answers.isfinite()).reshape(len(answers), -1).any(1).sum())
     if broken:
         raise CheckpointError(
-            f"the network's {name} {'is' if name == 'novelty' else 'are'} not finite on {broken:,} of {len(answers):,} pictures; train it anew"
+            f"the network's {name} not finite on {broken:,} of {len(answers):,} pictures; train it anew"
         )
     return answers
 

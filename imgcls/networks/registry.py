@@ -156,6 +156,9 @@ OTHERS: Mapping[str, Recipe] = {
 }
 """The recipes of networks that have none of their own."""
 
+SMALL_PRETRAINED = "efficientnet_lite0"
+"""The network to recommend where there are few pictures: its weights are a package of 19 MB, and it runs on any CPU."""
+
 NETWORKS: dict[str, NetworkRow] = {}
 
 

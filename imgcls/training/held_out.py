@@ -35,20 +35,21 @@ class HeldOut(NamedTuple):
 def held_out_answers(run: Run) -> HeldOut | None:
     """Of the held-out part, computed in float32 by the network as it is; None where nothing is held out."""
     rows = run.data.val_rows
-    return _answers(run, rows) if len(rows) else None
+    return answers_on(run, rows) if len(rows) else None
 
 
-def training_features(run: Run) -> tuple[Tensor, Tensor] | None:
+def training_features(run: Run, most: int | None = None) -> tuple[Tensor, Tensor] | None:
     """Float32 features [N, D] of the pictures that the weights have learned from, and their labels, int64 [N].
 
-    On the CPU. None where the network does not end in its last layer.
+    most: no more than these, evenly spaced. On the CPU. None where the network does not end in its last layer.
     """
-    found = _answers(run, run.data.train_rows)
+    rows = run.data.train_rows
+    found = answers_on(run, rows if most is None else rows[:: -(-len(rows) // most)])
     return None if found.features is None else (found.features, found.labels)
 
 
 @torch.no_grad()
-def _answers(run: Run, rows: Tensor) -> HeldOut:
+def answers_on(run: Run, rows: Tensor) -> HeldOut:
     """Features (where there are any), logits and labels of rows of the training folder."""
     classifier = run.model.classifier.eval()
     parts = split_last(classifier, run.row.head)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from imgcls_infer.steps import Preprocessing
+from imgcls_infer.steps import Preprocessing, checked
 from torch import Tensor
 
 from imgcls.config import Recipe, TrainConfig
@@ -19,6 +19,7 @@ from imgcls.data.statistics import channel_statistics
 from imgcls.errors import TrainingError
 from imgcls.evaluation import Scores
 from imgcls.networks.registry import NetworkRow, find
+from imgcls.training.advice import advice, facts_of
 from imgcls.training.cuda_graphs import GraphedStep
 from imgcls.training.distributed import Group
 from imgcls.training.epochs import Progress
@@ -157,7 +158,7 @@ class Run:
 def prepare(config: TrainConfig, device: torch.device, group: Group, report: Report, resume: Path | None) -> Run:
     """All that a run needs, ready for its first step, or for the one that the run in folder `resume` had come to."""
     row = find(config.arch, config.weights_name)
-    preprocessing = row.stage_1(config.image_size, config.recipe.resize)
+    preprocessing = _stage_1(config, row)
     start = read_start(row, config.weights) if config.starts_from_weights else None
     data = load_sets(config, preprocessing, device, group, report)
     group.start(device)
@@ -181,7 +182,18 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
     fingerprint = data.train.fingerprint()
     run = Run(config, row, preprocessing, data, model, feed, learner, train, test, fingerprint, device, group, report)
     _open(run, resume)
+    if not resume:
+        for line in advice(facts_of(config, row, size, data)):
+            run.say(line)
     return run
+
+
+def _stage_1(config: TrainConfig, row: NetworkRow) -> Preprocessing:
+    """Of all pictures of a run, and of the checkpoint that it makes. Raises ModelError where `decode` is unknown."""
+    preprocessing = row.stage_1(config.image_size, config.recipe.resize)
+    if config.decode is None:
+        return preprocessing
+    return checked(preprocessing._replace(decode=preprocessing.decode._replace(jpeg=config.decode)))
 
 
 def _can_be_replayed(config: TrainConfig, device: torch.device, group: Group, feed: Feed) -> bool:

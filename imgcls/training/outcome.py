@@ -57,13 +57,13 @@ def write_checkpoint(run: Run, path: Path, row: dict[str, Any]) -> Checkpoint:
 
 def finish(run: Run) -> TrainResult:
     """Write the checkpoint (of the best epoch where a held-out part selects, else of the last) and the plots."""
-    output, best = run.config.output, run.progress.best_epoch
+    output, best = run.config.output, run.progress.selects
     if run.folder:
         if best:
             run.model.weights.load_plain_state(load_checkpoint(run.folder.best).state_dict)
         # the best epoch's weights are averaged already
         with nullcontext() if best else run.learner.average.in_place():
-            write_checkpoint(run, output, run.progress.history[best - 1])
+            write_checkpoint(run, output, run.progress.kept())
             _plot(run, run.folder.path)
     run.group.wait()
     checkpoint = _written(run.config)

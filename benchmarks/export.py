@@ -33,6 +33,7 @@ from imgcls.data.folder import scan_folder
 from imgcls.data.packed import decode_all, encode_png
 from imgcls.export import export_model
 from imgcls.parity.compare import compare
+from imgcls.parity.rounding import Tolerances
 from imgcls.parity.runtimes import Run, eager
 from imgcls.parity.verify import run_in_batches
 
@@ -154,7 +155,9 @@ def measure(network: Network, options: argparse.Namespace) -> None:
         predictor = predictors[file.name]
         answers = run_in_batches(predictor.run, pictures, 32)
         manifests = (checkpoint.manifest, predictor.manifest)
-        report = compare(expected, answers, *manifests, labels, paths, name="", path=file.name, tolerance=1.0)
+        report = compare(
+            expected, answers, *manifests, labels, paths, name="", path=file.name, tolerance=Tolerances(1.0)
+        )
         file.max_abs, file.agreement = report.differences.max_abs, report.differences.top1_agreement
         file.accuracy, network.accuracy = report.accuracy, report.reference_accuracy
 

@@ -15,6 +15,6 @@ ort.env.wasm.numThreads = 1;
 const model = await Model.open(ort, new Uint8Array(readFileSync(process.argv[2])));
 for (const path of readFileSync(0, "utf8").split("\n").filter(Boolean)) {
   const image = await preprocess(new Uint8Array(readFileSync(path)), model.preprocessing);
-  const probabilities = Array.from(await model.run(image));
+  const probabilities = Array.from((await model.run(image)).probabilities);
   console.log(JSON.stringify({ pixels: await sha256(image.data), probabilities }));
 }

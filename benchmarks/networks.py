@@ -59,6 +59,7 @@ from imgcls.export.formats import open_exported
 from imgcls.networks.classifier import Classifier
 from imgcls.parity import bisect as bisection
 from imgcls.parity.compare import compare
+from imgcls.parity.rounding import Tolerances
 from imgcls.parity.runtimes import eager
 from imgcls.parity.verify import run_in_batches
 
@@ -514,7 +515,7 @@ def examine(name: str, row: Row, folder: Path) -> None:
             [photo.name for photo in photos],
             name=runtime.name,
             path=str(file),
-            tolerance=row.tolerance,
+            tolerance=Tolerances(row.tolerance),
         )
         return report.max_abs, bool(report)
 

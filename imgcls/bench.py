@@ -34,7 +34,7 @@ from imgcls.export.cold_start import ColdStart, torch_script
 from imgcls.export.formats import format_of
 from imgcls.parity.compare import ParityReport, compare
 from imgcls.parity.runtimes import Run, Runtime, eager
-from imgcls.parity.verify import default_tolerance, run_in_batches
+from imgcls.parity.verify import default_tolerances, run_in_batches
 from imgcls.shares import interval_of
 from imgcls.system.files import AnyPath
 from imgcls.system.progress import Advance, progress_bar
@@ -159,6 +159,7 @@ class BenchResult:
             "latency_seconds": {name: row.latency.quantile(share) for name, share in QUANTILES.items()},
             "pictures_per_second": self.throughput(row),
             "max_abs": row.parity.max_abs,
+            **({} if (moved := row.parity.max_novelty) is None else {"max_novelty": moved}),
             "top1_agreement": row.parity.top1_agreement,
             "accuracy": row.parity.accuracy if row.parity.labelled else None,
             "accuracy_interval": interval_of(row.parity.accuracy, row.parity.labelled),
@@ -194,7 +195,7 @@ def bench(checkpoint: Checkpoint, config: BenchConfig, folder: Folder | AnyPath)
     paths, pixels, labels, stage_1 = _sample(folder, checkpoint, config.pictures)
     with tempfile.TemporaryDirectory() as temporary, _torch_threads(config.threads):
         own = Path(temporary, "checkpoint.pth")  # describes itself, even if the checkpoint is a bare .pth
-        save_checkpoint(own, checkpoint.network(), checkpoint.manifest)
+        save_checkpoint(own, checkpoint.network(), checkpoint.manifest, novelty=checkpoint.novelty)
         start = partial(
             ColdStart, threads=config.threads, picture=paths[0], preprocessing=checkpoint.manifest.preprocessing
         )
@@ -296,7 +297,7 @@ def _parity(
     """The report of each runtime against the first one, with the tolerance of its precision."""
     outputs = [run_in_batches(runtime.run, pixels) for runtime in runtimes]
     precisions = {runtime.manifest.precision for runtime in runtimes}
-    tolerances = {precision: default_tolerance(checkpoint, precision) for precision in precisions}
+    tolerances = {precision: default_tolerances(checkpoint, precision) for precision in precisions}
     return [
         compare(
             outputs[0],

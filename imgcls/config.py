@@ -77,14 +77,20 @@ class _Configuration:
 class TrainConfig(_Configuration):
     """One training run; training.train_config makes one from a network's recipe and what is given beside it.
 
-    train_dir, test_dir: folders of <class>/*; test_dir None trains without test figures. output: the .pth to write.
+    train_dir, test_dir: folders of <class>/*; test_dir None trains without test figures, unless `split` is the share of
+    each class of train_dir that is the test set, drawn by split_seed (data.split). output: the .pth to write.
     run_dir: None takes runs/<output's stem>, numbered if it exists. save_every: seconds between saved states.
     arch: the network's name. image_size: pixels a side; None is the network's own. device: `auto`, `cpu`, `cuda[:N]` or
     `mps`. pretrained, weights: start from the network's published weights, or from a file (training.start).
     weights_name: which published weights, and their pictures; None is the library's default. freeze: only the last
     layer learns, and the body is in eval mode.
+    decode: `scaled` lets libjpeg shrink large JPEG files while it decodes them, `whole` does not; None is the
+    network's own.
     val_fraction: part of each training class that is held out and selects the best epoch; patience: epochs without a
     better one until the run stops, 0 never does. The test set selects nothing.
+    right_share, known_share, novelty: of what is fitted on held-out pictures (training.acceptance): the share of the
+    accepted answers that is to be right, the share of the classes' pictures that is to be known, and whether the
+    checkpoint gets a novelty at all.
     cache_dir: None takes the user's cache folder; cache_limit: bytes, 0 decodes the pictures anew in every epoch.
     cuda_graphs: replay a captured training step on CUDA.
     """
@@ -101,13 +107,19 @@ class TrainConfig(_Configuration):
     weights: Path | None = None
     weights_name: str | None = None
     freeze: bool = False
+    decode: str | None = None
     val_fraction: float = 0.0
     patience: int = 0
+    right_share: float = 0.95
+    known_share: float = 0.95
+    novelty: bool = True
     run_dir: Path | None = None
     save_every: float = 30.0
     cache_dir: Path | None = None
     cache_limit: int = 20_000_000_000
     cuda_graphs: bool = True
+    split: float = 0.0
+    split_seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,6 +129,13 @@ class TrainConfig(_Configuration):
             raise ImgclsError("`patience` needs `val_fraction`: the test set never decides when to stop")
         if (self.recipe.mean is None) != (self.recipe.std is None):
             raise ImgclsError("`mean` and `std` go together")
+        if self.split and self.test_dir:
+            raise ImgclsError("`split` takes the test pictures from `train_dir`; leave out `test_dir`, or `split`")
+        if not 0 <= self.split < 1:
+            raise ImgclsError(f"`split` is {self.split}; give a share from 0 to 1, like 0.2")
+        for name in ("right_share", "known_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ImgclsError(f"`{name}` is {getattr(self, name)}; give a share between 0 and 1")
         for values in (vars(self), vars(self.recipe)):
             _require_finite(values)
         if self.recipe.std is not None and min(self.recipe.std) <= 0:

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from imgcls_infer import InferError, Predictor
 from imgcls_ray import BatchClassifier, classify
+from infer import novel
+from infer.pictures import encode
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "test"
 MODEL = Path(__file__).parents[1] / "deploy" / "imgcls_infer" / "models" / "cifar10-cnn.onnx"
@@ -90,13 +92,27 @@ def test_an_answer_that_is_lost_or_comes_twice_is_an_error_and_leaves_the_output
 def test_a_worker_loads_the_model_once_and_another_model_anew(monkeypatch):
     made = []
 
-    def classifier(model, top_k):
-        made.append((model, top_k))
-        return lambda batch: (model, top_k, batch)
+    def classifier(*given):
+        made.append(given)
+        return lambda batch: (*given, batch)
 
-    for model, top_k in ((b"a", 1), (b"a", 1), (b"a", 2), (b"b", 2), (b"b", 2)):
-        assert imgcls_ray._classify_batch({}, classifier, model, top_k) == (model, top_k, {})
-    assert made == [(b"a", 1), (b"a", 2), (b"b", 2)]
+    for given in ((b"a", 1, False), (b"a", 1, False), (b"a", 2, False), (b"b", 2, False), (b"b", 2, True)):
+        assert imgcls_ray._classify_batch({}, classifier, *given) == (*given, {})
+    assert made == [(b"a", 1, False), (b"a", 2, False), (b"b", 2, False), (b"b", 2, True)]
+
+
+@pytest.mark.parametrize("accept_all", [False, True])
+def test_the_rules_of_the_model_are_those_of_the_rows(in_process, tmp_path, accept_all):
+    output, model = tmp_path / "answers.jsonl", tmp_path / "novel.onnx"
+    model.write_bytes(novel.novel_onnx())
+    for name, pixels in novel.PICTURES.items():
+        (tmp_path / f"{name}.png").write_bytes(encode(pixels, "PNG"))
+    names = [str(tmp_path / f"{name}.png") for name in novel.PICTURES]
+    assert classify(names, output, model, top_k=2, accept_all=accept_all) == 0
+    predictions = Predictor(model, threads=1, accept_all=accept_all).predict(names)
+    expected = [{"image": name, **found.to_dict(2)} for name, found in zip(names, predictions, strict=True)]
+    assert [json.loads(line) for line in output.read_text().splitlines()] == expected
+    assert [row["label"] for row in expected] == (["red"] * 3 if accept_all else list(novel.PICTURES))
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ _WRITE_ERRORS = {errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from imgcls_infer.manifest import Acceptance
     from imgcls_infer.predictor import Prediction, Predictor
     from imgcls_infer.selfcheck import Check
 
@@ -52,7 +53,14 @@ Examples:
 )
 @click.option("--recursive", "-r", is_flag=True, help="Also take the pictures in the folders below a folder.")
 @click.option("--top-k", default=1, show_default=True, type=click.IntRange(min=1), help="Classes to show per picture.")
-@click.option("--threshold", type=Number(0, 1), help="Less probable answers are called unsure.")
+@click.option(
+    "--threshold",
+    type=Number(0, 1),
+    help="Less probable answers are called unsure. Default: the model's own limit, if any.",
+)
+@click.option(
+    "--accept-all", is_flag=True, help="Name the most probable class even where the model's limits say otherwise."
+)
 @click.option("--json", "form", flag_value="json", help="One JSON document on standard output.")
 @click.option("--jsonl", "form", flag_value="jsonl", help="A JSON object a line.")
 @click.option("--csv", "form", flag_value="csv", help="Comma-separated values, with a header.")
@@ -77,31 +85,34 @@ def command(
     model: str | None,
     recursive: bool,
     top_k: int,
-    threshold: float | None,
     form: str | None,
     info: bool,
     check: bool,
     threads: int | None,
-    **where: Any,
+    **options: Any,
 ) -> None:
     """Classify pictures with a model exported by imgcls, on onnxruntime alone.
 
     IMAGE is a picture, a folder of pictures, a pattern in quotes ('photos/**/*.jpg'), or - for standard input: a
     picture, or a list of paths (a line each, or ended by NUL as find -print0 does).
 
+    Some models know when their answer does not count: then it is "unsure" or "none of these".
+
     Exits with 1 if a picture could not be classified; all others are still classified.
     """
     _require_one_task(images, info, check)
+    if options["accept_all"] and options["threshold"] is not None:
+        raise click.UsageError("--accept-all and --threshold exclude each other.")
     try:
         workers = threads or _available_cpus()
-        predictor = _open_predictor(model, threads=_threads_inside(images, workers), **where)
+        predictor = _open_predictor(model, threads=_threads_inside(images, workers), **options)
         if info:
             _show_info(predictor, form == "json")
         elif check:
             _self_check(predictor, form == "json")
         else:
             answers = _answers(predictor, images, recursive, workers)
-            _classify(predictor, images, answers, top_k, threshold, form or "table")
+            _classify(predictor, images, answers, top_k, form or "table")
     except InferError as error:
         raise failure(str(error)) from None
 
@@ -127,12 +138,12 @@ def _threads_inside(images: tuple[str, ...], workers: int) -> int:
     return workers // max(1, len(images)) if few else 1
 
 
-def _open_predictor(model: str | None, **where: Any) -> Predictor:
-    """where: provider, threads, device_id, strict."""
+def _open_predictor(model: str | None, **options: Any) -> Predictor:
+    """options: what Predictor takes beside the model."""
     from imgcls_infer.predictor import Predictor
 
     chosen = model or os.environ.get("IMGCLS_MODEL") or None
-    predictor = Predictor(chosen, **where)
+    predictor = Predictor(chosen, **options)
     if chosen is None:
         click.echo(f"note: built-in model ({', '.join(predictor.manifest.classes)}); --model takes yours", err=True)
     if predictor.note:
@@ -155,8 +166,26 @@ def _show_info(predictor: Predictor, as_json: bool) -> None:
         return
     for name, value in known.items():
         click.echo(f"{name}: {value}")
+    if predictor.manifest.acceptance:
+        click.echo(f"answers: {_rules_line(predictor.manifest.acceptance)}")
     for line in predictor.manifest.lines():
         click.echo(line)
+
+
+def _rules_line(acceptance: Acceptance) -> str:
+    """The model's rules in words, with the shares of held-out pictures that they were set for."""
+    rules = []
+    if acceptance.novelty is not None:
+        aim = _aim(acceptance.known_share, "of the known")
+        rules.append(f"none of these above novelty {acceptance.novelty:.4g}{aim}")
+    if acceptance.probability is not None:
+        aim = _aim(acceptance.right_share, "right")
+        rules.append(f"unsure below {100 * acceptance.probability:.4g} %{aim}")
+    return ", ".join(rules)
+
+
+def _aim(share: float | None, what: str) -> str:
+    return "" if share is None else f" (set for {100 * share:.4g} % {what})"
 
 
 def _self_check(predictor: Predictor, as_json: bool) -> None:
@@ -172,8 +201,9 @@ def _self_check(predictor: Predictor, as_json: bool) -> None:
             "passed": bool(result),
             "broken": result.broken(),
             "tolerance": result.tolerance,
+            **({} if (limit := result.novelty_tolerance) is None else {"novelty_tolerance": limit}),
             "verdicts": result.verdicts,
-            "checks": [vars(found) for found in result.checks],
+            "checks": [found.to_dict() for found in result.checks],
         }
         click.echo(json.dumps(document, ensure_ascii=True, indent=2))
     else:
@@ -189,20 +219,19 @@ def _self_check(predictor: Predictor, as_json: bool) -> None:
 def _check_line(found: Check) -> str:
     """A row of the self-check's table."""
     difference = "-" if found.difference is None else f"{found.difference:.1e}"
+    novelty = "" if found.novelty is None else f"  |dn| {found.novelty:.1e}"
     verdict = f"FAILED: {found.problem}" if found.problem else "ok"
-    return f"{found.half:<25} {printable(found.name):<16} max |dp| {difference:>8}  {printable(verdict)}"
+    return f"{found.half:<25} {printable(found.name):<16} max |dp| {difference:>8}{novelty}  {printable(verdict)}"
 
 
-def _classify(
-    predictor: Predictor, images: tuple[str, ...], answers: Answers, top_k: int, threshold: float | None, form: str
-) -> None:
+def _classify(predictor: Predictor, images: tuple[str, ...], answers: Answers, top_k: int, form: str) -> None:
     """Print a row for each picture. SystemExit(1) if some could not be classified. images: as they were given."""
     from imgcls_infer.rows import WRITERS
 
-    writer = WRITERS[form](sys.stdout, predictor.provider, predictor.manifest.classes, images, top_k)
+    writer = WRITERS[form](sys.stdout, predictor, images, top_k)
     count = failed = 0
     for name, answer in _shown(answers):
-        row = _row(name, answer, top_k, threshold)
+        row = _row(name, answer, top_k)
         writer.row(row)
         count += 1
         failed += "error" in row
@@ -264,15 +293,10 @@ def _shown(answers: Answers) -> Answers:
         click.echo("\r\x1b[K", err=True, nl=False)
 
 
-def _row(name: str, answer: Prediction | ImageError, top_k: int, threshold: float | None) -> dict[str, Any]:
+def _row(name: str, answer: Prediction | ImageError, top_k: int) -> dict[str, Any]:
     if isinstance(answer, ImageError):
         return {"image": name, "error": str(answer)}
-    row = {"image": name, **answer.to_dict(top_k)}
-    if threshold is not None:
-        row["unsure"] = answer.probability < threshold
-        if row["unsure"]:
-            row["label"] = "unsure"
-    return row
+    return {"image": name, **answer.to_dict(top_k)}
 
 
 def failure(message: str) -> SystemExit:

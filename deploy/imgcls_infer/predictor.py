@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar, Union, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, TypeVar, Union, overload
 
 import numpy as np
 
@@ -21,16 +21,23 @@ from imgcls_infer.session import CPU, open_onnx
 
 if TYPE_CHECKING:
     from imgcls_infer.decoder_client import DecoderPreparer
+    from imgcls_infer.manifest import Acceptance
 
 Streamed = TypeVar("Streamed", bound=Union[Source, ImageError])
 
 BUILT_IN = "cifar10-cnn.onnx"
 
+NONE_OF_THESE = "none of these"
+"""The answer to a picture that shows none of the classes, as far as its novelty tells."""
+
+UNSURE = "unsure"
+"""The answer to a picture whose most probable class is not probable enough."""
+
 _BATCH_PIXELS = 2**18
 _LARGEST_BATCH = 32  # pictures through the network at once: more only take memory
 _LARGEST_SHARE = 128  # pictures that a stream's worker takes at once: fewer cost more locking
 
-OUTPUTS = ["logits", "probabilities", "novelty"]
+OUTPUTS = ("logits", "probabilities", "novelty")
 """The graph's, in their order; the last one only where the manifest has a limit of it."""
 
 _SUM = 0.01  # from 1, a row of probabilities: a softmax in bfloat16 stays within half of it
@@ -38,15 +45,28 @@ _SOFTMAX = 0.1  # sum of |p - softmax(logits)|, a row: logits that were rounded 
 _FEW = 64  # classes
 
 
+class Rules(NamedTuple):
+    """When the most probable class is the answer. A limit that is None is no limit.
+
+    probability: the least that is sure. novelty: the most that is known.
+    """
+
+    probability: float | None = None
+    novelty: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """The answer for one picture.
 
-    classes: names in output order. probabilities: float32 [K], sums to 1.
+    classes: names in output order. probabilities: float32 [K], sums to 1. novelty: how far the picture lies from those
+    of the training, None if the model does not tell. rules: when an answer counts; None if every answer does.
     """
 
     classes: tuple[str, ...]
     probabilities: np.ndarray
+    novelty: float | None = None
+    rules: Rules | None = None
 
     @property
     def index(self) -> int:
@@ -63,6 +83,23 @@ class Prediction:
         """The most probable class's probability, 0..1."""
         return float(self.probabilities[self.index])
 
+    @property
+    def known(self) -> bool:
+        """Whether the picture is like those of the classes: its novelty is within the limit, or there is none."""
+        limit = self.rules.novelty if self.rules else None
+        return limit is None or self.novelty is None or self.novelty <= limit
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the picture is known, and its most probable class is less probable than the limit."""
+        limit = self.rules.probability if self.rules else None
+        return limit is not None and self.probability < limit and self.known
+
+    @property
+    def answer(self) -> str:
+        """The most probable class's name, `unsure` or `none of these`."""
+        return NONE_OF_THESE if not self.known else UNSURE if self.unsure else self.label
+
     def top(self, k: int) -> list[tuple[str, float]]:
         """The k most probable (class, probability) pairs, most probable first; all of them if there are fewer.
 
@@ -76,10 +113,16 @@ class Prediction:
     def to_dict(self, k: int) -> dict[str, Any]:
         """The answer as JSON has it: `label` and `probability`, and the same of the k most probable classes in `top`.
 
-        Raises ValueError for k below 1.
+        Where the model tells a novelty, `novelty` and `known` follow; where there are rules, `unsure`, and `label` may
+        be `unsure` or `none of these`. Raises ValueError for k below 1.
         """
         top = [{"label": label, "probability": probability} for label, probability in self.top(k)]
-        return {**top[0], "top": top}
+        found: dict[str, Any] = {**top[0], "top": top}
+        if self.novelty is not None:
+            found.update(novelty=self.novelty, known=self.known)
+        if self.rules is not None:
+            found.update(unsure=self.unsure, label=self.answer)
+        return found
 
 
 class Predictor:
@@ -91,12 +134,16 @@ class Predictor:
     threads: CPU threads; by default the CPUs that this process may use.
     device_id: which accelerator of several.
     strict: nodes that the accelerator leaves to the CPU are an error; else `note` counts them.
+    threshold: answers with a lower probability are unsure, whatever the model file's own rule is.
+    accept_all: the most probable class is always the answer, whatever the model file's rules are.
 
-    Attributes: manifest, golden (samples), provider (onnxruntime's name of the one in use), why (the reason for it),
+    Attributes: manifest, rules (when an answer counts, None where every answer does), outputs (names of what `run`
+    gives), golden (samples), provider (onnxruntime's name of the one in use), why (the reason for it),
     threads, batch (pictures that the graph takes at once, None for any number; `predict` takes lists of any length
     either way), note (why `auto` passed over CUDA, nodes that run on the CPU, int8 that may overflow here, or empty).
 
-    Raises ModelError, ProviderError, and ValueError for threads below 1.
+    Raises ModelError, ProviderError, and ValueError for threads below 1, a threshold outside 0..1, or one together with
+    accept_all.
     """
 
     def __init__(
@@ -106,12 +153,16 @@ class Predictor:
         threads: int | None = None,
         device_id: int | None = None,
         strict: bool = False,
+        threshold: float | None = None,
+        accept_all: bool = False,
     ) -> None:
         path = Path(model) if model is not None else Path(__file__).with_name("models") / BUILT_IN
         opened = open_onnx(path, provider, threads, device_id, strict)
         self._session = opened.session
         self.batch = opened.batch
         self.manifest = opened.manifest
+        self.outputs = OUTPUTS if opened.manifest.gives_novelty else OUTPUTS[:2]
+        self.rules = _rules(opened.manifest.acceptance, threshold, accept_all)
         self.golden = opened.golden
         self.provider = opened.provider
         self.why = opened.why
@@ -119,7 +170,6 @@ class Predictor:
         self.threads = opened.threads
         self._one_at_a_time = Lock()
         self._is_softmax = False  # nothing has been answered yet
-        self._outputs = OUTPUTS if opened.manifest.gives_novelty else OUTPUTS[:2]
         self._one_row = (1, len(opened.manifest.classes))
 
     @overload
@@ -134,8 +184,9 @@ class Predictor:
         if isinstance(source, (list, tuple)):
             pixels = [preprocess(item, self.manifest.preprocessing) for item in source]
             return self.predict_pixels(np.stack(pixels)) if pixels else []
-        probabilities = self.run(preprocess(source, self.manifest.preprocessing)[None])[1]  # type: ignore[arg-type]
-        return Prediction(self.manifest.classes, probabilities[0])
+        picture = preprocess(source, self.manifest.preprocessing)  # type: ignore[arg-type]
+        outputs = self.run(picture[None])
+        return self.prediction(outputs[1][0], outputs[2][0] if len(outputs) > 2 else None)
 
     def stream(
         self, sources: Iterable[Streamed], workers: int | None = None, processes: bool = False
@@ -203,8 +254,12 @@ class Predictor:
 
     def predict_pixels(self, pixels: np.ndarray) -> list[Prediction]:
         """Classify preprocessed pictures: uint8 [N, height, width, 3]. Raises ModelError."""
-        probabilities = self.run(pixels)[1]
-        return [Prediction(self.manifest.classes, row) for row in probabilities]
+        return [self.prediction(*rows[1:]) for rows in zip(*self.run(pixels), strict=True)]
+
+    def prediction(self, probabilities: np.ndarray, novelty: SupportsFloat | None = None) -> Prediction:
+        """The answer for one picture, of its rows of what `run` gave."""
+        told = None if novelty is None else float(novelty)
+        return Prediction(self.manifest.classes, probabilities, told, self.rules)
 
     def run(self, pixels: np.ndarray, softmax: bool = True) -> tuple[np.ndarray, ...]:
         """Stage 2 alone: uint8 [N, height, width, 3] -> logits, probabilities, float32 [N, K] each.
@@ -217,7 +272,7 @@ class Predictor:
         size = self.batch
         if size is None or len(pixels) == size:
             return self._run(pixels, softmax)
-        starts = range(0, len(pixels), size)
+        starts = range(0, max(1, len(pixels)), size)
         results = [self._run(_filled(pixels[start : start + size], size), softmax) for start in starts]
         return tuple(np.concatenate(parts)[: len(pixels)] for parts in zip(*results, strict=True))
 
@@ -228,15 +283,15 @@ class Predictor:
 
     def _run(self, pixels: np.ndarray, softmax: bool) -> tuple[np.ndarray, ...]:
         try:
-            outputs = self._session.run(self._outputs, {"image": pixels})
+            found: tuple[np.ndarray, ...] = tuple(self._session.run(self.outputs, {"image": pixels}))
         except Exception as error:  # onnxruntime's exceptions have no common base class of their own
             raise ModelError(f"the model does not run ({one_line(error)})") from error
-        logits, probabilities, *novelty = outputs
+        logits, probabilities = found[0], found[1]
         if not (self._is_softmax and _is_one_good_row(logits, probabilities, self._one_row)):
             self._check(logits, probabilities, len(pixels), softmax)
-        if novelty and not (novelty[0].shape == (len(pixels),) and np.isfinite(novelty[0]).all()):
-            raise ModelError("the model gives a novelty that is not one finite number a picture; export it again")
-        return tuple(outputs)
+        if len(found) > 2:
+            _check_novelty(found[2], len(pixels))
+        return found
 
     def _check(self, logits: np.ndarray, probabilities: np.ndarray, pictures: int, softmax: bool) -> None:
         """Check the contract's section 6; raises ModelError. The first answer must be its logits' softmax."""
@@ -252,6 +307,25 @@ class Predictor:
         if probabilities.min(initial=0) < 0 or off > _SUM or far > _SOFTMAX:
             raise ModelError("the model's probabilities are no softmax; export it with imgcls export")
         self._is_softmax = True
+
+
+def _rules(acceptance: Acceptance | None, threshold: float | None, accept_all: bool) -> Rules | None:
+    """The rules in force, None for a model without an acceptance of which no threshold is asked."""
+    if threshold is not None and accept_all:
+        raise ValueError("threshold and accept_all exclude each other")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be within 0 and 1, not {threshold}")
+    if acceptance is None:
+        return None if threshold is None else Rules(threshold)
+    if accept_all:
+        return Rules()
+    return Rules(acceptance.probability if threshold is None else threshold, acceptance.novelty)
+
+
+def _check_novelty(novelty: np.ndarray, pictures: int) -> None:
+    """Check the third output; raises ModelError. Python's sum is quicker than numpy's, as in `_is_one_good_row`."""
+    if novelty.shape != (pictures,) or not isfinite(sum(novelty.tolist())):
+        raise ModelError("the model gives a novelty that is not one finite number a picture; export it again")
 
 
 def _is_one_good_row(logits: np.ndarray, probabilities: np.ndarray, shape: tuple[int, int]) -> bool:

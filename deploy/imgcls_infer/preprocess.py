@@ -5,8 +5,9 @@ see the same bits. The steps, in order:
 
 1. The format is told by the file's first bytes, never by its name: PNG, JPEG, WebP, BMP or GIF. Of an animation the
    first frame counts.
-2. Decoding is Pillow's, whole and exact: no `draft`, no `thumbnail`, no `reducing_gap` (they shift pixels by 3 to 9
-   levels). A truncated file is an error, not a grey area.
+2. Decoding is Pillow's, whole and exact: no `thumbnail`, no `reducing_gap` (they shift pixels by 3 to 9 levels). A
+   JPEG file is shrunk by its decoder if the model was trained so (`draft`; Preprocessing.shrink says by how much). A
+   truncated file is an error, not a grey area.
 3. Colour becomes 8-bit RGB: 16-bit samples keep their high byte; transparency is laid over white (what a viewer
    shows), or ignored if the model says so; CMYK, greyscale and palettes are converted as Pillow does; colour profiles
    are ignored.
@@ -68,6 +69,7 @@ def preprocess(source: Source, preprocessing: Preprocessing) -> np.ndarray:
 
     source: a path, the bytes of a picture file, a PIL image, or a uint8 array [H, W, 3] (RGB). A PIL image that still
     carries an EXIF orientation is treated as its file would be (`ImageOps.exif_transpose` turns it and drops the tag).
+    Pixels that are decoded already are taken as they are, also where the model has JPEG files shrunk in decoding.
     Raises ImageError.
     """
     import numpy as np
@@ -87,15 +89,20 @@ def preprocess_or_error(source: Source, preprocessing: Preprocessing) -> Union[n
 def prepare(source: Source, preprocessing: Preprocessing) -> Image.Image:
     """What `preprocess` gives, as a PIL image in mode RGB. Raises ImageError. For callers that hold SILENCE."""
     name = describe(source)
-    return run_steps(_open_rgb(source, name, preprocessing.decode), preprocessing.steps, name)
+    return run_steps(_open_rgb(source, name, preprocessing), preprocessing.steps, name)
 
 
 def decode_rgb(source: Source, name: str, decode: Decode = DECODE) -> np.ndarray:
     """The picture in its own size: uint8 [H, W, 3], RGB. Raises ImageError."""
+    return decode_for(source, name, Preprocessing((1, 1), (), decode))
+
+
+def decode_for(source: Source, name: str, preprocessing: Preprocessing) -> np.ndarray:
+    """The picture as the first of a model's steps takes it: uint8 [H, W, 3], RGB. Raises ImageError."""
     import numpy as np
 
     with SILENCE:
-        return np.asarray(_open_rgb(source, name, decode))
+        return np.asarray(_open_rgb(source, name, preprocessing))
 
 
 def describe(source: object) -> str:
@@ -119,22 +126,22 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _open_rgb(source: Any, name: str, decode: Decode) -> Image.Image:
-    """A source's picture in RGB, turned as its EXIF block says where `decode` wants it. Raises ImageError.
+def _open_rgb(source: Any, name: str, how: Preprocessing) -> Image.Image:
+    """A source's picture in RGB, turned as its EXIF block says where the model wants it. Raises ImageError.
 
     The error is made anew: the first one's traceback holds the file and what was decoded of it, hundreds of megabytes
     for as long as somebody keeps the error.
     """
     try:
-        return _decoded(source, name, decode)
+        return _decoded(source, name, how)
     except ImageError as error:
         problem = str(error)
     raise ImageError(problem)
 
 
-def _decoded(source: Any, name: str, decode: Decode) -> Image.Image:
+def _decoded(source: Any, name: str, how: Preprocessing) -> Image.Image:
     if isinstance(source, Image.Image):
-        return _translated(_decode_image, source, name, decode)
+        return _translated(_decode_image, source, name, how)
     if isinstance(source, (str, os.PathLike)):
         data = read_file(source, name)
     elif isinstance(source, (bytes, bytearray, memoryview)):
@@ -144,15 +151,15 @@ def _decoded(source: Any, name: str, decode: Decode) -> Image.Image:
     image_class = _image_class(data, name)
     file = io.BytesIO(data)
     del data
-    return _translated(_decode_file, (image_class, file), name, decode)
+    return _translated(_decode_file, (image_class, file), name, how)
 
 
 def _translated(
-    open_rgb: Callable[[Any, str, Decode], Image.Image], source: Any, name: str, decode: Decode
+    open_rgb: Callable[[Any, str, Preprocessing], Image.Image], source: Any, name: str, how: Preprocessing
 ) -> Image.Image:
     """What `open_rgb` gives. Pillow's exceptions become ImageError."""
     try:
-        return open_rgb(source, name, decode)
+        return open_rgb(source, name, how)
     except ImageError:
         raise
     except MemoryError as error:
@@ -162,25 +169,37 @@ def _translated(
         raise ImageError(f"{name}: damaged picture ({one_line(error)})") from error
 
 
-def _decode_image(image: Image.Image, name: str, decode: Decode) -> Image.Image:
-    _load(image, name)
-    return _upright_rgb(image, image.info.get("exif", b""), name, decode)
+def _decode_image(image: Image.Image, name: str, how: Preprocessing) -> Image.Image:
+    _check_image(image, name)
+    image.load()
+    return _upright_rgb(image, image.info.get("exif", b""), name, how.decode)
 
 
-def _decode_file(opening: tuple[type[ImageFile], io.BytesIO], name: str, decode: Decode) -> Image.Image:
+def _decode_file(opening: tuple[type[ImageFile], io.BytesIO], name: str, how: Preprocessing) -> Image.Image:
     image_class, file = opening
     with image_class(file) as image:
-        pixels = _load(image, name)
+        _check_image(image, name)
+        if how.decode.jpeg == "scaled" and image.format == "JPEG":
+            _shrink(image, how)
+        pixels = image.load()
         if image.format == "PNG":
             _check_png(image, pixels, file, name)
         file.close()  # and frees it: a large file is not kept beside its pixels
-        return _upright_rgb(image, _exif_block(image), name, decode)
+        return _upright_rgb(image, _exif_block(image), name, how.decode)
 
 
-def _load(image: Image.Image, name: str) -> Any:
-    """Pillow's access to the pixels, which it decodes."""
+def _check_image(image: Image.Image, name: str) -> None:
+    """Raises ImageError where an opened image is too large to be decoded."""
     _check_size(image.size, name, MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS)
-    return image.load()
+
+
+def _shrink(image: ImageFile, how: Preprocessing) -> None:
+    """Have libjpeg decode an opened JPEG file by a part of its 8 x 8 coefficients, as far as the steps allow."""
+    width, height = image.size
+    on_its_side = how.decode.exif and exif_orientation(_exif_block(image)) >= 5
+    by = how.shrink(width, height) if on_its_side else how.shrink(height, width)
+    if by > 1:
+        image.draft(None, (width // by, height // by))
 
 
 def _check_png(image: Image.Image, pixels: Any, file: io.BytesIO, name: str) -> None:

@@ -1,7 +1,7 @@
 """Writers of results: a table for people, JSON, JSON lines and CSV. Each row is written as soon as it is known.
 
-A row is a dict: `image` and either `error` or `label`, `probability` and `top` (a list of label and probability), and
-`unsure` where a threshold was given.
+A row is a dict: `image` and either `error` or what Prediction.to_dict gives: `label`, `probability` and `top` (a list
+of label and probability), with models that tell it `novelty` and `known`, and `unsure` where there are rules.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from imgcls_infer.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from imgcls_infer.manifest import Manifest
+    from imgcls_infer.predictor import Predictor
+
 Row = dict[str, Any]
 
 _WIDEST = 60
@@ -27,11 +30,12 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 class Table:
     """For people: a line a picture, with bars on a terminal; errors go to standard error."""
 
-    def __init__(self, out: TextIO, provider: str, classes: Sequence[str], names: Sequence[str], top_k: int) -> None:
+    def __init__(self, out: TextIO, predictor: Predictor, names: Sequence[str], top_k: int) -> None:
         self._out = out
         self._bars = out.isatty()
         self._image = width(names)
-        self._label = width([*classes, "unsure"] if "unsure" in classes else classes)
+        self._label = width(predictor.manifest.classes)
+        self._limit = predictor.rules.novelty if predictor.rules else None
 
     def row(self, row: Row) -> None:
         """Write a picture's line, or its error."""
@@ -43,7 +47,9 @@ class Table:
         self._image = max(self._image, min(len(name) - 1, _WIDEST))
         answers = [self._answer(entry["label"], entry["probability"]) for entry in row["top"]]
         if row.get("unsure"):
-            answers.insert(0, "unsure")
+            answers.insert(0, row["label"])
+        elif not row.get("known", True):
+            answers.insert(0, f"{row['label']} (novelty {row['novelty']:.4g}, limit {self._limit:.4g})")
         self._out.write(f"{name:<{self._image + 1}} {'   '.join(answers)}".rstrip() + "\n")
 
     def _answer(self, label: str, probability: float) -> str:
@@ -57,9 +63,9 @@ class Table:
 class Json:
     """One document, written as it grows."""
 
-    def __init__(self, out: TextIO, provider: str, classes: Sequence[str], names: Sequence[str], top_k: int) -> None:
+    def __init__(self, out: TextIO, predictor: Predictor, names: Sequence[str], top_k: int) -> None:
         self._out = out
-        self._between = f'{{\n  "provider": {json.dumps(provider)},\n  "results": [\n    '
+        self._between = f'{{\n  "provider": {json.dumps(predictor.provider)},\n  "results": [\n    '
 
     def row(self, row: Row) -> None:
         """Write a picture's object."""
@@ -74,7 +80,7 @@ class Json:
 class JsonLines:
     """A JSON object a line."""
 
-    def __init__(self, out: TextIO, provider: str, classes: Sequence[str], names: Sequence[str], top_k: int) -> None:
+    def __init__(self, out: TextIO, predictor: Predictor, names: Sequence[str], top_k: int) -> None:
         self._out = out
 
     def row(self, row: Row) -> None:
@@ -88,20 +94,22 @@ class JsonLines:
 class Csv:
     """A header and a line a picture: image, label, probability, then label_2, probability_2 ..., and error.
 
+    Of models that say when their answers count, novelty, known (true or false) and unsure come before error.
     A text that a spreadsheet would take for a formula gets a single quote in front.
     """
 
-    def __init__(self, out: TextIO, provider: str, classes: Sequence[str], names: Sequence[str], top_k: int) -> None:
+    def __init__(self, out: TextIO, predictor: Predictor, names: Sequence[str], top_k: int) -> None:
         import csv
 
-        self._count = min(top_k, len(classes))
+        self._count = min(top_k, len(predictor.manifest.classes))
+        self._verdicts = _verdicts(predictor.manifest)
         columns = ["image", "label", "probability"]
         for place in range(2, self._count + 1):
             columns += [f"label_{place}", f"probability_{place}"]
         # before Python 3.13 a text with \r in it is in quotes only where the lines end with one
         lines = SimpleNamespace(write=lambda line: out.write(line.removesuffix("\r\n") + "\n"))
         self._writer = csv.writer(lines, lineterminator="\r\n")
-        self._writer.writerow([*columns, "error"])
+        self._writer.writerow([*columns, *self._verdicts, "error"])
 
     def row(self, row: Row) -> None:
         """Write a picture's line."""
@@ -109,6 +117,7 @@ class Csv:
         if "error" not in row:
             cells = [cell for entry in row["top"] for cell in (entry["label"], entry["probability"])]
             cells[0] = row["label"]
+        cells += [_verdict(row.get(name, "")) for name in self._verdicts]
         self._writer.writerow([_guarded(cell) for cell in (row["image"], *cells, row.get("error", ""))])
 
     def end(self) -> None:
@@ -117,6 +126,18 @@ class Csv:
 
 Writer = Union[Table, Json, JsonLines, Csv]
 WRITERS: dict[str, type[Writer]] = {"table": Table, "json": Json, "jsonl": JsonLines, "csv": Csv}
+
+
+def _verdicts(manifest: Manifest) -> tuple[str, ...]:
+    """The columns that say whether an answer counts."""
+    if manifest.acceptance is None:
+        return ()
+    return ("novelty", "known", "unsure") if manifest.gives_novelty else ("unsure",)
+
+
+def _verdict(value: Any) -> Any:
+    """true and false as JSON writes them; else the value itself."""
+    return json.dumps(value) if isinstance(value, bool) else value
 
 
 def _guarded(cell: Any) -> Any:

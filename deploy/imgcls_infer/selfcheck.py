@@ -4,8 +4,8 @@ The contract has two halves, and each is checked by itself, so that a failure sa
 
 1. file -> pixels. The golden files (PNG and JPEG) are decoded and resized here; the SHA-256 of the pixels must be the
    exporting machine's. Another Pillow or libjpeg may differ in bits; then the probabilities say how much it matters.
-2. pixels -> probabilities. The golden samples (pixels, as PNG) run alone and as one batch; every probability must be
-   PyTorch's within the tolerance that the manifest records.
+2. pixels -> probabilities. The golden samples (pixels, as PNG) run alone and as one batch; every probability, and
+   the novelty where the model gives one, must be PyTorch's within the tolerance that the manifest records.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ from PIL import Image, features
 from imgcls_infer.errors import ImageError, InferError, ModelError
 from imgcls_infer.golden import GoldenFile, GoldenSample
 from imgcls_infer.manifest import TOLERANCES, Manifest
-from imgcls_infer.preprocess import decode_rgb
+from imgcls_infer.preprocess import decode_for
 from imgcls_infer.resample import run_steps
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from imgcls_infer.predictor import Predictor
+
+Allowed = tuple[float, float]
+"""The largest |dp| and |dn| that pass."""
 
 FILE_TO_PIXELS = "file -> pixels"
 PIXELS_TO_PROBABILITIES = "pixels -> probabilities"
@@ -41,6 +46,7 @@ class Check:
     """One picture through one half. difference: max |dp| against PyTorch, None where it could not be computed.
 
     problem: what is wrong, empty where nothing is. stage: the part of the half that is wrong (`decode`, `resize`).
+    novelty: max |dn| likewise; None also where the model gives no novelty.
     """
 
     half: str
@@ -48,6 +54,11 @@ class Check:
     difference: float | None
     problem: str = ""
     stage: str = ""
+    novelty: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: all fields, but for a novelty that is not there."""
+        return {name: value for name, value in vars(self).items() if name != "novelty" or value is not None}
 
     def __bool__(self) -> bool:
         return not self.problem
@@ -55,11 +66,15 @@ class Check:
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """All checks; true where all passed and at least one was made. verdicts: a line for each half, in HALVES' order."""
+    """All checks; true where all passed and at least one was made. verdicts: a line for each half, in HALVES' order.
+
+    tolerance: the largest |dp| that passes. novelty_tolerance: the largest |dn|; None where there is no novelty.
+    """
 
     checks: tuple[Check, ...]
     verdicts: tuple[str, ...]
     tolerance: float
+    novelty_tolerance: float | None = None
 
     def __bool__(self) -> bool:
         return all(self.checks) and bool(self.checks)
@@ -77,12 +92,15 @@ def pixels_sha256(pixels: np.ndarray) -> str:
 def self_check(predictor: Predictor) -> SelfCheck:
     """Replay what the model file carries. Raises ModelError where its golden samples or files are damaged."""
     tolerance = tolerance_of(predictor.manifest)
+    novelty_tolerance = novelty_tolerance_of(predictor)
+    allowed = (tolerance, novelty_tolerance or 0.0)
     files = predictor.golden_files()
-    checks = [_check_file(predictor, file, tolerance) for file in files]
+    checks = [_check_file(predictor, file, allowed) for file in files]
     if not _png_is_broken(checks):
-        checks += _check_samples(predictor, predictor.golden, tolerance)
+        checks += _check_samples(predictor, predictor.golden, allowed)
         checks += _check_names(predictor.manifest, files)
-    return SelfCheck(tuple(checks), (_files_verdict(checks), _samples_verdict(predictor, checks)), tolerance)
+    verdicts = (_files_verdict(checks), _samples_verdict(predictor, checks))
+    return SelfCheck(tuple(checks), verdicts, tolerance, novelty_tolerance)
 
 
 def tolerance_of(manifest: Manifest) -> float:
@@ -91,33 +109,44 @@ def tolerance_of(manifest: Manifest) -> float:
     return recorded if recorded is not None and 0 < recorded < 1 else TOLERANCES[manifest.precision]
 
 
-def _check_file(predictor: Predictor, file: GoldenFile, tolerance: float) -> Check:
+def novelty_tolerance_of(predictor: Predictor) -> float | None:
+    """Largest |dn| that passes: the one that the export recorded, else the precision's as a share of the largest
+    |novelty| of the golden samples or of 1; None where the model gives no novelty."""
+    manifest = predictor.manifest
+    if not manifest.gives_novelty:
+        return None
+    recorded = manifest.parity.novelty_tolerance
+    if recorded is not None and recorded > 0:
+        return recorded
+    return TOLERANCES[manifest.precision] * max([1.0, *(abs(sample.novelty or 0.0) for sample in predictor.golden)])
+
+
+def _check_file(predictor: Predictor, file: GoldenFile, allowed: Allowed) -> Check:
     preprocessing = predictor.manifest.preprocessing
     try:
-        decoded = decode_rgb(file.data, file.name, preprocessing.decode)
+        decoded = decode_for(file.data, file.name, preprocessing)
         pixels = np.asarray(run_steps(Image.fromarray(decoded), preprocessing.steps, file.name))
     except ImageError as error:
         return Check(FILE_TO_PIXELS, file.name, None, str(error), "decode")
     answer = _run(predictor, pixels[None])
-    difference = None if answer is None else _largest(answer[0], file.probabilities)
+    difference, novelty = (None, None) if answer is None else _differences(answer, [file])
     decodes = pixels_sha256(decoded) == file.decoded_sha256  # a shrunk picture can hide what a decoder does otherwise
     if decodes and pixels_sha256(pixels) == file.pixels_sha256:
-        return Check(FILE_TO_PIXELS, file.name, difference)
+        return Check(FILE_TO_PIXELS, file.name, difference, novelty=novelty)
     stage = "resize" if decodes else "decode"
-    weight = "" if difference is None else f", answer {'kept' if difference <= tolerance else 'moved'}"
-    return Check(FILE_TO_PIXELS, file.name, difference, f"other pixels ({stage}{weight})", stage)
+    weight = "" if difference is None else f", answer {'moved' if _beyond(difference, novelty, allowed) else 'kept'}"
+    return Check(FILE_TO_PIXELS, file.name, difference, f"other pixels ({stage}{weight})", stage, novelty)
 
 
-def _check_samples(predictor: Predictor, samples: list[GoldenSample], tolerance: float) -> list[Check]:
+def _check_samples(predictor: Predictor, samples: list[GoldenSample], allowed: Allowed) -> list[Check]:
     if not samples:
         return []
     pixels = np.stack([_sample_pixels(sample) for sample in samples])
-    expected = [sample.probabilities for sample in samples]
     checks = []
     for index, picture in enumerate(pixels):
         name = f"sample {index + 1}"
-        checks.append(_check_answers(predictor, name, picture[None], expected[index : index + 1], tolerance))
-    checks.append(_check_answers(predictor, f"all {len(samples)} at once", pixels, expected, tolerance))
+        checks.append(_check_answers(predictor, name, picture[None], samples[index : index + 1], allowed))
+    checks.append(_check_answers(predictor, f"all {len(samples)} at once", pixels, samples, allowed))
     return checks
 
 
@@ -127,15 +156,24 @@ def _png_is_broken(checks: list[Check]) -> bool:
 
 
 def _check_answers(
-    predictor: Predictor, name: str, pixels: np.ndarray, expected: list[tuple[float, ...]], tolerance: float
+    predictor: Predictor, name: str, pixels: np.ndarray, expected: Sequence[GoldenSample], allowed: Allowed
 ) -> Check:
     try:
-        _, probabilities = predictor.run(pixels)
+        outputs = predictor.run(pixels)
     except ModelError as error:
         return Check(PIXELS_TO_PROBABILITIES, name, None, str(error))
-    difference = _largest(probabilities, expected)
-    problem = "" if difference <= tolerance else f"over the tolerance {tolerance:.1e}"
-    return Check(PIXELS_TO_PROBABILITIES, name, difference, problem)
+    difference, novelty = _differences(outputs, expected)
+    problem = _beyond(difference, novelty, allowed)
+    return Check(PIXELS_TO_PROBABILITIES, name, difference, problem, novelty=novelty)
+
+
+def _beyond(difference: float, novelty: float | None, allowed: Allowed) -> str:
+    """What is over its tolerance, in words; empty where nothing is."""
+    if not difference <= allowed[0]:
+        return f"over the tolerance {allowed[0]:.1e}"
+    if novelty is not None and not novelty <= allowed[1]:
+        return f"its novelty is over the tolerance {allowed[1]:.1e}"
+    return ""
 
 
 def _check_names(manifest: Manifest, files: list[GoldenFile]) -> list[Check]:
@@ -181,7 +219,9 @@ def _samples_verdict(predictor: Predictor, checks: list[Check]) -> str:
     reference = "the original" if predictor.manifest.arch.startswith("onnx/") else "PyTorch"
     if not failed:
         largest = max(check.difference for check in made if check.difference is not None)
-        return f"{PIXELS_TO_PROBABILITIES}: holds, max |dp| {largest:.1e} against {reference}"
+        moved = [check.novelty for check in made if check.novelty is not None]
+        novelty = f", max |dn| {max(moved):.1e}" if moved else ""
+        return f"{PIXELS_TO_PROBABILITIES}: holds, max |dp| {largest:.1e}{novelty} against {reference}"
     if [check.name for check in failed] == [CLASS_NAMES]:
         return f"{PIXELS_TO_PROBABILITIES}: BROKEN, the numbers are right and the class names are in another order"
     batch = made[len(predictor.golden)]
@@ -204,11 +244,22 @@ def _sample_pixels(sample: GoldenSample) -> np.ndarray:
         raise ModelError("the model's golden samples are damaged; export the model again") from error
 
 
-def _run(predictor: Predictor, pixels: np.ndarray) -> np.ndarray | None:
+def _run(predictor: Predictor, pixels: np.ndarray) -> tuple[np.ndarray, ...] | None:
     try:
-        return predictor.run(pixels)[1]
+        return predictor.run(pixels)
     except InferError:
         return None  # the other half's checks report it
+
+
+def _differences(
+    outputs: tuple[np.ndarray, ...], expected: Sequence[GoldenSample | GoldenFile]
+) -> tuple[float, float | None]:
+    """max |dp|, and max |dn| where the model gives a novelty and the golden ones have it."""
+    _, probabilities, *novelty = outputs
+    difference = _largest(probabilities, [known.probabilities for known in expected])
+    if not novelty or any(known.novelty is None for known in expected):
+        return difference, None
+    return difference, _largest(novelty[0], [known.novelty for known in expected])
 
 
 def _largest(actual: np.ndarray, expected: Any) -> float:

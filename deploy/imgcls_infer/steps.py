@@ -18,10 +18,17 @@ EDGES = ("short", "long", "exact")
 ROUNDINGS = ("floor", "half_even", "ratio")
 OFFSETS = ("floor", "half_even")
 ALPHAS = ("white", "drop")
-JPEGS = ("whole",)
+JPEGS = ("whole", "scaled")
 MAX_SIDE = 4096
 """Pixels a side, of the network's input and of the size in any step."""
 MAX_STEPS = 8
+
+_SHRINKS = (8, 4, 2)
+"""By how much a JPEG decoder can shrink both sides while it decodes."""
+
+_SPARE = 2
+"""Times the size that the first step makes, which both sides of a shrunk JPEG keep: the filter then still has pixels to
+average (docs/contract.md has what was measured)."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -94,7 +101,7 @@ class Decode(NamedTuple):
     """How a file becomes an RGB picture.
 
     exif: whether the EXIF orientation is applied. alpha: `white` lays transparency over white, `drop` ignores it.
-    jpeg: `whole` decodes every coefficient.
+    jpeg: `whole` decodes a JPEG file in its own size; `scaled` lets the decoder shrink it, see Preprocessing.shrink.
     """
 
     exif: bool = True
@@ -129,6 +136,17 @@ class Preprocessing(NamedTuple):
         """`mode` if the input is a square, which is all that schema 1 can say; else ""."""
         return self.mode if self.size[0] == self.size[1] else ""
 
+    def shrink(self, height: int, width: int) -> int:
+        """By how much a JPEG file's sides are divided while it is decoded: 8, 4 or 2, or 1 where it is decoded whole.
+
+        height, width: of the picture, turned by its EXIF orientation where `decode` says so.
+        """
+        first = self.steps[0] if self.steps else None
+        if self.decode.jpeg != "scaled" or not isinstance(first, Resize):
+            return 1
+        new_height, new_width = (_SPARE * side for side in first.target(height, width))
+        return next((by for by in _SHRINKS if height >= by * new_height and width >= by * new_width), 1)
+
     @property
     def filters(self) -> tuple[str, ...]:
         """The filters that it resizes by, each once."""
@@ -142,7 +160,7 @@ class Preprocessing(NamedTuple):
         mode = self._replace(decode=DECODE).mode
         usual = " ".join([mode, *(name for name in self.filters if name != "bilinear")])
         steps = usual if mode else ", ".join(map(_words, self.steps))
-        decode = ", ".join([*([] if self.decode.exif else ["no exif"]), *_unusual(self.decode, ("alpha",))])
+        decode = ", ".join([*([] if self.decode.exif else ["no exif"]), *_unusual(self.decode, ("alpha", "jpeg"))])
         return f"{self.size[0]} x {self.size[1]}: {steps}{decode and f'; {decode}'}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,8 +210,6 @@ def checked(preprocessing: Preprocessing) -> Preprocessing:
     require(_is_size(size), "input size", list(size) if isinstance(size, tuple) else size)
     require(isinstance(decode.exif, bool), "exif of decode", decode.exif)
     require(decode.alpha in ALPHAS, "alpha of decode", decode.alpha)
-    if decode.jpeg == "scaled":
-        raise ModelError("the model wants JPEG files decoded scaled, which this program can't do; update imgcls-infer")
     require(decode.jpeg in JPEGS, "jpeg of decode", decode.jpeg)
     require(isinstance(steps, tuple), "steps", steps)
     require(1 <= len(steps) <= MAX_STEPS, f"steps (their number is from 1 to {MAX_STEPS})", len(steps))
@@ -309,10 +325,10 @@ def _words(step: Step) -> str:
 
 
 def _unusual(values: Any, fields: tuple[str, ...]) -> list[str]:
-    """Those of a named tuple's values that are not the default; `alpha` is said with its name."""
+    """Those of a named tuple's values that are not the default; those of `decode` are said with their names."""
     found = [(field, getattr(values, field)) for field in fields]
     different = [(field, value) for field, value in found if value != values._field_defaults[field]]
-    return [f"{field} {value}" if field == "alpha" else value for field, value in different]
+    return [f"{field} {value}" if field in Decode._fields else value for field, value in different]
 
 
 def shown(value: object) -> str:

@@ -29,17 +29,18 @@ class BatchClassifier:
     """A worker's model, on one thread. Called with a batch of file names, it gives a line of JSON for each.
 
     model: the bytes of an exported file, so that only the driver needs the file; None takes the built-in model.
+    accept_all: the most probable class is always the answer, whatever the model's rules are.
     """
 
-    def __init__(self, model: Optional[bytes] = None, top_k: int = 1) -> None:
+    def __init__(self, model: Optional[bytes] = None, top_k: int = 1, accept_all: bool = False) -> None:
         self._top_k = top_k
         if model is None:
-            self._predictor = Predictor(threads=1)
+            self._predictor = Predictor(threads=1, accept_all=accept_all)
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(model)
-            self._predictor = Predictor(path, threads=1)
+            self._predictor = Predictor(path, threads=1, accept_all=accept_all)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows: list[dict[str, Any]] = []
@@ -58,7 +59,7 @@ class BatchClassifier:
         return {"line": np.array([json.dumps(row) for row in rows])}
 
 
-_MakesBatchClassifier = Callable[[Optional[bytes], int], BatchClassifier]
+_MakesBatchClassifier = Callable[[Optional[bytes], int, bool], BatchClassifier]
 
 
 def classify(
@@ -69,11 +70,13 @@ def classify(
     top_k: int = 1,
     batch_size: int = 64,
     classifier: type[BatchClassifier] = BatchClassifier,
+    accept_all: bool = False,
 ) -> int:
     """Classify picture files and write a line of JSON for each into `output`, which appears when it is complete.
 
     images: paths, which each worker opens itself. model: exported file; None takes the built-in model. workers: tasks
-    at once, one CPU each. top_k: classes a line. batch_size: pictures a call of `classifier`.
+    at once, one CPU each. top_k: classes a line. batch_size: pictures a call of `classifier`. accept_all: the most
+    probable class is always the answer, whatever the model's rules are.
 
     Returns how many pictures could not be classified. Raises ModelError if the model can't be used, and InferError if
     the output does not hold each picture exactly once.
@@ -89,7 +92,7 @@ def classify(
         ray.data.from_items([{"image": name} for name in names], override_num_blocks=blocks)
         .map_batches(
             _classify_batch,
-            fn_args=(classifier, content, top_k),
+            fn_args=(classifier, content, top_k, accept_all),
             batch_size=batch_size,
             compute=ray.data.TaskPoolStrategy(size=workers),
             num_cpus=1,
@@ -116,12 +119,16 @@ def classify(
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(classifier: _MakesBatchClassifier, model: Optional[bytes], top_k: int) -> BatchClassifier:
+def _loaded(classifier: _MakesBatchClassifier, model: Optional[bytes], top_k: int, accept_all: bool) -> BatchClassifier:
     """The worker process's classifier. Ray gives a process one task after another, and the first one loads it."""
-    return classifier(model, top_k)
+    return classifier(model, top_k, accept_all)
 
 
 def _classify_batch(
-    batch: dict[str, np.ndarray], classifier: _MakesBatchClassifier, model: Optional[bytes], top_k: int
+    batch: dict[str, np.ndarray],
+    classifier: _MakesBatchClassifier,
+    model: Optional[bytes],
+    top_k: int,
+    accept_all: bool,
 ) -> dict[str, np.ndarray]:
-    return _loaded(classifier, model, top_k)(batch)
+    return _loaded(classifier, model, top_k, accept_all)(batch)

@@ -24,9 +24,18 @@ from imgcls_ray import classify
     "--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Tasks at once, one CPU each."
 )
 @click.option("--top-k", default=1, show_default=True, type=click.IntRange(min=1), help="Classes to show per picture.")
+@click.option(
+    "--accept-all", is_flag=True, help="Name the most probable class even where the model's limits say otherwise."
+)
 @click.option("--address", help="Ray cluster: `auto` or ray://host:port. Default: a new one on this machine.")
 def command(
-    folder: Path, output: Path, model: Optional[Path], workers: int, top_k: int, address: Optional[str]
+    folder: Path,
+    output: Path,
+    model: Optional[Path],
+    workers: int,
+    top_k: int,
+    accept_all: bool,
+    address: Optional[str],
 ) -> None:
     """Classify the pictures in a folder and below it on a Ray cluster, all of whose machines must see the folder.
 
@@ -50,7 +59,7 @@ def command(
         num_cpus=None if address else workers,
     )
     try:
-        failed = classify(images, output, model, workers, top_k)
+        failed = classify(images, output, model, workers, top_k, accept_all=accept_all)
     except (InferError, OSError) as error:
         raise failure(str(error)) from None
     click.echo(f"wrote {output}: {len(images)} pictures", err=True)

@@ -13,7 +13,7 @@ import anyio
 import numpy as np
 from imgcls_infer import __version__
 from imgcls_infer.errors import ImageError, ModelError, printable
-from imgcls_infer.predictor import Prediction, Predictor
+from imgcls_infer.predictor import Predictor
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
@@ -141,7 +141,10 @@ class _Service:
             return {"error": str(outputs)}
         if isinstance(outputs, BaseException):
             raise outputs
-        return Prediction(self._predictor.manifest.classes, outputs[1]).to_dict(top_k)
+        prediction = self._predictor.prediction(*outputs[1:])
+        self._metrics.unknown_answers.inc(not prediction.known)
+        self._metrics.unsure_answers.inc(prediction.unsure)
+        return prediction.to_dict(top_k)
 
     # --- limits ---
 
@@ -163,9 +166,10 @@ class _Service:
         return HTMLResponse(html, headers={"Content-Security-Policy": _PAGE_POLICY})
 
     async def model(self, _: Request) -> Response:
-        """The model's name, provider and manifest."""
+        """The model's name, provider, manifest, and the rules in force where it has any."""
         known = {"model": self._name, "provider": self._predictor.provider}
-        return StrictJSONResponse({**known, "manifest": self._predictor.manifest.to_dict()})
+        rules = {"rules": self._predictor.rules._asdict()} if self._predictor.rules else {}
+        return StrictJSONResponse({**known, **rules, "manifest": self._predictor.manifest.to_dict()})
 
     async def healthz(self, _: Request) -> Response:
         """Live: the event loop answers, and the thread that runs batches is alive. If not, restart the service."""
@@ -191,7 +195,9 @@ class _Service:
     async def v2_model(self, request: Request) -> Response:
         """Model metadata: its inputs and outputs."""
         self._require_model(request)
-        return StrictJSONResponse(open_inference.model_metadata(self._name, self._predictor.manifest))
+        return StrictJSONResponse(
+            open_inference.model_metadata(self._name, self._predictor.manifest, self._predictor.outputs)
+        )
 
     async def v2_model_ready(self, request: Request) -> Response:
         """Model readiness: a loaded model is always ready."""
@@ -199,22 +205,23 @@ class _Service:
         return StrictJSONResponse({"name": self._name, "ready": True})
 
     async def v2_infer(self, request: Request) -> Response:
-        """Inference: pixels after stage 1 in, logits and probabilities out."""
+        """Inference: pixels after stage 1 in, the model's outputs out."""
         self._require_model(request)
         async with self._admitted() as deadline:
             body = await read_body(request, self._limits, deadline)
             with self._answer_before(deadline):
                 inference = await self._parsed(request, body)
                 found = await unless_gone(request, asyncio.gather(*map(self._batcher.submit, inference.pixels)))
-            logits, probabilities = (np.stack(rows) for rows in zip(*found, strict=True))
-            content, headers = open_inference.render_inference(self._name, inference, logits, probabilities)
+            arrays = map(np.stack, zip(*found, strict=True))
+            outputs = dict(zip(self._predictor.outputs, arrays, strict=True))
+            content, headers = open_inference.render_inference(self._name, inference, outputs)
             return Response(content, headers=headers)
 
     async def _parsed(self, request: Request, body: bytes) -> open_inference.Inference:
         length = request.headers.get(open_inference.BINARY_HEADER)
-        size = self._predictor.manifest.preprocessing.size
+        size, outputs = self._predictor.manifest.preprocessing.size, self._predictor.outputs
         try:  # parsing megabytes of JSON would block the event loop
-            return await asyncio.to_thread(open_inference.parse_inference, body, length, size)
+            return await asyncio.to_thread(open_inference.parse_inference, body, length, size, outputs)
         except ProtocolError as error:
             raise HTTPException(400, str(error)) from error
 

@@ -29,7 +29,7 @@ from imgcls_serve.decoders import Decoders
 from imgcls_serve.metrics import Metrics
 
 Outputs = tuple[np.ndarray, ...]
-"""A picture's logits and probabilities, float32 [K] each."""
+"""A picture's row of each of the model's outputs (Predictor.run)."""
 Encoded = tuple[bytes, "asyncio.Future[Outputs]"]
 """A picture file, and the answer to come."""
 
@@ -158,7 +158,7 @@ class Batcher:
         return []
 
     def _run(self, batch: list[_Waiting]) -> tuple[np.ndarray, ...]:
-        """The graph's outputs, float32 [N, ...] each."""
+        """The model's outputs, each with a row for each picture of the batch."""
         started = time.perf_counter()
         outputs = self._predictor.run(np.stack([entry.pixels for entry in batch]))
         self._metrics.batch_size.observe(len(batch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from imgcls_infer import __version__
@@ -77,6 +77,9 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Most requests accepted and not answered yet; beyond it 503.",
 )
+@click.option(
+    "--accept-all", is_flag=True, help="Name the most probable class even where the model's limits say otherwise."
+)
 @click.option("--access-log", is_flag=True, help="Write a line for each request to standard error.")
 @click.version_option(__version__, prog_name="imgcls-serve")
 def command(
@@ -93,6 +96,7 @@ def command(
     max_bytes: int,
     timeout: float,
     queue: int,
+    accept_all: bool,
     access_log: bool,
 ) -> None:
     """Classify pictures over HTTP with a model exported by imgcls: the answers of imgcls-infer.
@@ -116,7 +120,7 @@ def command(
             raise click.UsageError(f"--allowed-host {printable(allowed)}: not a host's name.")
     chosen = model or os.environ.get("IMGCLS_MODEL") or None
     try:
-        predictor = _open_warm(chosen, provider, threads)
+        predictor = _open_warm(chosen, provider=provider, threads=threads, accept_all=accept_all)
     except InferError as error:
         raise failure(str(error)) from None
     try:
@@ -139,12 +143,15 @@ def _log(access: bool) -> None:
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
 
 
-def _open_warm(model: str | None, provider: str, threads: int | None) -> Predictor:
-    """A predictor that has run once, so that the first request neither waits for that nor finds the model broken."""
+def _open_warm(model: str | None, **options: Any) -> Predictor:
+    """A predictor that has run once, so that the first request neither waits for that nor finds the model broken.
+
+    options: what Predictor takes beside the model.
+    """
     import numpy as np
     from imgcls_infer.predictor import Predictor
 
-    predictor = Predictor(model, provider=provider, threads=threads)
+    predictor = Predictor(model, **options)
     predictor.run(np.zeros((1, *predictor.manifest.preprocessing.size, 3), np.uint8))
     if predictor.note:
         click.echo(f"note: {predictor.note}", err=True)

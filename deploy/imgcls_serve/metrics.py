@@ -51,6 +51,10 @@ class Metrics:
         self.picture_errors = Counter(
             "imgcls_picture_errors", "Pictures that could not be decoded or were refused.", registry=self.registry
         )
+        self.unsure_answers = Counter("imgcls_unsure_answers", "Pictures answered unsure.", registry=self.registry)
+        self.unknown_answers = Counter(
+            "imgcls_unknown_answers", "Pictures answered none of these.", registry=self.registry
+        )
 
 
 class Measured:

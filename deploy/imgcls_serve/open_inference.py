@@ -1,7 +1,8 @@
 """The Open Inference Protocol (KServe v2), REST: tensors in, tensors out.
 
 One model, one version. Input `image` UINT8 [N, S, S, 3] (pixels after stage 1), outputs `logits` and `probabilities`
-FP32 [N, K]; as JSON, or raw with the binary tensor data extension, which Triton's client uses unless told otherwise.
+FP32 [N, K], and with models that tell it `novelty` FP32 [N]; as JSON, or raw with the binary tensor data extension,
+which Triton's client uses unless told otherwise.
 Source: kserve.github.io/website, "Open Inference Protocol"; triton-inference-server/server, docs/protocol.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,6 @@ from imgcls_serve.strict_json import strict_json
 
 VERSION = "1"
 BINARY_HEADER = "Inference-Header-Content-Length"
-_OUTPUTS = ("logits", "probabilities")
 _MAX_PICTURES = 2**31  # of a tensor: more digits than that only keep the server busy
 _ONE_AT_A_TIME = threading.Lock()
 """JSON takes up to 50 times its length while it is parsed (10 MB of [[]],[[]],... 472 MiB). Threads gain no time by
@@ -41,32 +42,35 @@ class Inference:
     id: str | None = None
 
 
-def model_metadata(name: str, manifest: Manifest) -> dict[str, Any]:
+def model_metadata(name: str, manifest: Manifest, outputs: Sequence[str]) -> dict[str, Any]:
     """The protocol's description of the model: its version, inputs and outputs."""
-    size, classes = list(manifest.preprocessing.size), len(manifest.classes)
+    size, rows = list(manifest.preprocessing.size), [-1, len(manifest.classes)]
+    shapes = {output: [-1] if output == "novelty" else rows for output in outputs}
     return {
         "name": name,
         "versions": [VERSION],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, *size, 3]}],
-        "outputs": [{"name": output, "datatype": "FP32", "shape": [-1, classes]} for output in _OUTPUTS],
+        "outputs": [{"name": output, "datatype": "FP32", "shape": shape} for output, shape in shapes.items()],
     }
 
 
-def parse_inference(body: bytes, header_length: str | None, size: tuple[int, int]) -> Inference:
+def parse_inference(
+    body: bytes, header_length: str | None, size: tuple[int, int], outputs: Sequence[str] = ("logits", "probabilities")
+) -> Inference:
     """Read an infer request. header_length: the value of BINARY_HEADER, the length of the JSON in front of raw tensors.
 
-    size: height and width of the model's input. Raises ProtocolError.
+    size: height and width of the model's input. outputs: that it has. Raises ProtocolError.
     """
     with _ONE_AT_A_TIME:
         try:
-            return _parsed(body, header_length, size)
+            return _parsed(body, header_length, size, outputs)
         except ProtocolError as error:
             problem = str(error)
     raise ProtocolError(problem)  # anew: the first one's traceback holds the document
 
 
-def _parsed(body: bytes, header_length: str | None, size: tuple[int, int]) -> Inference:
+def _parsed(body: bytes, header_length: str | None, size: tuple[int, int], outputs: Sequence[str]) -> Inference:
     head, raw = body, b""
     if header_length is not None:
         length = whole_number(header_length)
@@ -80,14 +84,11 @@ def _parsed(body: bytes, header_length: str | None, size: tuple[int, int]) -> In
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise ProtocolError("id is not a string")
-    return Inference(_pixels(inputs[0], raw, size), _wanted(document), identity)
+    return Inference(_pixels(inputs[0], raw, size), _wanted(document, outputs), identity)
 
 
-def render_inference(
-    name: str, inference: Inference, logits: np.ndarray, probabilities: np.ndarray
-) -> tuple[bytes, dict[str, str]]:
-    """The response's body and headers. logits, probabilities: float32 [N, K]."""
-    arrays = dict(zip(_OUTPUTS, (logits, probabilities), strict=True))
+def render_inference(name: str, inference: Inference, arrays: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, str]]:
+    """The response's body and headers. arrays: name of an output to its float32 [N, K] or [N]."""
     outputs: list[dict[str, Any]] = []
     raw = b""
     for output, binary in inference.outputs.items():
@@ -154,16 +155,16 @@ def _json_pixels(data: Any, shape: list[int]) -> np.ndarray:
     return array.astype(np.uint8).reshape(shape)
 
 
-def _wanted(document: dict[str, Any]) -> dict[str, bool]:
+def _wanted(document: dict[str, Any], outputs: Sequence[str]) -> dict[str, bool]:
     """Name of each wanted output to whether it is wanted raw. All outputs, unless the request names some."""
     raw = bool(_parameters(document).get("binary_data_output", False))
     listed = document.get("outputs")
     if listed is None:
-        return dict.fromkeys(_OUTPUTS, raw)
+        return dict.fromkeys(outputs, raw)
     wanted = {}
     for entry in listed if isinstance(listed, list) else [None]:
-        if not isinstance(entry, dict) or entry.get("name") not in _OUTPUTS:
-            raise ProtocolError(f"unknown output {entry!r}"[:150] + f"; the model has {', '.join(_OUTPUTS)}")
+        if not isinstance(entry, dict) or entry.get("name") not in outputs:
+            raise ProtocolError(f"unknown output {entry!r}"[:150] + f"; the model has {', '.join(outputs)}")
         name = entry["name"]
         parameters = _parameters(entry)
         if parameters.get("classification"):

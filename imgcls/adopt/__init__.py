@@ -27,7 +27,7 @@ from imgcls.export.external_data import remove_old_weights, take_weights_out
 from imgcls.export.golden_files import make_golden_files
 from imgcls.export.to_onnx import OnnxFile
 from imgcls.parity.probes import BATCH_SIZES
-from imgcls.parity.rounding import typical_pictures
+from imgcls.parity.rounding import Tolerances, typical_pictures
 from imgcls.parity.runtimes import Run, Runtime, answered, open_onnx
 from imgcls.parity.verify import Reference
 from imgcls.system.files import new_file, one_writer, real_file
@@ -89,7 +89,9 @@ def adopt_onnx(config: AdoptConfig) -> AdoptResult:
         with weights.beside(path) if weights else contextlib.nullcontext(), new_file(path) as temporary:
             file.write(temporary, manifest)
             name = f"the original {adoption.original.name}"
-            parity = check_against(open_onnx(temporary), adoption.reference, adoption.tolerance, golden, sizes, name)
+            parity = check_against(
+                open_onnx(temporary), adoption.reference, Tolerances(adoption.tolerance), golden, sizes, name
+            )
             file.seal(temporary, replace(manifest, parity=parity))
             manifest = open_onnx(temporary).manifest
         remove_old_weights(path, keep=weights.name if weights else "")
@@ -170,8 +172,9 @@ def reference_of(path: Path, adopted: Runtime) -> Reference:
         raise AdoptError(f"{original.name}: is not the file that the model was adopted from: it has other weights")
     pictures = typical_pictures(adopted.golden, manifest.preprocessing.size)
 
-    def tolerance(precision: str) -> float:
-        return _tolerance(*_wrapped(original, terms, manifest, pictures), terms, manifest, pictures)
+    def tolerance(precision: str) -> Tolerances:
+        wrapped = _wrapped(original, terms, manifest, pictures)
+        return Tolerances(_tolerance(*wrapped, terms, manifest, pictures))
 
     name = f"the original {original.name}, onnxruntime (cpu)"
     return Reference(Runtime(name, original.reference(terms), manifest), tolerance)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgcls.cli.options import DESCRIPTION, FILE, comparison_options, open_checkpoint
+from imgcls.cli.options import DESCRIPTION, FILE, chosen_pictures, comparison_options, open_checkpoint
 from imgcls.cli.output import console, show_json
 from imgcls.errors import ImgclsError
 
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 def command(
     checkpoint: Path,
     models: tuple[Path, ...],
-    data_dir: Path,
+    data_dir: Path | None,
+    run_dir: Path | None,
     plot: Path | None,
     as_json: bool,
     markdown: bool,
@@ -56,7 +57,7 @@ def command(
         require_writable(plot)
     described = {name: options.pop(name) for name in DESCRIPTION}
     loaded = open_checkpoint(checkpoint, **described)
-    folder = comparison_folder(data_dir, loaded.manifest.classes)
+    folder = chosen_pictures(loaded, data_dir, run_dir, comparison_folder)
     # late, since they load onnx, which none of the errors above needs
     from imgcls.bench import bench as run
     from imgcls.networks.registry import is_outside

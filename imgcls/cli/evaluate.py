@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgcls.cli.options import FILE, checkpoint_options, open_checkpoint
+from imgcls.cli.options import FILE, checkpoint_options, chosen_pictures, open_checkpoint, pictures_options
 from imgcls.cli.output import console
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command("eval", epilog="Example: imgcls eval models/cnn.pth --data data/test --output runs/eval")
 @checkpoint_options
-@click.option("--data", "data_dir", type=FILE, default="data/test", show_default=True, help="Folder of <class>/*.")
+@pictures_options("Folder of <class>/*")
 @click.option("--output", "-o", type=FILE, help="Folder for scores.json, confusion.png, reliability.png and wrong.png.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to run.")
 @click.option(
@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Pictures in wrong.png: the wrong answers of the highest probability.",
 )
-def command(checkpoint: Path, data_dir: Path, output: Path | None, device: str, wrong: int, **described: Any) -> None:
+def command(
+    checkpoint: Path,
+    data_dir: Path | None,
+    run_dir: Path | None,
+    output: Path | None,
+    device: str,
+    wrong: int,
+    **described: Any,
+) -> None:
     """Measure a checkpoint on a folder of pictures: accuracy, precision, recall, F1, calibration, confusions.
 
     CHECKPOINT is a .pth of imgcls, or a bare state dict described by the options.
@@ -39,7 +47,8 @@ def command(checkpoint: Path, data_dir: Path, output: Path | None, device: str, 
     if output is not None:
         require_writable(output / "scores.json")
     loaded = open_checkpoint(checkpoint, **described)
-    evaluation = evaluate_folder(loaded, scan_folder(data_dir, loaded.manifest.classes), device, wrong)
+    folder = chosen_pictures(loaded, data_dir, run_dir, scan_folder)
+    evaluation = evaluate_folder(loaded, folder, device, wrong)
     _show_scores(evaluation.scores)
     if evaluation.unreadable:
         count, reason = len(evaluation.unreadable), evaluation.unreadable[0][1]

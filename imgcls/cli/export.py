@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgcls.cli.options import DESCRIPTION, FILE, checkpoint_options, open_checkpoint
+from imgcls.cli.options import DESCRIPTION, FILE, checkpoint_options, open_checkpoint, run_option
 from imgcls.config import FORMATS
 
 if TYPE_CHECKING:
@@ -36,7 +36,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the network; input and outputs stay as they are. int8: ONNX only. bf16: not on onnxruntime's CPU.",
 )
-@click.option("--calibration", type=FILE, help="int8: folder of training pictures, <class>/*; never the test pictures.")
+@click.option(
+    "--calibration",
+    type=FILE,
+    help="int8: folder of training pictures, <class>/*; never the test pictures. Default: those of its run.",
+)
+@run_option("whose training pictures calibrate int8")
 @click.option(
     "--calibration-size", type=click.IntRange(min=2), default=1024, show_default=True, help="int8: pictures to use."
 )
@@ -72,7 +77,7 @@ if TYPE_CHECKING:
 )
 @click.option("--golden", type=click.IntRange(0, 64), default=8, show_default=True, help="Golden samples in the file.")
 @click.option("--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none.")
-def command(checkpoint: Path, samples: Path | None, **options: Any) -> None:
+def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **options: Any) -> None:
     """Write a checkpoint as one self-describing file for devices.
 
     CHECKPOINT is a .pth of imgcls, or a bare state dict described by the options.
@@ -80,8 +85,12 @@ def command(checkpoint: Path, samples: Path | None, **options: Any) -> None:
     from imgcls.config import ExportConfig
 
     described = {name: options.pop(name) for name in DESCRIPTION}
-    config = ExportConfig(checkpoint, **options)
+    if run_dir and (options["calibration"] or options["precision"] != "int8"):
+        raise click.UsageError("--run names the pictures that calibrate int8; leave out --run, or --calibration")
     loaded = open_checkpoint(checkpoint, **described)
+    if options["precision"] == "int8" and options["calibration"] is None:
+        options["calibration"] = _training_dir(loaded, run_dir)
+    config = ExportConfig(checkpoint, **options)
     if samples is not None:
         loaded = _with_samples(loaded, samples, config.golden)
     from imgcls.export import export_model as run  # late: it loads onnx, which none of the errors above needs
@@ -97,12 +106,21 @@ def command(checkpoint: Path, samples: Path | None, **options: Any) -> None:
         _show_quantization(parity.quantization)
     if parity.embedded_resize:
         _show_embedded_resize(parity.embedded_resize)
+    novelty = "" if parity.max_novelty_diff is None else f", max |dn| of the novelty {parity.max_novelty_diff:.1e},"
     beside = f" and {result.weights.name} beside it" if result.weights else ""
     click.echo(
         f"wrote {result.path}{beside} ({megabytes(result.size)}), "
-        f"max |dp| against PyTorch {parity.max_abs_diff:.1e} "
+        f"max |dp| against PyTorch {parity.max_abs_diff:.1e}{novelty} "
         f"in batches of {', '.join(map(str, parity.batch_sizes or []))}"
     )
+
+
+def _training_dir(checkpoint: Checkpoint, run_dir: Path | None) -> Path | None:
+    from functools import partial
+
+    from imgcls.training.run_pictures import training_dir
+
+    return training_dir(checkpoint.manifest, run_dir, partial(click.echo, err=True))
 
 
 def _with_samples(checkpoint: Checkpoint, folder: Path, count: int) -> Checkpoint:

@@ -16,6 +16,8 @@ from imgcls.networks.registry import NETWORKS, OTHERS, is_outside
 
 if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint
+    from imgcls.data.folder import Folder
+    from imgcls.training.run_pictures import Scan
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -102,18 +104,35 @@ def checkpoint_options(function: Command) -> Command:
     return _decorated(function, decorators)
 
 
+def pictures_options(data_help: str) -> Callable[[Command], Command]:
+    """--data and --run: which pictures a checkpoint is measured on. data_help: what folders --data takes."""
+    default = "Default: the test pictures of the checkpoint's run, else data/test."
+    decorators = (
+        click.option("--data", "data_dir", type=FILE, help=f"{data_help}, or one with train/ and test/. {default}"),
+        run_option("whose test pictures are taken"),
+    )
+    return lambda function: _decorated(function, decorators)
+
+
+def run_option(purpose: str) -> Callable[[Command], Command]:
+    text = f"The folder of the checkpoint's run, {purpose}. Default: the one in runs/ that has its weights."
+    return click.option("--run", "run_dir", type=FILE, metavar="RUN", help=text)
+
+
+def chosen_pictures(checkpoint: Checkpoint, data_dir: Path | None, run_dir: Path | None, scan: Scan) -> Folder:
+    """The pictures that pictures_options' options choose, scanned by `scan`; what was chosen goes to standard error."""
+    from imgcls.training.run_pictures import pictures_to_measure
+
+    if data_dir is not None and run_dir is not None:
+        raise click.UsageError("--data and --run both say which pictures; leave out one")
+    return pictures_to_measure(checkpoint.manifest, data_dir, run_dir, functools.partial(click.echo, err=True), scan)
+
+
 def comparison_options(function: Command) -> Command:
     """CHECKPOINT and the exported files that are held against it, on which pictures and execution providers."""
     decorators = (
         click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=FILE),
-        click.option(
-            "--data",
-            "data_dir",
-            type=FILE,
-            default="data/test",
-            show_default=True,
-            help="Folder of <class>/* or of loose pictures.",
-        ),
+        pictures_options("Folder of <class>/* or of loose pictures"),
         click.option(
             "--provider",
             "providers",

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from imgcls_infer.steps import JPEGS
 
 from imgcls.cli.options import FILE, POSITIVE, RESIZE, SHARE, Command, Number, published, recipe_values, triple
 from imgcls.cli.output import report_line
 from imgcls.networks.registry import TUNED_HELD_OUT, is_outside, known_names
 
+_SETS = ("train_dir", "test_dir", "split")
+_APART = {"data_dir": ("train_dir", "test_dir"), "split": ("test_dir", "no_test")}  # one says what the others say
 _FREE = {"epochs": "--epochs", "cuda_graphs": "--cuda-graphs/--no-cuda-graphs"}  # may be given with --resume
 
 
@@ -24,9 +27,30 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 @click.command(
     "train", epilog="Example: imgcls train --train data/train --test data/test --epochs 20 --output models/cnn.pth"
 )
+@click.option(
+    "--data",
+    "data_dir",
+    type=FILE,
+    metavar="ROOT",
+    help="In place of --train and --test: a folder with train/ and test/ (or val/, valid/), or a folder of <class>/*, "
+    "which is then split by --split.",
+)
 @click.option("--train", "train_dir", type=FILE, default="data/train", show_default=True, help="Folder of <class>/*.")
 @click.option("--test", "test_dir", type=FILE, default="data/test", show_default=True, help="Folder of <class>/*.")
-@click.option("--no-test", is_flag=True, help="Train without a test folder.")
+@click.option(
+    "--split",
+    type=SHARE,
+    help="In place of --test: this share of each class of the training folder is the test set, and never trained on. "
+    "Default with --data: 0.2, where ROOT has no test folder.",
+)
+@click.option(
+    "--split-seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Draws the pictures of --split; --seed leaves them as they are.",
+)
+@click.option("--no-test", is_flag=True, help="Train without test pictures.")
 @click.option("--output", "-o", type=FILE, default="models/cnn.pth", show_default=True, help="Checkpoint to write.")
 @click.option("--run-dir", type=FILE, help="The run's folder. Default: runs/<output's name>, numbered.")
 @click.option(
@@ -51,6 +75,12 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     "--image-size", type=click.IntRange(8, 4096), help="Pixels a side. Default: the network's own; cnn, vgg16: 32."
 )
 @_recipe_option("--resize", "How a picture becomes square; its own: as the network was published.", type=RESIZE)
+@click.option(
+    "--decode",
+    type=click.Choice(JPEGS),
+    help="How JPEG files are decoded, here and on every device. scaled: large ones are shrunk by libjpeg while it "
+    "decodes them, three to four times as fast. Default: the network's own, which is whole.",
+)
 @_recipe_option("--epochs", "Times that the network sees every picture.", type=click.IntRange(min=1))
 @_recipe_option("--batch-size", "Pictures a step.", type=click.IntRange(min=1))
 @_recipe_option("--optimizer", "Optimiser.", type=click.Choice(["adam", "adamw", "sgd"]))
@@ -101,6 +131,21 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     default=0,
     help="Stop after this many epochs without a better one; 0: never.",
 )
+@click.option(
+    "--right-share",
+    type=SHARE,
+    default=0.95,
+    show_default=True,
+    help="Share of the accepted answers that is to be right: the others are `unsure`. Fitted on the held-out part.",
+)
+@click.option(
+    "--known-share",
+    type=SHARE,
+    default=0.95,
+    show_default=True,
+    help="Share of the classes' pictures that is to be known: the others are `none of these`. Fitted likewise.",
+)
+@click.option("--novelty/--no-novelty", default=True, help="Tell pictures of no class by their features. Default: yes.")
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -176,13 +221,23 @@ def _merged(context: click.Context, config: Path | None, options: dict[str, Any]
     from imgcls.training.configure import read_config
 
     given = _given(context)
+    _require_one_way(given)
     in_file = read_config(config) if config else {}
     in_file.pop("run_dir", None)  # of the run that it comes from
+    if in_file.get("split"):
+        in_file.setdefault("test_dir", None)  # the option's default stands for nobody's wish
     own = str(in_file.get("arch"))
     if "arch" not in given and is_outside(own):  # nothing is run because a file names it
         raise click.UsageError(f"{config}: its network is {own!r}, of your own files; name it again with --arch")
     explicit = {name: value for name, value in options.items() if name in given}
     return {**_as_fields(options), **in_file, **_as_fields(explicit)}
+
+
+def _require_one_way(given: dict[str, str]) -> None:
+    """Raises click.UsageError where the options name the test pictures in two ways, or the training pictures."""
+    for name, others in _APART.items():
+        if name in given and (twice := [given[other] for other in others if other in given]):
+            raise click.UsageError(f"{given[name]} says where the pictures are; leave out {', '.join(twice)}")
 
 
 def _given(context: click.Context) -> dict[str, str]:
@@ -197,8 +252,17 @@ def _given(context: click.Context) -> dict[str, str]:
 def _as_fields(options: dict[str, Any]) -> dict[str, Any]:
     """Options of the command in the names and units of TrainConfig."""
     fields = dict(options)
-    if fields.pop("no_test", False):
+    no_test, root = fields.pop("no_test", False), fields.pop("data_dir", None)
+    if root is not None:
+        from imgcls.data.layout import find_sets
+
+        fields |= dict(zip(_SETS, find_sets(root, fields.get("split") or 0.0), strict=True))
+    elif fields.get("split"):
         fields["test_dir"] = None
+    elif "test_dir" in fields:
+        fields["split"] = 0.0
+    if no_test:
+        fields |= {"test_dir": None, "split": 0.0}
     if "cache_limit" in fields:
         fields["cache_limit"] = int(1e9 * fields["cache_limit"])
     return fields

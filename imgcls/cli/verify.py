@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgcls.cli.options import FILE, Number, comparison_options, is_original, open_checkpoint
+from imgcls.cli.options import FILE, Number, chosen_pictures, comparison_options, is_original, open_checkpoint
 from imgcls.cli.output import console, show_json
 from imgcls.errors import ImgclsError
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from imgcls.parity.verify import VerifyResult
 
 _CHANGED_SHOWN = 5
-_WIDE = 140  # columns of a terminal that shows all of:
+_WIDE = 152  # columns of a terminal that shows all of:
 _FIGURES = ("max |dp|", "99.9 %", "mean", "allowed", "max |dlogit|", "max KL", "same class", "same top 5", "accuracy")
 _NARROW = ("max |dp|", "allowed", "same class", "accuracy")
+_NOVELTY = ("max |dn|", "allowed |dn|")
 
 
 @click.command("verify", epilog="Example: imgcls verify models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test")
@@ -38,7 +39,8 @@ _NARROW = ("max |dp|", "allowed", "same class", "accuracy")
 def command(
     checkpoint: Path,
     models: tuple[Path, ...],
-    data_dir: Path,
+    data_dir: Path | None,
+    run_dir: Path | None,
     providers: tuple[str, ...],
     devices: tuple[str, ...],
     tolerance: float | None,
@@ -62,13 +64,13 @@ def command(
     if bisect:
         _require_nodes(models)
     if is_original(checkpoint):
-        if devices or bisect or any(described.values()):
-            raise click.UsageError("an original ONNX file takes neither --eager, --bisect nor a description")
-        result = _against_original(checkpoint, models, data_dir, providers, tolerance)
+        if devices or bisect or run_dir or any(described.values()):
+            raise click.UsageError("an original ONNX file takes neither --eager, --bisect, --run nor a description")
+        result = _against_original(checkpoint, models, data_dir or Path("data/test"), providers, tolerance)
         _show(result, {}, report, as_json)
         return
     loaded = open_checkpoint(checkpoint, **described)
-    folder = comparison_folder(data_dir, loaded.manifest.classes)
+    folder = chosen_pictures(loaded, data_dir, run_dir, comparison_folder)
     # late, since they load onnx, which none of the errors above needs
     from imgcls.export.formats import open_on_each
     from imgcls.parity.runtimes import eager
@@ -142,15 +144,16 @@ def _bisect(checkpoint: Checkpoint, models: tuple[Path, ...], result: VerifyResu
 def _show_parity(result: VerifyResult) -> None:
     from rich.table import Table
 
-    from imgcls.report.tables import parity_cells
+    from imgcls.report.tables import parity_rows
     from imgcls.shares import legend, percent
 
-    out = console(160)
+    out = console(176)
     first = result.reports[0]
     accuracy = percent(first.reference_accuracy, first.labelled) + legend(first.labelled)
     table = Table(title=f"against {result.against}: {first.count:,} pictures, accuracy {accuracy}")
-    rows = [parity_cells(report) for report in result.reports]
-    names = _FIGURES if out.width >= _WIDE else _NARROW
+    rows = parity_rows(result.reports)
+    novelty = [name for name in _NOVELTY if name in rows[0]]
+    names = [*(_FIGURES if out.width >= _WIDE else _NARROW), *novelty]
     for column in ("file", "runtime", *names, ""):
         table.add_column(column, justify="right" if column in names else "left", overflow="fold")
     for report, figures in zip(result.reports, rows, strict=True):
@@ -173,6 +176,8 @@ def _parity_lines(report: ParityReport) -> list[str]:
     if report.probes:
         probes = (f"{probe.count} {names[probe.name]} {probe.max_abs:.1e}" for probe in report.probes)
         lines.append(f"{report.path}, {report.name}: max |dp| over {', '.join(probes)}")
+        novelty = [found for probe in report.probes if (found := probe.max_novelty) is not None]
+        lines += [f"{report.path}, {report.name}: max |dn| over the same {max(novelty):.1e}"] if novelty else []
     for answer in report.changed[:_CHANGED_SHOWN]:
         change = f"{answer.reference} became {answer.candidate} (margin {answer.margin:.1e})"
         lines.append(f"{report.path}: {answer.path}: {change}")

@@ -83,8 +83,8 @@ def cache_key(folder: Folder, preprocessing: Preprocessing) -> str:
     Names, sizes and times do not distinguish sets: reproducible archives give every file the same time.
     """
     digest = hashlib.sha256(identity(preprocessing).encode())
-    for contents in run_ahead(_contents, _chunks(folder.paths)):
-        digest.update(contents)
+    for part in contents(folder.paths):
+        digest.update(part)
     return digest.hexdigest()
 
 
@@ -101,8 +101,12 @@ def identity(preprocessing: Preprocessing) -> str:
     return repr((preprocessing, pillow))
 
 
+def contents(paths: Sequence[Path]) -> Iterator[bytes]:
+    """32 bytes for each file, some files at a time: SHA-256 of its content, or of the error if it can't be read."""
+    return run_ahead(_contents, _chunks(paths))
+
+
 def _contents(paths: Sequence[Path]) -> bytes:
-    """32 bytes for each file: SHA-256 of its content, or of the error if it can't be read."""
     return b"".join(hashlib.sha256(_read(path)).digest() for path in paths)
 
 

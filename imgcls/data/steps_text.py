@@ -1,6 +1,6 @@
 """Preprocessing as people write it: `resize short 256 bicubic, crop 224`. The inverse of Preprocessing.describe().
 
-    [HEIGHT x WIDTH:] STEP, STEP ... [; no exif, alpha drop]
+    [HEIGHT x WIDTH:] STEP, STEP ... [; no exif, alpha drop, jpeg scaled]
 
 A STEP is `resize short|long|exact SIZE [FILTER] [floor|half_even|ratio]`, `crop SIZE [half_even|floor]` or
 `pad SIZE [#rrggbb]`; SIZE is a number or HEIGHT x WIDTH. In place of the steps may stand `crop`, `squash` or `pad`,
@@ -17,6 +17,7 @@ from imgcls_infer.steps import (
     DECODE,
     EDGES,
     FILTERS,
+    JPEGS,
     MODES,
     OFFSETS,
     ROUNDINGS,
@@ -113,6 +114,10 @@ def _decode(text: str) -> Decode:
             decode = decode._replace(exif=False)
         elif word == "alpha" and value in ALPHAS:
             decode = decode._replace(alpha=value)
+        elif word == "jpeg" and value in JPEGS:
+            decode = decode._replace(jpeg=value)
         else:
-            raise ImgclsError(f"`steps` has {part!r} after the semicolon; there stand `no exif` and `alpha drop`")
+            raise ImgclsError(
+                f"`steps` has {part!r} after the semicolon; there stand `no exif`, `alpha drop` and `jpeg scaled`"
+            )
     return decode

@@ -15,7 +15,9 @@ from imgcls_infer.steps import Size
 from imgcls.checkpoint import Checkpoint
 from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
+from imgcls.data.layout import training_root
 from imgcls.data.packed import decode_all
+from imgcls.data.split import parts
 from imgcls.errors import DataError, ExportError
 from imgcls.export.embed_resize import check_resize
 from imgcls.export.external_data import remove_old_weights
@@ -26,7 +28,7 @@ from imgcls.networks.classifier import Classifier
 from imgcls.networks.fold import fold_classifier
 from imgcls.networks.precision import NARROW, narrow
 from imgcls.parity.probes import BATCH_SIZES
-from imgcls.parity.rounding import probability_tolerance, typical_pictures
+from imgcls.parity.rounding import Tolerances, tolerances, typical_pictures
 from imgcls.parity.runtimes import Run, Runtime, golden_samples, run_module
 from imgcls.system.files import new_file, new_folder, one_writer, real_file, require_replaceable
 
@@ -63,6 +65,7 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
     name, path = destination(config)
     config, chosen = replace(config, format=name), FORMATS[name]
     _require_options(config, chosen)
+    _require_novelty(config, chosen, checkpoint)
     path = _free_path(path, config, chosen)
     pipeline = _Pipeline.of(config, chosen, checkpoint, Path(chosen.folder.model if chosen.folder else path).name)
     with one_writer(path):
@@ -212,18 +215,18 @@ def check(
     """Compare a written file with the reference on the golden samples and on noise, in every batch size.
 
     reference: the float32 classifier. Returns the file's parity with the figures of this check. Raises ExportError if
-    a probability differs from the reference by more than the rounding model allows the file's precision
+    a probability or a novelty differs from the reference by more than the rounding model allows the file's precision
     (imgcls.parity.rounding).
     """
     pictures = typical_pictures(golden, model.manifest.preprocessing.size)
-    tolerance = probability_tolerance(reference, pictures, model.manifest.precision)
+    tolerance = tolerances(reference, pictures, model.manifest.precision)
     return check_against(model, run_module(reference), tolerance, golden, batch_sizes)
 
 
 def check_against(
     model: Runtime,
     expected: Run,
-    tolerance: float,
+    tolerance: Tolerances,
     golden: list[GoldenSample],
     batch_sizes: tuple[int, ...] = BATCH_SIZES,
     reference: str = "PyTorch",
@@ -233,19 +236,25 @@ def check_against(
     Raises ExportError.
     """
     size = model.manifest.preprocessing.size
-    largest = 0.0
+    allowed = {"": tolerance.probability, " in the novelty": tolerance.novelty or 0.0}
+    largest: dict[str, float] = {}
     for count in batch_sizes:
         pixels = _noise_after(golden, size, count)
-        difference = float(np.abs(model.run(pixels)[1] - expected(pixels)[1]).max())
-        if not difference <= tolerance:  # NaN fails too
-            raise ExportError(
-                f"the file differs from {reference} by {difference:.2e} (allowed: {tolerance:.1e}); not written"
-            )
-        largest = max(largest, difference)
+        answers = zip(allowed, model.run(pixels)[1:], expected(pixels)[1:], strict=False)
+        for output, found, known in answers:
+            difference = float(np.abs(found - known).max())
+            if not difference <= allowed[output]:  # NaN fails too
+                raise ExportError(
+                    f"the file differs from {reference}{output} by {difference:.2e} "
+                    f"(allowed: {allowed[output]:.1e}); not written"
+                )
+            largest[output] = max(largest.get(output, 0.0), difference)
     return replace(
         model.manifest.parity,
-        max_abs_diff=largest,
-        tolerance=tolerance,
+        max_abs_diff=largest[""],
+        tolerance=tolerance.probability,
+        max_novelty_diff=largest.get(" in the novelty"),
+        novelty_tolerance=tolerance.novelty,
         batch_sizes=list(batch_sizes),
         golden_samples=len(golden),
         runtime=model.name,
@@ -260,6 +269,13 @@ def _require_options(config: ExportConfig, chosen: Format) -> None:
         if getattr(config, option) and option not in chosen.options:
             owner = next(name for name, known in FORMATS.items() if option in known.options)
             raise ExportError(f"{config.format} {reason}; `{option}` goes with {owner}")
+
+
+def _require_novelty(config: ExportConfig, chosen: Format, checkpoint: Checkpoint) -> None:
+    """Raises ExportError if the checkpoint has a novelty and the format cannot carry one."""
+    if checkpoint.novelty is not None and not chosen.novelty:
+        able = ", ".join(name for name, known in FORMATS.items() if known.novelty)
+        raise ExportError(f"{config.format} cannot carry the novelty that the checkpoint has; it goes with {able}")
 
 
 def _job(
@@ -288,9 +304,14 @@ def _job(
 
 
 def _calibration_pictures(config: ExportConfig, manifest: Manifest) -> np.ndarray:
-    """Pictures of the folder, drawn with a fixed seed: uint8 [N, H, W, 3], N at most calibration_size."""
+    """Pictures of the folder, drawn with a fixed seed: uint8 [N, H, W, 3], N at most calibration_size.
+
+    Of a folder that the training run has split, the test pictures are left out.
+    """
     assert config.calibration is not None
-    paths = scan_folder(config.calibration, manifest.classes).paths
+    folder = scan_folder(training_root(config.calibration), manifest.classes)
+    training = parts(folder, manifest.dataset)
+    paths = training[0].paths if training else folder.paths
     order = np.random.default_rng(0).permutation(len(paths))[: config.calibration_size]
     decoded = decode_all([paths[index] for index in order], manifest.preprocessing)
     readable = [pixels for pixels in decoded if not isinstance(pixels, ImageError)]

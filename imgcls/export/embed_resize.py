@@ -34,7 +34,15 @@ _SPANS = ((0.5, 0.9), (1.1, 0.7), (1.4, 2.1), (3.1, 2.3), (0.8, 6.7), (7.9, 5.2)
 
 
 def embed_resize(model: onnx.ModelProto, preprocessing: Preprocessing) -> None:
-    """Insert a model's steps before its graph. Raises ExportError if one resizes with a filter other than bilinear."""
+    """Insert a model's steps before its graph.
+
+    Raises ExportError if one resizes with a filter other than bilinear, or if JPEG files are decoded in a way that the
+    hosts that such a graph is for do not know.
+    """
+    if preprocessing.decode.jpeg != "whole":
+        raise ExportError(
+            "`embed_resize` is for hosts that decode JPEG files whole; this model has them decoded scaled"
+        )
     if others := set(preprocessing.filters) - {"bilinear"}:
         raise ExportError(f"`embed_resize` is for bilinear resizing; this model resizes with {', '.join(others)}")
     graph = model.graph

@@ -96,7 +96,8 @@ class Format:
     choose onnxruntime's execution provider.
     graph: reads the operators and layers of a file; None if the format does not tell them.
     bisect: finds the first node that differs from PyTorch (imgcls.parity.bisect); None if its nodes have no names.
-    folder: the folder around the model file; None if the format is a single file.
+    folder: the folder around the model file; None if the format is a single file. novelty: whether its files give a
+    third output where the classifier does.
     """
 
     suffixes: tuple[str, ...]
@@ -110,6 +111,7 @@ class Format:
     graph: Callable[[Path], Graph] | None = None
     bisect: Bisect | None = None
     folder: Layout | None = None
+    novelty: bool = False
 
     @property
     def suffix(self) -> str:

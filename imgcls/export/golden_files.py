@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from imgcls_infer.golden import GoldenFile, GoldenSample
 from imgcls_infer.manifest import Manifest
-from imgcls_infer.preprocess import decode_rgb, preprocess
+from imgcls_infer.preprocess import decode_for, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
 from PIL import Image
 
@@ -16,6 +16,9 @@ from imgcls.parity.runtimes import Run, answer_of
 
 _LARGEST = 640
 """Upper limit of a golden file's longer side in pixels, so that models of large pictures carry small golden files."""
+
+_SHRUNK = 4
+"""How many times larger the JPEG files of a model are whose decoder shrinks large ones, so that it shrinks them."""
 
 _TURN_RIGHT = 6  # EXIF orientation: a viewer rotates the picture by 90 degrees clockwise
 
@@ -31,12 +34,13 @@ def make_golden_files(run: Run, samples: list[GoldenSample], manifest: Manifest)
         return ()
     images = [Image.fromarray(samples[index % len(samples)].pixels()) for index in range(4)]
     side = images[0].width
+    jpeg = _SHRUNK if manifest.preprocessing.decode.jpeg == "scaled" else 1
     files = {
         "plain.png": _encoded(_blocks(images[0], _odd(side, 0)), "PNG"),
         "transparent.png": _encoded(_blocks(_with_alpha(images[1]), _odd(side, 1)), "PNG"),
-        "plain.jpg": _encoded(_smooth(images[2], _odd(side, 2)), "JPEG", quality=80, subsampling=2),
+        "plain.jpg": _encoded(_smooth(images[2], _odd(side, 2, jpeg)), "JPEG", quality=80, subsampling=2),
         "turned.jpg": _encoded(
-            _smooth(images[3], _odd(side, 3)), "JPEG", quality=80, progressive=True, exif=_exif(_TURN_RIGHT)
+            _smooth(images[3], _odd(side, 3, jpeg)), "JPEG", quality=80, progressive=True, exif=_exif(_TURN_RIGHT)
         ),
     }
     return tuple(_golden_file(name, data, run, manifest) for name, data in files.items())
@@ -48,7 +52,7 @@ def _golden_file(name: str, data: bytes, run: Run, manifest: Manifest) -> Golden
     return GoldenFile(
         name=name,
         data=data,
-        decoded_sha256=pixels_sha256(decode_rgb(data, name, manifest.preprocessing.decode)),
+        decoded_sha256=pixels_sha256(decode_for(data, name, manifest.preprocessing)),
         pixels_sha256=pixels_sha256(pixels),
         label=manifest.classes[int(np.argmax(probabilities))],
         probabilities=probabilities,
@@ -56,9 +60,9 @@ def _golden_file(name: str, data: bytes, run: Run, manifest: Manifest) -> Golden
     )
 
 
-def _odd(side: int, index: int) -> tuple[int, int]:
+def _odd(side: int, index: int, times: int = 1) -> tuple[int, int]:
     """Width and height, odd and different from each other, so that every preprocessing has to change the picture."""
-    shorter, longer = (min(_LARGEST, side * eighths // 8 | 1) for eighths in (11, 17))
+    shorter, longer = (min(times * _LARGEST, times * side * eighths // 8 | 1) for eighths in (11, 17))
     return (longer + 2 * index, shorter) if index % 2 else (shorter, longer + 2 * index)
 
 

@@ -45,13 +45,16 @@ With onnxruntime alone, from pixels that are {height} x {width} already:
     logits, probabilities = session.run(["logits", "probabilities"], {{"image": pixels}})
 
 `image` is uint8 `[N, {height}, {width}, 3]`, RGB, channels last, values 0 to 255; do not normalise it. Both outputs are
-float32 `[N, {count}]`. To turn a picture file into such pixels: {stage_1}.
+float32 `[N, {count}]`. {novelty}To turn a picture file into such pixels: {stage_1}.
 {transformers}
 
 ## Training
 
     {training}
 """
+
+_NOVELTY = """A third output, `novelty`, float32 `[N]`, says how far a picture lies from the training pictures: above
+{limit} it is taken for none of these classes. """
 
 _RESIZES = {
     "crop": "the shorter side to {height} pixels and the centre cut out",
@@ -92,6 +95,7 @@ def _card(name: str, manifest: Manifest, license: str | None) -> str:
         height=height,
         width=width,
         stage_1=_stage_1(manifest.preprocessing),
+        novelty=_novelty(manifest),
         transformers=_for_transformers(manifest.preprocessing),
         training=printable(json.dumps(manifest.training, sort_keys=True)),
     )
@@ -148,6 +152,13 @@ def _config(manifest: Manifest) -> dict[str, Any]:
         "precision": manifest.precision,
         "weights_sha256": manifest.weights_sha256,
     }
+
+
+def _novelty(manifest: Manifest) -> str:
+    """What the card says of the third output, where there is one."""
+    if manifest.acceptance is None or manifest.acceptance.novelty is None:
+        return ""
+    return _NOVELTY.format(limit=f"{manifest.acceptance.novelty:.6g}")
 
 
 def _stage_1(preprocessing: Preprocessing) -> str:

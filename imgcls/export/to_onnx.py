@@ -29,7 +29,7 @@ def to_onnx(job: Job) -> Converted:
     """Trace the classifier, and quantise it if the job has calibration pictures.
 
     The graph: `image` uint8 [batch, H, W, 3], with job.embedded [batch, height, width, 3] -> `logits`, `probabilities`
-    float32 [batch, K]. Raises ExportError.
+    float32 [batch, K], and `novelty` float32 [batch] where the classifier gives one. Raises ExportError.
     """
     model = trace(job.classifier, job.opset).model
     facts = Parity()
@@ -112,4 +112,5 @@ ONNX = Format(
     providers=True,
     graph=read_graph,
     bisect=bisect,
+    novelty=True,
 )

@@ -19,7 +19,8 @@ from imgcls.parity.runtimes import open_torch_export
 def to_torch_export(job: Job) -> Converted:
     """Capture the classifier as a graph of ATen operators, without Python code.
 
-    The program: uint8 [N, H, W, 3] -> (logits, probabilities), float32 [N, K] each. Raises ExportError.
+    The program: uint8 [N, H, W, 3] -> (logits, probabilities), float32 [N, K] each, and the novelty, float32
+    [N], where the classifier gives one. Raises ExportError.
     """
     example = torch.zeros(
         2, *job.classifier.size, 3, dtype=torch.uint8
@@ -47,4 +48,5 @@ TORCH_EXPORT = Format(
     convert=to_torch_export,
     read=open_torch_export,
     cold_start=torch_script("module = torch.export.load(sys.argv[1]).module()"),
+    novelty=True,
 )

@@ -20,7 +20,8 @@ from imgcls.parity.runtimes import open_torchscript
 def to_torchscript(job: Job) -> Converted:
     """Trace the classifier.
 
-    The module: uint8 [N, H, W, 3] -> (logits, probabilities), float32 [N, K] each. Raises ExportError.
+    The module: uint8 [N, H, W, 3] -> (logits, probabilities), float32 [N, K] each, and the novelty, float32
+    [N], where the classifier gives one. Raises ExportError.
     """
     example = torch.zeros(2, *job.classifier.size, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
@@ -46,4 +47,5 @@ TORCHSCRIPT = Format(
     convert=to_torchscript,
     read=open_torchscript,
     cold_start=torch_script("module = torch.jit.load(sys.argv[1])"),
+    novelty=True,
 )

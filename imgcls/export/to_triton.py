@@ -25,11 +25,14 @@ max_batch_size: {batch}
 input [ {{ name: "image", data_type: TYPE_UINT8, dims: [ {height}, {width}, 3 ] }} ]
 output [
   {{ name: "logits", data_type: TYPE_FP32, dims: [ {classes} ] }},
-  {{ name: "probabilities", data_type: TYPE_FP32, dims: [ {classes} ], label_filename: "labels.txt" }}
+  {{ name: "probabilities", data_type: TYPE_FP32, dims: [ {classes} ], label_filename: "labels.txt" }}{novelty}
 ]
 instance_group [ {{ kind: KIND_AUTO }} ]
 dynamic_batching {{ }}
 """
+
+_NOVELTY = """,
+  { name: "novelty", data_type: TYPE_FP32, dims: [ 1 ], reshape: { shape: [ ] } }"""  # one number a picture
 
 
 def describe(name: str, manifest: Manifest, _: str | None) -> dict[str, str]:
@@ -43,7 +46,12 @@ def describe(name: str, manifest: Manifest, _: str | None) -> dict[str, str]:
         raise ExportError(f"Triton's labels.txt holds one class a line; the name {broken[0]!r} breaks it")
     height, width = manifest.preprocessing.size
     config = _CONFIG.format(
-        name=name, height=height, width=width, classes=len(manifest.classes), batch=max(BATCH_SIZES)
+        name=name,
+        height=height,
+        width=width,
+        classes=len(manifest.classes),
+        batch=max(BATCH_SIZES),
+        novelty=_NOVELTY if manifest.gives_novelty else "",
     )
     return {"config.pbtxt": config, "labels.txt": "".join(f"{label}\n" for label in manifest.classes)}
 

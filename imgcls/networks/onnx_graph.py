@@ -31,6 +31,8 @@ IR_VERSION = 10
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ORIGIN = "pkg.torch.onnx.fx_node"
 _WRAPPERS = re.compile(r"^(network\.)+")  # the Classifier's own name for its network, and the one of half precision
+_LAST = re.compile(r"^last(\.network)?(?![^. ])")  # the Classifier's name for the last layer where it holds that apart
+_NOVELTY = "novelty"
 _OWN_WEIGHTS = ("Conv", "ConvTranspose", "Gemm")
 
 
@@ -49,14 +51,15 @@ class OnnxGraph:
 def trace(classifier: Classifier, opset: int) -> OnnxGraph:
     """Trace a classifier, in eval mode and on the CPU.
 
-    The graph: `image` uint8 [batch, H, W, 3] -> `logits`, `probabilities` float32 [batch, K]. Raises ExportError.
+    The graph: `image` uint8 [batch, H, W, 3] -> `logits`, `probabilities` float32 [batch, K], and `novelty` float32
+    [batch] where the classifier gives one. Raises ExportError.
     """
     exported = _export(classifier, opset)
     assert exported.exported_program is not None
     model: onnx.ModelProto = exported.model_proto
     _check_opset(model, opset)
     origins = _origins(model.graph, exported.exported_program)
-    renamed = _rename(model.graph)
+    renamed = _rename(model.graph, classifier.head)
     strip(model)
     return OnnxGraph(model, exported.exported_program, {renamed.get(name, name): of for name, of in origins.items()})
 
@@ -86,7 +89,7 @@ def _export(classifier: Classifier, opset: int) -> torch.onnx.ONNXProgram:
                 classifier,
                 (example,),
                 input_names=["image"],
-                output_names=["logits", "probabilities"],
+                output_names=["logits", "probabilities", *([] if classifier.novelty is None else [_NOVELTY])],
                 opset_version=opset,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 dynamo=True,
@@ -118,18 +121,19 @@ def _origins(graph: onnx.GraphProto, program: ExportedProgram) -> dict[str, str]
     return {name: name for name in values if name in known} | named
 
 
-def _rename(graph: onnx.GraphProto) -> dict[str, str]:
+def _rename(graph: onnx.GraphProto, head: str) -> dict[str, str]:
     """Call nodes by the layer whose weights they hold, else by their operator; values as the nodes that give them.
 
-    Returns the new names of values and weights. Of nodes, and of values and weights, no two have the same.
+    head: path of the last layer in the network, where the classifier holds it apart. Returns the new names of values
+    and weights. Of nodes, and of values and weights, no two have the same.
     """
     kept = {value.name for value in (*graph.input, *graph.output)}
     taken = set(kept)
     weights = [tensor.name for tensor in graph.initializer]
     constants = {name for name in weights if name.startswith("val_")}  # the exporter's name for one, like a shape
-    renamed = {name: _unused(_WRAPPERS.sub("", name), taken) for name in weights if name not in constants}
+    renamed = {name: _unused(_own_name(name, head), taken) for name in weights if name not in constants}
     for node in graph.node:
-        node.name = _unused(_layer(node, {*weights}) or node.op_type.lower(), taken)
+        node.name = _unused(_own_name(_layer(node, {*weights}), head) or _operation(node), taken)
         for position, name in enumerate(node.input):
             if name in constants and name not in renamed:
                 renamed[name] = _unused(f"{node.name}.{position}", taken)
@@ -144,6 +148,28 @@ def _rename(graph: onnx.GraphProto) -> dict[str, str]:
     return renamed
 
 
+def own_path(path: str, head: str) -> str:
+    """The path of a module in a classifier, as one that does not hold the last layer apart has it."""
+    return _LAST.sub(lambda _: f"network.{head}", path)
+
+
+def _own_name(name: str, head: str) -> str:
+    """A path as the network itself has it."""
+    return _WRAPPERS.sub("", own_path(name, head))
+
+
+def _operation(node: onnx.NodeProto) -> str:
+    """What a node without weights does, and that it does so for the novelty."""
+    inside = _NOVELTY in _scopes(node)[1:2]
+    return f"{_NOVELTY}.{node.op_type.lower()}" if inside else node.op_type.lower()
+
+
+def _scopes(node: onnx.NodeProto) -> list[str]:
+    """Paths of the modules that a node lies in, the outermost first."""
+    found: list[str] = ast.literal_eval({entry.key: entry.value for entry in node.metadata_props}.get(_SCOPES, "[]"))
+    return found
+
+
 def _layer(node: onnx.NodeProto, weights: set[str]) -> str:
     """Path of the module whose weights a node holds, empty for none.
 
@@ -154,10 +180,10 @@ def _layer(node: onnx.NodeProto, weights: set[str]) -> str:
     layer = next((name.removesuffix(".weight") for name in held if name.endswith(".weight")), "")
     facts = {entry.key: entry.value for entry in node.metadata_props}
     linear = bool(held) and node.op_type == "MatMul" and "aten.linear" in facts.get(_ORIGIN, "")
-    scopes = ast.literal_eval(facts.get(_SCOPES, "[]"))
+    scopes = _scopes(node)
     if (linear or (layer and node.op_type not in _OWN_WEIGHTS)) and len(scopes) > 1:
         layer = scopes[-2]
-    return _WRAPPERS.sub("", layer)
+    return layer
 
 
 def _unused(name: str, taken: set[str]) -> str:

@@ -4,8 +4,8 @@ The checkpoint's classifier is exported once more in memory, folded or plain as 
 file's names, and torch's exporter says of its values which operation of torch.export's graph gives the same value
 (imgcls.networks.onnx_graph): so nodes are matched by where they come from, also where the exporter has merged several.
 All values of both are computed for the same pictures, the file's without graph optimisations, and compared in the
-order of the file; `logits` and `probabilities` are compared with the network's own in eager mode. Each value's
-tolerance is SPREAD sqrt(2) of its own deviation by the model of rounding (imgcls.parity.rounding).
+order of the file; the graph's outputs are compared with the network's own in eager mode. Each value's tolerance is
+SPREAD sqrt(2) of its own deviation by the model of rounding (imgcls.parity.rounding).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from imgcls.checkpoint import Checkpoint
 from imgcls.errors import ExportError
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.fold import fold_classifier
-from imgcls.networks.onnx_graph import OnnxGraph, trace
+from imgcls.networks.onnx_graph import OnnxGraph, own_path, trace
 from imgcls.parity.rounding import SPREAD, UNITS, batch_size, node_deviations, node_values, typical_pictures
 from imgcls.parity.runtimes import open_onnx
 from imgcls.system.files import AnyPath
@@ -112,7 +112,7 @@ class _Sides:
     values: list[_Value]
     session: ort.InferenceSession
     graph: fx.GraphModule
-    outputs: tuple[str, str]
+    outputs: tuple[str, ...]
     classifier: Classifier
 
     def compute(self, pictures: np.ndarray, values: list[_Value]) -> Iterator[tuple[_Value, np.ndarray, np.ndarray]]:
@@ -171,7 +171,7 @@ def _divergence(
 ) -> Divergence:
     pairs = [pair for batch in batches for _, *pair in sides.compute(batch, [value])]
     expected, actual = (_statistics(np.concatenate(side)) for side in zip(*pairs, strict=True))
-    node, source = value.node, _source(value.origin)
+    node, source = value.node, own_path(_source(value.origin), sides.classifier.head)
     return Divergence(node.name, node.op_type, source, max_abs, tolerance, expected, actual, between)
 
 
@@ -184,16 +184,17 @@ def _sides(classifier: Classifier, model: onnx.ModelProto, path: Path) -> _Sides
         node.name for node in graph.graph.nodes if node.op == "call_function" and isinstance(node.meta["val"], Tensor)
     }
     operators = {node.name: node.op_type for node in reference.model.graph.node}
+    outputs = [output.name for output in reference.model.graph.output]
     alike = operators.keys() == {node.name for node in model.graph.node}
     values = [
         _Value(name, node, nodes[origin])
         for node in model.graph.node
         for name in node.output  # where nodes differ, the numbers in names may count otherwise
-        if alike or operators.get(node.name) == node.op_type or name in ("logits", "probabilities")
+        if alike or operators.get(node.name) == node.op_type or name in outputs
         if (origin := reference.origins.get(name)) in known
     ]
-    logits, probabilities = (reference.origins[name] for name in ("logits", "probabilities"))
-    return _Sides(path, values, _session(model, values, path), graph, (logits, probabilities), classifier)
+    given = tuple(reference.origins[name] for name in outputs)
+    return _Sides(path, values, _session(model, values, path), graph, given, classifier)
 
 
 def _reference(classifier: Classifier, model: onnx.ModelProto) -> OnnxGraph:

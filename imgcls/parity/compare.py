@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from imgcls_infer.manifest import Manifest
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, HALVES, PIXELS_TO_PROBABILITIES
 
 from imgcls.parity.probes import Probe, margins
+from imgcls.parity.rounding import Tolerances
 from imgcls.shares import interval_of
 
 RELATIVE_FLOOR = 1e-4
@@ -47,6 +48,7 @@ class Differences:
     max_abs, p999_abs, mean_abs: of |q - p|; p999 is the 99.9th percentile. max_relative: of |q - p| / p where
     p >= RELATIVE_FLOOR. max_logit: of |dlogit|. max_kl, mean_kl: Kullback-Leibler divergence of q from p, in nats.
     top1_agreement: share of pictures with the same class. top5_agreement: with the same TOP_K classes, in any order.
+    max_novelty: of |dn|; None where there is no novelty.
     """
 
     max_abs: float = float("inf")
@@ -58,6 +60,11 @@ class Differences:
     mean_kl: float = float("inf")
     top1_agreement: float = 0.0
     top5_agreement: float = 0.0
+    max_novelty: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: what was compared."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,8 @@ class ParityReport:
     accuracies: 0..1, of the `labelled` pictures, whose class is known. tolerance: the largest |dp| that passes.
     changed: pictures whose answer differs. probes: other ways to run it, and pictures made to trip it. problems: what
     fails.
-    outputs: the candidate's, in the reference's class order; None where they can't be compared.
+    outputs: the candidate's, in the reference's class order; None where they can't be compared. novelty_tolerance: the
+    largest |dn| that passes; None where there is no novelty.
     """
 
     name: str
@@ -93,6 +101,7 @@ class ParityReport:
     problems: tuple[Problem, ...] = ()
     outputs: Outputs | None = field(default=None, repr=False, compare=False)
     labelled: int = 0
+    novelty_tolerance: float | None = None
 
     def __bool__(self) -> bool:
         return not self.problems
@@ -100,6 +109,10 @@ class ParityReport:
     @property
     def max_abs(self) -> float:
         return self.differences.max_abs
+
+    @property
+    def max_novelty(self) -> float | None:
+        return self.differences.max_novelty
 
     @property
     def top1_agreement(self) -> float:
@@ -118,11 +131,12 @@ class ParityReport:
             "broken": self.broken(),
             "pictures": self.count,
             "tolerance": self.tolerance,
-            **vars(self.differences),
+            **({} if self.novelty_tolerance is None else {"novelty_tolerance": self.novelty_tolerance}),
+            **self.differences.to_dict(),
             "accuracy": self.accuracy,
             "accuracy_interval": interval_of(self.accuracy, self.labelled),
             "accuracy_difference": self.accuracy - self.reference_accuracy,
-            "probes": [vars(probe) for probe in self.probes],
+            "probes": [probe.to_dict() for probe in self.probes],
             "changed": [vars(answer) for answer in self.changed],
             "problems": list(map(str, self.problems)),
         }
@@ -138,34 +152,45 @@ def compare(
     *,
     name: str,
     path: str,
-    tolerance: float,
+    tolerance: Tolerances,
     probes: tuple[Probe, ...] = (),
 ) -> ParityReport:
     """Compare outputs: `expected` in the reference's class order, `actual` in the candidate's.
 
-    labels: int [N], indices into the reference's classes; paths: the picture of each row.
+    labels: int [N], indices into the reference's classes; paths: the picture of each row. tolerance: what passes.
     """
+    allowed = tolerance.probability
     count, known, labelled = len(paths), _accuracy(expected.probabilities, labels), int((labels >= 0).sum())
     problems = manifest_problems(reference, candidate)
     if set(candidate.classes) == set(reference.classes):  # by name: swapped names are a wrong answer, not a rename
         order = [candidate.classes.index(label) for label in reference.classes]
-        actual = Outputs(actual.logits[:, order], actual.probabilities[:, order])
+        actual = Outputs(actual.logits[:, order], actual.probabilities[:, order], actual.novelty)
     if actual.probabilities.shape != expected.probabilities.shape:
-        return ParityReport(
-            name, path, count, Differences(), known, 0.0, tolerance, problems=problems, labelled=labelled
-        )
+        return ParityReport(name, path, count, Differences(), known, 0.0, allowed, problems=problems, labelled=labelled)
     differences = measure(expected, actual)
     changed = _changed(expected.probabilities, actual.probabilities, reference.classes, paths)
     half = FILE_TO_PIXELS if reference.preprocessing != candidate.preprocessing else PIXELS_TO_PROBABILITIES
-    problems += tuple(Problem(half, text) for text in _over(differences, changed, tolerance, count))
+    problems += tuple(Problem(half, text) for text in _over(differences, changed, allowed, count))
+    problems += tuple(Problem(half, text) for text in _novelty_problems(expected, actual, differences, tolerance))
     problems += tuple(
         Problem(PIXELS_TO_PROBABILITIES, text)
         for probe in probes
-        if (text := _probe_problem(probe, candidate.precision, tolerance))
+        for text in _probe_problems(probe, candidate.precision, tolerance)
     )
-    accuracy = _accuracy(actual.probabilities, labels)
     return ParityReport(
-        name, path, count, differences, known, accuracy, tolerance, changed, probes, problems, actual, labelled
+        name,
+        path,
+        count,
+        differences,
+        known,
+        _accuracy(actual.probabilities, labels),
+        allowed,
+        changed,
+        probes,
+        problems,
+        actual,
+        labelled,
+        tolerance.novelty,
     )
 
 
@@ -187,12 +212,19 @@ def measure(expected: Outputs, actual: Outputs) -> Differences:
         mean_kl=max(0.0, float(divergence.mean())),
         top1_agreement=float((p.argmax(1) == q.argmax(1)).mean()),
         top5_agreement=float((top[0] == top[1]).all(1).mean()),
+        max_novelty=_novelty_difference(expected, actual),
     )
+
+
+def _novelty_difference(expected: Outputs, actual: Outputs) -> float | None:
+    if expected.novelty is None or actual.novelty is None:
+        return None
+    return float(np.abs(actual.novelty.astype(np.float64) - expected.novelty).max())
 
 
 def manifest_problems(reference: Manifest, candidate: Manifest) -> tuple[Problem, ...]:
     """Where a model's manifest contradicts the checkpoint's: what the model says of itself must be true as well."""
-    fields = ("preprocessing", "classes", "mean", "std", "weights_sha256", "arch")
+    fields = ("preprocessing", "classes", "mean", "std", "weights_sha256", "arch", "acceptance")
     differing = [name for name in fields if getattr(reference, name) != getattr(candidate, name)]
     return tuple(
         Problem(
@@ -214,8 +246,27 @@ def _over(differences: Differences, changed: tuple[ChangedAnswer, ...], toleranc
     return problems
 
 
+def _novelty_problems(
+    expected: Outputs, actual: Outputs, differences: Differences, tolerance: Tolerances
+) -> Iterator[str]:
+    """What is wrong with the novelty, in words."""
+    if expected.novelty is not None and actual.novelty is None:
+        yield "it gives no novelty, and the checkpoint has one; export it again"
+    if differences.max_novelty is not None and not differences.max_novelty <= (tolerance.novelty or 0.0):
+        yield f"max |dn| {differences.max_novelty:.2e} of the novelty is over {tolerance.novelty or 0.0:.1e}"
+
+
+def _probe_problems(probe: Probe, precision: str, tolerance: Tolerances) -> Iterator[str]:
+    """What a probe found wrong."""
+    if problem := _probe_problem(probe, precision, tolerance.probability):
+        yield problem
+    clipped = probe.name == "adversarial" and precision == "int8" and np.isfinite(probe.max_novelty or 0.0)
+    if probe.max_novelty is not None and not clipped and not probe.max_novelty <= (tolerance.novelty or 0.0):
+        yield f"{probe.name}: max |dn| {probe.max_novelty:.2e} of the novelty is over {tolerance.novelty or 0.0:.1e}"
+
+
 def _probe_problem(probe: Probe, precision: str, tolerance: float) -> str:
-    """What a probe found wrong, or nothing.
+    """What a probe found wrong with the probabilities, or nothing.
 
     int8 clips what lies beyond the pictures that it was calibrated on, and some of the adversarial ones are made to lie
     there: |dp| has no bound on them, and what counts is that no answer is overturned of which PyTorch is sure.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from imgcls.parity.runtimes import Run, Runtime
+
+Answers = tuple[np.ndarray, ...]
+"""Probabilities, float32 [N, K], and the novelty, float32 [N], where there is one."""
 
 BATCH_SIZES = (1, 2, 7, 64)
 """Tracing with one batch size can freeze it: every model that takes any number of pictures is run with these."""
@@ -25,7 +29,7 @@ class Probe:
 
     max_abs: the largest |dp|, among the ways or to PyTorch. worst: the way or the picture that has it.
     overturned: of the pictures that get another class than PyTorch's, the largest margin of PyTorch's top probability
-    over its second; 0 where none does.
+    over its second; 0 where none does. max_novelty: the largest |dn|, likewise; None where there is no novelty.
     """
 
     name: str
@@ -33,6 +37,11 @@ class Probe:
     max_abs: float
     worst: str
     overturned: float = 0.0
+    max_novelty: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: what it measured."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def margins(probabilities: np.ndarray) -> np.ndarray:
@@ -51,17 +60,23 @@ def thread_invariance(runtime: Runtime, pixels: np.ndarray) -> Probe | None:
     choose = runtime.with_threads
     if choose is None:
         return None
-    return _compare_ways("threads", THREADS, lambda count: choose(count)(pixels)[1])
+    return _compare_ways("threads", THREADS, lambda count: choose(count)(pixels)[1:])
 
 
-def adversarial(runtime: Runtime, expected: np.ndarray, pictures: dict[str, np.ndarray]) -> Probe:
-    """Pictures of `adversarial_pictures`, all at once, against PyTorch's probabilities, float32 [N, K]."""
-    actual = runtime.run(np.stack(list(pictures.values())))[1]
-    difference = np.abs(actual.astype(np.float64) - expected).max(1)
+def adversarial(runtime: Runtime, expected: Answers, pictures: dict[str, np.ndarray]) -> Probe:
+    """Pictures of `adversarial_pictures`, all at once, against PyTorch's answers."""
+    answers = runtime.run(np.stack(list(pictures.values())))[1:]
+    known, actual = expected[0], answers[0]
+    difference = np.abs(actual.astype(np.float64) - known).max(1)
     worst = int(difference.argmax())  # a NaN's, where there is one
-    overturned = margins(expected)[actual.argmax(1) != expected.argmax(1)]
+    overturned = margins(known)[actual.argmax(1) != known.argmax(1)]
     return Probe(
-        "adversarial", len(pictures), float(difference[worst]), list(pictures)[worst], float(overturned.max(initial=0))
+        "adversarial",
+        len(pictures),
+        float(difference[worst]),
+        list(pictures)[worst],
+        float(overturned.max(initial=0)),
+        next(iter(_differences(answers[1:], expected[1:])), None),
     )
 
 
@@ -121,15 +136,23 @@ def border_pictures(run: Run, pixels: np.ndarray, count: int = BORDER_PICTURES) 
     return between(low)
 
 
-def _compare_ways(name: str, ways: tuple[int, ...], answers: Callable[[int], np.ndarray]) -> Probe:
-    first = answers(ways[0]).astype(np.float64)
-    differences = [float(np.abs(answers(way) - first).max()) for way in ways[1:]]
-    worst = int(np.argmax(differences))  # a NaN's, where there is one
-    return Probe(name, len(ways), differences[worst], str(ways[1 + worst]))
+def _compare_ways(name: str, ways: tuple[int, ...], answers: Callable[[int], Answers]) -> Probe:
+    first = answers(ways[0])
+    found = [_differences(answers(way), first) for way in ways[1:]]
+    worst = int(np.argmax([moved[0] for moved in found]))  # a NaN's, where there is one
+    novelty = float(np.max([moved[1] for moved in found])) if len(first) > 1 else None
+    return Probe(name, len(ways), found[worst][0], str(ways[1 + worst]), max_novelty=novelty)
 
 
-def _in_batches(run: Run, pixels: np.ndarray, size: int) -> np.ndarray:
-    return np.concatenate([run(batch)[1] for batch in _parts(pixels, size)])
+def _differences(actual: Answers, expected: Answers) -> list[float]:
+    """max |dp|, and max |dn| where both have a novelty."""
+    pairs = zip(actual, expected, strict=False)
+    return [float(np.abs(found.astype(np.float64) - known).max()) for found, known in pairs]
+
+
+def _in_batches(run: Run, pixels: np.ndarray, size: int) -> Answers:
+    answers = [run(batch)[1:] for batch in _parts(pixels, size)]
+    return tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
 
 
 def _parts(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:

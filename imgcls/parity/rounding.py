@@ -23,7 +23,8 @@ without tracing, and gets the variance of its own rounding:
 What an operation's error does further on is not modelled but measured: normal noise of that variance is put on every
 operation's output at once, and the network carries it on. The root mean square over draws, at its largest over
 pictures and values, is a value's deviation sigma. Two runtimes differ by sqrt(2) sigma; SPREAD times that passes. Of
-softmax, |dp| <= max|dz| / 2, since the derivatives of p sum to at most 2 p (1 - p) <= 1/2.
+softmax, |dp| <= max|dz| / 2, since the derivatives of p sum to at most 2 p (1 - p) <= 1/2. The novelty's deviation is
+its own: its operations are noted and measured like the network's, in float32 in every precision, as files have it.
 """
 
 from __future__ import annotations
@@ -65,15 +66,38 @@ _PIXELS = 1 << 16  # of all typical pictures together, where there are more than
 Values = dict[str, Tensor]
 
 
-def probability_tolerance(classifier: Classifier, pixels: np.ndarray, precision: str = "fp32") -> float:
-    """Largest honest |dp| of a runtime of that precision against PyTorch float32 on the CPU.
+@dataclass(frozen=True)
+class Tolerances:
+    """Largest honest differences of a runtime to PyTorch float32 on the CPU.
+
+    probability: of |dp|. novelty: of |dn|; None where the classifier gives no novelty.
+    """
+
+    probability: float
+    novelty: float | None = None
+
+
+def tolerances(classifier: Classifier, pixels: np.ndarray, precision: str = "fp32") -> Tolerances:
+    """Those of a runtime of that precision.
 
     classifier: float32, in eval mode, on the CPU. pixels: uint8 [N, H, W, 3], a few typical ones. int8: at least
-    TOLERANCES has it, since a value beyond the calibrated range is clipped, which is no rounding and not modelled.
+    TOLERANCES has it, of the novelty as a share of its largest value, since a value beyond the calibrated range is
+    clipped, which is no rounding and not modelled.
     """
-    softmax = 8 * UNITS["fp32"]  # exponential, sum and quotient
+    last = 8 * UNITS["fp32"]  # of softmax: exponential, sum and quotient
     least = TOLERANCES["int8"] if precision == "int8" else 0.0
-    return min(1.0, max(least, SPREAD * 2**0.5 * logit_deviation(classifier, pixels, precision) / 2 + softmax))
+    sigmas = output_deviations(classifier, pixels, precision)
+    passing = {name: SPREAD * 2**0.5 * sigma for name, sigma in sigmas.items()}
+    probability = min(1.0, max(least, passing["logits"] / 2 + last))
+    if "novelty" not in passing:
+        return Tolerances(probability)
+    unit = _largest_novelty(classifier, pixels)
+    return Tolerances(probability, max(least * unit, passing["novelty"] + last * unit))
+
+
+def probability_tolerance(classifier: Classifier, pixels: np.ndarray, precision: str = "fp32") -> float:
+    """Largest honest |dp|: see tolerances."""
+    return tolerances(classifier, pixels, precision).probability
 
 
 def typical_pictures(samples: Sequence[GoldenSample], size: int | Size) -> np.ndarray:
@@ -94,16 +118,34 @@ def batch_size(size: Sequence[int]) -> int:
     return max(1, _PIXELS // (size[0] * size[1]))
 
 
-def logit_deviation(classifier: Classifier, pixels: np.ndarray, precision: str = "fp32") -> float:
-    """sigma of the logits: see above. pixels: uint8 [N, H, W, 3]. Nothing is traced."""
+def output_deviations(classifier: Classifier, pixels: np.ndarray, precision: str = "fp32") -> dict[str, float]:
+    """sigma of the logits and, where there is one, of the novelty, which is float32 in any precision: see above.
+
+    pixels: uint8 [N, H, W, 3]. Nothing is traced.
+    """
 
     def run(image: Tensor, rounding: _Rounding) -> Values:
         with rounding.of("fp32"):
             normalised = classifier.normalise(image)
         with rounding.of(precision), plain_attention():
-            return {"logits": classifier.network(normalised)}
+            logits, features = classifier.answers(normalised)
+        if classifier.novelty is None:
+            return {"logits": logits}
+        with rounding.of("fp32"):
+            return {"logits": logits, "novelty": classifier.novelty(features, logits)}
 
-    return deviations(run, pixels, precision)["logits"]
+    return deviations(run, pixels, precision)
+
+
+@torch.no_grad()
+def _largest_novelty(classifier: Classifier, pixels: np.ndarray) -> float:
+    batches = torch.from_numpy(pixels).split(batch_size(pixels.shape[1:3]))
+    return max(float(classifier(batch)[2].abs().max()) for batch in batches)
+
+
+def logit_deviation(classifier: Classifier, pixels: np.ndarray, precision: str = "fp32") -> float:
+    """sigma of the logits alone."""
+    return output_deviations(classifier, pixels, precision)["logits"]
 
 
 def node_deviations(graph: fx.GraphModule, pixels: np.ndarray) -> dict[str, float]:

@@ -25,7 +25,7 @@ from imgcls.data.packed import decode_all
 from imgcls.errors import DataError
 from imgcls.parity.compare import Outputs, ParityReport, compare
 from imgcls.parity.probes import Probe, adversarial, adversarial_pictures, batch_invariance, thread_invariance
-from imgcls.parity.rounding import probability_tolerance, typical_pictures
+from imgcls.parity.rounding import Tolerances, tolerances, typical_pictures
 from imgcls.parity.runtimes import Run, Runtime, eager, golden_samples
 from imgcls.shares import interval_of
 from imgcls.system.files import AnyPath
@@ -81,11 +81,11 @@ class VerifyResult:
 class Reference:
     """What files are compared with. runtime: with the manifest that they should have.
 
-    tolerance: precision -> largest honest |dp| of a file.
+    tolerance: precision -> largest honest differences of a file.
     """
 
     runtime: Runtime
-    tolerance: Callable[[str], float]
+    tolerance: Callable[[str], Tolerances]
 
 
 def verify(
@@ -106,10 +106,8 @@ def verify(
     outputs, pixels, kept = _run_all(runtimes, folder)
     labels = np.asarray(folder.labels)[kept]
     paths = tuple(str(folder.paths[index]) for index in kept)
-    tolerances = {
-        runtime.manifest.precision: chosen.tolerance(runtime.manifest.precision) if tolerance is None else tolerance
-        for runtime in runtimes[1:]
-    }
+    precisions = {runtime.manifest.precision for runtime in runtimes[1:]}
+    allowed = {precision: _allowed(chosen, precision, tolerance) for precision in precisions}
     tricky = adversarial_pictures(reference.run, pixels)
     reports = tuple(
         compare(
@@ -121,7 +119,7 @@ def verify(
             paths,
             name=runtime.name,
             path=path,
-            tolerance=tolerances[runtime.manifest.precision],
+            tolerance=allowed[runtime.manifest.precision],
             probes=_probe(runtime, expected, reference.run, pixels, tricky),
         )
         for (path, runtime), found in zip(models, outputs[1:], strict=True)
@@ -130,16 +128,30 @@ def verify(
     return VerifyResult(reports, skipped, expected, paths, outputs[0], pixels, reference.name)
 
 
+def _allowed(reference: Reference, precision: str, asked: float | None) -> Tolerances:
+    """asked: of |dp|, in place of the model's; the novelty's is always the model's."""
+    gives_novelty = reference.runtime.manifest.gives_novelty
+    if asked is not None and not gives_novelty:
+        return Tolerances(asked)
+    found = reference.tolerance(precision)
+    return found if asked is None else Tolerances(asked, found.novelty)
+
+
 def of_checkpoint(checkpoint: Checkpoint) -> Reference:
     """The checkpoint's network in PyTorch eager, float32, on the CPU."""
-    return Reference(eager(checkpoint), partial(default_tolerance, checkpoint))
+    return Reference(eager(checkpoint), partial(default_tolerances, checkpoint))
 
 
 def default_tolerance(checkpoint: Checkpoint, precision: str) -> float:
     """Largest |dp| that passes for a model of this checkpoint in that precision, by imgcls.parity.rounding."""
+    return default_tolerances(checkpoint, precision).probability
+
+
+def default_tolerances(checkpoint: Checkpoint, precision: str) -> Tolerances:
+    """Largest differences that pass, likewise."""
     classifier = checkpoint.classifier()
     samples = golden_samples(classifier, list(checkpoint.samples))
-    return probability_tolerance(classifier, typical_pictures(samples, classifier.size), precision)
+    return tolerances(classifier, typical_pictures(samples, classifier.size), precision)
 
 
 def _run_all(runtimes: list[Runtime], folder: Folder) -> tuple[list[Outputs], np.ndarray, list[int]]:
@@ -169,7 +181,7 @@ def _probe(
     manifest = runtime.manifest
     if manifest.preprocessing.size != reference.preprocessing.size or len(manifest.classes) != len(reference.classes):
         return ()
-    answers = expected(np.stack(list(tricky.values())))[1]  # by position: the names are the manifest's business
+    answers = expected(np.stack(list(tricky.values())))[1:]  # by position: the names are the manifest's business
     found = (
         batch_invariance(runtime, pixels),
         thread_invariance(runtime, pixels),

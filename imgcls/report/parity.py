@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from imgcls.report.contact_sheet import thumbnail
 from imgcls.report.style import BLUE, GREY, ORANGE, SKY, STYLE
-from imgcls.report.tables import difference, parity_cells
+from imgcls.report.tables import difference, parity_rows
 from imgcls.shares import legend, percent
 from imgcls.system.files import AnyPath, write_atomically
 from imgcls.system.progress import progress_bar
@@ -26,6 +26,7 @@ from imgcls.system.versions import package_version
 
 if TYPE_CHECKING:
     from imgcls.parity.compare import ChangedAnswer, ParityReport
+    from imgcls.parity.probes import Probe
     from imgcls.parity.verify import VerifyResult
 
 _POINTS = 20_000  # drawn in a scatter plot
@@ -86,7 +87,7 @@ def write_parity(result: VerifyResult, path: AnyPath, findings: Sequence[str] = 
 
 
 def _parity_table(reports: Sequence[ParityReport]) -> str:
-    rows = [parity_cells(report) for report in reports]
+    rows = parity_rows(reports)
     head = '<th class="left">file</th><th class="left">runtime</th><th></th>'
     head += "".join(f"<th>{_text(name)}</th>" for name in rows[0]).replace("|d", "|&NoBreak;Δ")
     lines = []
@@ -106,7 +107,7 @@ def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
         "threads": "with other numbers of threads, against its own answers on one thread",
         "adversarial": "on adversarial pictures (flat, checkerboards, near the decision border), against the reference",
     }
-    parts += [f"<p>max |Δp| {difference(probe.max_abs)} {words[probe.name]}.</p>" for probe in report.probes]
+    parts += [f"<p>max |Δp| {_moved(probe)} {words[probe.name]}.</p>" for probe in report.probes]
     if result.reference is not None and report.outputs is not None:
         expected, actual = result.reference.probabilities, report.outputs.probabilities
         figure = plot_parity(expected, actual, report.tolerance)
@@ -118,6 +119,11 @@ def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
     shown = f"; the {len(largest)} with the largest margin in the reference:" if cut else ":"
     parts.append(f"<p>{len(report.changed):,} of {report.count:,} pictures get another class{shown}</p>")
     return [*parts, f'<div class="sheet">{"".join(map(_changed_picture, largest))}</div>']
+
+
+def _moved(probe: Probe) -> str:
+    novelty = "" if probe.max_novelty is None else f", max |Δn| {difference(probe.max_novelty)}"
+    return f"{difference(probe.max_abs)}{novelty}"
 
 
 def plot_parity(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> str:

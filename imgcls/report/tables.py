@@ -35,6 +35,22 @@ def parity_cells(report: ParityReport) -> dict[str, str]:
     }
 
 
+def parity_rows(reports: Sequence[ParityReport]) -> list[dict[str, str]]:
+    """The figures of several runtimes, and of their novelty where any of them has one."""
+    rows = [parity_cells(report) for report in reports]
+    if all(report.max_novelty is None for report in reports):
+        return rows
+    return [{**row, **_novelty_cells(report)} for row, report in zip(rows, reports, strict=True)]
+
+
+def _novelty_cells(report: ParityReport) -> dict[str, str]:
+    moved, allowed = report.max_novelty, report.novelty_tolerance
+    return {
+        "max |dn|": "-" if moved is None else difference(moved),
+        "allowed |dn|": "-" if moved is None or allowed is None else difference(allowed),
+    }
+
+
 def scores_cells(scores: DetailedScores) -> list[tuple[str, ...]]:
     """Name, precision, recall, F1 and number of pictures of each class."""
     return [
@@ -77,6 +93,8 @@ def bench_cells(result: BenchResult) -> list[dict[str, tuple[str, str]]]:
             "same class": (percent(row.parity.top1_agreement), None),
             "accuracy": (percent(row.parity.accuracy, row.parity.labelled), None),
         }
+        if reference.parity.max_novelty is not None:
+            figures["max |dn|"] = (_novelty_cells(row.parity)["max |dn|"], None)
         own = row is not reference
         rows.append({name: (text, _times(ratio) if own and ratio else "") for name, (text, ratio) in figures.items()})
     return rows

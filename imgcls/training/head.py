@@ -47,28 +47,21 @@ def solve_head(
     None where the network does not end in a linear layer.
     """
     started = time.perf_counter()
-    parts = split_last(model.classifier, head)
-    if parts is None or not isinstance(parts[1], nn.Linear) or parts[1].bias is None:
+    body, layer = split_last(model.classifier, head) or (None, None)
+    if body is None or not isinstance(layer, nn.Linear) or layer.bias is None:
         return None
-    body, layer = parts
     if isinstance(pictures, FeaturePictures):
         features = pictures.features(rows)
     else:
         classifier = model.classifier
         rows, features = features_of(classifier, lambda batch: body(classifier.normalise(batch)), pictures, rows)
     labels = pictures.labels[rows].to(features.device)
-    probe = solve(features, labels, layer.out_features, seed, weights)
+    found = solve(features, labels, layer.out_features, seed, weights)
     with torch.no_grad():
-        layer.weight.copy_(probe.weight)
-        layer.bias.copy_(probe.bias)
-        logits = layer(features)
-    out = probe.folds >= 0
-    return SolvedHead(
-        Probe(*(part.cpu() if isinstance(part, Tensor) else part for part in probe)),
-        rows,
-        features.cpu(),
-        labels.cpu(),
-        score(logits.cpu(), labels.cpu()),
-        score(probe.logits.cpu()[out], labels.cpu()[out]) if out.any() else None,
-        time.perf_counter() - started,
-    )
+        layer.weight.copy_(found.weight)
+        layer.bias.copy_(found.bias)
+        train = score(layer(features).cpu(), labels.cpu())
+    logits, labels, out = found.logits.cpu(), labels.cpu(), found.folds >= 0
+    probe = Probe(found.weight.cpu(), found.bias.cpu(), found.strength, logits, found.folds)
+    out_of_fold = score(logits[out], labels[out]) if out.any() else None
+    return SolvedHead(probe, rows, features.cpu(), labels, train, out_of_fold, time.perf_counter() - started)

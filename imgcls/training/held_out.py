@@ -41,7 +41,7 @@ def held_out_answers(run: Run) -> HeldOut | None:
     """
     rows, solved = run.data.val_rows, run.solved
     if len(rows):
-        return _answers(run, rows)
+        return answers_on(run, rows)
     return _left_out(solved) if solved and solved.out_of_fold and run.config.freeze else None
 
 
@@ -50,17 +50,18 @@ def _left_out(solved: SolvedHead) -> HeldOut:
     return HeldOut(solved.features[out], solved.probe.logits[out], solved.labels[out], solved.probe.folds[out])
 
 
-def training_features(run: Run) -> tuple[Tensor, Tensor] | None:
+def training_features(run: Run, most: int | None = None) -> tuple[Tensor, Tensor] | None:
     """Float32 features [N, D] of the pictures that the weights have learned from, and their labels, int64 [N].
 
-    On the CPU. None where the network does not end in its last layer.
+    most: no more than these, evenly spaced. On the CPU. None where the network does not end in its last layer.
     """
-    found = _answers(run, run.data.train_rows)
+    rows = run.data.train_rows
+    found = answers_on(run, rows if most is None else rows[:: -(-len(rows) // most)])
     return None if found.features is None else (found.features, found.labels)
 
 
 @torch.no_grad()
-def _answers(run: Run, rows: Tensor) -> HeldOut:
+def answers_on(run: Run, rows: Tensor) -> HeldOut:
     """Features (where there are any), logits and labels of rows of the training folder."""
     classifier = run.model.classifier.eval()
     parts = split_last(classifier, run.row.head)

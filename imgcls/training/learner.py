@@ -151,7 +151,7 @@ def _optimizer(parameters: Groups, recipe: Recipe, device: torch.device) -> torc
         value = recipe.learning_rate * share
         return torch.tensor(value, device=device) if device.type == "cuda" else value
 
-    placed = [{**own, "lr": rate(own["share"])} if isinstance(own, dict) else own for own in parameters]
+    placed: Any = [{**own, "lr": rate(own["share"])} if isinstance(own, dict) else own for own in parameters]
     fused = device.type in ("cpu", "cuda")
     options: dict[str, Any] = {"lr": rate(1), "weight_decay": recipe.weight_decay, "fused": fused}
     if recipe.optimizer == "sgd":

@@ -19,6 +19,7 @@ from imgcls.errors import TrainingError
 from imgcls.evaluation import confusion_matrix
 from imgcls.networks.registry import is_outside
 from imgcls.system.files import megabytes
+from imgcls.training.acceptance import NOTHING, Fitted, fit
 from imgcls.training.run import Run
 from imgcls.training.run_folder import load_result
 from imgcls.training.sets import Report
@@ -34,11 +35,12 @@ class TrainResult:
     history: tuple[dict[str, Any], ...]
 
 
-def write_checkpoint(run: Run, path: Path, row: dict[str, Any]) -> Checkpoint:
-    """The weights as they are now. row: figures of their epoch."""
+def write_checkpoint(run: Run, path: Path, row: dict[str, Any], fitted: Fitted = NOTHING) -> Checkpoint:
+    """The weights as they are now. row: figures of their epoch. fitted: to them."""
     config, recipe, data, network = run.config, run.recipe, run.data, run.row
     assert recipe.mean is not None
     assert recipe.std is not None
+    calibration = {"calibration": fitted.calibration} if fitted.calibration else {}
     manifest = Manifest(
         arch=network.name,
         classes=data.classes,
@@ -47,23 +49,27 @@ def write_checkpoint(run: Run, path: Path, row: dict[str, Any]) -> Checkpoint:
         std=recipe.std,
         weights_sha256="",
         dataset=data.record(run.fingerprint, row),
-        training={"seed": config.seed, "device": str(run.device), **asdict(recipe)},
+        training={"seed": config.seed, "device": str(run.device), **asdict(recipe), **calibration},
         versions=tool_versions(),
         source=dict(network.source) if run.preprocessing == network.preprocessing else {},
+        acceptance=fitted.acceptance,
     )
     samples = (data.test or data.train).sample_pngs()
-    return save_checkpoint(path, run.model.weights.plain_state(), manifest, samples)
+    return save_checkpoint(path, run.model.weights.plain_state(), manifest, samples, fitted.novelty)
 
 
 def finish(run: Run) -> TrainResult:
-    """Write the checkpoint (of the best epoch where a held-out part selects, else of the last) and the plots."""
+    """Write the checkpoint (of the best epoch where a held-out part selects, else of the last) and the plots.
+
+    With it goes what is fitted on the held-out part: when its answers count.
+    """
     output, best = run.config.output, run.progress.selects
     if run.folder:
         if best:
             run.model.weights.load_plain_state(load_checkpoint(run.folder.best).state_dict)
         # the best epoch's weights are averaged already
         with nullcontext() if best else run.learner.average.in_place():
-            write_checkpoint(run, output, run.progress.kept())
+            write_checkpoint(run, output, run.progress.kept(), fit(run))
             _plot(run, run.folder.path)
     run.group.wait()
     checkpoint = _written(run.config)

@@ -97,7 +97,7 @@ class _Problem:
             return value
 
         with torch.enable_grad():
-            optimizer.step(loss)  # type: ignore[no-untyped-call]
+            optimizer.step(loss)
         return solution.detach()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from imgcls_infer.steps import Preprocessing
+from imgcls_infer.steps import Preprocessing, checked
 from torch import Tensor
 
 from imgcls.config import Recipe, TrainConfig
@@ -19,6 +19,7 @@ from imgcls.data.statistics import channel_statistics
 from imgcls.errors import TrainingError
 from imgcls.evaluation import Scores
 from imgcls.networks.registry import NetworkRow, find
+from imgcls.training.advice import advice, facts_of
 from imgcls.training.configure import with_enough_steps
 from imgcls.training.cuda_graphs import GraphedStep
 from imgcls.training.distributed import Group
@@ -170,7 +171,7 @@ class Run:
 def prepare(config: TrainConfig, device: torch.device, group: Group, report: Report, resume: Path | None) -> Run:
     """All that a run needs, ready for its first step, or for the one that the run in folder `resume` had come to."""
     row = find(config.arch, config.weights_name)
-    preprocessing = row.stage_1(config.image_size, config.recipe.resize)
+    preprocessing = _stage_1(config, row)
     start = read_start(row, config.weights) if config.starts_from_weights else None
     data = load_sets(config, preprocessing, device, group, report)
     group.start(device)
@@ -194,6 +195,9 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
     about = (config, row, preprocessing, data, model, feed, learner, train, test, data.train.fingerprint())
     run = Run(*about, device, group, report, solved)
     _open(run, resume, state)
+    if not resume:
+        for line in advice(facts_of(config, row, size, data)):
+            run.say(line)
     return run
 
 
@@ -240,6 +244,14 @@ def _sized(config: TrainConfig, solved: SolvedHead | None, pictures: int, say: R
         recipe = sized.recipe
         say(f"{pictures} pictures to learn from: batches of {recipe.batch_size}, {recipe.epochs} epochs")
     return sized
+
+
+def _stage_1(config: TrainConfig, row: NetworkRow) -> Preprocessing:
+    """Of all pictures of a run, and of the checkpoint that it makes. Raises ModelError where `decode` is unknown."""
+    preprocessing = row.stage_1(config.image_size, config.recipe.resize)
+    if config.decode is None:
+        return preprocessing
+    return checked(preprocessing._replace(decode=preprocessing.decode._replace(jpeg=config.decode)))
 
 
 def _can_be_replayed(config: TrainConfig, device: torch.device, group: Group, feed: Feed) -> bool:

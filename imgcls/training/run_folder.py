@@ -23,8 +23,9 @@ from imgcls.system.files import write_atomically
 from imgcls.training.configure import config_text, read_config, train_config
 
 FORMAT = "imgcls.run"
+RUNS = Path("runs")
+CONFIG = "config.json"
 _LAST = "last.pth"
-_CONFIG = "config.json"
 _RESULT = "result.json"
 
 Row = dict[str, Any]
@@ -44,7 +45,7 @@ class RunFolder:
     @classmethod
     def create(cls, config: TrainConfig) -> RunFolder:
         """A new folder: config.run_dir, else runs/<output's stem>, numbered if it exists. Raises ImgclsError."""
-        wanted = config.run_dir or Path("runs", config.output.stem)
+        wanted = config.run_dir or RUNS / config.output.stem
         path, number = wanted, 2
         while path.exists():
             if config.run_dir is not None:
@@ -60,7 +61,7 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig) -> None:
         """What the run was asked for."""
-        self._write(_CONFIG, config_text(config))
+        self._write(CONFIG, config_text(config))
 
     def write_result(self, weights_sha256: str, epochs: int) -> None:
         """The run is finished: of how many epochs, and with which weights in its checkpoint."""
@@ -119,10 +120,10 @@ def load_config(path: Path, arch: str | None = None) -> TrainConfig:
 
     arch: its network, where that is defined in files of the user's: nothing is run because a file names it.
     """
-    if not (path / _CONFIG).exists():
-        raise TrainingError(f"{path}: no run to resume (it has no {_CONFIG})")
+    if not (path / CONFIG).exists():
+        raise TrainingError(f"{path}: no run to resume (it has no {CONFIG})")
     try:
-        options = read_config(path / _CONFIG)
+        options = read_config(path / CONFIG)
         own = str(options.get("arch"))
         if arch is not None and arch.rpartition("/")[2] != own.rpartition("/")[2]:
             raise _UnnamedError(f"{path}: its network is {own!r}; leave out `arch`, or name that one")
@@ -133,7 +134,7 @@ def load_config(path: Path, arch: str | None = None) -> TrainConfig:
     except _UnnamedError:
         raise
     except (TypeError, ImgclsError) as error:
-        raise TrainingError(f"{path / _CONFIG}: damaged; start anew with imgcls train") from error
+        raise TrainingError(f"{path / CONFIG}: damaged; start anew with imgcls train") from error
 
 
 def _off() -> dict[str, Any]:

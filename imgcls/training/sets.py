@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from imgcls.config import TrainConfig
 from imgcls.data.cache import Cache, default_cache_dir
-from imgcls.data.folder import Folder, scan_folder
+from imgcls.data.folder import Folder
+from imgcls.data.layout import layout_notes
 from imgcls.data.packed import pack_folder
 from imgcls.data.pictures import PackedPictures, Pictures, StreamedPictures
+from imgcls.data.split import record_of, scan_sets
 from imgcls.errors import TrainingError
 from imgcls.training.distributed import Group
 
@@ -24,13 +26,16 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Sets:
-    """What a run learns from. train_rows, val_rows: int64 indices into `train`; val_rows is empty without a split."""
+    """What a run learns from. train_rows, val_rows: int64 indices into `train`; val_rows is empty where none are held
+    out. folder: the training pictures' files. origin: what a manifest says of the test pictures' files."""
 
     classes: tuple[str, ...]
     train: Pictures
     test: Pictures | None
     train_rows: Tensor
     val_rows: Tensor
+    folder: Folder | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
 
     def only(self, usable: Tensor) -> Sets:
         """Without the training pictures that are not usable (bool [N])."""
@@ -55,6 +60,7 @@ class Sets:
                 "test_fingerprint": self.test.fingerprint(),
                 "test_images": len(self.test.labels),
                 "test_accuracy": row["test_accuracy"],
+                **self.origin,
             }
         return record
 
@@ -64,10 +70,12 @@ def load_sets(
 ) -> Sets:
     """Scan, decode (or find in the cache) and split what `config` names.
 
-    report: takes lines about what was skipped. Raises ImgclsError where a class has no picture, or there is one only.
+    report: takes lines about what is taken for what, and what was skipped. Raises ImgclsError where there are too few
+    classes or pictures.
     """
-    folder = scan_folder(config.train_dir)
-    test_folder = scan_folder(config.test_dir, folder.classes) if config.test_dir else None
+    folder, test_folder = scan_sets(config.train_dir, config.test_dir, config.split, config.split_seed)
+    for line in _origin_notes(config, folder, test_folder):
+        report(line)
     test_set = None
     with group.leader_first():  # it decodes, the others find the cache filled
         train_set = _packed_or_streamed(folder, config, preprocessing, device, "reading training pictures", report)
@@ -75,7 +83,10 @@ def load_sets(
             test_set = _packed_or_streamed(test_folder, config, preprocessing, device, "reading test pictures", report)
     _require_classes(folder, train_set.labels)
     train_rows, val_rows = split_rows(train_set.labels, config.val_fraction, config.seed)
-    return Sets(folder.classes, train_set, test_set, train_rows, val_rows)
+    if config.val_fraction:
+        _require_held_out(folder, train_set.labels, val_rows)
+    origin = record_of(test_folder, config.split, config.split_seed) if test_folder and group.leads else {}
+    return Sets(folder.classes, train_set, test_set, train_rows, val_rows, folder, origin)
 
 
 def split_rows(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -99,6 +110,14 @@ def split_rows(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
 
 def _among(rows: Tensor, usable: Tensor) -> Tensor:
     return rows[usable[rows]]
+
+
+def _origin_notes(config: TrainConfig, folder: Folder, test: Folder | None) -> list[str]:
+    if not config.split or test is None:
+        return layout_notes(config.train_dir, config.test_dir)
+    count, total = len(test.paths), len(test.paths) + len(folder.paths)
+    share = f"{config.split:.3g} of each class"
+    return [f"{config.train_dir}: {count:,} of {total:,} pictures, {share}, are the test set and never trained on"]
 
 
 def _packed_or_streamed(
@@ -127,3 +146,17 @@ def _require_classes(folder: Folder, labels: Tensor) -> None:
         raise TrainingError(f"{folder.root}: no readable picture of {', '.join(missing)}; mend or remove the class")
     if len(counts) < 2:
         raise TrainingError(f"{folder.root}: one class only ({folder.classes[0]}); there is nothing to tell apart")
+    if max(counts) == 1:
+        raise TrainingError(f"{folder.root}: one picture a class; a class needs two to learn from, better 50 or more")
+
+
+def _require_held_out(folder: Folder, labels: Tensor, val_rows: Tensor) -> None:
+    """Raises TrainingError where a class has no picture in the held-out part, which then could not judge it."""
+    counts = torch.bincount(labels, minlength=len(folder.classes))
+    held_out = torch.bincount(labels[val_rows], minlength=len(folder.classes))
+    left_out = torch.nonzero(held_out == 0).flatten().tolist()
+    if left_out:
+        names = ", ".join(f"{folder.classes[label]} ({counts[label]} to train on)" for label in left_out)
+        raise TrainingError(
+            f"{folder.root}: `val_fraction` holds out no picture of {names}; add pictures, or make it 0"
+        )

@@ -1,5 +1,5 @@
-// Runs in the browser: classifies every picture of /pictures/list.json, decodes the contract's vectors, then uses the
-// page as a person would, and posts what it found to /report.
+// Runs in the browser: classifies every picture of /pictures/list.json, decodes the contract's vectors, uses the page as
+// a person would, does the same with the models of models.json on the pictures beside it, and posts what it found.
 
 import * as ort from "/vendor/ort.wasm.min.mjs";
 import { Model, fromBase64, sha256 } from "/model.js";
@@ -14,7 +14,8 @@ const bytesOf = async (url) => new Uint8Array(await (await fetch(url)).arrayBuff
 async function classified(model, name) {
   const picture = await decode(await bytesOf(`/pictures/${name}`), model.preprocessing.decode);
   const pixels = runSteps(picture, model.preprocessing.steps);
-  const probabilities = Array.from(await model.run(pixels));
+  const outputs = await model.run(pixels);
+  const probabilities = Array.from(outputs.probabilities);
   const differing = { decoded: btoa(picture.data.reduce((text, byte) => text + String.fromCharCode(byte), "")) };
   return { name, probabilities, pixels: await sha256(pixels.data), ...differing };
 }
@@ -38,14 +39,19 @@ async function waited(found) {
   throw new Error(`waited in vain for ${found}`);
 }
 
-async function usePage(name) {
-  const frame = document.querySelector("iframe");
-  const $ = (id) => frame.contentDocument.getElementById(id);
-  await waited(() => frame.contentDocument.documentElement.dataset.ready);
+const frame = document.querySelector("iframe");
+const $ = (id) => frame.contentDocument.getElementById(id);
+
+async function choose(url) {
   const transfer = new DataTransfer();
-  transfer.items.add(new File([await bytesOf(`/pictures/${name}`)], name));
+  transfer.items.add(new File([await bytesOf(url)], url.split("/").pop()));
   $("picture-file").files = transfer.files;
   $("picture-file").dispatchEvent(new frame.contentWindow.Event("change"));
+}
+
+async function usePage(name) {
+  await waited(() => frame.contentDocument.documentElement.dataset.ready);
+  await choose(`/pictures/${name}`);
   const bars = await waited(() => $("bars").children.length && $("bars").innerText);
   $("self-check").click();
   await waited(() => !$("check").hidden);
@@ -59,6 +65,37 @@ async function usePage(name) {
   return page;
 }
 
+/** The page with another model: what it says of each picture, with the model's rules and with everything accepted. */
+async function usePageWith(file, names) {
+  await new Promise((loaded) => Object.assign(frame, { onload: loaded, src: `/index.html?model=test/${file}` }));
+  await waited(() => frame.contentDocument.documentElement.dataset.ready);
+  const page = { rules: $("model-rules").innerText, box: !$("accept-all-label").hidden, said: [] };
+  for (const name of names) {
+    $("answer-facts").textContent = "";
+    await choose(name);
+    await waited(() => $("answer-facts").textContent);
+    const ruled = $("answer").innerText;
+    const why = $("answer-why").innerText;
+    $("accept-all").click();
+    page.said.push({ ruled, why, accepted: $("answer").innerText, facts: $("answer-facts").innerText });
+    $("accept-all").click();
+  }
+  $("self-check").click();
+  await waited(() => !$("check").hidden);
+  return { ...page, selfCheck: $("check-verdict").innerText, columns: $("check-novelty").hidden ? 4 : 5 };
+}
+
+async function withModel(file, names) {
+  const model = await Model.open(ort, await bytesOf(file));
+  const answers = [];
+  for (const name of names) {
+    const pixels = runSteps(await decode(await bytesOf(name), model.preprocessing.decode), model.preprocessing.steps);
+    const { probabilities, novelty } = await model.run(pixels);
+    answers.push({ probabilities: Array.from(probabilities), novelty, pixels: await sha256(pixels.data) });
+  }
+  return { answers, checks: await model.selfCheck(), page: await usePageWith(file, names) };
+}
+
 async function everything() {
   const model = await Model.open(ort, await bytesOf("/model.onnx"));
   const names = await (await fetch("/pictures/list.json")).json();
@@ -70,7 +107,11 @@ async function everything() {
   const options = [];
   const data = Object.fromEntries(files.map((file) => [file.name, file.data]));
   for (const { name, decode } of optional) options.push(await ofVector({ name, data: data[name] }, decode));
-  return { pictures, vectors, options, checks: await model.selfCheck(), page: await usePage(names[0]) };
+  const own = { pictures, vectors, options, checks: await model.selfCheck(), page: await usePage(names[0]) };
+  const others = await (await fetch("models.json")).json();
+  const models = {};
+  for (const file of others.models) models[file] = await withModel(file, others.pictures);
+  return { ...own, models };
 }
 
 const report = await everything().catch((error) => ({ error: `${error.message}\n${error.stack}` }));

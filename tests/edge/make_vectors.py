@@ -12,6 +12,7 @@ import json
 import struct
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "deploy"), str(ROOT / "tests")]
 
-from imgcls_infer.preprocess import decode_rgb, preprocess  # noqa: E402
+from imgcls_infer.preprocess import decode_for, decode_rgb, preprocess  # noqa: E402
 from imgcls_infer.selfcheck import pixels_sha256  # noqa: E402
 from imgcls_infer.steps import FILTERS, Crop, Decode, Pad, Preprocessing, Resize, Step, checked, shorthand  # noqa: E402
 from infer.pictures import chunk, encode, exif  # noqa: E402
@@ -232,12 +233,76 @@ def option_vectors(files: dict[str, bytes]) -> list[dict[str, object]]:
     return found
 
 
+def scaled_vector(name: str, data: bytes, steps: tuple[Step, ...]) -> dict[str, object]:
+    """A JPEG file for a model whose decoder shrinks large ones."""
+    preprocessing = checked(Preprocessing(steps[-1].size, steps, Decode(jpeg="scaled")))
+    decoded, whole = decode_for(data, name, preprocessing), decode_rgb(data, name)
+    by = preprocessing.shrink(*whole.shape[:2])
+    assert decoded.shape[0] == -(-whole.shape[0] // by), name
+    return {
+        "name": name,
+        "data": as_text(data),
+        **{key: value for key, value in preprocessing.to_dict().items() if key != "decode"},
+        "shrink": by,
+        "width": decoded.shape[1],
+        "height": decoded.shape[0],
+        "decoded_sha256": pixels_sha256(decoded),
+        "sha256": pixels_sha256(preprocess(data, preprocessing)),
+    }
+
+
+def scaled_files() -> list[tuple[str, bytes, tuple[Step, ...]]]:
+    """Name, file and steps of each: every factor, every subsampling, sides that are no multiple of a block."""
+    short, exact = shorthand(8).steps, (Resize("exact", (8, 24)),)
+    jpeg = partial(encode, kind="JPEG", quality=75)
+    return [
+        ("a side too small to be shrunk", jpeg(smooth(90, 31)), short),
+        ("half", jpeg(smooth(47, 35)), short),
+        ("a quarter, 4:4:4", jpeg(smooth(101, 65), subsampling=0), short),
+        ("a quarter, 4:2:2", jpeg(smooth(101, 65), subsampling=1), short),
+        ("an eighth, 4:2:0", jpeg(smooth(203, 131), subsampling=2), short),
+        ("an eighth, progressive", jpeg(smooth(129, 130), progressive=True), short),
+        ("grey", jpeg(smooth(75, 66).convert("L")), short),
+        ("on its side", jpeg(smooth(40, 97), exif=exif(orientation=6)), exact),
+        ("to other sides", jpeg(smooth(97, 33)), exact),
+        ("no resize first", jpeg(smooth(60, 50)), (Crop((40, 40)), Resize("exact", (8, 8)))),
+    ]
+
+
 def whole_manifest() -> dict[str, Any]:
     steps = (Resize("short", (9, 9), "bicubic"), Crop((8, 8)), Pad((8, 8), RED))
     return tiny_manifest(preprocessing=Preprocessing((8, 8), steps)).to_dict()
 
 
 LONG, SHORT = {"op": "resize", "edge": "long", "size": [9, 9]}, {"op": "resize", "edge": "short", "size": 8}
+
+
+ACCEPTANCE: dict[str, Any] = {
+    **{"probability": 0.71, "right_share": 0.95, "coverage": 0.83, "novelty": 0.42, "known_share": 0.95},
+    **{"pictures": 200, "novelty_sha256": "00"},
+}
+
+ANSWERS: tuple[tuple[dict[str, Any] | None, list[float], float | None, str], ...] = (
+    (None, [0.5, 0.25, 0.25], None, "red"),
+    ({"probability": 0.75}, [0.25, 0.75, 0.0], None, "green"),
+    ({"probability": 0.75}, [0.25, 0.625, 0.125], None, "unsure"),
+    ({"probability": 0.6}, [0.375, 0.0, 0.625], None, "blue"),
+    ({"probability": 0.1}, [float(np.float32(0.1))] * 3, None, "red"),  # the float32 is above 0.1, by 1.5e-9
+    ({"novelty": 0.5}, [0.375, 0.25, 0.375], 0.5, "red"),
+    ({"novelty": 0.5}, [1.0, 0.0, 0.0], float(np.nextafter(np.float32(0.5), np.float32(1))), "none of these"),
+    ({"novelty": 0.1}, [1.0, 0.0, 0.0], float(np.float32(0.1)), "none of these"),  # as above
+    ({"novelty": -3}, [0.0, 0.0, 1.0], -3.5, "blue"),
+    ({"novelty": -3}, [0.0, 0.0, 1.0], -2.5, "none of these"),
+    ({"probability": 0.75, "novelty": 0.5}, [0.5, 0.25, 0.25], 0.75, "none of these"),  # which comes first
+    ({"probability": 0.75, "novelty": 0.5}, [0.5, 0.25, 0.25], 0.25, "unsure"),
+    ({"probability": 0.75, "novelty": 0.5}, [0.875, 0.125, 0.0], 0.25, "red"),
+)
+"""By hand: acceptance, probabilities, novelty, answer."""
+
+
+def answer_vectors() -> list[dict[str, Any]]:
+    names = ("acceptance", "probabilities", "novelty", "answer")
+    return [dict(zip(names, row, strict=True)) for row in ANSWERS]
 
 
 def accepted_manifests() -> dict[str, dict[str, Any]]:
@@ -249,7 +314,13 @@ def accepted_manifests() -> dict[str, dict[str, Any]]:
         "long and pad": {**whole, "steps": [LONG, {"op": "pad", "size": 9}], "input": {"size": [9, 9]}},
         "eight steps": {**whole, "steps": [SHORT] * 7 + [whole["steps"][1]]},
         "a known size, resized by an edge": {**whole, "steps": [{"op": "crop", "size": [16, 16]}, SHORT]},
+        "jpeg scaled": {**whole, "decode": {"jpeg": "scaled"}},
         "a field that nobody knows": {**whole, "licence": "MIT"},
+        "an acceptance": {**whole, "acceptance": ACCEPTANCE},
+        "an acceptance of one limit, another is null": {**whole, "acceptance": {"probability": 1, "novelty": None}},
+        "a novelty below 0, no pictures": {**whole, "acceptance": {"novelty": -12, "pictures": 0}},
+        "a field of acceptance that nobody knows": {**whole, "acceptance": {"novelty": 0.5, "energy": "high"}},
+        "no acceptance, as null": {**whole, "acceptance": None},
     }
 
 
@@ -267,7 +338,7 @@ def refused_manifests() -> dict[str, dict[str, Any]]:
         "field of decode": {"decode": {"gamma": 1}},
         "exif is no boolean": {"decode": {"exif": 1}},
         "alpha over black": {"decode": {"alpha": "black"}},
-        "jpeg scaled": {"decode": {"jpeg": "scaled"}},
+        "jpeg at half its size": {"decode": {"jpeg": "half"}},
         "no steps": {"steps": []},
         "nine steps": {"steps": [SHORT] * 8 + [crop]},
         "unknown op": {"steps": [{**crop, "op": "rotate"}]},
@@ -285,6 +356,24 @@ def refused_manifests() -> dict[str, dict[str, Any]]:
         "ends in another size": {"steps": [{**crop, "size": [8, 9]}]},
         "pad below the longer edge": {"steps": [LONG, {"op": "pad", "size": 8}]},
     }
+    acceptances: dict[str, Any] = {
+        "that is a number": 0.5,
+        "that is a list": [0.5],
+        "without a limit": {"right_share": 0.95, "pictures": 200},
+        "of a probability above 1": {**ACCEPTANCE, "probability": 1.5},
+        "of a probability below 0": {**ACCEPTANCE, "probability": -0.1},
+        "of a probability as text": {**ACCEPTANCE, "probability": "0.5"},
+        "of a probability that is true": {**ACCEPTANCE, "probability": True},
+        "of a novelty as text": {**ACCEPTANCE, "novelty": "0.5"},
+        "of a novelty in a list": {**ACCEPTANCE, "novelty": [0.5]},
+        "of a right_share above 1": {**ACCEPTANCE, "right_share": 95},
+        "of a coverage below 0": {**ACCEPTANCE, "coverage": -1},
+        "of a known_share above 1": {**ACCEPTANCE, "known_share": 1.5},
+        "of a number of pictures below 0": {**ACCEPTANCE, "pictures": -1},
+        "of half a picture": {**ACCEPTANCE, "pictures": 0.5},
+        "of a digest that is no text": {**ACCEPTANCE, "novelty_sha256": 5},
+    }
+    changed.update({f"acceptance {name}": {"acceptance": value} for name, value in acceptances.items()})
     without = {f"no {name}": {key: whole[key] for key in whole if key != name} for name in ("input", "decode", "steps")}
     return {name: {**whole, **fields} for name, fields in changed.items()} | without
 
@@ -352,9 +441,11 @@ def main() -> None:
         "file_policy": {"image_size": 8, "mode": "crop", "interpolation": "bilinear"},
         "files": [file_vector(name, data) for name, data in files.items()],
         "file_options": option_vectors(files),
+        "scaled": [scaled_vector(*case) for case in scaled_files()],
         "refused": [{"name": name, "data": as_text(data)} for name, data in refused_files().items()],
         "manifests": by_name(accepted_manifests()),
         "refused_manifests": by_name(refused_manifests()),
+        "answers": answer_vectors(),
     }
     VECTORS.write_text(one_vector_a_line(document))
     print(f"wrote {VECTORS.relative_to(ROOT)} ({VECTORS.stat().st_size:,} bytes)")

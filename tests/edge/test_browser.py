@@ -9,15 +9,21 @@ import os
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from imgcls_infer import Predictor
+from imgcls_infer.golden import GOLDEN_KEY, golden_from_json, golden_to_json
 from imgcls_infer.preprocess import decode_rgb, preprocess
-from infer.pictures import encode, exif
+from imgcls_infer.steps import Crop, Pad, Preprocessing, Resize
+from infer import novel
+from infer.pictures import encode, exif, noise
+from infer.tiny import good_onnx, tiny_manifest, tiny_novelty
 from PIL import Image, ImageCms
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +55,37 @@ def wrong_profile():
     """sRGB with red and blue exchanged: who honours it gives other colours."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return profile.replace(b"rXYZ", b"....").replace(b"bXYZ", b"rXYZ").replace(b"....", b"bXYZ")
+
+
+KINDS = {
+    **{f"{name.replace(' ', '-')}.png": pixels for name, pixels in novel.PICTURES.items()},
+    **{f"noise-{side}.png": noise(side, 2 * side + 1, seed=side) for side in (5, 8, 30, 61)},
+}
+"""Pictures for the models of MODELS."""
+
+STEPS = (
+    Resize("short", (11, 11), "bicubic"),
+    Crop((9, 8)),
+    Pad((11, 8), (90, 10, 200)),
+    Resize("exact", (8, 8), "lanczos"),
+)
+MODELS = {
+    "novel.onnx": lambda: with_golden_novelty(novel.novel_onnx()),
+    "schema-2.onnx": lambda: good_onnx(manifest=tiny_manifest(preprocessing=Preprocessing((8, 8), STEPS)).to_json()),
+}
+"""A model that says when its answers do not count, and one whose preprocessing is a list of steps."""
+
+
+def with_golden_novelty(data):
+    """The model file with the novelty of its golden samples in them."""
+    model = onnx.load_model_from_string(data)
+    for entry in model.metadata_props:
+        if entry.key == GOLDEN_KEY:
+            samples = golden_from_json(entry.value, 3)
+            novelties = [float(tiny_novelty(sample.pixels()[None])[0]) for sample in samples]
+            told = [replace(sample, novelty=novelty) for sample, novelty in zip(samples, novelties, strict=True)]
+            entry.value = golden_to_json(told)
+    return model.SerializeToString()
 
 
 MAKERS = {
@@ -130,6 +167,11 @@ def site(tmp_path_factory):
     (folder / "test").mkdir()
     for name in ("browser.html", "browser.mjs"):
         shutil.copy(Path(__file__).with_name(name), folder / "test")
+    for name, pixels in KINDS.items():
+        (folder / "test" / name).write_bytes(encode(pixels, "PNG"))
+    for name, make in MODELS.items():
+        (folder / "test" / name).write_bytes(make())
+    (folder / "test" / "models.json").write_text(json.dumps({"models": list(MODELS), "pictures": list(KINDS)}))
     return folder
 
 
@@ -222,3 +264,41 @@ def test_the_page_answers_checks_itself_and_refuses_what_is_no_picture(report):
     assert f"{100 * prediction.probability:.2f} %" in page["bars"]
     assert page["selfCheck"].startswith("Passed")
     assert "not a PNG, JPEG, WebP, BMP or GIF picture" in page["problem"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_other_models_see_pythons_pixels_and_give_its_answers_and_novelty(report, site, name):
+    predictor, answers = Predictor(site / "test" / name, "cpu", 1), report[1]["models"][name]["answers"]
+    for (picture, pixels), found in zip(KINDS.items(), answers, strict=True):
+        stage_1 = preprocess(pixels, predictor.manifest.preprocessing)
+        expected = predictor.predict(pixels)
+        assert found["pixels"] == hashlib.sha256(stage_1.tobytes()).hexdigest(), picture
+        np.testing.assert_allclose(found["probabilities"], expected.probabilities, atol=1e-6)
+        assert found["novelty"] == (None if expected.novelty is None else pytest.approx(expected.novelty, abs=1e-6))
+    checks = report[1]["models"][name]["checks"]
+    assert [check["problem"] for check in checks] == ["", ""]
+    assert [check["novelty"] is None for check in checks] == [not predictor.manifest.gives_novelty] * 2
+
+
+def test_the_page_says_unsure_and_none_of_these_unless_all_is_accepted(report, site):
+    page, predictor = report[1]["models"]["novel.onnx"]["page"], Predictor(site / "test" / "novel.onnx", "cpu", 1)
+    assert (page["rules"], page["box"]) == ("Answers: none of these above novelty -0.25, unsure below 90 %", True)
+    predictions = [predictor.predict(pixels) for pixels in KINDS.values()]
+    assert [said["ruled"] for said in page["said"]] == [found.answer for found in predictions]
+    assert [said["accepted"] for said in page["said"]] == [found.label for found in predictions]
+    _, unsure, none, *_ = page["said"]
+    assert unsure["why"].startswith("Perhaps red: ")
+    assert unsure["why"].endswith(" %, and the limit is 90 %.")
+    assert none["why"] == "Not like the pictures of any class: novelty -0.1471, and the limit is -0.25."
+    assert none["facts"].endswith(", novelty -0.1471")
+    assert (page["selfCheck"], page["columns"]) == (
+        "Passed: 0 files give the same pixels bit for bit, 2 samples PyTorch's probabilities and novelty",
+        5,
+    )
+
+
+def test_the_page_of_a_model_without_rules_is_as_it_was(report):
+    page = report[1]["models"]["schema-2.onnx"]["page"]
+    assert (page["rules"], page["box"], page["columns"]) == ("", False, 4)
+    assert {said["why"] for said in page["said"]} == {""}
+    assert not [said for said in page["said"] if "novelty" in said["facts"]]

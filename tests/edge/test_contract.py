@@ -1,4 +1,4 @@
-"""docs/contract/vectors.json holds for both implementations of stage 1."""
+"""docs/contract/vectors.json holds for both implementations of stage 1, and of what an answer is."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from imgcls_infer import Prediction
 from imgcls_infer.errors import ImageError, ModelError
 from imgcls_infer.manifest import Manifest
-from imgcls_infer.preprocess import decode_rgb, preprocess
+from imgcls_infer.predictor import Rules
+from imgcls_infer.preprocess import decode_for, decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
 from imgcls_infer.steps import (
     EDGES,
@@ -25,6 +27,7 @@ from imgcls_infer.steps import (
     preprocessing_from,
     shorthand,
 )
+from infer.tiny import tiny_manifest
 from PIL import Image
 
 from .conftest import encoded, in_manifest
@@ -50,6 +53,10 @@ def policy_of(vector):
 
 def steps_of(vector):
     return preprocessing_from({"input": vector["input"], "decode": {}, "steps": vector["steps"]})
+
+
+def scaled_of(vector):
+    return preprocessing_from({"input": vector["input"], "decode": {"jpeg": "scaled"}, "steps": vector["steps"]})
 
 
 def with_options(vector):
@@ -79,6 +86,20 @@ def test_python_decodes_as_specified(vector):
     assert pixels_sha256(preprocess(data, FILE_POLICY)) == vector["sha256"]
 
 
+@pytest.mark.parametrize("vector", VECTORS["scaled"], ids=lambda vector: vector["name"])
+def test_python_shrinks_jpeg_files_as_specified(vector):
+    data, stage_1 = base64.b64decode(vector["data"]), scaled_of(vector)
+    decoded = decode_for(data, vector["name"], stage_1)
+    assert decoded.shape[:2] == (vector["height"], vector["width"])
+    assert stage_1.shrink(*decode_rgb(data, vector["name"]).shape[:2]) == vector["shrink"]
+    assert pixels_sha256(decoded) == vector["decoded_sha256"]
+    assert pixels_sha256(preprocess(data, stage_1)) == vector["sha256"]
+
+
+def test_the_vectors_of_shrunk_files_hold_every_factor():
+    assert {vector["shrink"] for vector in VECTORS["scaled"]} == {1, 2, 4, 8}
+
+
 @pytest.mark.parametrize("vector", VECTORS["steps"], ids=lambda v: f"{v['width']}x{v['height']} {len(v['steps'])}")
 def test_python_takes_the_steps_as_specified(vector):
     found = preprocess(pattern(vector["width"], vector["height"]), steps_of(vector))
@@ -101,6 +122,18 @@ def test_python_accepts_manifests_as_specified(vector):
 def test_python_refuses_manifests_as_specified(vector):
     with pytest.raises(ModelError):
         Manifest.from_dict(vector["manifest"])
+
+
+@pytest.mark.parametrize("vector", VECTORS["answers"], ids=str)
+def test_python_judges_answers_as_specified(vector):
+    manifest = answering(vector)
+    rules = manifest.acceptance and Rules(manifest.acceptance.probability, manifest.acceptance.novelty)
+    probabilities = np.array(vector["probabilities"], np.float32)
+    assert Prediction(manifest.classes, probabilities, vector["novelty"], rules).answer == vector["answer"]
+
+
+def answering(vector):
+    return Manifest.from_dict({**tiny_manifest().to_dict(), "acceptance": vector["acceptance"]})
 
 
 @pytest.mark.parametrize("vector", VECTORS["refused"], ids=lambda vector: vector["name"])
@@ -146,11 +179,24 @@ def test_javascript_decodes_png_files_as_a_model_wants_it(stage1):
     assert found == [{key: vector[key] for key in keys} for vector in vectors]
 
 
+def test_javascript_judges_answers_as_specified(stage1):
+    requests = [
+        {
+            "manifest": answering(vector).to_dict(),
+            "probabilities": vector["probabilities"],
+            "novelty": [vector["novelty"]],
+            "golden": {},
+        }
+        for vector in VECTORS["answers"]
+    ]
+    found = [answer["verdict"]["text"] for answer in stage1(requests)]
+    assert found == [vector["answer"] for vector in VECTORS["answers"]]
+
+
 def test_javascript_accepts_and_refuses_manifests_as_specified(stage1):
-    probabilities = [0.5, 0.25, 0.25]
+    given = {"probabilities": [0.5, 0.25, 0.25], "novelty": [0.0], "golden": {}}
     answers = {
-        part: stage1([{**vector, "probabilities": probabilities, "golden": {}} for vector in VECTORS[part]])
-        for part in ("manifests", "refused_manifests")
+        part: stage1([{**vector, **given} for vector in VECTORS[part]]) for part in ("manifests", "refused_manifests")
     }
     assert [answer for answer in answers["manifests"] if "error" in answer] == []
     reasons = [answer.get("error", "") for answer in answers["refused_manifests"]]

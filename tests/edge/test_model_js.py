@@ -125,7 +125,8 @@ def test_the_checks_are_those_of_the_predictor(stage1, tmp_path, sizes):
     halves = [FILE_TO_PIXELS] * len(files) + [PIXELS_TO_PROBABILITIES] * len(samples)
     names = [*(file.name for file in files), *expected]
     assert found["checks"] == [
-        {"half": half, "name": name, "difference": 0, "problem": ""} for half, name in zip(halves, names, strict=True)
+        {"half": half, "name": name, "difference": 0, "novelty": None, "problem": ""}
+        for half, name in zip(halves, names, strict=True)
     ]
 
 

@@ -394,3 +394,33 @@ def test_an_exif_block_says_its_orientation_as_in_python(stage1, order):
     pngs = [encode(noise(2, 3), "PNG") for _ in blocks]
     files = [png[:33] + chunk(b"eXIf", block[6:]) + png[33:] for png, block in zip(pngs, blocks, strict=True)]
     compare(stage1, dict(enumerate(files)))
+
+
+def scaled(preprocessing):
+    return in_manifest(preprocessing._replace(decode=Decode(jpeg="scaled")))
+
+
+def test_the_page_shrinks_a_jpeg_by_as_much_as_python(stage1):
+    rng = np.random.default_rng(3)
+    sizes = [*rng.integers(1, 700, (60, 2)).tolist(), [128, 128], [127, 128], [64, 64], [63, 64], [32, 32], [31, 32]]
+    exact = Preprocessing((8, 24), (Resize("exact", (8, 24)),))
+    crop_first = Preprocessing((8, 8), (Crop((8, 8)),))
+    for preprocessing in (shorthand(8), shorthand(8, "squash"), shorthand(16, "pad"), exact, crop_first):
+        chosen = preprocessing._replace(decode=Decode(jpeg="scaled"))
+        answers = stage1([{"size": size, "preprocessing": scaled(preprocessing)} for size in sizes])
+        assert [answer["by"] for answer in answers] == [chosen.shrink(*size) for size in sizes]
+        assert stage1([{"size": [700, 700], "preprocessing": in_manifest(preprocessing)}]) == [{"by": 1}]
+
+
+def test_a_jpeg_that_the_model_has_shrunk_is_refused_and_nothing_else_is(stage1):
+    def request(kind, side):
+        data = encode(noise(side, side), kind)
+        bitmap = {"width": side, "height": side, "alpha": 255}
+        return {"file": encoded(data), "bitmap": bitmap, "preprocessing": scaled(shorthand(8))}
+
+    cases = [("JPEG", 31), ("JPEG", 128), ("BMP", 128), ("PNG", 128)]
+    small, large, bmp, png = stage1([request(kind, side) for kind, side in cases])
+    assert large == {"error": "the model has JPEG files of this size decoded at 1/8, which no browser does; use PNG"}
+    assert "sha256" in small
+    assert "sha256" in bmp
+    assert "sha256" in png

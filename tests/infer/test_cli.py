@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from imgcls_infer import Prediction, Predictor, __version__, cli, session
+from imgcls_infer import Predictor, __version__, session
 from imgcls_infer.cli import command
 
 from .pictures import encode
@@ -325,9 +325,3 @@ def test_closed_standard_input_is_empty(tiny_path):
 def test_head_ends_a_long_run_without_a_word(tiny_path, pictures, form):
     done = shell(f'{form} "$@" | head -1; exit ${{PIPESTATUS[0]}}', "--model", tiny_path, *[pictures["red"]] * 3000)
     assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")
-
-
-@pytest.mark.parametrize(("threshold", "label"), [(None, "cat"), (0.75, "cat"), (0.7500001, "unsure")])
-def test_an_answer_as_probable_as_the_threshold_is_sure(threshold, label):
-    answer = Prediction(("dog", "cat"), np.array([0.25, 0.75], np.float32))
-    assert cli._row("a.png", answer, 1, threshold)["label"] == label

@@ -7,9 +7,10 @@ import warnings
 
 import numpy as np
 import pytest
+from imgcls_infer.errors import ImageError
 from imgcls_infer.preprocess import decode_rgb, preprocess
-from imgcls_infer.steps import Crop, Decode, Preprocessing, shorthand
-from PIL import Image
+from imgcls_infer.steps import Crop, Decode, Preprocessing, Resize, shorthand
+from PIL import Image, ImageOps
 
 from .pictures import chunk, encode, exif, noise, png
 
@@ -100,3 +101,74 @@ def test_what_has_no_transparency_and_no_orientation_is_the_same_either_way():
     for decode in (Decode(), Decode(exif=False), Decode(alpha="drop"), DROP):
         stage_1 = shorthand(8)._replace(decode=decode)
         np.testing.assert_array_equal(preprocess(data, stage_1), preprocess(data, shorthand(8)))
+
+
+# --- JPEG files that their decoder shrinks ---
+
+
+def photograph(height, width, **options) -> bytes:
+    """A JPEG file of a smooth picture."""
+    small = Image.fromarray(noise(7, 9))
+    return encode(small.resize((width, height), Image.Resampling.BICUBIC), "JPEG", quality=90, **options)
+
+
+def shrunk_by_pillow(data: bytes, by: int) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        size = tuple(-(-side // by) for side in image.size)
+        image.draft(None, (image.width // by, image.height // by))
+        assert image.size == size
+        return image.convert("RGB")
+
+
+def scaled(mode="crop", **others):
+    return shorthand(8, mode)._replace(decode=Decode(jpeg="scaled", **others))
+
+
+@pytest.mark.parametrize(("height", "width", "by"), [(131, 200, 8), (101, 65, 4), (33, 34, 2), (31, 90, 1)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2}])
+def test_a_scaled_jpeg_is_what_libjpeg_shrinks_and_the_steps_follow(height, width, by, options):
+    data = photograph(height, width, **options)
+    expected = preprocess(shrunk_by_pillow(data, by), shorthand(8))
+    np.testing.assert_array_equal(preprocess(data, scaled()), expected)
+    if by > 1:
+        assert not np.array_equal(preprocess(data, shorthand(8)), expected)
+
+
+@pytest.mark.parametrize(("mode", "by"), [("L", 8), ("CMYK", 8)])
+def test_grey_and_cmyk_files_are_shrunk_too(mode, by):
+    image = Image.fromarray(noise(9, 9)).resize((160, 140)).convert(mode)
+    data = encode(image, "JPEG")
+    np.testing.assert_array_equal(preprocess(data, scaled()), preprocess(shrunk_by_pillow(data, by), shorthand(8)))
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+def test_the_size_that_counts_is_that_of_the_turned_picture(value):
+    """128 x 300 can be shrunk 4 times for steps to 8 x 32; stored on its side and not turned, only once."""
+    decode = Decode(jpeg="scaled")
+    stage_1 = Preprocessing((8, 32), (Resize("exact", (8, 32)),), decode)
+    data = photograph(300, 128, exif=exif(orientation=value)) if value >= 5 else photograph(128, 300)
+    by = 4
+    stored = shrunk_by_pillow(data, by)
+    upright = ImageOps.exif_transpose(stored) if value >= 5 else stored
+    np.testing.assert_array_equal(preprocess(data, stage_1), preprocess(upright, stage_1))
+    if value >= 5:
+        alone = stage_1._replace(decode=decode._replace(exif=False))
+        np.testing.assert_array_equal(preprocess(data, alone), preprocess(shrunk_by_pillow(data, 2), alone))
+
+
+def test_other_formats_and_decoded_pixels_are_taken_whole():
+    image = Image.fromarray(noise(200, 300))
+    for source in (encode(image, "PNG"), encode(image, "WEBP"), encode(image, "BMP"), image, np.asarray(image)):
+        np.testing.assert_array_equal(preprocess(source, scaled()), preprocess(source, shorthand(8)))
+
+
+def test_a_jpeg_that_ends_early_is_refused_scaled_too():
+    data = photograph(400, 400)
+    with pytest.raises(ImageError, match="damaged picture"):
+        preprocess(data[: len(data) // 2], scaled())
+
+
+def test_a_picture_that_is_too_large_is_refused_by_its_own_size(monkeypatch):
+    monkeypatch.setattr("imgcls_infer.preprocess.MAX_PIXELS", 399 * 400)
+    with pytest.raises(ImageError, match="400 x 400 pixels, more than"):
+        preprocess(photograph(400, 400), scaled())

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from imgcls_infer import rows
@@ -81,7 +82,8 @@ def test_csv_has_a_header_and_a_row_for_each(tiny_path, folder):
 def test_no_text_in_csv_is_a_formula(start):
     """A spreadsheet would compute it, whoever called a file or a class so."""
     name, out = f"{start}HYPERLINK(1)", io.StringIO(newline="")
-    writer = rows.Csv(out, "", (name, "a\r=b"), (), 2)
+    predictor = SimpleNamespace(manifest=tiny_manifest(classes=(name, "a\r=b")))
+    writer = rows.Csv(out, predictor, (), 2)
     top = [{"label": name, "probability": 0.75}, {"label": "a\r=b", "probability": -0.25}]
     writer.row({"image": name, **top[0], "top": top})
     writer.row({"image": "plain", "error": f"{name}: no such file"})

@@ -163,9 +163,35 @@ def test_a_bad_field_of_decode_is_named(name, value):
     assert refusal({**RAW, "decode": {**RAW["decode"], name: value}}).startswith(f"bad {name} of decode in")
 
 
-def test_scaled_decoding_is_left_to_a_newer_program():
-    message = refusal({**RAW, "decode": {**RAW["decode"], "jpeg": "scaled"}})
-    assert message == "the model wants JPEG files decoded scaled, which this program can't do; update imgcls-infer"
+def scaled(size, mode="crop"):
+    return shorthand(size, mode)._replace(decode=Decode(jpeg="scaled"))
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "picture", "by"),
+    [
+        (scaled(32), (512, 700), 8),
+        (scaled(32), (511, 700), 4),
+        (scaled(32), (256, 256), 4),
+        (scaled(32), (255, 9999), 2),
+        (scaled(32), (128, 128), 2),
+        (scaled(32), (127, 128), 1),
+        (scaled(32, "squash"), (600, 127), 1),
+        (scaled(32, "pad"), (512, 40), 8),
+        (scaled((32, 64)), (512, 1024), 8),
+        (scaled((32, 64)), (512, 1023), 4),
+        (shorthand(32), (5000, 5000), 1),
+        (Preprocessing((8, 8), (Crop((8, 8)),), Decode(jpeg="scaled")), (5000, 5000), 1),
+    ],
+)
+def test_a_jpeg_is_shrunk_as_long_as_both_sides_keep_twice_what_the_first_step_makes(preprocessing, picture, by):
+    assert preprocessing.shrink(*picture) == by
+
+
+def test_scaled_decoding_is_written_as_schema_2_and_read_back():
+    manifest = Manifest.from_dict({**RAW, "decode": {**RAW["decode"], "jpeg": "scaled"}})
+    assert manifest.schema_version == 2
+    assert Manifest.from_json(manifest.to_json()).preprocessing.decode.jpeg == "scaled"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ from imgcls_infer import ImageError, ModelError
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.resample import run_steps
 from imgcls_infer.steps import (
+    ALPHAS,
     EDGES,
     FILTERS,
+    JPEGS,
     MAX_SIDE,
     MAX_STEPS,
     MODES,
@@ -55,7 +57,7 @@ PREPROCESSINGS = st.builds(
     lambda first, last, decode: ending_in_its_size([*first, last])._replace(decode=decode),
     st.lists(RESIZES | CROPS | PADS, max_size=MAX_STEPS - 1),
     CROPS | st.builds(Resize, st.just("exact"), SIZES, st.sampled_from(FILTERS), st.sampled_from(ROUNDINGS)),
-    st.builds(Decode, st.booleans(), st.sampled_from(["white", "drop"]), st.just("whole")),
+    st.builds(Decode, st.booleans(), st.sampled_from(ALPHAS), st.sampled_from(JPEGS)),
 )
 
 

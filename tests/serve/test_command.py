@@ -15,10 +15,12 @@ import httpx
 import pytest
 from click.testing import CliRunner
 from imgcls_infer import __version__
+from imgcls_infer.predictor import Rules
 from imgcls_serve import app, server
 from imgcls_serve.batching import Batching
 from imgcls_serve.cli import command
 from imgcls_serve.limits import Limits
+from infer.novel import novel_onnx
 from infer.pictures import encode, noise
 from infer.tiny import SAMPLE
 
@@ -218,6 +220,7 @@ def asked(monkeypatch):
 
     def create_app(predictor, name, batching, limits, hosts):
         seen.update(threads=predictor.threads, name=name, batching=batching, limits=limits, hosts=sorted(hosts))
+        seen.update(rules=predictor.rules)
 
     monkeypatch.setattr(app, "create_app", create_app)
     monkeypatch.setattr(server, "listen", lambda host, port: seen.update(host=host, port=port) or Socket())
@@ -249,10 +252,19 @@ def test_the_options_are_what_the_server_is_made_of(asked, tiny_path):
             "hosts": ["board.local", "pi.local"],
             "grace": 9.5,
             "log": True,
+            "rules": None,
         },
         "batching": Batching(max_batch=6, max_delay=0.0075, decode_threads=5),
         "limits": Limits(max_bytes=8, timeout=9.5, queue=10),
     }
+
+
+@pytest.mark.parametrize(("options", "rules"), [([], Rules(0.9, -0.25)), (["--accept-all"], Rules())])
+def test_the_models_rules_are_the_servers_unless_all_is_accepted(asked, tmp_path, options, rules):
+    path = tmp_path / "novel.onnx"
+    path.write_bytes(novel_onnx())
+    assert CliRunner().invoke(command, ["--model", str(path), *options]).exit_code == 0
+    assert asked["rules"] == rules
 
 
 def test_without_options_the_server_has_the_librarys_defaults_and_a_decoder_more_than_processors(asked, tiny_path):

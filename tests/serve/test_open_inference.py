@@ -43,9 +43,9 @@ def raw_request(**parameters) -> tuple[bytes, dict[str, str]]:
 @pytest.mark.parametrize("given", [{}, {"id": "a"}, {"id": ""}, {"id": None}], ids=str)
 def test_an_answer_has_the_id_of_its_request(given):
     body, headers = raw_request(**given)
-    logits = np.zeros((3, 2), np.float32)
+    arrays = dict.fromkeys(("logits", "probabilities"), np.zeros((3, 2), np.float32))
     inference = parse_inference(body, headers[BINARY_HEADER], (SIDE, SIDE))
-    document = json.loads(open_inference.render_inference("tiny", inference, logits, logits)[0])
+    document = json.loads(open_inference.render_inference("tiny", inference, arrays)[0])
     assert document.get("id") == given.get("id")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -32,3 +33,13 @@ def make_pictures(root: Path, classes: dict[str, int], size: int = 32, seed: int
             pixels = np.clip(colour + rng.normal(0, 30, (size, size, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{number:02d}.png")
     return root
+
+
+def novelty_tensors(width: int, count: int = 12, seed: int = 0) -> dict[str, torch.Tensor]:
+    """What a Novelty of features of `width` numbers is made of: fitted to `count` random pictures of two classes."""
+    from imgcls.networks.novelty import outside, subspace, tensors
+
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, width, generator=generator).abs()
+    basis = subspace(features, classes=2)
+    return tensors(basis, outside(features.flip(1), basis), torch.randn(count, 2, generator=generator))

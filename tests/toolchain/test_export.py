@@ -26,6 +26,7 @@ from imgcls.export.formats import open_exported
 from imgcls.export.graph import _multiply_adds
 from imgcls.export.info import info
 from imgcls.networks.registry import build_network
+from imgcls.parity.rounding import Tolerances
 from imgcls.parity.runtimes import run_module
 
 FILES = sorted(name for name, chosen in FORMATS.items() if chosen.folder is None)
@@ -172,7 +173,7 @@ def test_no_fold_exports_the_plain_graph(trained, tmp_path):
 def test_a_file_that_fails_its_own_check_is_not_left_lying(trained, tmp_path, monkeypatch):
     path, checkpoint = trained
     (tmp_path / "a.onnx").write_bytes(b"yesterday's")
-    monkeypatch.setattr(export_module, "probability_tolerance", lambda *_: -1.0)
+    monkeypatch.setattr(export_module, "tolerances", lambda *_: Tolerances(-1.0))
     with pytest.raises(ExportError, match="differs from PyTorch"):
         export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx"), checkpoint)
     assert (tmp_path / "a.onnx").read_bytes() == b"yesterday's"

@@ -22,6 +22,7 @@ from imgcls.export import export_model
 from imgcls.export.format import Job
 from imgcls.export.info import info
 from imgcls.parity.bisect import bisect
+from imgcls.parity.rounding import Tolerances
 from imgcls.parity.runtimes import run_module
 
 export_module, to_onnx_module = sys.modules["imgcls.export"], sys.modules["imgcls.export.to_onnx"]
@@ -97,7 +98,7 @@ def test_a_new_export_removes_the_old_ones_weights_and_nothing_else(trained, exp
 def test_a_failed_export_leaves_the_old_pair_as_it_was(trained, exported, tmp_path, monkeypatch):
     path, checkpoint = trained
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
-    monkeypatch.setattr(export_module, "probability_tolerance", lambda *_: -1.0)
+    monkeypatch.setattr(export_module, "tolerances", lambda *_: Tolerances(-1.0))
     for options in ({}, {"precision": "fp16"}):
         with pytest.raises(ExportError, match="differs from PyTorch"):
             export_model(ExportConfig(path, output=exported.path, external_data=True, **options), checkpoint)

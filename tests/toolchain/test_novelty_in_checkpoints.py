@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import novelty_tensors
 from imgcls_infer.manifest import Acceptance
 from torch import nn
 
@@ -18,11 +19,6 @@ from imgcls.networks.registry import build_network
 HALF = (0.5, 0.5, 0.5)
 
 
-def coreset(rows: int, width: int, k: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
-    features = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)).abs()
-    return {"coreset": nn.functional.normalize(features, dim=1), "k": torch.tensor(k)}
-
-
 @pytest.fixture
 def plain() -> Classifier:
     torch.manual_seed(0)
@@ -31,21 +27,19 @@ def plain() -> Classifier:
 
 @pytest.fixture
 def classifier(plain) -> Classifier:
-    return with_novelty(plain, Novelty(coreset(5, plain.network.fc2_layer.in_features)), "fc2_layer")
+    return with_novelty(plain, Novelty(novelty_tensors(plain.network.fc2_layer.in_features)), "fc2_layer")
 
 
 def pictures(count: int = 4) -> torch.Tensor:
     return torch.randint(256, (count, 16, 16, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
-def test_the_third_output_is_one_less_the_mean_similarity_to_the_nearest_of_the_coreset(plain, classifier):
+def test_the_third_output_is_made_of_the_features_and_the_logits(plain, classifier):
     with torch.inference_mode():
         logits, probabilities, novelty = classifier(pictures())
         assert torch.equal(logits, plain(pictures())[0])
         features = classifier.network(classifier.normalise(pictures()))
-    unit = features / features.norm(dim=1, keepdim=True)
-    nearest = (unit @ classifier.novelty.columns).sort(dim=1, descending=True).values[:, :2]
-    torch.testing.assert_close(novelty, 1 - nearest.mean(1))
+        torch.testing.assert_close(novelty, classifier.novelty(features, logits))
     assert novelty.shape == (4,)
     torch.testing.assert_close(probabilities, logits.softmax(1))
 
@@ -93,16 +87,16 @@ class EndsInAConvolution(nn.Sequential):
 
 def test_a_network_that_does_not_end_in_its_last_layer_is_refused_in_one_line():
     with pytest.raises(ImgclsError, match=r"^novelty needs a network that ends in its last layer; .* after 'last'$"):
-        with_novelty(Classifier(GoesOn(), 8, HALF, HALF), Novelty(coreset(4, 3)), "last")
+        with_novelty(Classifier(GoesOn(), 8, HALF, HALF), Novelty(novelty_tensors(3)), "last")
     with pytest.raises(ImgclsError, match="ends in its last layer"):
-        with_novelty(Classifier(OfMaps(), 8, HALF, HALF), Novelty(coreset(4, 3)), "1")
+        with_novelty(Classifier(OfMaps(), 8, HALF, HALF), Novelty(novelty_tensors(3)), "1")
     with pytest.raises(ImgclsError, match=r"features \[N, D\]; '1' takes \[1, 3, 1, 1\]"):
-        with_novelty(Classifier(EndsInAConvolution(), 8, HALF, HALF), Novelty(coreset(4, 3)), "1")
+        with_novelty(Classifier(EndsInAConvolution(), 8, HALF, HALF), Novelty(novelty_tensors(3)), "1")
 
 
 def test_a_novelty_of_features_of_another_width_is_refused(plain):
     with pytest.raises(ImgclsError, match="not for features of"):
-        with_novelty(plain, Novelty(coreset(4, 7)), "fc2_layer")
+        with_novelty(plain, Novelty(novelty_tensors(7)), "fc2_layer")
 
 
 @pytest.fixture
@@ -111,7 +105,7 @@ def saved(tmp_path, trained):
     manifest = replace(checkpoint.manifest, acceptance=Acceptance(novelty=0.5, known_share=0.95, pictures=20))
     width = checkpoint.network().fc2_layer.in_features
     return save_checkpoint(
-        tmp_path / "a.pth", checkpoint.state_dict, manifest, checkpoint.samples, coreset(5, width)
+        tmp_path / "a.pth", checkpoint.state_dict, manifest, checkpoint.samples, novelty_tensors(width)
     ), tmp_path / "a.pth"
 
 
@@ -148,8 +142,8 @@ def spoilt(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content["novelty"]["coreset"].mul_(2), "do not match their SHA-256"),
-        (lambda content: content["novelty"].pop("k"), "do not match their SHA-256"),
+        (lambda content: content["novelty"]["basis"].mul_(2), "do not match their SHA-256"),
+        (lambda content: content["novelty"].pop("logit"), "do not match their SHA-256"),
         (lambda content: content.pop("novelty"), "and no tensors of it"),
         (lambda content: content["manifest"].pop("acceptance"), "no limit of the novelty"),
         (lambda content: content.update(novelty=[1]), "holds no state dict"),
@@ -166,19 +160,18 @@ def test_a_damaged_novelty_is_refused_in_one_line_with_the_file(saved, change, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"coreset": torch.full((3, 4), float("nan"))}, "no finite number"),
-        ({"coreset": torch.ones(3)}, r"not float32 \[M, D\]"),
-        ({"coreset": torch.ones(3, 4, dtype=torch.float64)}, "not float32"),
-        ({"coreset": torch.ones(0, 4)}, "not float32"),
-        ({"k": torch.tensor(6)}, "from 1 to the coreset's 5"),
-        ({"k": torch.tensor(0)}, "from 1 to"),
-        ({"k": torch.tensor(1.0)}, "from 1 to"),
-        ({"k": torch.tensor([1, 2])}, "from 1 to"),
-        ({"more": torch.ones(1)}, "no known novelty is made of coreset, k, more"),
+        ({"basis": torch.full((4, 2), float("nan"))}, "novelty holds what is no finite number"),
+        ({"basis": torch.ones(4)}, r"novelty's basis is torch.float32 \[4\], not"),
+        ({"basis": torch.ones(4, 2, dtype=torch.float64)}, "basis is torch.float64"),
+        ({"basis": torch.ones(4, 0)}, r"basis is torch.float32 \[4, 0\]"),
+        ({"basis": torch.tensor(1.0)}, "not float32"),
+        ({"logit": torch.ones(3)}, r"logit is torch.float32 \[3\]"),
+        ({"logit": torch.ones(2, dtype=torch.int64)}, "logit is torch.int64"),
+        ({"more": torch.ones(1)}, "no known novelty is made of basis, logit, more"),
     ],
 )
 def test_tensors_that_make_no_novelty_are_refused(saved, tmp_path, changes, message):
-    tensors = {**coreset(5, 4), **changes}
+    tensors = {**novelty_tensors(4), **changes}
     with pytest.raises(CheckpointError, match=message):
         Novelty(tensors)
     with pytest.raises(CheckpointError, match=message):  # before a file is written

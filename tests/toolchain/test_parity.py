@@ -45,7 +45,7 @@ from imgcls.parity.probes import (
     border_pictures,
     thread_invariance,
 )
-from imgcls.parity.rounding import SPREAD, UNITS, logit_deviation, probability_tolerance, typical_pictures
+from imgcls.parity.rounding import SPREAD, UNITS, Tolerances, logit_deviation, probability_tolerance, typical_pictures
 from imgcls.parity.runtimes import Runtime, eager, run_module
 from imgcls.parity.verify import VerifyResult, default_tolerance, verify
 from imgcls.report.parity import write_parity
@@ -191,7 +191,9 @@ def answers(seed, rows=20):
 
 def compared(expected, actual, tolerance, candidate=MANIFEST):
     labels, paths = np.zeros(20, int), ["p"] * 20
-    return compare(expected, actual, MANIFEST, candidate, labels, paths, name="n", path="p", tolerance=tolerance)
+    return compare(
+        expected, actual, MANIFEST, candidate, labels, paths, name="n", path="p", tolerance=Tolerances(tolerance)
+    )
 
 
 @given(seed=st.integers(0, 500), size=st.floats(1e-7, 0.3))
@@ -320,7 +322,16 @@ def test_a_probe_that_is_no_number_fails(name, precision):
     labels, paths = np.zeros(20, np.int64), [str(row) for row in range(20)]
     probes = (Probe(name, 3, float("nan"), "64"),)
     report = compare(
-        outputs, outputs, MANIFEST, manifest, labels, paths, name="n", path="p", tolerance=0.25, probes=probes
+        outputs,
+        outputs,
+        MANIFEST,
+        manifest,
+        labels,
+        paths,
+        name="n",
+        path="p",
+        tolerance=Tolerances(0.25),
+        probes=probes,
     )
     assert [str(problem).split(": ")[:2] for problem in report.problems] == [[PIXELS_TO_PROBABILITIES, name]]
 
@@ -331,7 +342,7 @@ def test_an_adversarial_picture_that_gives_no_number_is_the_worst(row):
     actual = np.array([[0.1, 0.9], [0.8, 0.2]], np.float32)
     actual[row, 1] = np.nan
     pixels = {"first": np.zeros((8, 8, 3), np.uint8), "second": np.ones((8, 8, 3), np.uint8)}
-    probe = adversarial(Runtime("n", lambda _: (expected, actual), MANIFEST), expected, pixels)
+    probe = adversarial(Runtime("n", lambda _: (expected, actual), MANIFEST), (expected,), pixels)
     assert np.isnan(probe.max_abs)
     assert probe.worst == ("first", "second")[row]
 
@@ -364,7 +375,16 @@ def test_int8_is_clipped_on_tricky_pictures_and_fails_where_a_decided_answer_is_
     labels, paths = np.zeros(20, np.int64), [str(row) for row in range(20)]
     manifest = replace(MANIFEST, precision=precision)
     report = compare(
-        outputs, outputs, MANIFEST, manifest, labels, paths, name="n", path="p", tolerance=0.25, probes=probes
+        outputs,
+        outputs,
+        MANIFEST,
+        manifest,
+        labels,
+        paths,
+        name="n",
+        path="p",
+        tolerance=Tolerances(0.25),
+        probes=probes,
     )
     assert bool(report) is passes
     assert all("checkerboard of 2, phase 1" in problem.text for problem in report.problems)
@@ -374,7 +394,7 @@ def test_a_probe_says_how_decided_the_answers_were_that_a_model_overturns():
     pixels = {"alike": np.zeros((8, 8, 3), np.uint8), "other": np.ones((8, 8, 3), np.uint8)}
     expected = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
     runtime = Runtime("n", lambda _: (expected, np.array([[0.8, 0.2], [0.6, 0.4]], np.float32)), MANIFEST)
-    probe = adversarial(runtime, expected, pixels)
+    probe = adversarial(runtime, (expected,), pixels)
     assert probe.max_abs == pytest.approx(0.4)
     assert (probe.worst, probe.overturned) == ("other", pytest.approx(0.6))
 
@@ -615,12 +635,14 @@ def test_points_are_gained_where_the_file_is_right_more_often_than_pytorch():
     labels = 1 - (expected.probabilities.argmax(1) == 0)  # never PyTorch's class
     actual = answers(0)
     actual.probabilities[0] = np.eye(3, dtype=np.float32)[labels[0]]
-    report = compare(expected, actual, MANIFEST, MANIFEST, labels, ["p"] * 20, name="n", path="p", tolerance=1.0)
+    report = compare(
+        expected, actual, MANIFEST, MANIFEST, labels, ["p"] * 20, name="n", path="p", tolerance=Tolerances(1.0)
+    )
     assert parity_cells(report)["points gained"] == "+5.00"
 
 
 def test_a_probabilitys_tolerance_is_half_the_logits_and_the_softmaxs_rounding(monkeypatch):
-    monkeypatch.setattr(rounding, "logit_deviation", lambda *_: 1e-4)
+    monkeypatch.setattr(rounding, "output_deviations", lambda *_: {"logits": 1e-4})
     found = probability_tolerance(None, None)
     assert found == pytest.approx(6 * 2**0.5 * 1e-4 / 2 + 8 * 2**-24)
 

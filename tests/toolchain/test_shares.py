@@ -113,7 +113,7 @@ def test_a_verification_has_it_in_table_page_and_json(verified, tmp_path):
     report = verified.reports[0]
     expected = percent(report.accuracy, 8)
     assert "(" in expected
-    assert parity.parity_cells(report)["accuracy"] == expected
+    assert parity.parity_rows([report])[0]["accuracy"] == expected
     parity.write_parity(verified, tmp_path / "page.html")
     assert f"accuracy {expected}; in brackets: 95 % interval" in (tmp_path / "page.html").read_text()
     document = verified.to_dict()

@@ -69,7 +69,7 @@ def row(factor, memory, file="net/a.onnx"):
         **{"file": file, "runtime": "a|b", "precision": "fp32", "size": 1e6 * factor, "memory": memory},
         **{name: Series((factor * more,)) for name, more in (("load", 1), ("cold_start", 2), ("latency", 3))},
         batch=Series((4.0 * factor,)),
-        parity=SimpleNamespace(max_abs=0.5, top1_agreement=0.75, accuracy=1.0, labelled=1234),
+        parity=SimpleNamespace(max_abs=0.5, max_novelty=None, top1_agreement=0.75, accuracy=1.0, labelled=1234),
     )
 
 

@@ -10,6 +10,7 @@ const $ = (id) => document.getElementById(id);
 
 let model = null;
 let bytes = null; // of the picture that is shown
+let seen = null; // what the model made of it: {outputs, facts}
 
 ort.env.wasm.wasmPaths = new URL("vendor/", import.meta.url).href;
 ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? 0 : 1; // threads need the server's COOP and COEP headers
@@ -41,10 +42,22 @@ async function useModel(name, data) {
   $("model-facts").textContent =
     `${arch}, ${model.classes.length} classes, ${model.preprocessing.size.join(" x ")} pixels, ${precision}, ` +
     `${(data.length / 1e6).toFixed(1)} MB${accuracy}`;
+  $("model-rules").textContent = rulesInWords(model.rules);
+  $("accept-all-label").hidden = model.rules === null;
   $("self-check").disabled = false;
   $("check").hidden = true;
   if (bytes) await classify();
 }
+
+/** The same sentence as imgcls-infer --info. */
+function rulesInWords(rules) {
+  const words = [];
+  if (Number.isFinite(rules?.novelty)) words.push(`none of these above novelty ${round(rules.novelty)}`);
+  if (Number.isFinite(rules?.probability)) words.push(`unsure below ${round(100 * rules.probability)} %`);
+  return words.length ? `Answers: ${words.join(", ")}` : "";
+}
+
+const round = (value) => Number(value.toPrecision(4));
 
 async function usePicture(data) {
   bytes = data;
@@ -57,20 +70,34 @@ async function classify() {
   const started = performance.now();
   const picture = await decode(bytes, model.preprocessing.decode);
   const pixels = runSteps(picture, model.preprocessing.steps);
-  const probabilities = await model.run(pixels);
+  const outputs = await model.run(pixels);
   const took = performance.now() - started;
   draw($("picture"), picture);
   draw($("pixels"), pixels);
   $("invitation").hidden = true;
   $("seen").hidden = false;
-  showAnswer(probabilities, `${picture.width} x ${picture.height} pixels, ${took.toFixed(0)} ms`);
+  seen = { outputs, facts: `${picture.width} x ${picture.height} pixels, ${took.toFixed(0)} ms` };
+  showAnswer();
 }
 
-function showAnswer(probabilities, facts) {
+function showAnswer() {
+  const { outputs, facts } = seen;
+  const { probabilities } = outputs;
+  const answer = model.answer(outputs, $("accept-all").checked);
   const order = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a]);
-  $("answer").textContent = model.classes[order[0]];
-  $("answer-facts").textContent = facts;
+  $("answer").textContent = answer.text;
+  $("answer").className = answer.known && !answer.unsure ? "" : "refused";
+  $("answer-why").textContent = reason(answer, outputs);
+  $("answer-facts").textContent = outputs.novelty === null ? facts : `${facts}, novelty ${round(outputs.novelty)}`;
   $("bars").replaceChildren(...order.slice(0, SHOWN).map((index) => bar(model.classes[index], probabilities[index])));
+}
+
+/** Why the most probable class is not the answer; empty where it is. */
+function reason({ index, label, known, unsure }, { probabilities, novelty }) {
+  const { rules } = model;
+  const limit = (value, unit = "") => `, and the limit is ${round(value)}${unit}.`;
+  if (!known) return `Not like the pictures of any class: novelty ${round(novelty)}${limit(rules.novelty)}`;
+  return unsure ? `Perhaps ${label}: ${round(100 * probabilities[index])} %${limit(100 * rules.probability, " %")}` : "";
 }
 
 function bar(label, probability) {
@@ -111,6 +138,7 @@ async function selfCheck() {
   const failed = checks.filter((check) => check.problem);
   $("check-verdict").textContent = verdict(checks, failed);
   $("check-verdict").className = checks.length && !failed.length ? "good" : "bad";
+  $("check-novelty").hidden = !model.givesNovelty;
   $("check-rows").replaceChildren(...checks.map(checkRow));
   $("check").hidden = false;
   $("check").scrollIntoView({ block: "nearest" });
@@ -120,13 +148,15 @@ function verdict(checks, failed) {
   if (!checks.length) return "Not checked: the model carries no golden samples or files";
   if (failed.length) return `Failed: ${failed.length} of ${checks.length} checks`;
   const counts = [FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES].map((half) => checks.filter((c) => c.half === half).length);
-  return `Passed: ${counts[0]} files give the same pixels bit for bit, ${counts[1]} samples PyTorch's probabilities`;
+  const answers = model.givesNovelty ? "probabilities and novelty" : "probabilities";
+  return `Passed: ${counts[0]} files give the same pixels bit for bit, ${counts[1]} samples PyTorch's ${answers}`;
 }
 
-function checkRow({ half, name, difference, problem }) {
+function checkRow({ half, name, difference, novelty, problem }) {
   const row = document.createElement("tr");
-  const number = difference === null ? "-" : difference.toExponential(1);
-  row.append(element("td", half), element("td", name), element("td", number, "number"));
+  const numbers = model.givesNovelty ? [difference, novelty] : [difference];
+  row.append(element("td", half), element("td", name));
+  row.append(...numbers.map((number) => element("td", number === null ? "-" : number.toExponential(1), "number")));
   row.append(problem ? element("td", problem, "bad") : element("td", "ok", "good"));
   return row;
 }
@@ -164,6 +194,7 @@ function listen() {
   }
   document.addEventListener("paste", ({ clipboardData }) => clipboardData.files[0] && take(clipboardData.files[0]));
   $("self-check").addEventListener("click", () => attempt(selfCheck));
+  $("accept-all").addEventListener("change", () => seen && showAnswer());
   $("camera-button").hidden = !navigator.mediaDevices?.getUserMedia;
   $("camera-button").addEventListener("click", () => attempt(camera));
 }

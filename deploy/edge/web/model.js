@@ -1,5 +1,6 @@
 // An imgcls ONNX file in onnxruntime-web: its manifest, its answers, and the proof that it carries of them.
 
+import { judge, rulesOf } from "./acceptance.js";
 import { decode, preprocess } from "./preprocess.js";
 import { preprocessingOf, runSteps } from "./steps.js";
 
@@ -18,7 +19,7 @@ export class Model {
     if (!metadata["imgcls.manifest"]) throw new Error("not an ONNX file with an imgcls manifest; make one with imgcls export");
     const manifest = checkedManifest(JSON.parse(metadata["imgcls.manifest"]));
     const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
-    requireGraph(session, preprocessingOf(manifest).size, manifest.parity);
+    requireGraph(session, preprocessingOf(manifest).size, manifest);
     return new Model(ort, session, manifest, metadata);
   }
 
@@ -28,26 +29,45 @@ export class Model {
     this.manifest = manifest;
     this.classes = manifest.classes;
     this.preprocessing = preprocessingOf(manifest);
+    this.rules = rulesOf(manifest);
     this.samples = JSON.parse(metadata["imgcls.golden"] ?? "[]");
     this.files = JSON.parse(metadata["imgcls.golden_files"] ?? "[]");
   }
 
-  /** Probabilities in class order of a picture file's bytes: Float32Array [K]. */
+  /** Whether the graph gives a novelty. */
+  get givesNovelty() {
+    return this.rules !== null && this.rules.novelty !== null;
+  }
+
+  /** What `run` gives for a picture file's bytes. */
   async predict(bytes) {
     return this.run(await preprocess(bytes, this.preprocessing));
   }
 
-  /** Stage 2 alone: {width, height, data} of the model's size -> Float32Array [K]. */
+  /** What the model's rules make of what `run` gave, as judge says it. acceptAll: as if there were no rules. */
+  answer(outputs, acceptAll = false) {
+    return judge(outputs, this.classes, acceptAll ? null : this.rules);
+  }
+
+  /**
+   * Stage 2 alone: {width, height, data} of the model's size -> {probabilities, novelty}: Float32Array [K] in class
+   * order, and a number, null where the model gives none.
+   */
   async run(image) {
     const [fixed] = this.session.inputMetadata[0].shape;
     const batch = typeof fixed === "number" && fixed > 0 ? fixed : 1; // of a fixed batch the others stay black
     const pixels = new Uint8Array(batch * image.data.length);
     pixels.set(image.data);
     const tensor = new this.ort.Tensor("uint8", pixels, [batch, image.height, image.width, 3]);
-    const { probabilities } = await this.session.run({ image: tensor }, ["probabilities"]);
-    const answer = probabilities.data.slice(0, this.classes.length);
-    if (!answer.every(Number.isFinite)) throw new Error("the model gives probabilities that are not numbers");
-    return answer;
+    const wanted = this.givesNovelty ? ["probabilities", "novelty"] : ["probabilities"];
+    const outputs = await this.session.run({ image: tensor }, wanted);
+    const probabilities = outputs.probabilities.data.slice(0, this.classes.length);
+    if (!probabilities.every(Number.isFinite)) throw new Error("the model gives probabilities that are not numbers");
+    const novelty = this.givesNovelty ? outputs.novelty.data[0] : null;
+    if (this.givesNovelty && (!Number.isFinite(novelty) || outputs.novelty.data.length !== batch)) {
+      throw new Error("the model gives a novelty that is not one finite number a picture");
+    }
+    return { probabilities, novelty };
   }
 
   get tolerance() {
@@ -55,25 +75,49 @@ export class Model {
     return recorded > 0 && recorded < 1 ? recorded : TOLERANCES[this.manifest.precision];
   }
 
-  /** Replays what the file carries: [{half, name, difference, problem}], problem empty where it holds. */
+  /** The recorded one, else the precision's as a share of the largest |novelty| of the samples or of 1. */
+  get noveltyTolerance() {
+    const recorded = this.manifest.parity.novelty_tolerance;
+    if (recorded > 0) return recorded;
+    const sizes = this.samples.map(({ novelty }) => Math.abs(novelty ?? 0));
+    return TOLERANCES[this.manifest.precision] * Math.max(1, ...sizes);
+  }
+
+  /**
+   * Replays what the file carries: [{half, name, difference, novelty, problem}], problem empty where it holds.
+   * difference, novelty: of the probabilities and of the novelty; null where there is nothing to compare.
+   */
   async selfCheck() {
     const checks = [];
     for (const file of this.files) checks.push(await this.#checkFile(file));
     for (const [index, sample] of this.samples.entries()) {
-      const probabilities = await this.run(await decode(fromBase64(sample.png)));
-      const difference = largest(probabilities, sample.probabilities);
-      const problem = difference <= this.tolerance ? "" : `over the tolerance ${this.tolerance.toExponential(1)}`;
-      checks.push({ half: PIXELS_TO_PROBABILITIES, name: `sample ${index + 1}`, difference, problem });
+      const differences = this.#differences(await this.run(await decode(fromBase64(sample.png))), sample);
+      const problem = this.#beyond(differences);
+      checks.push({ half: PIXELS_TO_PROBABILITIES, name: `sample ${index + 1}`, ...differences, problem });
     }
     return checks;
   }
 
+  /** {difference, novelty} of what `run` gave to a golden sample or file. */
+  #differences({ probabilities, novelty }, golden) {
+    const known = this.givesNovelty && typeof golden.novelty === "number";
+    const off = known ? Math.abs(novelty - golden.novelty) : null;
+    return { difference: largest(probabilities, golden.probabilities), novelty: off };
+  }
+
+  /** What is over its tolerance, in words; empty where nothing is. */
+  #beyond({ difference, novelty }) {
+    if (!(difference <= this.tolerance)) return `over the tolerance ${this.tolerance.toExponential(1)}`;
+    if (novelty === null || novelty <= this.noveltyTolerance) return "";
+    return `its novelty is over the tolerance ${this.noveltyTolerance.toExponential(1)}`;
+  }
+
   async #checkFile(file) {
-    const check = { half: FILE_TO_PIXELS, name: file.name, difference: null, problem: "" };
+    const check = { half: FILE_TO_PIXELS, name: file.name, difference: null, novelty: null, problem: "" };
     try {
       const picture = await decode(fromBase64(file.data), this.preprocessing.decode);
       const pixels = runSteps(picture, this.preprocessing.steps);
-      check.difference = largest(await this.run(pixels), file.probabilities);
+      Object.assign(check, this.#differences(await this.run(pixels), file));
       if ((await sha256(picture.data)) !== file.decoded_sha256) check.problem = "decodes to other pixels";
       else if ((await sha256(pixels.data)) !== file.pixels_sha256) check.problem = "resizes to other pixels";
     } catch (error) {
@@ -124,6 +168,7 @@ function* messages(bytes) {
 /** The manifest itself where the fields that this program uses are what the contract says. Throws by name. */
 export function checkedManifest(manifest) {
   preprocessingOf(manifest);
+  rulesOf(manifest);
   const { classes, precision } = manifest;
   const names = Array.isArray(classes) && classes.length > 0 && classes.every((name) => typeof name === "string" && name);
   const sound = {
@@ -135,13 +180,16 @@ export function checkedManifest(manifest) {
 }
 
 /** A graph with an embedded resize takes any size, and leaves pictures of the model's size as they are. */
-function requireGraph(session, size, parity) {
+function requireGraph(session, size, { parity, acceptance }) {
   const [input] = session.inputMetadata;
   const shape = input.isTensor ? input.shape.slice(1).map((length) => (typeof length === "number" ? length : "any")) : [];
   const sides = "embedded_resize" in parity ? ["any", "any"] : size;
   const good = input.name === "image" && input.type === "uint8" && shape.join() === [...sides, 3].join();
   if (!good || !session.outputNames.includes("probabilities")) {
     throw new Error(`the graph does not take image: uint8 [N, ${size.join(", ")}, 3]; export it with imgcls export`);
+  }
+  if (Number.isFinite(acceptance?.novelty) && !session.outputNames.includes("novelty")) {
+    throw new Error("the graph has no output novelty, of which the manifest has a limit; export it with imgcls export");
   }
 }
 

@@ -3,7 +3,7 @@
 
 import { orientationOf, oriented, overWhite, withoutAlpha } from "./colours.js";
 import { decodePng, isPng, pngHeader } from "./png.js";
-import { DECODE, MAX_PIXELS, runSteps } from "./steps.js";
+import { DECODE, MAX_PIXELS, runSteps, shrink } from "./steps.js";
 
 export const MAX_FILE_BYTES = 64 * 2 ** 20;
 
@@ -15,10 +15,19 @@ const JPEG_END = 0xd9;
 const WEBP_EXIF = 0x08;
 const WEBP_VP8X_METADATA = 0x20 | WEBP_EXIF | 0x04; // ICC profile, EXIF, XMP
 
-/** bytes: Uint8Array of a file. preprocessing: as steps.js has it. {width, height, data} of its size. */
+/**
+ * bytes: Uint8Array of a file. preprocessing: as steps.js has it. {width, height, data} of its size.
+ *
+ * Throws also for a JPEG file that libjpeg is to shrink while it decodes it: no browser lets a page do that.
+ */
 export async function preprocess(bytes, preprocessing) {
-  return runSteps(await decode(bytes, preprocessing.decode), preprocessing.steps);
+  const image = await decode(bytes, preprocessing.decode);
+  const by = isJpeg(bytes) ? shrink(preprocessing, [image.height, image.width]) : 1;
+  if (by > 1) throw new Error(`the model has JPEG files of this size decoded at 1/${by}, which no browser does; use PNG`);
+  return runSteps(image, preprocessing.steps);
 }
+
+const isJpeg = (bytes) => bytes[0] === 0xff && bytes[1] === 0xd8 && bytes[2] === 0xff;
 
 /**
  * The picture in its own size: {width, height, data}, RGB. options: the manifest's `decode`; without them transparency
@@ -56,7 +65,7 @@ function requireSize(width, height, limit) {
  */
 export function withoutMetadata(bytes) {
   const text = (from, length) => String.fromCharCode(...bytes.subarray(from, from + length));
-  if (bytes[0] === 0xff && bytes[1] === 0xd8 && bytes[2] === 0xff) return { type: "image/jpeg", ...bareJpeg(bytes) };
+  if (isJpeg(bytes)) return { type: "image/jpeg", ...bareJpeg(bytes) };
   if (text(0, 4) === "RIFF" && text(8, 4) === "WEBP") return { type: "image/webp", ...bareWebp(bytes) };
   if (["GIF87a", "GIF89a"].includes(text(0, 6))) return { type: "image/gif", bytes, orientation: 1 };
   if (text(0, 2) === "BM") return { type: "image/bmp", bytes, orientation: 1 };

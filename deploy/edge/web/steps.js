@@ -39,7 +39,7 @@ const FIELDS = {
 const DECODE_FIELDS = {
   exif: [(value) => typeof value === "boolean", DECODE.exif],
   alpha: [oneOf(["white", "drop"]), DECODE.alpha],
-  jpeg: [oneOf(["whole"]), DECODE.jpeg],
+  jpeg: [oneOf(["whole", "scaled"]), DECODE.jpeg],
 };
 
 function resize(edge, size, filter, rounding) {
@@ -68,7 +68,6 @@ function fromSchema1({ image_size: side, resize: policy }) {
 function fromSchema2({ input, decode, steps }) {
   require(isObject(input) && Object.keys(input).join() === "size" && isSize(input.size), "input");
   require(isObject(decode), "decode");
-  if (decode.jpeg === "scaled") throw new Error("the model wants JPEG files decoded scaled, which this page can't do");
   require(Array.isArray(steps) && steps.length >= 1 && steps.length <= MAX_STEPS, "steps");
   const found = { size: input.size, steps: steps.map(stepFrom), decode: filled(decode, DECODE_FIELDS, "decode") };
   const [smallest, largest] = limits(found.steps);
@@ -107,6 +106,13 @@ function limits(steps) {
     else [smallest, largest] = step.edge === "short" ? [step.size, [Infinity, Infinity]] : [[1, 1], step.size];
   }
   return [smallest, largest];
+}
+
+/** By how much the decoder divides a JPEG file's sides: 8, 4, 2, or 1. size: [height, width], turned as `decode` says. */
+export function shrink({ decode, steps }, [height, width]) {
+  if (decode.jpeg !== "scaled" || steps[0]?.op !== "resize") return 1;
+  const [newHeight, newWidth] = target(steps[0], [height, width]);
+  return [8, 4, 2].find((by) => height >= 2 * by * newHeight && width >= 2 * by * newWidth) ?? 1;
 }
 
 /** {width, height, data} after the steps. Throws where a step would make a picture over the limit. */

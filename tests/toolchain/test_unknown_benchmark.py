@@ -18,7 +18,7 @@ def row(ece: float = 0.01, right: float = 0.95) -> dict:
 
 def rows(novelty: tuple[float, float] = (0.9, 0.2), **figures: float) -> dict:
     found = {"novelty": list(novelty), "softmax": [0.8, 0.5], "called known": 0.2}
-    sets = {name: found for name in ("fashion", "photographs", "noise")}
+    sets = dict.fromkeys(("fashion", "photographs", "noise"), found)
     return {
         "0 fine-tuned ten": {**row(**figures), "sets": sets},
         "1 fine-tuned ten": {**row(**figures), "sets": sets},

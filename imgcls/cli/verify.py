@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from imgcls.parity.verify import VerifyResult
 
 _CHANGED_SHOWN = 5
-_WIDE = 140  # columns of a terminal that shows all of:
+_WIDE = 152  # columns of a terminal that shows all of:
 _FIGURES = ("max |dp|", "99.9 %", "mean", "allowed", "max |dlogit|", "max KL", "same class", "same top 5", "accuracy")
 _NARROW = ("max |dp|", "allowed", "same class", "accuracy")
 _NOVELTY = ("max |dn|", "allowed |dn|")
@@ -147,7 +147,7 @@ def _show_parity(result: VerifyResult) -> None:
     from imgcls.report.tables import parity_rows
     from imgcls.shares import legend, percent
 
-    out = console(160)
+    out = console(176)
     first = result.reports[0]
     accuracy = percent(first.reference_accuracy, first.labelled) + legend(first.labelled)
     table = Table(title=f"against {result.against}: {first.count:,} pictures, accuracy {accuracy}")

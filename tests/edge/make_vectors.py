@@ -277,6 +277,34 @@ def whole_manifest() -> dict[str, Any]:
 LONG, SHORT = {"op": "resize", "edge": "long", "size": [9, 9]}, {"op": "resize", "edge": "short", "size": 8}
 
 
+ACCEPTANCE: dict[str, Any] = {
+    **{"probability": 0.71, "right_share": 0.95, "coverage": 0.83, "novelty": 0.42, "known_share": 0.95},
+    **{"pictures": 200, "novelty_sha256": "00"},
+}
+
+ANSWERS: tuple[tuple[dict[str, Any] | None, list[float], float | None, str], ...] = (
+    (None, [0.5, 0.25, 0.25], None, "red"),
+    ({"probability": 0.75}, [0.25, 0.75, 0.0], None, "green"),
+    ({"probability": 0.75}, [0.25, 0.625, 0.125], None, "unsure"),
+    ({"probability": 0.6}, [0.375, 0.0, 0.625], None, "blue"),
+    ({"probability": 0.1}, [float(np.float32(0.1))] * 3, None, "red"),  # the float32 is above 0.1, by 1.5e-9
+    ({"novelty": 0.5}, [0.375, 0.25, 0.375], 0.5, "red"),
+    ({"novelty": 0.5}, [1.0, 0.0, 0.0], float(np.nextafter(np.float32(0.5), np.float32(1))), "none of these"),
+    ({"novelty": 0.1}, [1.0, 0.0, 0.0], float(np.float32(0.1)), "none of these"),  # as above
+    ({"novelty": -3}, [0.0, 0.0, 1.0], -3.5, "blue"),
+    ({"novelty": -3}, [0.0, 0.0, 1.0], -2.5, "none of these"),
+    ({"probability": 0.75, "novelty": 0.5}, [0.5, 0.25, 0.25], 0.75, "none of these"),  # which comes first
+    ({"probability": 0.75, "novelty": 0.5}, [0.5, 0.25, 0.25], 0.25, "unsure"),
+    ({"probability": 0.75, "novelty": 0.5}, [0.875, 0.125, 0.0], 0.25, "red"),
+)
+"""By hand: acceptance, probabilities, novelty, answer."""
+
+
+def answer_vectors() -> list[dict[str, Any]]:
+    names = ("acceptance", "probabilities", "novelty", "answer")
+    return [dict(zip(names, row, strict=True)) for row in ANSWERS]
+
+
 def accepted_manifests() -> dict[str, dict[str, Any]]:
     whole = whole_manifest()
     return {
@@ -288,6 +316,11 @@ def accepted_manifests() -> dict[str, dict[str, Any]]:
         "a known size, resized by an edge": {**whole, "steps": [{"op": "crop", "size": [16, 16]}, SHORT]},
         "jpeg scaled": {**whole, "decode": {"jpeg": "scaled"}},
         "a field that nobody knows": {**whole, "licence": "MIT"},
+        "an acceptance": {**whole, "acceptance": ACCEPTANCE},
+        "an acceptance of one limit, another is null": {**whole, "acceptance": {"probability": 1, "novelty": None}},
+        "a novelty below 0, no pictures": {**whole, "acceptance": {"novelty": -12, "pictures": 0}},
+        "a field of acceptance that nobody knows": {**whole, "acceptance": {"novelty": 0.5, "energy": "high"}},
+        "no acceptance, as null": {**whole, "acceptance": None},
     }
 
 
@@ -323,6 +356,24 @@ def refused_manifests() -> dict[str, dict[str, Any]]:
         "ends in another size": {"steps": [{**crop, "size": [8, 9]}]},
         "pad below the longer edge": {"steps": [LONG, {"op": "pad", "size": 8}]},
     }
+    acceptances: dict[str, Any] = {
+        "that is a number": 0.5,
+        "that is a list": [0.5],
+        "without a limit": {"right_share": 0.95, "pictures": 200},
+        "of a probability above 1": {**ACCEPTANCE, "probability": 1.5},
+        "of a probability below 0": {**ACCEPTANCE, "probability": -0.1},
+        "of a probability as text": {**ACCEPTANCE, "probability": "0.5"},
+        "of a probability that is true": {**ACCEPTANCE, "probability": True},
+        "of a novelty as text": {**ACCEPTANCE, "novelty": "0.5"},
+        "of a novelty in a list": {**ACCEPTANCE, "novelty": [0.5]},
+        "of a right_share above 1": {**ACCEPTANCE, "right_share": 95},
+        "of a coverage below 0": {**ACCEPTANCE, "coverage": -1},
+        "of a known_share above 1": {**ACCEPTANCE, "known_share": 1.5},
+        "of a number of pictures below 0": {**ACCEPTANCE, "pictures": -1},
+        "of half a picture": {**ACCEPTANCE, "pictures": 0.5},
+        "of a digest that is no text": {**ACCEPTANCE, "novelty_sha256": 5},
+    }
+    changed.update({f"acceptance {name}": {"acceptance": value} for name, value in acceptances.items()})
     without = {f"no {name}": {key: whole[key] for key in whole if key != name} for name in ("input", "decode", "steps")}
     return {name: {**whole, **fields} for name, fields in changed.items()} | without
 
@@ -394,6 +445,7 @@ def main() -> None:
         "refused": [{"name": name, "data": as_text(data)} for name, data in refused_files().items()],
         "manifests": by_name(accepted_manifests()),
         "refused_manifests": by_name(refused_manifests()),
+        "answers": answer_vectors(),
     }
     VECTORS.write_text(one_vector_a_line(document))
     print(f"wrote {VECTORS.relative_to(ROOT)} ({VECTORS.stat().st_size:,} bytes)")

@@ -1,4 +1,4 @@
-"""docs/contract/vectors.json holds for both implementations of stage 1."""
+"""docs/contract/vectors.json holds for both implementations of stage 1, and of what an answer is."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from imgcls_infer import Prediction
 from imgcls_infer.errors import ImageError, ModelError
 from imgcls_infer.manifest import Manifest
+from imgcls_infer.predictor import Rules
 from imgcls_infer.preprocess import decode_for, decode_rgb, preprocess
 from imgcls_infer.selfcheck import pixels_sha256
 from imgcls_infer.steps import (
@@ -25,6 +27,7 @@ from imgcls_infer.steps import (
     preprocessing_from,
     shorthand,
 )
+from infer.tiny import tiny_manifest
 from PIL import Image
 
 from .conftest import encoded, in_manifest
@@ -121,6 +124,18 @@ def test_python_refuses_manifests_as_specified(vector):
         Manifest.from_dict(vector["manifest"])
 
 
+@pytest.mark.parametrize("vector", VECTORS["answers"], ids=str)
+def test_python_judges_answers_as_specified(vector):
+    manifest = answering(vector)
+    rules = manifest.acceptance and Rules(manifest.acceptance.probability, manifest.acceptance.novelty)
+    probabilities = np.array(vector["probabilities"], np.float32)
+    assert Prediction(manifest.classes, probabilities, vector["novelty"], rules).answer == vector["answer"]
+
+
+def answering(vector):
+    return Manifest.from_dict({**tiny_manifest().to_dict(), "acceptance": vector["acceptance"]})
+
+
 @pytest.mark.parametrize("vector", VECTORS["refused"], ids=lambda vector: vector["name"])
 def test_python_refuses_as_specified(vector):
     with pytest.raises(ImageError, match="damaged picture"):
@@ -164,11 +179,24 @@ def test_javascript_decodes_png_files_as_a_model_wants_it(stage1):
     assert found == [{key: vector[key] for key in keys} for vector in vectors]
 
 
+def test_javascript_judges_answers_as_specified(stage1):
+    requests = [
+        {
+            "manifest": answering(vector).to_dict(),
+            "probabilities": vector["probabilities"],
+            "novelty": [vector["novelty"]],
+            "golden": {},
+        }
+        for vector in VECTORS["answers"]
+    ]
+    found = [answer["verdict"]["text"] for answer in stage1(requests)]
+    assert found == [vector["answer"] for vector in VECTORS["answers"]]
+
+
 def test_javascript_accepts_and_refuses_manifests_as_specified(stage1):
-    probabilities = [0.5, 0.25, 0.25]
+    given = {"probabilities": [0.5, 0.25, 0.25], "novelty": [0.0], "golden": {}}
     answers = {
-        part: stage1([{**vector, "probabilities": probabilities, "golden": {}} for vector in VECTORS[part]])
-        for part in ("manifests", "refused_manifests")
+        part: stage1([{**vector, **given} for vector in VECTORS[part]]) for part in ("manifests", "refused_manifests")
     }
     assert [answer for answer in answers["manifests"] if "error" in answer] == []
     reasons = [answer.get("error", "") for answer in answers["refused_manifests"]]

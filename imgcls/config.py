@@ -27,6 +27,10 @@ class Recipe:
     crop, flip, colour, cutout: see data.batches.Augmentation. dropout: None is the network's own.
     ema: decay a step of the averaged weights that are evaluated and kept; 0 keeps the last ones. clip_norm: largest
     gradient norm; 0 leaves it. class_weights: rare classes count more, each class the same in sum.
+    probe: the last layer, where it is new or alone to learn, begins as the best linear layer on the body's features
+    (training.probe), and what the run begins with counts as epoch 0. first_rate: the first layer's learning rate as a
+    share of the last one's; those between by their order. fixed_norms: batch norms keep their statistics.
+    least_steps: a small set takes smaller batches and more epochs until it has so many steps; 0 takes the set as it is.
     bf16: autocast where the device has bf16 matrix units. resize: one of imgcls_infer.steps.MODES; None is the
     network's own preprocessing.
     mean, std: per RGB channel of pixels scaled to 0..1; None measures them on the training pictures.
@@ -48,6 +52,10 @@ class Recipe:
     ema: float = 0.0
     clip_norm: float = 0.0
     class_weights: bool = False
+    probe: bool = False
+    first_rate: float = 1.0
+    fixed_norms: bool = False
+    least_steps: int = 0
     bf16: bool = True
     resize: str | None = "crop"
     mean: tuple[float, float, float] | None = None

@@ -15,6 +15,7 @@ from imgcls.checkpoint import load_checkpoint
 from imgcls.errors import TrainingError
 from imgcls.networks.registry import NETWORKS, TUNED, Published, find
 from imgcls.training import loop, outcome, train, train_config
+from imgcls.training.configure import with_enough_steps
 from imgcls.training.held_out import held_out_answers, training_features
 from imgcls.training.learner import Learner, rate_groups
 from imgcls.training.run_folder import load_config
@@ -206,12 +207,23 @@ def test_a_network_that_goes_on_after_its_last_layer_is_told_to_learn_by_steps(t
 
 
 def test_small_sets_take_smaller_batches_and_more_epochs(trained, tmp_path):
-    result, run, lines = trained(least_steps=20)
+    result, run, lines = trained(least_steps=20, patience=0)
     assert run.recipe.batch_size == 8
     assert len(result.history) - 1 == run.recipe.epochs == 12
     assert run.recipe.epochs * run.feed.steps >= 20
     assert "14 pictures to learn from: batches of 8, 12 epochs" in lines
     assert load_config(tmp_path / "run").recipe == run.recipe
+
+
+@pytest.mark.parametrize(
+    ("pictures", "batch", "epochs", "patience"),
+    [(4, 8, 300, 200), (80, 8, 30, 20), (200, 16, 24, 16), (400, 32, 24, 16), (800, 32, 12, 8), (9000, 32, 12, 8)],
+)
+def test_a_run_has_enough_steps(make, pictures, batch, epochs, patience):
+    sized = with_enough_steps(make(), pictures)
+    assert (sized.recipe.batch_size, sized.recipe.epochs, sized.patience) == (batch, epochs, patience)
+    given = make(epochs=3)
+    assert with_enough_steps(given, pictures) is given
 
 
 def test_layers_learn_at_rates_that_rise_with_their_depth():

@@ -169,8 +169,8 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 @click.option(
     "--weights",
     type=FILE,
-    help="Start from a checkpoint of ours, normalised as it is, or from a local copy of published weights; the "
-    "recipe's learning rate is then divided by ten.",
+    help="Start from a checkpoint of ours, normalised as it is, or from a local copy of published weights. A "
+    "network without published weights then takes a tenth of the recipe's learning rate.",
 )
 @click.option(
     "--freeze/--fine-tune", default=False, show_default=True, help="Train the last layer only, or all of them."

@@ -11,7 +11,7 @@ from imgcls_infer.steps import JPEGS
 
 from imgcls.cli.options import FILE, POSITIVE, RESIZE, SHARE, Command, Number, published, recipe_values, triple
 from imgcls.cli.output import report_line
-from imgcls.networks.registry import TUNED_HELD_OUT, is_outside, known_names
+from imgcls.networks.registry import TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, is_outside, known_names
 
 _SETS = ("train_dir", "test_dir", "split")
 _APART = {"data_dir": ("train_dir", "test_dir"), "split": ("test_dir", "no_test")}  # one says what the others say
@@ -128,8 +128,8 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 @click.option(
     "--patience",
     type=click.IntRange(min=0),
-    default=0,
-    help="Stop after this many epochs without a better one; 0: never.",
+    help="Stop after this many epochs without a better one; 0: never. Default: "
+    f"{TUNED_PATIENCE} of the {TUNED['epochs']} in fine-tuning, else 0.",
 )
 @click.option(
     "--right-share",
@@ -169,8 +169,8 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 @click.option(
     "--weights",
     type=FILE,
-    help="Start from a checkpoint of ours, normalised as it is, or from a local copy of published weights; the "
-    "recipe's learning rate is then divided by ten.",
+    help="Start from a checkpoint of ours, normalised as it is, or from a local copy of published weights. A "
+    "network without published weights then takes a tenth of the recipe's learning rate.",
 )
 @click.option(
     "--freeze/--fine-tune", default=False, show_default=True, help="Train the last layer only, or all of them."

@@ -33,11 +33,12 @@ class CoveragePoint:
 class RiskCoverage:
     """What is wrong among the most confident pictures, for each number of them.
 
-    risks: float64 [N]; risks[i] is the share of wrong answers among the i + 1 most confident pictures. Pictures of
-    equal confidence count as if they stood in random order. aurc: mean of the risks, the area under the curve.
-    table: a point for each of COVERAGES.
+    confidences: float64 [N], highest first. risks: float64 [N]; risks[i] is the share of wrong answers among the i + 1
+    most confident pictures. Pictures of equal confidence count as if they stood in random order. aurc: mean of the
+    risks, the area under the curve. table: a point for each of COVERAGES.
     """
 
+    confidences: np.ndarray
     risks: np.ndarray
     aurc: float
     table: tuple[CoveragePoint, ...]
@@ -46,6 +47,11 @@ class RiskCoverage:
     def coverages(self) -> np.ndarray:
         """The coverage of each risk, float64 [N]."""
         return np.arange(1, len(self.risks) + 1) / len(self.risks)
+
+    def at_threshold(self, threshold: float) -> CoveragePoint | None:
+        """The answers of at least that confidence; None if there are none."""
+        count = int((self.confidences >= threshold).sum())
+        return CoveragePoint(count / len(self.risks), threshold, 1 - float(self.risks[count - 1])) if count else None
 
 
 def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> RiskCoverage:
@@ -56,7 +62,8 @@ def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> RiskCoverage:
     wrong = np.add.reduceat((~right[order]).astype(np.float64), starts)
     shared = (wrong / np.diff([*starts, len(ranked)]))[group]  # expected errors of each place within its ties
     risks = np.clip(np.cumsum(shared) / np.arange(1, len(ranked) + 1), 0, 1)
-    return RiskCoverage(risks, float(risks.mean()), tuple(_point(share, ranked, risks) for share in COVERAGES))
+    table = tuple(_point(share, ranked, risks) for share in COVERAGES)
+    return RiskCoverage(ranked, risks, float(risks.mean()), table)
 
 
 def _point(share: float, ranked: np.ndarray, risks: np.ndarray) -> CoveragePoint:

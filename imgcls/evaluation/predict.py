@@ -76,7 +76,7 @@ def predict_folder(
 ) -> Predictions:
     """Run a classifier on a folder with one batch of pictures in memory at a time, under a progress bar.
 
-    Raises DataError if no picture can be read, CheckpointError if a logit is not finite.
+    Raises DataError if no picture can be read, CheckpointError if an answer is not finite.
     """
     parts: list[tuple[Tensor, Tensor | None]] = []
     rows: list[int] = []
@@ -96,17 +96,19 @@ def predict_folder(
         count, reason = len(unreadable), unreadable[0][1]
         raise DataError(f"{folder.root}: none of its {count} pictures can be read; the first: {reason}")
     logits, novelties = zip(*parts, strict=True)
-    novelty = None if novelties[0] is None else torch.cat(novelties)
-    return Predictions(_finite(torch.cat(logits)), novelty, tuple(rows), tuple(digests), tuple(unreadable))
+    novelty = None if novelties[0] is None else _finite("novelty is", torch.cat(novelties))
+    return Predictions(
+        _finite("logits are", torch.cat(logits)), novelty, tuple(rows), tuple(digests), tuple(unreadable)
+    )
 
 
-def _finite(logits: Tensor) -> Tensor:
-    broken = int((~logits.isfinite()).any(1).sum())
+def _finite(name: str, answers: Tensor) -> Tensor:
+    broken = int((~answers.isfinite()).reshape(len(answers), -1).any(1).sum())
     if broken:
         raise CheckpointError(
-            f"the network's logits are not finite on {broken:,} of {len(logits):,} pictures; train it anew"
+            f"the network's {name} not finite on {broken:,} of {len(answers):,} pictures; train it anew"
         )
-    return logits
+    return answers
 
 
 def batch_size_for(size: Size) -> int:

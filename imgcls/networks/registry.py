@@ -172,6 +172,9 @@ TUNED: Mapping[str, Any] = {
 TUNED_HELD_OUT = 0.2
 """The part of each class that is held out in fine-tuning, where nothing else is asked for."""
 
+TUNED_PATIENCE = 8
+"""Epochs of fine-tuning without a better one until it stops: two thirds of them, since one cycle is best at its end."""
+
 SMALL_PRETRAINED = "efficientnet_lite0"
 """The network to recommend where there are few pictures: its weights are a package of 19 MB, and it runs on any CPU."""
 

@@ -20,7 +20,9 @@ from imgcls.shares import legend, percent
 from imgcls.system.files import AnyPath
 
 if TYPE_CHECKING:
-    from imgcls.evaluation import CalibrationBin
+    from imgcls.evaluation.coverage import RiskCoverage
+    from imgcls.evaluation.scores import CalibrationBin
+    from imgcls.evaluation.unknown import Detector
 
 _COUNTED_CLASSES = 20  # up to this number, the cells of a confusion matrix have room for counts
 
@@ -90,6 +92,63 @@ def plot_reliability(calibration: Sequence[CalibrationBin], ece: float, path: An
         lower.yaxis.set_major_formatter("{x:,.0f}")
         for axis in (upper.yaxis, lower.xaxis):
             axis.set_major_formatter(PercentFormatter(1, 0))
+        save(figure, path)
+
+
+def plot_risk(coverage: RiskCoverage, unsure_below: float | None, path: AnyPath) -> None:
+    """Draw risk against coverage as PNG: the share of wrong answers among the most confident pictures.
+
+    unsure_below: the model's own threshold, which is marked; None if it has none. Raises ImgclsError if the file can't
+    be written.
+    """
+    wanted = None if unsure_below is None else coverage.at_threshold(unsure_below)
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(coverage.coverages, coverage.risks, color=BLUE, linewidth=1.8, label="the most confident answers")
+        shown = [point.coverage for point in coverage.table]
+        axes.plot(shown, [1 - point.accuracy for point in coverage.table], "o", color=BLUE, markersize=4)
+        if wanted is not None:
+            label = f"unsure below {wanted.threshold:.2f}: {wanted.coverage:.1%} answered, {wanted.accuracy:.1%} right"
+            style: dict[str, Any] = {"color": ORANGE, "markersize": 9, "linestyle": "none"}
+            axes.plot(wanted.coverage, 1 - wanted.accuracy, "D", label=label, **style)
+        axes.set(xlabel="coverage (share of the pictures that is answered)", ylabel="risk (share of wrong answers)")
+        axes.set_title(
+            f"risk against coverage: {len(coverage.risks):,} pictures, area {coverage.aurc:.2%}", fontsize=11
+        )
+        highest = coverage.risks[len(coverage.risks) // 20 :].max()  # the first few answers alone can be all wrong
+        axes.set(xlim=(0, 1.02), ylim=(0, max(0.02, min(1.02, 1.15 * highest))))
+        axes.grid()
+        axes.set_axisbelow(True)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, None))
+        figure.legend(loc="outside lower center", frameon=False)
+        save(figure, path)
+
+
+def plot_roc(detectors: Sequence[Detector], path: AnyPath) -> None:
+    """Draw known against unknown as PNG: the accepted share of the known pictures over that of the unknown ones, for
+    each score, with the point where 95 % of the known are accepted. Raises ImgclsError if the file can't be written.
+    """
+    styles = {"novelty": (BLUE, "-", "novelty"), "softmax": (ORANGE, "--", "highest probability")}
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(5.8, 6.4), layout="constrained")
+        axes = figure.add_subplot(aspect="equal")
+        for found in detectors:
+            colour, line, name = styles[found.name]
+            figures = found.separation
+            label = f"{name}: AUROC {figures.auroc:.2%}, FPR at 95 % {figures.fpr95:.2%}"
+            axes.plot(*found.roc, line, color=colour, linewidth=1.8, label=label)
+            axes.plot(figures.fpr95, figures.recall, "o", color=colour, markersize=7)
+        axes.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1, label="chance")
+        axes.axhline(0.95, color=GREY, linewidth=0.8)
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        axes.set(xlabel="accepted share of the unknown pictures", ylabel="accepted share of the known pictures")
+        figures = detectors[0].separation
+        axes.set_title(f"known against unknown: {figures.known:,} and {figures.unknown:,} pictures", fontsize=11)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, 0))
+        figure.legend(loc="outside lower center", frameon=False)
         save(figure, path)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imgcls_infer.errors import printable
 
@@ -13,7 +13,11 @@ from imgcls.shares import legend, percent
 
 if TYPE_CHECKING:
     from imgcls.bench import BenchResult
+    from imgcls.checkpoint import Checkpoint
     from imgcls.evaluation import DetailedScores
+    from imgcls.evaluation.coverage import RiskCoverage
+    from imgcls.evaluation.rules import RuleScores
+    from imgcls.evaluation.unknown import UnknownScores
     from imgcls.parity.compare import ParityReport
 
 
@@ -66,6 +70,52 @@ def scores_line(scores: DetailedScores) -> str:
         f"macro F1 {percent(scores.macro_f1)}  ECE {percent(scores.ece)}  loss {scores.loss:.4f}  "
         f"({scores.count:,} pictures{legend(scores.count)})"
     )
+
+
+def checkpoint_cells(path: Path, checkpoint: Checkpoint, scores: DetailedScores) -> dict[str, str]:
+    """What a checkpoint is and how well it answers, by column."""
+    manifest, weights = checkpoint.manifest, checkpoint.network().parameters()
+    return {
+        "checkpoint": printable(str(path)),
+        "network": printable(manifest.arch),
+        "parameters": f"{sum(weight.numel() for weight in weights):,}",
+        "input": " x ".join(map(str, manifest.preprocessing.size)),
+        f"accuracy{legend(scores.count)}": percent(scores.accuracy, scores.count),
+        "macro F1": percent(scores.macro_f1),
+        "ECE": percent(scores.ece),
+    }
+
+
+def temperature_line(calibration: Mapping[str, Any]) -> str:
+    """What training's temperature did for the calibration, from the manifest's `training.calibration`."""
+    before, after = (percent(calibration.get(f"ece_{when}")) for when in ("before", "after"))
+    pictures = calibration.get("pictures", 0)
+    return f"temperature {calibration['temperature']:.3g}: ECE {before} -> {after} on {pictures:,} held-out pictures"
+
+
+def coverage_line(coverage: RiskCoverage) -> str:
+    """The accuracy of the most confident answers, on one line."""
+    shares = (f"{found.coverage:.0%} {percent(found.accuracy)}" for found in coverage.table)
+    return f"accuracy of the most confident: {'  '.join(shares)}  area under risk {percent(coverage.aurc)}"
+
+
+def rules_line(rules: RuleScores) -> str:
+    """What the file's own rules make of the answers."""
+    right = f", {percent(rules.accuracy, rules.counted)} of them right" if rules.counted else ""
+    others = f"{rules.unsure:,} unsure, {rules.unknown:,} none of these"
+    return f"the file's rules: {rules.counted:,} answers count{right}; {others}"
+
+
+def unknown_lines(unknown: UnknownScores) -> list[str]:
+    """Known against unknown: a line for each score, and how many unknown pictures get an answer."""
+    names = {"novelty": "novelty", "softmax": "highest probability"}
+    lines = [
+        f"known against unknown, {names[found.name]}: AUROC {percent(found.separation.auroc)}  "
+        f"unknown accepted with 95 % of the known {percent(found.separation.fpr95, unknown.count)}"
+        for found in unknown.detectors
+    ]
+    share = percent(unknown.answered / unknown.count, unknown.count)
+    return [*lines, f"{unknown.answered:,} of {unknown.count:,} unknown pictures get an answer that counts: {share}"]
 
 
 def difference(value: float) -> str:

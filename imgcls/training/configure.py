@@ -15,7 +15,7 @@ from imgcls_infer.errors import one_line
 
 from imgcls.config import Recipe, TrainConfig
 from imgcls.errors import ImgclsError
-from imgcls.networks.registry import NETWORKS, TUNED, TUNED_HELD_OUT, NetworkRow, find
+from imgcls.networks.registry import NETWORKS, TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, NetworkRow, find
 
 
 def train_config(
@@ -51,6 +51,7 @@ def train_config(
         chosen = _from_weights(chosen, row)
         if chosen.probe:
             options = {"val_fraction": TUNED_HELD_OUT, **options}
+            options = {"patience": TUNED_PATIENCE if options["val_fraction"] else 0, **options}
         if "epochs" in options:
             options = {"least_steps": 0, **options}
     config = TrainConfig(
@@ -73,7 +74,7 @@ def with_enough_steps(config: TrainConfig, pictures: int) -> TrainConfig:
     recipe = config.recipe
     if recipe.epochs * math.ceil(pictures / recipe.batch_size) >= recipe.least_steps:
         return config
-    size = max(min(8, recipe.batch_size), min(recipe.batch_size, 1 << (pictures // 8).bit_length() - 1))
+    size = max(min(8, recipe.batch_size), min(recipe.batch_size, 1 << max(pictures // 8, 1).bit_length() - 1))
     epochs = math.ceil(recipe.least_steps / math.ceil(pictures / size))
     patience = math.ceil(config.patience * epochs / recipe.epochs)
     return config.changed(batch_size=size, epochs=max(epochs, recipe.epochs), patience=patience, least_steps=0)

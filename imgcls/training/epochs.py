@@ -48,8 +48,9 @@ class EpochFigures:
 class Progress:
     """epoch: the one that is under way, from 1. step: steps of it that are done. seconds: of training in it.
 
-    best: the held-out part's best accuracy so far and its epoch; (-1, 0) before the first. best_loss: of that epoch;
-    among equal accuracies the smaller loss is better. history: EpochFigures.row of each finished epoch.
+    best: the held-out part's accuracy of the epoch that is kept so far, and that epoch; (-1, 0) before the first.
+    best_loss: of that epoch; among equal accuracies the smaller loss is better. history: EpochFigures.row of each
+    finished epoch.
     """
 
     epoch: int = 1
@@ -73,18 +74,32 @@ class Progress:
         chosen = (row for row in self.history if row["epoch"] == self.best_epoch)
         return next(chosen) if self.selects else self.history[-1]
 
-    def note(self, epoch: int, row: dict[str, Any]) -> bool:
-        """Keep the figures of an epoch. Returns whether it is the best one on the held-out part so far."""
-        self.history.append(row)
+    def note(self, epoch: int, row: dict[str, Any], pictures: int = 0) -> bool:
+        """Keep the figures of an epoch. Returns whether its weights are to be kept in place of those before.
+
+        pictures: 0 keeps the best epoch on the held-out part. Else the part has so many pictures, and fine-tuning keeps
+        the latest epoch that is within one standard error of the best one, since its schedule ends where it is best and
+        few pictures do not tell such epochs apart; but it has to be better than what the run begins with.
+        """
         accuracy, loss = row["val_accuracy"], row.get("val_loss", 0.0)
         better = accuracy is not None and (accuracy, -loss) > (self.best[0], -self.best_loss)
+        if accuracy is not None and pictures and epoch:
+            better = self._is_as_good(accuracy, loss, pictures)
+        self.history.append(row)
         if better:
             self.best, self.best_loss = (accuracy, epoch), loss
         return better
 
-    def end_epoch(self, row: dict[str, Any]) -> bool:
+    def _is_as_good(self, accuracy: float, loss: float, pictures: int) -> bool:
+        top = max(accuracy, *(row["val_accuracy"] for row in self.history), 0.0)
+        first = self.history[0] if self.history else None
+        if first and first["epoch"] == 0 and (accuracy, -loss) <= (first["val_accuracy"], -first["val_loss"]):
+            return False
+        return accuracy >= top - math.sqrt(top * (1 - top) / pictures)
+
+    def end_epoch(self, row: dict[str, Any], pictures: int = 0) -> bool:
         """`note`, and go on to the next epoch."""
-        better = self.note(self.epoch, row)
+        better = self.note(self.epoch, row, pictures)
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         return better
 

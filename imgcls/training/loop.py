@@ -90,7 +90,7 @@ def _end_epoch(run: Run) -> None:
         if any(other is not None and not math.isfinite(other.loss) for other in (val, test)):
             raise run.diverged(f"the loss on other pictures is not a number after step {progress.step}")
         figures = EpochFigures(progress.epoch, scores, val, test, progress.seconds)
-        better = progress.end_epoch(figures.row())
+        better = progress.end_epoch(figures.row(), len(run.data.val_rows) if recipe.probe else 0)
         _keep(run, figures, better)
     learner.meter.reset()
     _tell(run, figures)

@@ -42,3 +42,10 @@ def test_one_answer_has_a_curve_of_one_point():
     found = curve([(0.5, False)])
     assert (found.risks.tolist(), found.aurc) == ([1.0], 1.0)
     assert {point.accuracy for point in found.table} == {0.0}
+
+
+def test_a_threshold_is_a_point_of_the_curve():
+    found = curve([(0.9, True), (0.8, False), (0.8, True), (0.3, False)])
+    point = found.at_threshold(0.8)  # both of equal confidence are answered
+    assert (point.coverage, point.threshold, point.accuracy) == (0.75, 0.8, pytest.approx(2 / 3))
+    assert found.at_threshold(0.95) is None

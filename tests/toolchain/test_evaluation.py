@@ -14,7 +14,9 @@ from click.testing import CliRunner
 from helpers import SAMPLE, make_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from imgcls_infer.manifest import Acceptance
 
+from imgcls.checkpoint import save_checkpoint
 from imgcls.cli import command
 from imgcls.data.folder import scan_folder
 from imgcls.errors import CheckpointError, DataError, DeviceError
@@ -32,7 +34,7 @@ from imgcls.evaluation import (
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.registry import build_network
 
-FILES = ["confusion.png", "reliability.png", "scores.json", "wrong.png"]
+FILES = ["confusion.png", "reliability.png", "risk.png", "scores.json", "wrong.png"]
 
 
 @st.composite
@@ -312,6 +314,7 @@ def test_what_can_not_be_done_is_one_line_and_exit_code_1(trained, tmp_path, pic
         ([trained[0], "--data", pictures], "ant, bee, cow"),
         ([trained[0], *test, "--device", "cuda:99"], "--device cpu"),
         ([trained[0], *test, "--output", tmp_path / "file"], "can't be written"),
+        ([trained[0], *test, "--unknown", SAMPLE / "train"], "airplane is one of the classes"),
         ([trained[0], *test, "--output", tmp_path / "file" / "below"], "can't be written"),
     ):
         result = run(*arguments)
@@ -319,6 +322,63 @@ def test_what_can_not_be_done_is_one_line_and_exit_code_1(trained, tmp_path, pic
         assert result.output.startswith("error: ")
         assert word in result.output
         assert result.output.count("\n") == 1
+
+
+def test_the_command_tells_known_from_unknown_and_explains(trained, tmp_path):
+    known = make_pictures(tmp_path / "test", {"cat": 3, "dog": 3})
+    unknown = make_pictures(tmp_path / "static", {"a": 4}, seed=5)
+    result = run(trained[0], "--data", known, "-o", tmp_path / "out", "--explain", "--unknown", unknown)
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([*FILES, "roc.png", "unknown.png"])
+    assert "known against unknown, highest probability: AUROC" in result.output
+    assert "4 of 4 unknown pictures get an answer that counts" in result.output
+    assert "accuracy of the most confident: 100%" in result.output
+
+
+def test_the_command_says_what_the_files_own_rules_leave(trained, tmp_path):
+    calibration = {"temperature": 1.5, "ece_before": 0.12, "ece_after": 0.02, "pictures": 200}
+    manifest = replace(
+        trained[1].manifest,
+        acceptance=Acceptance(probability=0.99),
+        training={**trained[1].manifest.training, "calibration": calibration},
+    )
+    save_checkpoint(tmp_path / "ruled.pth", trained[1].state_dict, manifest)
+    result = run(tmp_path / "ruled.pth", "--data", make_pictures(tmp_path / "test", {"cat": 3}))
+    assert result.exit_code == 0, result.output
+    assert "the file's rules: 0 answers count; 3 unsure, 0 none of these" in result.output
+    assert "temperature 1.5: ECE 12.00% -> 2.00% on 200 held-out pictures" in result.output
+
+
+def test_several_checkpoints_stand_side_by_side_on_the_same_pictures(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known = make_pictures(tmp_path / "test", {"cat": 3, "dog": 3})
+    network = trained[1].network()
+    with torch.no_grad():
+        network.fc2_layer.bias[:] += torch.arange(10.0)
+    for name, weights in (("one.pth", trained[1].network()), ("two.pth", network)):
+        save_checkpoint(name, weights, trained[1].manifest)
+    result = run("one.pth", "--data", known, "--against", "two.pth", "--against", "one.pth")
+    assert result.exit_code == 0, result.output
+    rows = [line.split("│")[1:-1] for line in result.output.splitlines() if "541,094" in line]
+    assert [row[0].strip() for row in rows] == ["one.pth", "two.pth", "one.pth"]
+    assert rows[0] == rows[2]
+    assert rows[0][1:4] == rows[1][1:4]
+    assert rows[0][4:] != rows[1][4:]
+    assert "32 x 32" in rows[0][3]
+
+
+def test_a_checkpoint_beside_it_that_is_none_is_told_before_anything_is_measured(trained, tmp_path):
+    result = run(trained[0], "--data", SAMPLE / "test", "--against", tmp_path / "none.pth")
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert "none.pth" in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_to_explain_needs_a_folder_for_the_sheet(trained):
+    result = run(trained[0], "--data", SAMPLE / "test", "--explain")
+    assert result.exit_code == 2
+    assert "--output" in result.output
 
 
 @pytest.mark.parametrize("count", ["0", "401", "x"])

@@ -15,6 +15,8 @@ from imgcls.checkpoint import load_checkpoint
 from imgcls.errors import TrainingError
 from imgcls.networks.registry import NETWORKS, TUNED, Published, find
 from imgcls.training import loop, outcome, train, train_config
+from imgcls.training.configure import with_enough_steps
+from imgcls.training.epochs import Progress
 from imgcls.training.held_out import held_out_answers, training_features
 from imgcls.training.learner import Learner, rate_groups
 from imgcls.training.run_folder import load_config
@@ -141,8 +143,8 @@ def test_fine_tuning_begins_at_the_solved_layer_and_keeps_the_best_epoch(trained
     result, run, lines = trained(epochs=3)
     assert [row["epoch"] for row in result.history] == [0, 1, 2, 3]
     assert (len(run.data.val_rows), len(run.solved.rows)) == (5, 14)
-    best = max(result.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
-    assert result.checkpoint.manifest.dataset["val_accuracy"] == best["val_accuracy"]
+    kept = result.history[run.progress.best_epoch]
+    assert result.checkpoint.manifest.dataset["val_accuracy"] == kept["val_accuracy"]
     assert "epoch 0/3" in " ".join(lines)
 
 
@@ -157,6 +159,25 @@ def test_fine_tuning_that_does_not_help_is_not_kept(trained, monkeypatch):
     assert run.progress.best_epoch == 0
     torch.testing.assert_close(result.checkpoint.state_dict["head.weight"], run.solved.probe.weight)
     assert result.checkpoint.manifest.dataset["val_accuracy"] == result.history[0]["val_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "kept"),
+    [
+        ([0.86, 0.94, 0.92], 1),  # one standard error is 0.017
+        ([0.86, 0.94, 0.925], 2),
+        ([0.86, 0.925, 0.94, 0.91], 2),
+        ([0.86, 0.85, 0.86], 0),  # as good as the beginning is not better
+        ([0.86, 0.85, 0.862], 2),
+        ([0.86, 0.88, 0.855], 1),
+    ],
+)
+def test_the_latest_epoch_is_kept_that_few_pictures_do_not_tell_from_the_best(accuracies, kept):
+    progress = Progress()
+    for epoch, accuracy in enumerate(accuracies):
+        progress.note(epoch, {"epoch": epoch, "val_accuracy": accuracy, "val_loss": 1.0}, pictures=200)
+    assert progress.best_epoch == kept
+    assert progress.kept()["val_accuracy"] == accuracies[kept]
 
 
 def test_weights_of_the_same_classes_are_epoch_0_as_they_are(trained, make, tmp_path):
@@ -206,12 +227,23 @@ def test_a_network_that_goes_on_after_its_last_layer_is_told_to_learn_by_steps(t
 
 
 def test_small_sets_take_smaller_batches_and_more_epochs(trained, tmp_path):
-    result, run, lines = trained(least_steps=20)
+    result, run, lines = trained(least_steps=20, patience=0)
     assert run.recipe.batch_size == 8
     assert len(result.history) - 1 == run.recipe.epochs == 12
     assert run.recipe.epochs * run.feed.steps >= 20
     assert "14 pictures to learn from: batches of 8, 12 epochs" in lines
     assert load_config(tmp_path / "run").recipe == run.recipe
+
+
+@pytest.mark.parametrize(
+    ("pictures", "batch", "epochs", "patience"),
+    [(4, 8, 300, 200), (80, 8, 30, 20), (200, 16, 24, 16), (400, 32, 24, 16), (800, 32, 12, 8), (9000, 32, 12, 8)],
+)
+def test_a_run_has_enough_steps(make, pictures, batch, epochs, patience):
+    sized = with_enough_steps(make(), pictures)
+    assert (sized.recipe.batch_size, sized.recipe.epochs, sized.patience) == (batch, epochs, patience)
+    given = make(epochs=3)
+    assert with_enough_steps(given, pictures) is given
 
 
 def test_layers_learn_at_rates_that_rise_with_their_depth():

@@ -98,14 +98,14 @@ def test_what_is_given_replaces_the_recipes_own(tmp_path):
 def test_fine_tuning_holds_pictures_out_and_a_frozen_body_takes_them_as_they_are(tmp_path):
     tuned = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True)
     frozen = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, freeze=True)
-    assert tuned.val_fraction == 0.2
+    assert (tuned.val_fraction, tuned.patience) == (0.2, 8)
     assert tuned.recipe.first_rate < 1
     assert tuned.recipe.least_steps > 0
     assert (frozen.val_fraction, frozen.recipe.crop, frozen.recipe.flip) == (0, 0, False)
     by_steps = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, freeze=True, epochs=3)
     assert (by_steps.recipe.probe, frozen.recipe.probe) == (False, True)
     given = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, epochs=3, val_fraction=0.0)
-    assert (given.recipe.least_steps, given.val_fraction) == (0, 0)
+    assert (given.recipe.least_steps, given.val_fraction, given.patience) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("recipe", ["default", "article"])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,16 +15,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgcls_infer.errors import ImageError
-from imgcls_infer.manifest import Manifest
+from imgcls_infer.manifest import Acceptance, Manifest
 from imgcls_infer.steps import shorthand
 from PIL import Image
 
+from imgcls.data.folder import Folder
 from imgcls.errors import ImgclsError
 from imgcls.evaluation import Evaluation, WrongAnswer, calibration_bins, score_details
+from imgcls.evaluation.coverage import risk_coverage
+from imgcls.evaluation.predict import Predictions
+from imgcls.evaluation.rules import RuleScores
+from imgcls.evaluation.saliency import Explanation
+from imgcls.evaluation.separation import roc, separation
+from imgcls.evaluation.unknown import Detector, score_unknown
 from imgcls.report import contact_sheet, plots
 from imgcls.report.contact_sheet import write_contact_sheet
-from imgcls.report.evaluation import write_evaluation
-from imgcls.report.plots import plot_confusion, plot_curves, plot_reliability
+from imgcls.report.evaluation import FILES, write_evaluation
+from imgcls.report.plots import plot_confusion, plot_curves, plot_reliability, plot_risk, plot_roc
 from imgcls.system import versions
 
 HISTORY = [
@@ -164,6 +172,64 @@ def test_the_reliability_diagram_shows_each_bin_that_holds_pictures(figures):
     assert "12.30% (15 bins)" in upper.get_title()
 
 
+def test_risk_is_drawn_over_coverage_and_the_models_own_threshold_is_marked(figures):
+    confidence, right = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, True, False, True])
+    plot_risk(risk_coverage(confidence, right), 0.75, Path("unused"))
+    (axes,) = figures[0].axes
+    curve, _, own = axes.lines
+    assert curve.get_xydata().tolist() == [[0.25, 0], [0.5, 0], [0.75, pytest.approx(1 / 3)], [1, 0.25]]
+    assert own.get_xydata().tolist() == [[0.5, 0]]
+    assert own.get_label() == "unsure below 0.75: 50.0% answered, 100.0% right"
+    for threshold in (None, 0.95):  # none of its own, and one that no answer reaches
+        plot_risk(risk_coverage(confidence, right), threshold, Path("unused"))
+        assert len(figures[-1].axes[0].lines) == 2
+
+
+def test_the_roc_has_a_curve_and_a_point_for_each_score(figures):
+    known, unknown = np.array([0.1, 0.2, 0.3]), np.array([0.25, 0.9])
+    detector = Detector("novelty", separation(known, unknown), roc(known, unknown))
+    plot_roc([detector, replace(detector, name="softmax")], Path("unused"))
+    lines = figures[0].axes[0].lines
+    assert lines[0].get_label() == "novelty: AUROC 83.33%, FPR at 95 % 50.00%"
+    assert lines[1].get_xydata().tolist() == [[0.5, 1.0]]
+    assert lines[2].get_label().startswith("highest probability: ")
+
+
+def test_an_evaluation_against_unknown_pictures_has_two_more_files(answer, tmp_path):
+    logits = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+    known, other = (Predictions(logits, None, (0, 1), (name, name), ()) for name in (b"known", b"other"))
+    folder = Folder(tmp_path, (), (answer[0].path, answer[0].path), (-1, -1))
+    rules = Acceptance(probability=0.8)
+    unknown = score_unknown(known, other, folder, ("ant", "bee"), rules, 5)
+    found = replace(evaluation([answer[0]]), unknown=unknown, rules=RuleScores(0, 1, 1, 1.0))
+    written = write_evaluation(found, replace(MANIFEST, acceptance=rules), tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(written) == sorted([*FILES, "roc.png", "unknown.png"])
+    content = json.loads((tmp_path / "out" / "scores.json").read_text(encoding="ascii"))
+    assert content["rules"] == {"unknown": 0, "unsure": 1, "counted": 1, "accuracy": 1.0}
+    assert content["coverage"]["at_own_threshold"] is None
+    assert [point["coverage"] for point in content["coverage"]["most_confident"]] == [1, 0.95, 0.9, 0.8, 0.7, 0.5]
+    assert (content["unknown"]["softmax"]["auroc"], content["unknown"]["answered"]) == (0.5, 1)
+    assert "novelty" not in content["unknown"]
+    assert content["unknown"]["most_confident"][0]["predicted"] == "bee"
+
+
+def test_evidence_colours_a_grey_picture_where_it_is_positive():
+    pixels = np.full((2, 2, 3), (200, 100, 50), np.uint8)
+    drawn = np.asarray(contact_sheet.overlay(pixels, np.array([[-1.0, 0.0], [0.0, 2.0]])))
+    assert drawn[0, 0].tolist() == drawn[0, 1].tolist() == [124] * 3
+    assert drawn[1, 1, 0] > drawn[1, 1, 2] + 60
+    assert (np.asarray(contact_sheet.overlay(pixels, np.zeros((2, 2)))) == 124).all()
+
+
+def test_an_explained_sheet_has_two_pictures_a_tile(answer, tmp_path):
+    explained = [Explanation(np.full((8, 8, 3), 77, np.uint8), np.zeros((8, 8), np.float32))] * 4
+    write_contact_sheet([answer[0]] * 4, "four", tmp_path / "sheet.png", iter(explained))
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    for top, left in ((46, 14), (46, 14 + 354), (46 + 268, 14)):  # three in a row
+        np.testing.assert_array_equal(sheet[top : top + 168, left : left + 168], answer[1])
+        assert (sheet[top : top + 168, left + 172 : left + 340] == 77).all()
+
+
 @pytest.fixture
 def answer(tmp_path):
     """One wrong answer, whose picture is noise in the size of a tile."""
@@ -173,10 +239,10 @@ def answer(tmp_path):
 
 
 def test_the_contact_sheet_shows_the_files_own_pixels(answer, tmp_path):
-    write_contact_sheet([answer[0]] * 9, "nine", tmp_path / "sheet.png")
+    write_contact_sheet([answer[0]] * 7, "seven", tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     np.testing.assert_array_equal(sheet[46 : 46 + 168, 14 : 14 + 168], answer[1])
-    np.testing.assert_array_equal(sheet[314 : 314 + 168, 14 : 14 + 168], answer[1])  # the ninth: the second row
+    np.testing.assert_array_equal(sheet[314 : 314 + 168, 14 : 14 + 168], answer[1])  # the seventh: the second row
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (900, 600), (32, 32)])
@@ -217,7 +283,7 @@ MANIFEST = Manifest("cnn", ("ant", "bee\udcff"), shorthand(8), (0.5,) * 3, (0.5,
 def test_the_folder_holds_every_figure(answer, tmp_path):
     found = evaluation([answer[0]], unreadable=[(Path("x/bad.png"), "x/bad.png: empty file")])
     write_evaluation(found, MANIFEST, tmp_path / "out")
-    assert sorted(os.listdir(tmp_path / "out")) == ["confusion.png", "reliability.png", "scores.json", "wrong.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(FILES)
     content = json.loads((tmp_path / "out" / "scores.json").read_text(encoding="ascii"))
     assert content["confusion"]["counts"] == [[0, 1], [0, 1]]
     assert content["confusion"]["rows"] == "true class"

@@ -30,6 +30,7 @@ class Recipe:
     probe: the last layer, where it is new or alone to learn, begins as the best linear layer on the body's features
     (training.probe), and what the run begins with counts as epoch 0. first_rate: the first layer's learning rate as a
     share of the last one's; those between by their order. fixed_norms: batch norms keep their statistics.
+    start_share: of the weights that the run began with in those that are evaluated and kept.
     least_steps: a small set takes smaller batches and more epochs until it has so many steps; 0 takes the set as it is.
     bf16: autocast where the device has bf16 matrix units. resize: one of imgcls_infer.steps.MODES; None is the
     network's own preprocessing.
@@ -55,6 +56,7 @@ class Recipe:
     probe: bool = False
     first_rate: float = 1.0
     fixed_norms: bool = False
+    start_share: float = 0.0
     least_steps: int = 0
     bf16: bool = True
     resize: str | None = "crop"

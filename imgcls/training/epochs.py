@@ -91,7 +91,7 @@ class Progress:
         return better
 
     def _is_as_good(self, accuracy: float, loss: float, pictures: int) -> bool:
-        top = max(accuracy, *(row["val_accuracy"] for row in self.history), 0.0)
+        top: float = max(accuracy, *(row["val_accuracy"] for row in self.history), 0.0)
         first = self.history[0] if self.history else None
         if first and first["epoch"] == 0 and (accuracy, -loss) <= (first["val_accuracy"], -first["val_loss"]):
             return False

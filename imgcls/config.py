@@ -25,12 +25,14 @@ class Tuning:
     probe: the last layer, where it is new or alone to learn, begins as the best linear layer on the body's features
     (training.probe), and what the run begins with counts as epoch 0. first_rate: the first layer's learning rate as a
     share of the last one's; those between by their order. fixed_norms: batch norms keep their statistics.
+    start_share: of the weights that the run began with in those that are evaluated and kept.
     least_steps: a small set takes smaller batches and more epochs until it has so many steps; 0 takes the set as it is.
     """
 
     probe: bool = False
     first_rate: float = 1.0
     fixed_norms: bool = False
+    start_share: float = 0.0
     least_steps: int = 0
 
 

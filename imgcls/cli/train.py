@@ -112,6 +112,9 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 )
 @_recipe_option("--fixed-norms/--no-fixed-norms", "Batch norms keep their statistics.", default=None)
 @_recipe_option(
+    "--start-share", "Share of the weights that the run began with in those that are evaluated and kept.", type=SHARE
+)
+@_recipe_option(
     "--least-steps",
     "With fewer steps in all its epochs, a run takes smaller batches, then more epochs.",
     type=click.IntRange(min=0),

@@ -165,6 +165,7 @@ TUNED: Mapping[str, Any] = {
     "probe": True,
     "first_rate": 0.1,
     "fixed_norms": True,
+    "start_share": 0.4,
     "least_steps": 300,
 }
 """Fields of the default recipe where a network with published weights learns on from trained ones: fine-tuning."""

@@ -50,7 +50,7 @@ class Learner:
         self._steps = steps
         self.optimizer = _optimizer(rate_groups(model.learns, recipe.first_rate), recipe, device)
         self._scheduler = _scheduler(self.optimizer, recipe, steps)
-        self.average = Average(self.parameters, recipe.ema)
+        self.average = Average(self.parameters, recipe.ema, recipe.start_share)
         self.run: Step = self.learn
 
     def begin(self, epoch: int) -> None:
@@ -102,6 +102,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
             "average": self.average.tensors,
+            "start": self.average.start,
             **self.meter.state_dict(),
         }
 
@@ -112,7 +113,7 @@ class Learner:
         """
         self.model.classifier.network.load_state_dict(state["network"])
         _restore_optimizer(self.optimizer, state["optimizer"])
-        self.average.load(state["average"])
+        self.average.load(state["average"], state.get("start", []))
         self.meter.load_state_dict(state)
         as_planned = state["scheduler"].get("total_steps") in (None, max(self._steps, 2))  # None: a constant rate
         if as_planned:

@@ -150,7 +150,9 @@ def _frozen(model: Model, name: str, heads: tuple[str, ...]) -> Model:
 
 def split_last(classifier: Classifier, head: str) -> tuple[nn.Module, nn.Module] | None:
     """The network as what makes the features, and its last layer; None where it does not end in that layer."""
-    return split_head(classifier.network, head) if ends_in(classifier, head) else None
+    with float32():
+        ends = ends_in(classifier, head)
+    return split_head(classifier.network, head) if ends else None
 
 
 class HeadsLearn(nn.Module):

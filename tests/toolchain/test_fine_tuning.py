@@ -190,6 +190,17 @@ def test_weights_of_the_same_classes_are_epoch_0_as_they_are(trained, make, tmp_
     assert result.history[0]["train_loss"] is None
 
 
+def test_what_is_kept_has_a_share_of_what_the_run_began_with(trained, tmp_path):
+    begun, _, _ = trained(freeze=True, run_dir=tmp_path / "begun", output=tmp_path / "begun.pth")
+    options = {"epochs": 1, "val_fraction": 0.0, "ema": 0.0}
+    whole, _, _ = trained(**options, start_share=0.0, run_dir=tmp_path / "whole")
+    shared, _, _ = trained(**options, start_share=0.25)
+    start, tuned, kept = (result.checkpoint.state_dict for result in (begun, whole, shared))
+    for name in ("body.0.weight", "body.1.weight", "head.bias"):
+        assert not torch.equal(tuned[name], start[name])
+        torch.testing.assert_close(kept[name], 0.75 * tuned[name] + 0.25 * start[name])
+
+
 def test_batch_norms_keep_their_statistics_in_fine_tuning(trained, tmp_path):
     result, run, _ = trained(epochs=1, val_fraction=0.0)
     published = find("tiny").published.fetch()
@@ -270,11 +281,12 @@ def test_a_run_of_before_has_none_of_the_new_options(make, tmp_path):
     train(make(freeze=True))
     path = tmp_path / "run" / "config.json"
     written = json.loads(path.read_text())
-    for name in ("probe", "first_rate", "fixed_norms", "least_steps"):
+    for name in ("probe", "first_rate", "fixed_norms", "least_steps", "start_share"):
         del written[name]
     path.write_text(json.dumps(written))
     recipe = load_config(tmp_path / "run").recipe
     assert (recipe.probe, recipe.first_rate, recipe.fixed_norms, recipe.least_steps) == (False, 1.0, False, 0)
+    assert recipe.start_share == 0
 
 
 def test_a_checkpoint_of_fine_tuning_is_read_back(trained):

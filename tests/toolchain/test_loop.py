@@ -75,6 +75,8 @@ def sha256(config):
         {"ema": 0.5},
         {"clip_norm": 0.01},
         {"class_weights": True},
+        {"first_rate": 0.1},
+        {"start_share": 0.4},
         {"resize": "pad"},
         {"mean": (0.4, 0.5, 0.61)},
         {"std": (0.2, 0.25, 0.31)},

@@ -24,13 +24,17 @@ MINIMUM_TESTS ?= tests/toolchain
 .PHONY: quickstart test docs recording test-minimum test-minimum-toolchain test-minimum-predictor install clean
 
 quickstart: $(VENV)/.installed
-	@rm -rf runs/quickstart
+	@rm -rf runs/quickstart runs/quickstart-lite0
 	$(BIN)/imgcls train --train $(SAMPLE)/train --test $(SAMPLE)/test --epochs 40 --batch-size 32 --device $(DEVICE) \
 	  --output models/quickstart.pth --run-dir runs/quickstart
+	$(BIN)/imgcls train --train $(SAMPLE)/train --test $(SAMPLE)/test --arch efficientnet_lite0 --pretrained --freeze \
+	  --image-size 128 --device $(DEVICE) --output models/quickstart-lite0.pth --run-dir runs/quickstart-lite0
 	$(BIN)/imgcls export models/quickstart.pth --format onnx
 	$(BIN)/imgcls export models/quickstart.pth --format torchscript
+	$(BIN)/imgcls export models/quickstart-lite0.pth --format onnx
 	$(BIN)/imgcls verify models/quickstart.pth models/quickstart.onnx models/quickstart.pt --data $(SAMPLE)/test
-	$(BIN)/imgcls-infer --model models/quickstart.onnx --top-k 3 $(PICTURES)
+	$(BIN)/imgcls-infer --model models/quickstart-lite0.onnx --top-k 3 $(PICTURES)
+	$(BIN)/imgcls eval models/quickstart.pth --against models/quickstart-lite0.pth --data $(SAMPLE)/test
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -64,7 +68,7 @@ $(BIN)/python:
 
 $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	$(if $(TORCH_INDEX),$(BIN)/pip install torch torchvision --index-url $(TORCH_INDEX))
-	$(BIN)/pip install --progress-bar on -e ./deploy -e .
+	$(BIN)/pip install --progress-bar on -e ./deploy -e '.[lite]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -154,7 +154,6 @@ def _require_novelty(manifest: Manifest, novelty: StateDict | None, path: AnyPat
     if weights_sha256(novelty) != manifest.acceptance.novelty_sha256:
         raise CheckpointError(f"{path}: the novelty's tensors do not match their SHA-256; the file is damaged")
     try:
-        require_finite(novelty, "the novelty")
         Novelty(novelty)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -257,11 +256,11 @@ def is_finite(tensor: Tensor) -> bool:
     return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
-def require_finite(state: Mapping[str, Tensor], what: str = "the weights") -> None:
+def require_finite(state: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError that names the first tensor with a value that is no finite number."""
     for name, tensor in state.items():
         if not is_finite(tensor):
-            raise CheckpointError(f"{what} in {name} are not finite numbers; train anew with a smaller rate")
+            raise CheckpointError(f"the weights in {name} are not finite numbers; train anew with a smaller rate")
 
 
 def _save(content: dict[str, Any], path: Path) -> None:

@@ -18,8 +18,26 @@ Triple = tuple[float, float, float]
 """A number for each of red, green and blue."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What a recipe does with a body that has learned before.
+
+    probe: the last layer, where it is new or alone to learn, begins as the best linear layer on the body's features
+    (training.probe), and what the run begins with counts as epoch 0. first_rate: the first layer's learning rate as a
+    share of the last one's; those between by their order. fixed_norms: batch norms keep their statistics.
+    start_share: of the weights that the run began with in those that are evaluated and kept.
+    least_steps: a small set takes smaller batches and more epochs until it has so many steps; 0 takes the set as it is.
+    """
+
+    probe: bool = False
+    first_rate: float = 1.0
+    fixed_norms: bool = False
+    start_share: float = 0.0
+    least_steps: int = 0
+
+
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Tuning):
     """How a network is trained. docs/training.md says how the networks' own recipes were found.
 
     name: of the recipe that it began as. optimizer: `adam`, `adamw` or `sgd` (Nesterov momentum 0.9).
@@ -65,12 +83,40 @@ class _Configuration:
                 object.__setattr__(self, field.name, paths)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SetAside:
+    """What of the training folder is not trained on.
+
+    split: share of each class that is the test set, drawn by split_seed (data.split). val_fraction: part of each class
+    that is held out and selects the best epoch; patience: epochs without a better one until the run stops, 0 never
+    does. The test set selects nothing.
+    """
+
+    split: float = 0.0
+    split_seed: int = 0
+    val_fraction: float = 0.0
+    patience: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is fitted on held-out pictures (training.acceptance).
+
+    right_share: of the accepted answers, what is to be right. known_share: of the classes' pictures, what is to be
+    known. novelty: whether the checkpoint gets a novelty at all.
+    """
+
+    right_share: float = 0.95
+    known_share: float = 0.95
+    novelty: bool = True
+
+
 @dataclass(frozen=True)
-class TrainConfig(_Configuration):
+class TrainConfig(_Configuration, SetAside, Limits):
     """One training run; training.train_config makes one from a network's recipe and what is given beside it.
 
-    train_dir, test_dir: folders of <class>/*; test_dir None trains without test figures, unless `split` is the share of
-    each class of train_dir that is the test set, drawn by split_seed (data.split). output: the .pth to write.
+    train_dir, test_dir: folders of <class>/*; test_dir None trains without test figures, unless `split` makes a test
+    set. output: the .pth to write.
     run_dir: None takes runs/<output's stem>, numbered if it exists. save_every: seconds between saved states.
     arch: the network's name. image_size: pixels a side; None is the network's own. device: `auto`, `cpu`, `cuda[:N]` or
     `mps`. pretrained, weights: start from the network's published weights, or from a file (training.start).
@@ -78,11 +124,6 @@ class TrainConfig(_Configuration):
     layer learns, and the body is in eval mode.
     decode: `scaled` lets libjpeg shrink large JPEG files while it decodes them, `whole` does not; None is the
     network's own.
-    val_fraction: part of each training class that is held out and selects the best epoch; patience: epochs without a
-    better one until the run stops, 0 never does. The test set selects nothing.
-    right_share, known_share, novelty: of what is fitted on held-out pictures (training.acceptance): the share of the
-    accepted answers that is to be right, the share of the classes' pictures that is to be known, and whether the
-    checkpoint gets a novelty at all.
     cache_dir: None takes the user's cache folder; cache_limit: bytes, 0 decodes the pictures anew in every epoch.
     cuda_graphs: replay a captured training step on CUDA.
     """
@@ -100,18 +141,11 @@ class TrainConfig(_Configuration):
     weights_name: str | None = None
     freeze: bool = False
     decode: str | None = None
-    val_fraction: float = 0.0
-    patience: int = 0
-    right_share: float = 0.95
-    known_share: float = 0.95
-    novelty: bool = True
     run_dir: Path | None = None
     save_every: float = 30.0
     cache_dir: Path | None = None
     cache_limit: int = 20_000_000_000
     cuda_graphs: bool = True
-    split: float = 0.0
-    split_seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -92,13 +92,12 @@ class Prediction:
     @property
     def unsure(self) -> bool:
         """Whether the picture is known, and its most probable class is less probable than the limit."""
-        limit = self.rules.probability if self.rules else None
-        return limit is not None and self.probability < limit and self.known
+        return self.known and self._is_below_limit(self.probability)
 
     @property
     def answer(self) -> str:
         """The most probable class's name, `unsure` or `none of these`."""
-        return NONE_OF_THESE if not self.known else UNSURE if self.unsure else self.label
+        return _answer(self.label, self.known, self.unsure)
 
     def top(self, k: int) -> list[tuple[str, float]]:
         """The k most probable (class, probability) pairs, most probable first; all of them if there are fewer.
@@ -118,11 +117,21 @@ class Prediction:
         """
         top = [{"label": label, "probability": probability} for label, probability in self.top(k)]
         found: dict[str, Any] = {**top[0], "top": top}
+        known = self.known
         if self.novelty is not None:
-            found.update(novelty=self.novelty, known=self.known)
+            found.update(novelty=self.novelty, known=known)
         if self.rules is not None:
-            found.update(unsure=self.unsure, label=self.answer)
+            unsure = known and self._is_below_limit(found["probability"])
+            found.update(unsure=unsure, label=_answer(found["label"], known, unsure))
         return found
+
+    def _is_below_limit(self, probability: float) -> bool:
+        limit = self.rules.probability if self.rules else None
+        return limit is not None and probability < limit
+
+
+def _answer(label: str, known: bool, unsure: bool) -> str:
+    return NONE_OF_THESE if not known else UNSURE if unsure else label
 
 
 class Predictor:

@@ -13,6 +13,7 @@ from imgcls.cli.output import console
 if TYPE_CHECKING:
     from imgcls_infer.manifest import Manifest
 
+    from imgcls.checkpoint import Checkpoint
     from imgcls.evaluation import DetailedScores, Evaluation
 
 
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
     help="In wrong.png, show beside each picture what in it speaks for the wrong answer. Needs --output.",
 )
 @click.option(
+    "--against",
+    type=FILE,
+    multiple=True,
+    metavar="CHECKPOINT",
+    help="Another checkpoint on the same pictures, for a table side by side. May be given several times.",
+)
+@click.option(
     "--unknown",
     type=FILE,
     metavar="DIR",
@@ -47,6 +55,7 @@ def command(
     device: str,
     wrong: int,
     explain: bool,
+    against: tuple[Path, ...],
     unknown: Path | None,
     **described: Any,
 ) -> None:
@@ -54,6 +63,7 @@ def command(
 
     CHECKPOINT is a .pth of imgcls, or a bare state dict described by the options.
     """
+    from imgcls.checkpoint import load_checkpoint
     from imgcls.data.folder import scan_folder
     from imgcls.evaluation import evaluate_folder
     from imgcls.evaluation.saliency import explain_answers
@@ -66,13 +76,17 @@ def command(
         require_writable(output / "scores.json")
     loaded = open_checkpoint(checkpoint, **described)
     folder = chosen_pictures(loaded, data_dir, run_dir, scan_folder)
+    others = [(path, load_checkpoint(path)) for path in against]
     evaluation = evaluate_folder(loaded, folder, device, wrong, unknown)
     _show_scores(evaluation.scores)
     _show_what_counts(evaluation, loaded.manifest)
     if output is not None:
         explained = explain_answers(loaded, evaluation.wrong, device) if explain else None
-        *others, last = write_evaluation(evaluation, loaded.manifest, output, explained)
-        click.echo(f"wrote {', '.join(others)} and {last} to {output}")
+        *files, last = write_evaluation(evaluation, loaded.manifest, output, explained)
+        click.echo(f"wrote {', '.join(files)} and {last} to {output}")
+    if others:
+        scored = [(path, other, evaluate_folder(other, folder, device).scores) for path, other in others]
+        _show_side_by_side([(checkpoint, loaded, evaluation.scores), *scored])
 
 
 def _show_scores(scores: DetailedScores) -> None:
@@ -90,6 +104,21 @@ def _show_scores(scores: DetailedScores) -> None:
     console(160).print(table)
     click.echo(scores_line(scores))
     click.echo(coverage_line(scores.coverage))
+
+
+def _show_side_by_side(rows: list[tuple[Path, Checkpoint, DetailedScores]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from imgcls.report.tables import checkpoint_cells
+
+    cells = [checkpoint_cells(*row) for row in rows]
+    table = Table()
+    for number, column in enumerate(cells[0]):
+        table.add_column(column, justify="right" if number > 1 else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row.values()))
+    console(160).print(table)
 
 
 def _show_what_counts(evaluation: Evaluation, manifest: Manifest) -> None:

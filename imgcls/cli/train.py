@@ -11,7 +11,7 @@ from imgcls_infer.steps import JPEGS
 
 from imgcls.cli.options import FILE, POSITIVE, RESIZE, SHARE, Command, Number, published, recipe_values, triple
 from imgcls.cli.output import report_line
-from imgcls.networks.registry import is_outside, known_names
+from imgcls.networks.registry import TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, is_outside, known_names
 
 _SETS = ("train_dir", "test_dir", "split")
 _APART = {"data_dir": ("train_dir", "test_dir"), "split": ("test_dir", "no_test")}  # one says what the others say
@@ -98,20 +98,41 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 @_recipe_option(
     "--class-weights/--no-class-weights", "Weight the loss so that each class counts the same.", default=None
 )
+@_recipe_option(
+    "--probe/--no-probe",
+    "Solve a new last layer on the features of the training pictures before the first epoch. What the run begins with "
+    "is epoch 0, and is kept if no epoch is better on the held-out part. With --freeze that is all; an option of steps "
+    "(--epochs, --learning-rate ...) learns the layer by steps instead.",
+    default=None,
+)
+@_recipe_option(
+    "--first-rate",
+    "Learning rate of the first layer as a share of the last one's, those between by their order.",
+    type=Number(0, 1, min_open=True),
+)
+@_recipe_option("--fixed-norms/--no-fixed-norms", "Batch norms keep their statistics.", default=None)
+@_recipe_option(
+    "--start-share", "Share of the weights that the run began with in those that are evaluated and kept.", type=SHARE
+)
+@_recipe_option(
+    "--least-steps",
+    "With fewer steps in all its epochs, a run takes smaller batches, then more epochs.",
+    type=click.IntRange(min=0),
+)
 @_recipe_option("--bf16/--no-bf16", "Use bf16 if the device has units for it.", default=None)
 @_recipe_option("--mean", "Normalisation; its own: measured on the training pictures.", type=triple, metavar="R,G,B")
 @_recipe_option("--std", "Normalisation; its own: measured on the training pictures.", type=triple, metavar="R,G,B")
 @click.option(
     "--val-fraction",
     type=SHARE,
-    default=0.0,
-    help="Share of the training set that is held out to select the best epoch.",
+    help="Share of each training class that is held out to select the best epoch. Default: "
+    f"{TUNED_HELD_OUT:g} in fine-tuning, else 0.",
 )
 @click.option(
     "--patience",
     type=click.IntRange(min=0),
-    default=0,
-    help="Stop after this many epochs without a better one; 0: never.",
+    help="Stop after this many epochs without a better one; 0: never. Default: "
+    f"{TUNED_PATIENCE} of the {TUNED['epochs']} in fine-tuning, else 0.",
 )
 @click.option(
     "--right-share",
@@ -151,8 +172,8 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 @click.option(
     "--weights",
     type=FILE,
-    help="Start from a checkpoint of ours, normalised as it is, or from a local copy of published weights; the "
-    "recipe's learning rate is then divided by ten.",
+    help="Start from a checkpoint of ours, normalised as it is, or from a local copy of published weights. A "
+    "network without published weights then takes a tenth of the recipe's learning rate.",
 )
 @click.option(
     "--freeze/--fine-tune", default=False, show_default=True, help="Train the last layer only, or all of them."

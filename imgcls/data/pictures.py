@@ -84,17 +84,27 @@ class PackedPictures:
 
 
 class FeaturePictures:
-    """Features that a frozen network body computed from pictures. images: float32 features [N, D] on the device."""
+    """Features that a frozen network body computed from pictures. images: float32 features [N, D] on the device.
 
-    def __init__(self, pictures: Pictures, features: Tensor) -> None:
+    read: int64, the pictures that could be read; the others' features are zeros, and no stream gives them.
+    """
+
+    def __init__(self, pictures: Pictures, features: Tensor, read: Tensor) -> None:
         self.pictures = pictures
         self.labels = pictures.labels
         self.images: Tensor | None = features
+        self.is_read = torch.zeros(len(pictures.labels), dtype=torch.bool)
+        self.is_read[read] = True
+
+    def features(self, rows: Tensor) -> Tensor:
+        """Float32 [B, D] of rows (int64 [B], on the host)."""
+        assert self.images is not None
+        return self.images[rows.to(self.images.device)]
 
     def stream(self, chunks: Iterator[Tensor]) -> Iterator[tuple[Tensor | None, Tensor]]:
-        assert self.images is not None
         for chunk in chunks:
-            yield None, self.images[chunk.to(self.images.device)]
+            kept = torch.nonzero(self.is_read[chunk]).flatten()
+            yield None if len(kept) == len(chunk) else kept, self.features(chunk[kept])
 
     def fingerprint(self) -> str:
         return self.pictures.fingerprint()

@@ -27,7 +27,8 @@ def outside(features: Tensor, basis: Tensor) -> Tensor:
     the square of the cosine would lose the digits of small angles.
     """
     unit = F.normalize(features, dim=1)
-    return (unit - (unit @ basis) @ basis.T).norm(dim=1)
+    sine: Tensor = (unit - (unit @ basis) @ basis.T).norm(dim=1)
+    return sine
 
 
 def subspace(features: Tensor, classes: int) -> Tensor:
@@ -39,7 +40,7 @@ def subspace(features: Tensor, classes: int) -> Tensor:
     step = -(-len(features) // _PICTURES)
     unit = F.normalize(features[::step], dim=1)
     count = max(1, min(max(_DIRECTIONS, classes), unit.shape[1] // 4, len(unit) // 4))
-    _, _, directions = torch.linalg.svd(unit, full_matrices=False)
+    directions: Tensor = torch.linalg.svd(unit, full_matrices=False).Vh  # [min(N, D), D]
     return directions[:count].T.contiguous()
 
 

@@ -156,6 +156,26 @@ OTHERS: Mapping[str, Recipe] = {
 }
 """The recipes of networks that have none of their own."""
 
+TUNED: Mapping[str, Any] = {
+    "epochs": 12,
+    "batch_size": 32,
+    "crop": 0.125,
+    "flip": True,
+    "ema": 0.95,
+    "probe": True,
+    "first_rate": 0.1,
+    "fixed_norms": True,
+    "start_share": 0.4,
+    "least_steps": 300,
+}
+"""Fields of the default recipe where a network with published weights learns on from trained ones: fine-tuning."""
+
+TUNED_HELD_OUT = 0.2
+"""The part of each class that is held out in fine-tuning, where nothing else is asked for."""
+
+TUNED_PATIENCE = 8
+"""Epochs of fine-tuning without a better one until it stops: two thirds of them, since one cycle is best at its end."""
+
 SMALL_PRETRAINED = "efficientnet_lite0"
 """The network to recommend where there are few pictures: its weights are a package of 19 MB, and it runs on any CPU."""
 

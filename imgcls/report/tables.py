@@ -13,6 +13,7 @@ from imgcls.shares import legend, percent
 
 if TYPE_CHECKING:
     from imgcls.bench import BenchResult
+    from imgcls.checkpoint import Checkpoint
     from imgcls.evaluation import DetailedScores
     from imgcls.evaluation.coverage import RiskCoverage
     from imgcls.evaluation.rules import RuleScores
@@ -69,6 +70,20 @@ def scores_line(scores: DetailedScores) -> str:
         f"macro F1 {percent(scores.macro_f1)}  ECE {percent(scores.ece)}  loss {scores.loss:.4f}  "
         f"({scores.count:,} pictures{legend(scores.count)})"
     )
+
+
+def checkpoint_cells(path: Path, checkpoint: Checkpoint, scores: DetailedScores) -> dict[str, str]:
+    """What a checkpoint is and how well it answers, by column."""
+    manifest, weights = checkpoint.manifest, checkpoint.network().parameters()
+    return {
+        "checkpoint": printable(str(path)),
+        "network": printable(manifest.arch),
+        "parameters": f"{sum(weight.numel() for weight in weights):,}",
+        "input": " x ".join(map(str, manifest.preprocessing.size)),
+        f"accuracy{legend(scores.count)}": percent(scores.accuracy, scores.count),
+        "macro F1": percent(scores.macro_f1),
+        "ECE": percent(scores.ece),
+    }
 
 
 def temperature_line(calibration: Mapping[str, Any]) -> str:

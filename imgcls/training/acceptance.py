@@ -15,7 +15,7 @@ from torch import Tensor
 from imgcls.checkpoint import StateDict
 from imgcls.evaluation import calibration_bins, expected_calibration_error
 from imgcls.networks.novelty import combined, outside, subspace, tensors
-from imgcls.training import calibration
+from imgcls.training.calibration import fitted_temperature, novelty_limit, probability_limit
 from imgcls.training.held_out import HeldOut, answers_on, held_out_answers, training_features
 from imgcls.training.run import Run
 
@@ -48,7 +48,7 @@ def fit(run: Run) -> Fitted:
     if count < FEWEST:
         run.report(f"{count} held-out pictures are too few to fit when an answer counts; it takes {FEWEST}")
         return NOTHING
-    temperature = _cooled(run, calibration.temperature(answers.logits, answers.labels))
+    temperature = _cooled(run, fitted_temperature(answers.logits, answers.labels))
     found = _calibration(answers, temperature)
     answers = answers._replace(logits=answers.logits / temperature)
     run.report(
@@ -107,7 +107,7 @@ def _probability_rule(run: Run, answers: HeldOut) -> dict[str, Any]:
     """Fields of an Acceptance; none where no limit reaches the share that was asked for."""
     share = run.config.right_share
     confidence, predicted = (found.numpy() for found in answers.logits.double().softmax(1).max(1))
-    found = calibration.probability_limit(confidence, predicted == answers.labels.numpy(), share)
+    found = probability_limit(confidence, predicted == answers.labels.numpy(), share)
     if found is None:
         run.report(f"unsure: no limit of the probability leaves answers of which {share:.0%} are right; none is set")
         return {}
@@ -126,7 +126,7 @@ def _novelty_rule(run: Run, answers: HeldOut) -> tuple[StateDict | None, dict[st
     basis = subspace(reference, classes)
     sines = _sines(answers, basis)
     found = tensors(basis, sines, answers.logits)
-    limit = calibration.novelty_limit(combined(sines, answers.logits, found["logit"]).numpy(), share)
+    limit = novelty_limit(combined(sines, answers.logits, found["logit"]).numpy(), share)
     run.report(
         f"none of these: above a novelty of {limit:.3f}, which {share:.0%} of pictures of the classes stay below"
     )

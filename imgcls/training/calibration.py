@@ -17,7 +17,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 _SLOPE_PRIOR, _SHIFT_PRIOR = 0.25, 0.5  # standard deviations; a temperature has made the confidences nearly right
 
 
-def temperature(logits: Tensor, labels: Tensor) -> float:
+def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
     """What to divide logits by, so that they give the held-out labels the highest likelihood: from 1/8 to 8.
 
     logits: float32 [M, K]. labels: int64 [M]. A prior draws log T to 0, which counts where pictures are few.

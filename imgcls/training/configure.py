@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import math
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -13,7 +15,7 @@ from imgcls_infer.errors import one_line
 
 from imgcls.config import Recipe, TrainConfig
 from imgcls.errors import ImgclsError
-from imgcls.networks.registry import NETWORKS, find
+from imgcls.networks.registry import NETWORKS, TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, NetworkRow, find
 
 
 def train_config(
@@ -32,9 +34,10 @@ def train_config(
     """The configuration of a run: the network's recipe, with `options` in place of its own values.
 
     options: fields of TrainConfig or Recipe; None stands for the recipe's own. From weights that were trained before
-    the peak learning rate is a tenth, and their normalisation counts (training.run); a frozen body sees the same
-    pictures in every epoch, so that its features are computed once. Raises ImgclsError.
+    the normalisation is theirs (training.run), and the default recipe is another one: see _from_weights and _frozen.
+    Raises ImgclsError.
     """
+    options = {name: value for name, value in options.items() if value is not None}
     row = find(arch, weights_name)
     if pretrained and row.published is None:
         known = ", ".join(name for name in NETWORKS if NETWORKS[name].published)
@@ -42,12 +45,15 @@ def train_config(
             f"{arch} has no published weights; `pretrained` goes with {known} and with libraries' networks"
         )
     chosen = row.recipe(recipe)
-    if pretrained or weights:
-        chosen = replace(chosen, mean=None, std=None)
-        if recipe == "default":
-            chosen = replace(chosen, learning_rate=chosen.learning_rate / 10)
     if freeze:
-        chosen = replace(chosen, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0)
+        chosen = _frozen(chosen, options)
+    elif pretrained or weights:
+        chosen = _from_weights(chosen, row)
+        if chosen.probe:
+            options = {"val_fraction": TUNED_HELD_OUT, **options}
+            options = {"patience": TUNED_PATIENCE if options["val_fraction"] else 0, **options}
+        if "epochs" in options:
+            options = {"least_steps": 0, **options}
     config = TrainConfig(
         train_dir,
         output,
@@ -59,7 +65,38 @@ def train_config(
         weights_name=weights_name,
         freeze=freeze,
     )
-    return config.changed(**{name: value for name, value in options.items() if value is not None})
+    return config.changed(**options)
+
+
+def with_enough_steps(config: TrainConfig, pictures: int) -> TrainConfig:
+    """For a set of so many pictures that the recipe's epochs have fewer than `least_steps`: smaller batches first, of
+    8 at least, so that an epoch has 8; then more epochs, and as much more patience."""
+    recipe = config.recipe
+    if recipe.epochs * math.ceil(pictures / recipe.batch_size) >= recipe.least_steps:
+        return config
+    size = max(min(8, recipe.batch_size), min(recipe.batch_size, 1 << max(pictures // 8, 1).bit_length() - 1))
+    epochs = math.ceil(recipe.least_steps / math.ceil(pictures / size))
+    patience = math.ceil(config.patience * epochs / recipe.epochs)
+    return config.changed(batch_size=size, epochs=max(epochs, recipe.epochs), patience=patience, least_steps=0)
+
+
+def _from_weights(recipe: Recipe, row: NetworkRow) -> Recipe:
+    """To learn on from weights that were trained before: a network with published weights is fine-tuned, any other
+    takes its own recipe with a tenth of the peak learning rate. The article's stays as it is."""
+    recipe = replace(recipe, mean=None, std=None)
+    if recipe.name != "default":
+        return recipe
+    if row.published is None:
+        return replace(recipe, learning_rate=recipe.learning_rate / 10)
+    return replace(recipe, **TUNED)
+
+
+def _frozen(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
+    """The last layer alone learns. It is solved (training.probe), unless the recipe or an option is of steps; steps see
+    the same pictures in every epoch, so that features are computed once."""
+    solved = recipe.name == "default" and not options.keys() & _OF_STEPS
+    gentle = replace(recipe, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0)
+    return replace(gentle, mean=None, std=None, probe=solved)
 
 
 def config_text(config: TrainConfig) -> str:
@@ -114,6 +151,9 @@ def _kind(hint: Any) -> Any:
     return next(part for part in get_args(hint) if part is not NoneType) if isinstance(hint, UnionType) else hint
 
 
+_OF_STEPS = {field.name for field in fields(Recipe)} - {
+    *("name", "class_weights", "probe", "bf16", "resize", "mean", "std")  # these count for a solved layer too
+}
 _KINDS = {name: _kind(hint) for name, hint in (get_type_hints(TrainConfig) | get_type_hints(Recipe)).items()}
 _KINDS["recipe"] = _KINDS.pop("name")  # a recipe is given by its name
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}

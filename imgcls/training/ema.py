@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average of the parameters, evaluated and kept in their place."""
+"""Averaged weights: a moving average of the parameters and what they began with, evaluated and kept in their place."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 
 class Average:
-    """decay: of the average a step; 0 keeps none, and the parameters themselves are what is evaluated."""
+    """decay: of the moving average a step; 0 keeps none, and the parameters themselves are what is evaluated.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
-        self._parameters, self._decay = parameters, decay
-        self.tensors = [parameter.detach().clone() for parameter in parameters] if decay else []
+    start_share: of the parameters as they are now, in what is evaluated (Wortsman et al. 2022, of fine-tuned networks).
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float, start_share: float = 0.0) -> None:
+        self._parameters, self._decay, self._start_share = parameters, decay, start_share
+        self.tensors = _clones(parameters) if decay else []
+        self.start = _clones(parameters) if start_share else []
 
     def update(self) -> None:
         """After a step: average = decay * average + (1 - decay) * parameter."""
@@ -24,15 +28,22 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The averages stand in the network in the parameters' place."""
-        own = [parameter.detach().clone() for parameter in self._parameters] if self.tensors else []
+        own = _clones(self._parameters) if self.tensors or self.start else []
         _copy(self.tensors, self._parameters)
+        if self.start:
+            torch._foreach_lerp_([p.detach() for p in self._parameters], self.start, self._start_share)
         try:
             yield
         finally:
             _copy(own, self._parameters)
 
-    def load(self, tensors: Sequence[Tensor]) -> None:
+    def load(self, tensors: Sequence[Tensor], start: Sequence[Tensor]) -> None:
         _copy(tensors, self.tensors)
+        _copy(start, self.start)
+
+
+def _clones(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
 
 
 def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:

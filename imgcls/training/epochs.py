@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,12 +12,14 @@ from imgcls.shares import percent
 
 @dataclass(frozen=True)
 class EpochFigures:
-    """One epoch, over samples. train: in training mode, as the network learned. val: the held-out part, test: the test
-    folder; None where there is none. seconds: of training alone.
+    """One epoch, over samples; epoch 0 is what a run begins with. train: in training mode, as the network learned; None
+    where epoch 0 has not looked at them. val: the held-out part, test: the test folder; None where there is none. A
+    layer that was solved by cross-validation has its answers on left-out pictures in val's place. seconds: of training
+    alone.
     """
 
     epoch: int
-    train: Scores
+    train: Scores | None
     val: Scores | None
     test: Scores | None
     seconds: float
@@ -27,7 +30,7 @@ class EpochFigures:
         for name in ("train", "val", "test"):
             scores = getattr(self, name)
             row |= {f"{name}_loss": scores and scores.loss, f"{name}_accuracy": scores and scores.accuracy}
-        return row | {"train_images": self.train.count, "seconds": self.seconds}
+        return row | {"train_images": self.train and self.train.count, "seconds": self.seconds}
 
     def line(self, epochs: int) -> str:
         """For people. The training pictures' accuracy has no interval: it says nothing of other pictures."""
@@ -36,35 +39,67 @@ class EpochFigures:
             if scores is not None:
                 count = None if scores is self.train else scores.count
                 parts.append(f"{name} loss {scores.loss:.4f} accuracy {percent(scores.accuracy, count)}")
-        return "  ".join([*parts, f"{self.train.count / self.seconds:,.0f} images/s"])
+        if self.epoch and self.train:
+            parts.append(f"{self.train.count / self.seconds:,.0f} images/s")
+        return "  ".join(parts)
 
 
 @dataclass
 class Progress:
     """epoch: the one that is under way, from 1. step: steps of it that are done. seconds: of training in it.
 
-    best: the held-out part's best accuracy so far and its epoch; (-1, 0) before the first. history: EpochFigures.row
-    of each finished epoch.
+    best: the held-out part's accuracy of the epoch that is kept so far, and that epoch; (-1, 0) before the first.
+    best_loss: of that epoch; among equal accuracies the smaller loss is better. history: EpochFigures.row of each
+    finished epoch.
     """
 
     epoch: int = 1
     step: int = 0
     seconds: float = 0.0
     best: tuple[float, int] = (-1.0, 0)
+    best_loss: float = math.inf
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def selects(self) -> bool:
+        """Whether a held-out part has selected an epoch."""
+        return self.best[0] >= 0
+
+    @property
     def best_epoch(self) -> int:
-        """0 where no held-out part selects."""
         return self.best[1]
 
-    def end_epoch(self, row: dict[str, Any]) -> bool:
-        """Note a finished epoch's figures. Returns whether it is the best one on the held-out part so far."""
-        accuracy = row["val_accuracy"]
-        better = accuracy is not None and accuracy > self.best[0]
-        if better:
-            self.best = (accuracy, self.epoch)
+    def kept(self) -> dict[str, Any]:
+        """The row of the epoch whose weights are kept: the best one, or the last one where nothing selects."""
+        chosen = (row for row in self.history if row["epoch"] == self.best_epoch)
+        return next(chosen) if self.selects else self.history[-1]
+
+    def note(self, epoch: int, row: dict[str, Any], pictures: int = 0) -> bool:
+        """Keep the figures of an epoch. Returns whether its weights are to be kept in place of those before.
+
+        pictures: 0 keeps the best epoch on the held-out part. Else the part has so many pictures, and fine-tuning keeps
+        the latest epoch that is within one standard error of the best one, since its schedule ends where it is best and
+        few pictures do not tell such epochs apart; but it has to be better than what the run begins with.
+        """
+        accuracy, loss = row["val_accuracy"], row.get("val_loss", 0.0)
+        better = accuracy is not None and (accuracy, -loss) > (self.best[0], -self.best_loss)
+        if accuracy is not None and pictures and epoch:
+            better = self._is_as_good(accuracy, loss, pictures)
         self.history.append(row)
+        if better:
+            self.best, self.best_loss = (accuracy, epoch), loss
+        return better
+
+    def _is_as_good(self, accuracy: float, loss: float, pictures: int) -> bool:
+        top: float = max(accuracy, *(row["val_accuracy"] for row in self.history), 0.0)
+        first = self.history[0] if self.history else None
+        if first and first["epoch"] == 0 and (accuracy, -loss) <= (first["val_accuracy"], -first["val_loss"]):
+            return False
+        return accuracy >= top - math.sqrt(top * (1 - top) / pictures)
+
+    def end_epoch(self, row: dict[str, Any], pictures: int = 0) -> bool:
+        """`note`, and go on to the next epoch."""
+        better = self.note(self.epoch, row, pictures)
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         return better
 
@@ -78,3 +113,4 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.best, self.history = tuple(state["best"]), state["history"]
+        self.best_loss = state.get("best_loss", math.inf)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from imgcls.data.pictures import FeaturePictures
 from imgcls.evaluation import batch_size_for
 from imgcls.system.device import float32
+from imgcls.training.head import SolvedHead
 from imgcls.training.model import split_last
 from imgcls.training.run import Run
 
@@ -33,9 +34,20 @@ class HeldOut(NamedTuple):
 
 
 def held_out_answers(run: Run) -> HeldOut | None:
-    """Of the held-out part, computed in float32 by the network as it is; None where nothing is held out."""
-    rows = run.data.val_rows
-    return answers_on(run, rows) if len(rows) else None
+    """Of the held-out part, computed in float32 by the network as it is; None where nothing is held out.
+
+    Without a held-out part, a frozen body's last layer has the answers of its cross-validation on all training pictures
+    (but only ones of their class).
+    """
+    rows, solved = run.data.val_rows, run.solved
+    if len(rows):
+        return answers_on(run, rows)
+    return _left_out(solved) if solved and solved.out_of_fold and run.config.freeze else None
+
+
+def _left_out(solved: SolvedHead) -> HeldOut:
+    out = solved.probe.folds >= 0
+    return HeldOut(solved.features[out], solved.probe.logits[out], solved.labels[out], solved.probe.folds[out])
 
 
 def training_features(run: Run, most: int | None = None) -> tuple[Tensor, Tensor] | None:

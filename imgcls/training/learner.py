@@ -19,6 +19,11 @@ from imgcls.training.feed import Feed, Share
 from imgcls.training.meter import Meter
 from imgcls.training.model import Model
 
+Groups = list[nn.Parameter] | list[dict[str, Any]]
+"""What an optimiser takes: parameters, or groups of them."""
+
+_GROUPS = 8  # of layers with a learning rate of their own, where the first layer's differs from the last one's
+
 
 class Learner:
     """What changes in a step: weights, optimizer, schedule, average, and the meter that counts.
@@ -43,14 +48,16 @@ class Learner:
         self.parameters = [parameter for parameter in model.learns.parameters() if parameter.requires_grad]
         self._norms = [module for module in model.learns.modules() if isinstance(module, _BatchNorm)]
         self._steps = steps
-        self.optimizer = _optimizer(self.parameters, recipe, device)
+        self.optimizer = _optimizer(rate_groups(model.learns, recipe.first_rate), recipe, device)
         self._scheduler = _scheduler(self.optimizer, recipe, steps)
-        self.average = Average(self.parameters, recipe.ema)
+        self.average = Average(self.parameters, recipe.ema, recipe.start_share)
         self.run: Step = self.learn
 
     def begin(self, epoch: int) -> None:
         """Before an epoch's first step, and before the first one after a resume."""
         self.model.train(True)
+        for norm in self._norms if self._recipe.fixed_norms else ():
+            norm.eval()
         self._feed.begin(epoch)
 
     def step(self, share: Share) -> None:
@@ -95,6 +102,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
             "average": self.average.tensors,
+            "start": self.average.start,
             **self.meter.state_dict(),
         }
 
@@ -105,7 +113,7 @@ class Learner:
         """
         self.model.classifier.network.load_state_dict(state["network"])
         _restore_optimizer(self.optimizer, state["optimizer"])
-        self.average.load(state["average"])
+        self.average.load(state["average"], state.get("start", []))
         self.meter.load_state_dict(state)
         as_planned = state["scheduler"].get("total_steps") in (None, max(self._steps, 2))  # None: a constant rate
         if as_planned:
@@ -115,15 +123,42 @@ class Learner:
         return as_planned
 
 
-def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+def rate_groups(module: nn.Module, first_rate: float) -> Groups:
+    """The parameters that learn; with a first_rate other than 1 in groups, whose `share` of the learning rate rises by
+    the same factor from group to group: from first_rate for the first layers to 1 for the last ones.
+
+    A layer is a module with parameters of its own; their order is that of the modules.
+    """
+    if first_rate == 1:
+        return [parameter for parameter in module.parameters() if parameter.requires_grad]
+    layers = [list(layer.parameters(recurse=False)) for layer in module.modules()]
+    layers = [learning for layer in layers if (learning := [own for own in layer if own.requires_grad])]
+    groups: list[dict[str, Any]] = [
+        {"params": [], "share": first_rate ** (1 - number / (_GROUPS - 1))} for number in range(_GROUPS)
+    ]
+    seen: set[nn.Parameter] = set()
+    for number, layer in enumerate(layers):
+        depth = number / (len(layers) - 1) if len(layers) > 1 else 1.0
+        groups[round(depth * (_GROUPS - 1))]["params"] += [own for own in layer if own not in seen]
+        seen.update(layer)
+    return [group for group in groups if group["params"]]
+
+
+def _optimizer(parameters: Groups, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """parameters: see rate_groups."""
+
+    def rate(share: float) -> Any:
+        """A CUDA graph reads the learning rate from the device."""
+        value = recipe.learning_rate * share
+        return torch.tensor(value, device=device) if device.type == "cuda" else value
+
+    placed: Any = [{**own, "lr": rate(own["share"])} if isinstance(own, dict) else own for own in parameters]
     fused = device.type in ("cpu", "cuda")
-    # a CUDA graph reads the learning rate from the device
-    rate: Any = torch.tensor(recipe.learning_rate, device=device) if device.type == "cuda" else recipe.learning_rate
-    options: dict[str, Any] = {"lr": rate, "weight_decay": recipe.weight_decay, "fused": fused}
+    options: dict[str, Any] = {"lr": rate(1), "weight_decay": recipe.weight_decay, "fused": fused}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **options)
+        return torch.optim.SGD(placed, momentum=0.9, nesterov=True, **options)
     make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    optimizer: torch.optim.Optimizer = make(parameters, capturable=device.type == "cuda", **options)
+    optimizer: torch.optim.Optimizer = make(placed, capturable=device.type == "cuda", **options)
     return optimizer
 
 
@@ -134,8 +169,9 @@ def _scheduler(
     if recipe.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     # it would set momentum as Python numbers, and a CUDA graph keeps the number that it was captured with
+    peaks = [recipe.learning_rate * group.get("share", 1.0) for group in optimizer.param_groups]
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=max(steps, 2), cycle_momentum=False, last_epoch=done - 1
+        optimizer, peaks, total_steps=max(steps, 2), cycle_momentum=False, last_epoch=done - 1
     )
 
 

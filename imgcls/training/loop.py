@@ -40,8 +40,19 @@ def train(config: TrainConfig, report: Report = lambda line: None, resume: AnyPa
             return result
         run = prepare(config, device, group, report, folder)
         with Interrupts() as interrupts:
+            begin(run)
             fit(run, interrupts)
         return finish(run)
+
+
+def begin(run: Run) -> None:
+    """Epoch 0: figures of what the run begins with, which is kept if no epoch is better."""
+    figures = None if run.progress.history else run.begin_figures()
+    if figures:
+        _keep(run, figures, run.progress.note(0, figures.row()))
+        _tell(run, figures)
+        if not run.recipe.epochs:
+            run.save()
 
 
 def fit(run: Run, interrupts: Interrupts) -> None:
@@ -79,14 +90,24 @@ def _end_epoch(run: Run) -> None:
         if any(other is not None and not math.isfinite(other.loss) for other in (val, test)):
             raise run.diverged(f"the loss on other pictures is not a number after step {progress.step}")
         figures = EpochFigures(progress.epoch, scores, val, test, progress.seconds)
-        if progress.end_epoch(figures.row()) and run.folder:
-            write_checkpoint(run, run.folder.best, figures.row())
+        better = progress.end_epoch(figures.row(), len(run.data.val_rows) if recipe.probe else 0)
+        _keep(run, figures, better)
     learner.meter.reset()
-    run.say(figures.line(recipe.epochs))
-    if run.folder:
-        run.folder.log_epoch(figures.row())
+    _tell(run, figures)
     if run.save_is_due() or progress.epoch > recipe.epochs:
         run.save()
+
+
+def _keep(run: Run, figures: EpochFigures, better: bool) -> None:
+    """Write the weights as they are now if they are the best so far."""
+    if better and run.folder:
+        write_checkpoint(run, run.folder.best, figures.row())
+
+
+def _tell(run: Run, figures: EpochFigures) -> None:
+    run.say(figures.line(run.recipe.epochs))
+    if run.folder:
+        run.folder.log_epoch(figures.row())
 
 
 def _silent(line: str) -> None:

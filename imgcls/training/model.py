@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -21,6 +22,9 @@ from imgcls.system.device import float32, has_bf16_units
 from imgcls.system.progress import progress_bar
 from imgcls.training.sets import Report
 from imgcls.training.start import Start
+
+_SMALL_PIXELS = 96 * 96  # of pictures that are as fast in large batches
+_CACHED_PIXELS = 4 * 224 * 224
 
 
 class Weights(Protocol):
@@ -49,7 +53,8 @@ class Model:
     """classifier: the whole network, on the device. prepare: a batch of pictures -> what `learns` takes.
 
     learns: the part of the network that is trained, all of it or the last layer. bf16: whether its steps autocast.
-    features: whether `prepare` gives what a frozen body makes of the pictures.
+    features: whether `prepare` gives what a frozen body makes of the pictures. fresh: paths of the layers that begin
+    with random weights.
     """
 
     classifier: Classifier
@@ -58,6 +63,7 @@ class Model:
     weights: Weights
     bf16: bool
     features: bool = False
+    fresh: tuple[str, ...] = ()
 
     def train(self, training: bool) -> None:
         """A frozen body stays in eval mode: dropout in it would only blur the features."""
@@ -77,7 +83,7 @@ class Model:
         """
         self.train(False)
         device = self.classifier.scale.device
-        chunks = torch.split(rows, batch_size_for(self.classifier.size))
+        chunks = torch.split(rows, pictures_at_once(self.classifier))
         for chunk, (kept, batch) in zip(chunks, pictures.stream(iter(chunks)), strict=True):
             targets = pictures.labels[chunk if kept is None else chunk[kept]].to(device)
             with float32():
@@ -115,18 +121,19 @@ def build_model(
     classifier = Classifier(network, size, recipe.mean, recipe.std)
     classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     bf16 = recipe.bf16 and has_bf16_units(device)
-    model = Model(classifier.eval(), classifier.normalise, network, weights, bf16)
-    return _frozen(model, row.name, row.head_layers, fresh) if config.freeze else model
+    fresh = fresh if start is not None else row.head_layers
+    model = Model(classifier.eval(), classifier.normalise, network, weights, bf16, fresh=fresh)
+    return _frozen(model, row.name, row.head_layers) if config.freeze else model
 
 
-def _frozen(model: Model, name: str, heads: tuple[str, ...], fresh: tuple[str, ...]) -> Model:
-    """The same network, of which the last layer alone learns. fresh: layers that begin with random weights.
+def _frozen(model: Model, name: str, heads: tuple[str, ...]) -> Model:
+    """The same network, of which the last layer alone learns.
 
     A network that does not end in that layer (SqueezeNet pools after it, DeiT has two of them) runs as a whole.
     """
     ends = ends_in(model.classifier, heads[-1])
     last = heads[-1:] if ends else heads
-    if random := [layer for layer in fresh if layer not in last]:
+    if random := [layer for layer in model.fresh if layer not in last]:
         raise TrainingError(f"`freeze` would freeze layers of {name} that have no weights yet: {', '.join(random)}")
     network = model.classifier.network
     if not ends:
@@ -143,7 +150,9 @@ def _frozen(model: Model, name: str, heads: tuple[str, ...], fresh: tuple[str, .
 
 def split_last(classifier: Classifier, head: str) -> tuple[nn.Module, nn.Module] | None:
     """The network as what makes the features, and its last layer; None where it does not end in that layer."""
-    return split_head(classifier.network, head) if ends_in(classifier, head) else None
+    with float32():
+        ends = ends_in(classifier, head)
+    return split_head(classifier.network, head) if ends else None
 
 
 class HeadsLearn(nn.Module):
@@ -174,11 +183,36 @@ def on_features(model: Model) -> Model:
 
 def with_features(model: Model, pictures: Pictures) -> FeaturePictures:
     """What a frozen body makes of pictures, computed once: without augmentation it is the same in every epoch."""
-    chunks = torch.split(torch.arange(len(pictures.labels)), batch_size_for(model.classifier.size))
-    parts = []
+    every = torch.arange(len(pictures.labels))
+    read, found = features_of(model.classifier, model.prepare, pictures, every)
+    if len(read) == len(every):
+        return FeaturePictures(pictures, found, read)
+    features = found.new_zeros(len(every), *found.shape[1:])
+    features[read.to(features.device)] = found
+    return FeaturePictures(pictures, features, read)
+
+
+def features_of(
+    classifier: Classifier, prepare: Callable[[Tensor], Tensor], pictures: Pictures, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The rows that could be read, int64 [n], and their features, float32 [n, D] on the device.
+
+    prepare: uint8 pictures [B, S, S, 3] -> features [B, D]. In float32, as the saved network computes them.
+    """
+    chunks, found, read = torch.split(rows, pictures_at_once(classifier)), [], []
     with torch.inference_mode(), float32(), progress_bar("computing features", len(chunks)) as advance:
-        for _, batch in pictures.stream(iter(chunks)):
-            with torch.autocast(batch.device.type, torch.bfloat16, enabled=model.bf16):
-                parts.append(model.prepare(batch).float())
+        for chunk, (kept, batch) in zip(chunks, pictures.stream(iter(chunks)), strict=True):
+            found.append(prepare(batch).float())
+            read.append(chunk if kept is None else chunk[kept])
             advance(1)
-    return FeaturePictures(pictures, torch.cat(parts).clone())  # cloned: an inference tensor can't be trained on
+    return torch.cat(read), torch.cat(found).clone()  # cloned: an inference tensor can't be trained on
+
+
+def pictures_at_once(classifier: Classifier) -> int:
+    """How many pictures go through the network in one batch without gradients.
+
+    Large ones on a CPU go a few at a time: what a layer gives then stays in the caches (docs/training.md).
+    """
+    pixels = math.prod(classifier.size)
+    large = classifier.scale.device.type == "cpu" and pixels > _SMALL_PIXELS
+    return max(1, _CACHED_PIXELS // pixels) if large else batch_size_for(classifier.size)

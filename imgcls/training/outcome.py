@@ -63,13 +63,13 @@ def finish(run: Run) -> TrainResult:
 
     With it goes what is fitted on the held-out part: when its answers count.
     """
-    output, best = run.config.output, run.progress.best_epoch
+    output, best = run.config.output, run.progress.selects
     if run.folder:
         if best:
             run.model.weights.load_plain_state(load_checkpoint(run.folder.best).state_dict)
         # the best epoch's weights are averaged already
         with nullcontext() if best else run.learner.average.in_place():
-            write_checkpoint(run, output, run.progress.history[best - 1], fit(run))
+            write_checkpoint(run, output, run.progress.kept(), fit(run))
             _plot(run, run.folder.path)
     run.group.wait()
     checkpoint = _written(run.config)

@@ -20,10 +20,12 @@ from imgcls.errors import TrainingError
 from imgcls.evaluation import Scores
 from imgcls.networks.registry import NetworkRow, find
 from imgcls.training.advice import advice, facts_of
+from imgcls.training.configure import with_enough_steps
 from imgcls.training.cuda_graphs import GraphedStep
 from imgcls.training.distributed import Group
-from imgcls.training.epochs import Progress
+from imgcls.training.epochs import EpochFigures, Progress
 from imgcls.training.feed import Feed
+from imgcls.training.head import SolvedHead, solve_head
 from imgcls.training.learner import Learner
 from imgcls.training.model import Model, build_model, on_features, with_features
 from imgcls.training.run_folder import RunFolder, load_state, random_state, restore_random_state
@@ -36,6 +38,7 @@ class Run:
     """config.recipe: with mean and std. row: of config.arch. preprocessing: of all pictures.
 
     test: the test pictures, or a frozen body's features of them.
+    solved: the last layer that the run begins with, where it was solved on features.
     folder: the leading process has one. saved_at: when the state was written last, time.monotonic.
     """
 
@@ -52,6 +55,7 @@ class Run:
     device: torch.device
     group: Group
     report: Report
+    solved: SolvedHead | None = None
     folder: RunFolder | None = None
     progress: Progress = field(default_factory=Progress)
     saved_at: float = field(default_factory=time.monotonic)
@@ -69,6 +73,15 @@ class Run:
     def test_scores(self) -> Scores | None:
         """None without a test folder."""
         return self._scores(self.test, torch.arange(len(self.test.labels))) if self.test else None
+
+    def begin_figures(self) -> EpochFigures | None:
+        """Of what the run begins with, as epoch 0; None where that has random weights, or is no part of the choice."""
+        solved = self.solved
+        if not self.recipe.probe or (self.model.fresh and not solved) or not (solved or len(self.data.val_rows)):
+            return None
+        val = self.held_out_scores() or (solved.out_of_fold if solved and self.config.freeze else None)
+        train, seconds = (solved.train, solved.seconds) if solved else (None, 0.0)
+        return EpochFigures(0, train, val, self.test_scores(), seconds)
 
     def _scores(self, pictures: Pictures, rows: Tensor) -> Scores:
         """Figures over the rows, each process taking its part."""
@@ -166,26 +179,71 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
     size, say = preprocessing.size, _silent if resume else report
     model = build_model(config, row, size, data.classes, start, device, say)
     del start  # the network has them now
-    recipe, train, test = config.recipe, data.train, data.test
-    augmentation = Augmentation(recipe.crop, recipe.flip, recipe.colour, recipe.cutout)
-    if model.features and not augmentation:
-        train, test = with_features(model, train), with_features(model, test) if test else None
-        model = on_features(model)
+    model, data, train, test, augmentation = _as_learned(model, data, config.recipe)
+    weights = data.class_weights().to(device) if config.recipe.class_weights else None
+    state = load_state(resume) if resume else None
+    solved = _solved(config, row, model, train, data.train_rows, weights, say) if _begins(config, state) else None
+    config = _sized(config, solved, len(data.train_rows), say)
+    recipe = config.recipe
     if group.size > 1:
         torch.manual_seed(config.seed + 1 + group.rank)  # dropout differs between the parts of a batch
         model = replace(model, learns=group.parallel(model.learns))
     feed = Feed(train, data.train_rows, augmentation, config, size, device, group)
-    weights = data.class_weights().to(device) if recipe.class_weights else None
     learner = Learner(model, feed, recipe, feed.steps * recipe.epochs, weights, device, group.size)
     if _can_be_replayed(config, device, group, feed):
         learner.run = GraphedStep(learner.learn, recipe.batch_size)
-    fingerprint = data.train.fingerprint()
-    run = Run(config, row, preprocessing, data, model, feed, learner, train, test, fingerprint, device, group, report)
-    _open(run, resume)
+    about = (config, row, preprocessing, data, model, feed, learner, train, test, data.train.fingerprint())
+    run = Run(*about, device, group, report, solved)
+    _open(run, resume, state)
     if not resume:
         for line in advice(facts_of(config, row, size, data)):
             run.say(line)
     return run
+
+
+def _as_learned(
+    model: Model, data: Sets, recipe: Recipe
+) -> tuple[Model, Sets, Pictures, Pictures | None, Augmentation]:
+    """Model, sets, training and test pictures and their augmentation, as steps and figures take them: with features in
+    the pictures' place where a frozen body makes the same of them in every epoch."""
+    augmentation = Augmentation(recipe.crop, recipe.flip, recipe.colour, recipe.cutout)
+    if not model.features or (augmentation and not recipe.probe):
+        return model, data, data.train, data.test, augmentation
+    train, test = with_features(model, data.train), with_features(model, data.test) if data.test else None
+    return on_features(model), data.only(train.is_read), train, test, Augmentation()
+
+
+def _begins(config: TrainConfig, state: dict[str, Any] | None) -> bool:
+    """Whether the last layer is to be solved: a run that goes on has it, but for the answers of a frozen one."""
+    return config.recipe.probe and (state is None or config.freeze)
+
+
+def _solved(
+    config: TrainConfig,
+    row: NetworkRow,
+    model: Model,
+    train: Pictures,
+    rows: Tensor,
+    weights: Tensor | None,
+    say: Report,
+) -> SolvedHead | None:
+    """The last layer solved on features, if it is alone to learn, or the only new one and can be; else None."""
+    if not config.freeze and model.fresh != (row.head,):
+        return None
+    solved = solve_head(model, row.head, train, rows, config.seed, weights)
+    say(solved.line() if solved else f"{row.name} does not end in a linear layer: its last layers learn by steps alone")
+    return solved
+
+
+def _sized(config: TrainConfig, solved: SolvedHead | None, pictures: int, say: Report) -> TrainConfig:
+    """The run with as many epochs as it needs: none where the layer that alone learns is solved."""
+    if solved and config.freeze:
+        return config.changed(epochs=0)
+    sized = with_enough_steps(config, pictures)
+    if sized is not config:
+        recipe = sized.recipe
+        say(f"{pictures} pictures to learn from: batches of {recipe.batch_size}, {recipe.epochs} epochs")
+    return sized
 
 
 def _stage_1(config: TrainConfig, row: NetworkRow) -> Preprocessing:
@@ -201,12 +259,12 @@ def _can_be_replayed(config: TrainConfig, device: torch.device, group: Group, fe
     return device.type == "cuda" and config.cuda_graphs and group.size == 1 and feed.resident
 
 
-def _open(run: Run, resume: Path | None) -> None:
+def _open(run: Run, resume: Path | None, state: dict[str, Any] | None) -> None:
     """The run's folder: a new one, or the one that goes on, with the state that was saved there last."""
     if run.group.leads:
         run.folder = RunFolder(resume) if resume else RunFolder.create(run.config)
         run.report(f"run folder {run.folder.path}")
-    if resume and (state := load_state(resume)):
+    if state:
         run.load_state_dict(state)
         progress = run.progress
         run.report(f"going on in epoch {progress.epoch} after {progress.step} of {run.feed.steps} steps")

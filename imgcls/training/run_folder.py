@@ -9,13 +9,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from imgcls.checkpoint import read_mapping, write_mapping
-from imgcls.config import TrainConfig
+from imgcls.config import Recipe, TrainConfig
 from imgcls.errors import ImgclsError, TrainingError
 from imgcls.networks.registry import is_outside
 from imgcls.system.files import write_atomically
@@ -128,12 +129,17 @@ def load_config(path: Path, arch: str | None = None) -> TrainConfig:
             raise _UnnamedError(f"{path}: its network is {own!r}; leave out `arch`, or name that one")
         if arch is None and is_outside(own):
             raise _UnnamedError(f"{path}: its network is {own!r}, of your own files; name it again with `arch`")
-        options["arch"] = arch or own
+        options = {**_off(), **options, "arch": arch or own}
         return train_config(**options)
     except _UnnamedError:
         raise
     except (TypeError, ImgclsError) as error:
         raise TrainingError(f"{path / CONFIG}: damaged; start anew with imgcls train") from error
+
+
+def _off() -> dict[str, Any]:
+    """What the recipe of a run leaves out where its file was written before there was such a field."""
+    return {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
 
 
 def _tensorboard(path: Path) -> Any:

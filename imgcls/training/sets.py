@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,10 @@ class Sets:
     val_rows: Tensor
     folder: Folder | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+
+    def only(self, usable: Tensor) -> Sets:
+        """Without the training pictures that are not usable (bool [N])."""
+        return replace(self, train_rows=_among(self.train_rows, usable), val_rows=_among(self.val_rows, usable))
 
     def class_counts(self) -> Tensor:
         """Int64 [K]: the pictures of each class to train on."""
@@ -88,18 +92,24 @@ def load_sets(
 def split_rows(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to train on and rows held out: `fraction` of each class, drawn by the seed; one of each stays to train on.
 
+    Of a class with two pictures or more at least one is held out, if any are.
+
     labels: int64 [N]. Returns two int64 vectors in ascending order.
     """
     generator = torch.Generator().manual_seed(seed)
     held_out = []
     for label in labels.unique().tolist():
         members = torch.nonzero(labels == label).flatten()
-        count = min(round(len(members) * fraction), len(members) - 1)
+        count = min(max(round(len(members) * fraction), math.ceil(fraction)), len(members) - 1)
         held_out.append(members[torch.randperm(len(members), generator=generator)[:count]])
     val_rows = torch.cat(held_out).sort().values
     keep = torch.ones(len(labels), dtype=torch.bool)
     keep[val_rows] = False
     return torch.nonzero(keep).flatten(), val_rows
+
+
+def _among(rows: Tensor, usable: Tensor) -> Tensor:
+    return rows[usable[rows]]
 
 
 def _origin_notes(config: TrainConfig, folder: Folder, test: Folder | None) -> list[str]:
@@ -148,5 +158,5 @@ def _require_held_out(folder: Folder, labels: Tensor, val_rows: Tensor) -> None:
     if left_out:
         names = ", ".join(f"{folder.classes[label]} ({counts[label]} to train on)" for label in left_out)
         raise TrainingError(
-            f"{folder.root}: `val_fraction` holds out no picture of {names}; make it larger, or add pictures"
+            f"{folder.root}: `val_fraction` holds out no picture of {names}; add pictures, or make it 0"
         )

@@ -97,8 +97,8 @@ def test_the_hashes_are_the_files(unpacked):
         assert hashlib.sha256(files[name].read_bytes()).hexdigest() == digest
 
 
-def test_the_predictors_part_of_the_wheel_is_under_70_kb_beside_the_model(unpacked):
-    """The server (25 KB) and the Ray recipe (3 KB) travel in the same wheel, each file with its two headers."""
+def test_the_predictors_part_of_the_wheel_is_under_80_kb_beside_the_model(unpacked):
+    """The server (29 KB) and the Ray recipe (4 KB) travel in the same wheel, each file with its two headers."""
     (wheel,) = (unpacked / "wheels").glob("imgcls_infer-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         packed = {
@@ -107,7 +107,7 @@ def test_the_predictors_part_of_the_wheel_is_under_70_kb_beside_the_model(unpack
         }
     extras = sum(size for path, size in packed.items() if path.parts[0] in ("imgcls_serve", "imgcls_ray"))
     model = packed[Path("imgcls_infer/models/cifar10-cnn.onnx")]
-    assert wheel.stat().st_size - model - extras < 70_000
+    assert wheel.stat().st_size - model - extras < 80_000
     assert extras < 33_000
 
 

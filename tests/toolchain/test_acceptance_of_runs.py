@@ -71,7 +71,7 @@ def test_the_limit_of_novelty_accepts_the_share_of_held_out_pictures(trained, mo
 
 def test_the_temperature_goes_into_the_last_layer(trained, monkeypatch):
     plain, _, _ = trained("plain")
-    monkeypatch.setattr(acceptance.calibration, "temperature", lambda logits, labels: 4.0)
+    monkeypatch.setattr(acceptance, "fitted_temperature", lambda logits, labels: 4.0)
     cooled, _, _ = trained("cooled")
     factor = 4 / plain.manifest.training["calibration"]["temperature"]
     assert cooled.manifest.training["calibration"]["temperature"] == 4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from imgcls.evaluation import calibration_bins, expected_calibration_error
-from imgcls.training.calibration import chance_right, novelty_limit, probability_limit, temperature
+from imgcls.training.calibration import chance_right, fitted_temperature, novelty_limit, probability_limit
 
 
 def world(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,8 +19,8 @@ def world(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_temperature_takes_overconfidence_back():
     logits, labels = world(4000)
-    assert temperature(logits, labels) == pytest.approx(1, abs=0.05)
-    found = temperature(logits * 2.5, labels)
+    assert fitted_temperature(logits, labels) == pytest.approx(1, abs=0.05)
+    found = fitted_temperature(logits * 2.5, labels)
     assert found == pytest.approx(2.5, rel=0.05)
     before, after = (expected_calibration_error(calibration_bins(logits * 2.5 / t, labels)) for t in (1, found))
     assert after < 0.02 < 0.05 < before
@@ -29,8 +29,8 @@ def test_a_temperature_takes_overconfidence_back():
 def test_a_temperature_stays_near_one_where_pictures_are_few():
     logits, labels = world(4)
     right = logits.argmax(1)  # every answer is right: the likelihood alone would cool without end
-    assert 0.6 < temperature(logits, right) < 1
-    assert 1 / 8 <= temperature(logits * 1000, labels) <= 8
+    assert 0.6 < fitted_temperature(logits, right) < 1
+    assert 1 / 8 <= fitted_temperature(logits * 1000, labels) <= 8
 
 
 def held_out(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -349,6 +349,32 @@ def test_the_command_says_what_the_files_own_rules_leave(trained, tmp_path):
     assert "temperature 1.5: ECE 12.00% -> 2.00% on 200 held-out pictures" in result.output
 
 
+def test_several_checkpoints_stand_side_by_side_on_the_same_pictures(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known = make_pictures(tmp_path / "test", {"cat": 3, "dog": 3})
+    network = trained[1].network()
+    with torch.no_grad():
+        network.fc2_layer.bias[:] += torch.arange(10.0)
+    for name, weights in (("one.pth", trained[1].network()), ("two.pth", network)):
+        save_checkpoint(name, weights, trained[1].manifest)
+    result = run("one.pth", "--data", known, "--against", "two.pth", "--against", "one.pth")
+    assert result.exit_code == 0, result.output
+    rows = [line.split("│")[1:-1] for line in result.output.splitlines() if "541,094" in line]
+    assert [row[0].strip() for row in rows] == ["one.pth", "two.pth", "one.pth"]
+    assert rows[0] == rows[2]
+    assert rows[0][1:4] == rows[1][1:4]
+    assert rows[0][4:] != rows[1][4:]
+    assert "32 x 32" in rows[0][3]
+
+
+def test_a_checkpoint_beside_it_that_is_none_is_told_before_anything_is_measured(trained, tmp_path):
+    result = run(trained[0], "--data", SAMPLE / "test", "--against", tmp_path / "none.pth")
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert "none.pth" in result.output
+    assert result.output.count("\n") == 1
+
+
 def test_to_explain_needs_a_folder_for_the_sheet(trained):
     result = run(trained[0], "--data", SAMPLE / "test", "--explain")
     assert result.exit_code == 2

@@ -247,12 +247,12 @@ class Watched(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layer = torch.nn.Linear(3 * 32 * 32, 3)
+        self.fc2_layer = torch.nn.Linear(3 * 32 * 32, 3)  # by the name of the CNN's last one
         self.seen = []
 
     def forward(self, x):
         self.seen.append((self.training, *precisions()))
-        return self.layer(x.flatten(1))
+        return self.fc2_layer(x.flatten(1))
 
 
 @pytest.fixture(params=["torch's default", "older switches", "newer switches"])
@@ -299,7 +299,7 @@ def test_a_trainings_figures_are_without_tf32_and_its_steps_are_as_the_process_h
         pictures, tmp_path / "a.pth", pictures, epochs=1, batch_size=4, val_fraction=0.25, device="cpu"
     )
     monkeypatch.setattr(loop, "write_checkpoint", lambda run, path, row: path.touch())
-    monkeypatch.setattr(outcome, "write_checkpoint", lambda run, path, row: path.touch())
+    monkeypatch.setattr(outcome, "write_checkpoint", lambda run, path, row, fitted: path.touch())
     written = SimpleNamespace(state_dict=network.state_dict(), manifest=SimpleNamespace(weights_sha256=""))
     monkeypatch.setattr(outcome, "load_checkpoint", lambda *_, **__: written)
     train(config)

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from imgcls.data.batches import Augmentation, batch_slices, cut_out, jitter_colours, plan_epoch
 from imgcls.errors import ImgclsError
-from imgcls.networks.registry import build_network, find
+from imgcls.networks.registry import TUNED, build_network, find
 from imgcls.training import train, train_config
 from imgcls.training.sets import Sets
 
@@ -95,13 +95,17 @@ def test_what_is_given_replaces_the_recipes_own(tmp_path):
     assert recipe.optimizer == "adamw"
 
 
-def test_fine_tuning_is_gentler_and_a_frozen_body_is_not_augmented(tmp_path):
-    scratch = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16").recipe
-    tuned = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True).recipe
-    frozen = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, freeze=True).recipe
-    assert tuned.learning_rate == pytest.approx(scratch.learning_rate / 10)
-    assert frozen.crop == 0
-    assert not frozen.flip
+def test_fine_tuning_holds_pictures_out_and_a_frozen_body_takes_them_as_they_are(tmp_path):
+    tuned = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True)
+    frozen = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, freeze=True)
+    assert (tuned.val_fraction, tuned.patience) == (0.2, 8)
+    assert tuned.recipe.first_rate < 1
+    assert tuned.recipe.least_steps > 0
+    assert (frozen.val_fraction, frozen.recipe.crop, frozen.recipe.flip) == (0, 0, False)
+    by_steps = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, freeze=True, epochs=3)
+    assert (by_steps.recipe.probe, frozen.recipe.probe) == (False, True)
+    given = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, epochs=3, val_fraction=0.0)
+    assert (given.recipe.least_steps, given.val_fraction, given.patience) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("recipe", ["default", "article"])
@@ -126,16 +130,21 @@ def test_a_recipe_from_weights_that_were_trained_is_another_in_these_fields_alon
             train_config(tmp_path, tmp_path / "b.pth", arch=arch, recipe=recipe, freeze=True, **start)
         return
     expected = find(arch).recipe(recipe)
+    default = recipe == "default"  # the article's stays as it is
     if start:
-        tenth = 10 if recipe == "default" else 1  # the article's stays as it is
-        expected = replace(expected, mean=None, std=None, learning_rate=expected.learning_rate / tenth)
+        expected = replace(expected, mean=None, std=None)
     if freeze:
-        expected = replace(expected, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0)
+        expected = replace(expected, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0, probe=default)
+    elif start and default and arch == "vgg16":
+        expected = replace(expected, **TUNED)
+    elif start and default:
+        expected = replace(expected, learning_rate=expected.learning_rate / 10)
     config = train_config(tmp_path, tmp_path / "b.pth", arch=arch, recipe=recipe, freeze=freeze, **start)
     assert config.recipe == expected
     given = {"learning_rate": 0.5, "clip_norm": 3.0, "flip": True, "epochs": 2}
     config = train_config(tmp_path, tmp_path / "b.pth", arch=arch, recipe=recipe, freeze=freeze, **start, **given)
-    assert config.recipe == replace(expected, **given)
+    by_steps = {"probe": False} if freeze else {"least_steps": 0}
+    assert config.recipe == replace(expected, **given, **by_steps)
 
 
 def test_half_a_normalisation_is_refused(tmp_path):

@@ -232,9 +232,9 @@ def test_a_split_in_a_file_needs_no_word_of_a_test_folder_and_the_command_line_g
         (["--train", "ones", "--no-test"], 1, "error: ones: one picture a class; a class needs two to learn from"),
         (["--data", "lonely"], 1, "error: lonely: one class only (ant); there is nothing to tell apart"),
         (
-            ["--train", "mine", "--no-test", "--val-fraction", "0.05"],
+            ["--train", "single", "--no-test", "--val-fraction", "0.05"],
             1,
-            "error: mine: --val-fraction holds out no picture of ant (5 to train on), bee (5 to train on); make",
+            "error: single: --val-fraction holds out no picture of bee (1 to train on); add pictures, or make it 0",
         ),
     ],
 )  # fmt: skip

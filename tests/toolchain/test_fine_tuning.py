@@ -1,0 +1,294 @@
+"""The recipe of bodies that were trained before: a solved last layer, then all layers, the best epoch of them kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import make_pictures
+from torch import nn
+
+from imgcls.checkpoint import load_checkpoint
+from imgcls.errors import TrainingError
+from imgcls.networks.registry import NETWORKS, TUNED, Published, find
+from imgcls.training import loop, outcome, train, train_config
+from imgcls.training.configure import with_enough_steps
+from imgcls.training.epochs import Progress
+from imgcls.training.held_out import held_out_answers, training_features
+from imgcls.training.learner import Learner, rate_groups
+from imgcls.training.run_folder import load_config
+
+HALF = (0.5, 0.5, 0.5)
+
+
+class Body(nn.Module):
+    """Convolution, batch norm, pool, linear layer; `after` comes behind it."""
+
+    def __init__(self, classes: int, after: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2))
+        self.head, self.after = nn.Linear(6, classes), after
+
+    def forward(self, x):
+        return self.after(self.head(self.body(x).mean((2, 3))))
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A network of 8 pixels with published weights, known as `tiny`; `onward` goes on after its last layer."""
+    monkeypatch.setattr(outcome, "_plot", lambda run, folder: None)
+    for name, after in (("tiny", nn.Identity()), ("onward", Doubled())):
+
+        def build(classes, size, dropout, after=after):
+            return Body(classes, after)
+
+        def fetch(after=after):
+            torch.manual_seed(3)
+            return Body(5, after).state_dict()
+
+        published = Published(fetch, "", "1 MB", 5, HALF, HALF)
+        row = replace(find("cnn"), name=name, build=build, heads=("head",), published=published, pool=None)
+        row = replace(row, recipes={"default": find("vgg16").recipe("default")}, side=8)
+        monkeypatch.setitem(NETWORKS, name, row)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_pictures(tmp_path / "pictures", {"ant": 10, "bee": 5, "cow": 2, "dog": 2}, size=8)
+
+
+@pytest.fixture
+def make(tiny, folder, tmp_path):
+    def config(name="tiny", **options):
+        own = {"pretrained": True, "device": "cpu", "bf16": False, "save_every": 1e9, "run_dir": tmp_path / "run"}
+        output = options.pop("output", tmp_path / "a.pth")
+        return train_config(folder, output, arch=name, **{**own, **options})
+
+    return config
+
+
+@pytest.fixture
+def trained(make, monkeypatch):
+    """Returns the result, the finished run and what it said."""
+    runs = []
+    original = loop.finish
+    monkeypatch.setattr(loop, "finish", lambda run: runs.append(run) or original(run))
+
+    def train_it(name="tiny", **options):
+        lines = []
+        return train(make(name, **options), lines.append), runs[-1], lines
+
+    return train_it
+
+
+def test_a_frozen_bodys_last_layer_is_solved_in_no_epoch_at_all(trained, folder):
+    result, run, lines = trained(freeze=True, test_dir=folder)
+    assert [row["epoch"] for row in result.history] == [0]
+    assert result.checkpoint.manifest.training["epochs"] == 0
+    assert result.history[0]["test_accuracy"] > 0.5
+    assert result.history[0]["val_accuracy"] is not None
+    assert "val_accuracy" not in result.checkpoint.manifest.dataset
+    assert any("last layer solved on the features of 19 pictures" in line for line in lines)
+    features, _ = training_features(run)
+    state = result.checkpoint.state_dict
+    logits = nn.functional.linear(features, state["head.weight"], state["head.bias"])
+    assert (logits.argmax(1) == run.data.train.labels).float().mean() == pytest.approx(
+        result.history[0]["train_accuracy"]
+    )
+
+
+def test_a_frozen_bodys_held_out_answers_are_those_of_the_cross_validation(trained, folder):
+    (folder / "dog" / "01.png").unlink()
+    result, run, _ = trained(freeze=True)
+    answers = held_out_answers(run)
+    assert answers.features.shape == (17, 6)  # all but the only dog
+    assert answers.logits.shape == (17, 4)
+    assert answers.labels.tolist() == [0] * 10 + [1] * 5 + [2] * 2
+    assert set(answers.folds.tolist()) == set(range(5))
+    accuracy = (answers.logits.argmax(1) == answers.labels).float().mean()
+    assert accuracy == pytest.approx(result.history[0]["val_accuracy"])
+
+
+def test_a_frozen_body_with_a_held_out_part_answers_that(trained):
+    _, run, _ = trained(freeze=True, val_fraction=0.3)
+    answers = held_out_answers(run)
+    assert (len(answers.labels), answers.folds) == (len(run.data.val_rows), None)
+    assert len(run.solved.rows) == 19 - len(run.data.val_rows)
+
+
+@pytest.mark.parametrize("option", [{"epochs": 2}, {"learning_rate": 0.01}, {"probe": False}, {"crop": 0.2}])
+def test_an_option_of_steps_learns_a_frozen_bodys_layer_by_steps(trained, option):
+    result, run, _ = trained(freeze=True, **{"epochs": 2, **option})
+    assert run.solved is None
+    assert [row["epoch"] for row in result.history] == [1, 2]
+
+
+def test_a_finished_frozen_run_is_left_as_it_is(make, tmp_path):
+    train(make(freeze=True))
+    lines = []
+    result = train(load_config(tmp_path / "run"), lines.append, resume=tmp_path / "run")
+    assert "is finished" in lines[0]
+    assert [row["epoch"] for row in result.history] == [0]
+
+
+def test_fine_tuning_begins_at_the_solved_layer_and_keeps_the_best_epoch(trained):
+    result, run, lines = trained(epochs=3)
+    assert [row["epoch"] for row in result.history] == [0, 1, 2, 3]
+    assert (len(run.data.val_rows), len(run.solved.rows)) == (5, 14)
+    kept = result.history[run.progress.best_epoch]
+    assert result.checkpoint.manifest.dataset["val_accuracy"] == kept["val_accuracy"]
+    assert "epoch 0/3" in " ".join(lines)
+
+
+def test_fine_tuning_that_does_not_help_is_not_kept(trained, monkeypatch):
+    def spoil(self, *arguments):
+        with torch.no_grad():
+            self.model.classifier.network.head.weight.neg_()
+        self.meter.count(torch.ones(1), torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
+
+    monkeypatch.setattr(Learner, "learn", spoil)
+    result, run, _ = trained(epochs=1, ema=0.0, batch_size=64)
+    assert run.progress.best_epoch == 0
+    torch.testing.assert_close(result.checkpoint.state_dict["head.weight"], run.solved.probe.weight)
+    assert result.checkpoint.manifest.dataset["val_accuracy"] == result.history[0]["val_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "kept"),
+    [
+        ([0.86, 0.94, 0.92], 1),  # one standard error is 0.017
+        ([0.86, 0.94, 0.925], 2),
+        ([0.86, 0.925, 0.94, 0.91], 2),
+        ([0.86, 0.85, 0.86], 0),  # as good as the beginning is not better
+        ([0.86, 0.85, 0.862], 2),
+        ([0.86, 0.88, 0.855], 1),
+    ],
+)
+def test_the_latest_epoch_is_kept_that_few_pictures_do_not_tell_from_the_best(accuracies, kept):
+    progress = Progress()
+    for epoch, accuracy in enumerate(accuracies):
+        progress.note(epoch, {"epoch": epoch, "val_accuracy": accuracy, "val_loss": 1.0}, pictures=200)
+    assert progress.best_epoch == kept
+    assert progress.kept()["val_accuracy"] == accuracies[kept]
+
+
+def test_weights_of_the_same_classes_are_epoch_0_as_they_are(trained, make, tmp_path):
+    first, _, _ = trained(freeze=True)
+    result, run, _ = trained(
+        pretrained=False, weights=first.path, run_dir=tmp_path / "on", output=tmp_path / "b.pth", epochs=1
+    )
+    assert run.solved is None
+    assert [row["epoch"] for row in result.history] == [0, 1]
+    assert result.history[0]["train_loss"] is None
+
+
+def test_what_is_kept_has_a_share_of_what_the_run_began_with(trained, tmp_path):
+    begun, _, _ = trained(freeze=True, run_dir=tmp_path / "begun", output=tmp_path / "begun.pth")
+    options = {"epochs": 1, "val_fraction": 0.0, "ema": 0.0}
+    whole, _, _ = trained(**options, start_share=0.0, run_dir=tmp_path / "whole")
+    shared, _, _ = trained(**options, start_share=0.25)
+    start, tuned, kept = (result.checkpoint.state_dict for result in (begun, whole, shared))
+    for name in ("body.0.weight", "body.1.weight", "head.bias"):
+        assert not torch.equal(tuned[name], start[name])
+        torch.testing.assert_close(kept[name], 0.75 * tuned[name] + 0.25 * start[name])
+
+
+def test_batch_norms_keep_their_statistics_in_fine_tuning(trained, tmp_path):
+    result, run, _ = trained(epochs=1, val_fraction=0.0)
+    published = find("tiny").published.fetch()
+    for name in ("body.1.running_mean", "body.1.running_var", "body.1.num_batches_tracked"):
+        assert torch.equal(result.checkpoint.state_dict[name], published[name])
+    assert not torch.equal(run.learner.state_dict()["network"]["body.1.weight"], published["body.1.weight"])
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(make, tmp_path, monkeypatch, steps):
+    options = {"epochs": 3, "batch_size": 5, "save_every": 0}
+    whole = train(make(**options, run_dir=tmp_path / "whole"))
+    original, seen = Learner.learn, []
+
+    def step(self, *arguments):
+        original(self, *arguments)
+        seen.append(1)
+        if len(seen) == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "learn", step)
+        with pytest.raises(TrainingError, match="--resume"):
+            train(make(**options))
+    resumed = train(load_config(tmp_path / "run"), resume=tmp_path / "run")
+    assert resumed.checkpoint.manifest.weights_sha256 == whole.checkpoint.manifest.weights_sha256
+    assert [row["epoch"] for row in resumed.history] == [0, 1, 2, 3]
+
+
+def test_a_network_that_goes_on_after_its_last_layer_is_told_to_learn_by_steps(trained):
+    result, run, lines = trained("onward", epochs=2)
+    assert run.solved is None
+    assert [row["epoch"] for row in result.history] == [1, 2]
+    assert sum("does not end in a linear layer" in line for line in lines) == 1
+
+
+def test_small_sets_take_smaller_batches_and_more_epochs(trained, tmp_path):
+    result, run, lines = trained(least_steps=20, patience=0)
+    assert run.recipe.batch_size == 8
+    assert len(result.history) - 1 == run.recipe.epochs == 12
+    assert run.recipe.epochs * run.feed.steps >= 20
+    assert "14 pictures to learn from: batches of 8, 12 epochs" in lines
+    assert load_config(tmp_path / "run").recipe == run.recipe
+
+
+@pytest.mark.parametrize(
+    ("pictures", "batch", "epochs", "patience"),
+    [(4, 8, 300, 200), (80, 8, 30, 20), (200, 16, 24, 16), (400, 32, 24, 16), (800, 32, 12, 8), (9000, 32, 12, 8)],
+)
+def test_a_run_has_enough_steps(make, pictures, batch, epochs, patience):
+    sized = with_enough_steps(make(), pictures)
+    assert (sized.recipe.batch_size, sized.recipe.epochs, sized.patience) == (batch, epochs, patience)
+    given = make(epochs=3)
+    assert with_enough_steps(given, pictures) is given
+
+
+def test_layers_learn_at_rates_that_rise_with_their_depth():
+    network = nn.Sequential(*(nn.Linear(2, 2) for _ in range(16)))
+    groups = rate_groups(network, 0.1)
+    assert [group["share"] for group in groups] == pytest.approx([0.1 ** (1 - number / 7) for number in range(8)])
+    ordered = [own for group in groups for own in group["params"]]
+    assert [id(own) for own in ordered] == [id(own) for own in network.parameters()]
+    assert len(rate_groups(network, 1.0)) == 32  # of one rate: no groups
+
+
+def test_each_group_has_its_own_peak_and_keeps_it_after_a_resume(trained):
+    _, run, _ = trained(epochs=1)
+    groups = run.learner.optimizer.param_groups
+    assert [group["max_lr"] for group in groups] == pytest.approx(
+        [run.recipe.learning_rate * g["share"] for g in groups]
+    )
+    assert groups[0]["share"] == pytest.approx(TUNED["first_rate"])
+
+
+def test_a_run_of_before_has_none_of_the_new_options(make, tmp_path):
+    import json
+
+    train(make(freeze=True))
+    path = tmp_path / "run" / "config.json"
+    written = json.loads(path.read_text())
+    for name in ("probe", "first_rate", "fixed_norms", "least_steps", "start_share"):
+        del written[name]
+    path.write_text(json.dumps(written))
+    recipe = load_config(tmp_path / "run").recipe
+    assert (recipe.probe, recipe.first_rate, recipe.fixed_norms, recipe.least_steps) == (False, 1.0, False, 0)
+    assert recipe.start_share == 0
+
+
+def test_a_checkpoint_of_fine_tuning_is_read_back(trained):
+    result, _, _ = trained(epochs=1)
+    assert load_checkpoint(result.path).manifest.training["first_rate"] == TUNED["first_rate"]

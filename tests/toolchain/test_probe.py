@@ -1,0 +1,83 @@
+"""The last layer solved on features, against a solution by another way; and what a run does with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from imgcls.training.probe import _FOLDS, _logits, _Problem, fold_numbers, solve
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cloud():
+    """40 features of 6 numbers in 3 classes that overlap, and their labels."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 3
+    centres = 5 + torch.randn(3, 6, generator=generator) / 2
+    return centres[labels] + torch.randn(40, 6, generator=generator), labels
+
+
+def standardised(features):
+    """As solve has them: a feature's spread counts by its root."""
+    spread = features.std(0, correction=0)
+    return (features - features.mean(0)) / (spread * spread.square().mean().sqrt()).sqrt()
+
+
+def test_the_solution_is_the_minimum_of_the_penalised_loss(cloud):
+    """Its gradient, computed in float64, vanishes."""
+    features, labels = cloud
+    features = standardised(features)
+    problem = _Problem(features, labels, 3, None)
+    found = problem.path(torch.ones(40, dtype=torch.bool), 0.03).double().requires_grad_(True)
+    loss = F.cross_entropy(_logits(features.double(), found), labels) + 0.03 / 2 * found[:-1].square().sum()
+    assert torch.autograd.grad(loss, found)[0].abs().max() < 1e-3
+
+
+def test_the_layer_takes_features_as_they_are(cloud):
+    """Standardising them is part of its weights."""
+    features, labels = cloud
+    plain = solve(features, labels, 3, 0, None)
+    moved = solve(features * 7 - 3, labels, 3, 0, None)
+    logits = [F.linear(view, p.weight, p.bias) for view, p in ((features, plain), (features * 7 - 3, moved))]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-2, rtol=0)
+    assert (logits[0].argmax(1) == labels).float().mean() > 0.7
+
+
+def test_no_answer_of_the_cross_validation_has_seen_its_picture(cloud):
+    features, labels = cloud
+    found = solve(features, labels, 3, 0, None)
+    others = labels.clone()
+    others[found.folds == 1] = (labels[found.folds == 1] + 1) % 3
+    left_out = found.folds == 1
+    problem = _Problem(standardised(features), others, 3, None)
+    again = problem.path(~left_out, found.strength)
+    torch.testing.assert_close(_logits(problem.features[left_out], again), found.logits[left_out], atol=1e-2, rtol=0)
+
+
+def test_folds_spread_each_class_and_leave_an_only_picture_out():
+    labels = torch.tensor([0] * 12 + [1] * 7 + [2] + [3] * 2)
+    folds = fold_numbers(labels, seed=3)
+    assert folds[19] == -1
+    sizes = torch.bincount(folds[folds >= 0], minlength=_FOLDS)
+    assert sizes.max() - sizes.min() <= 1
+    for label, count in ((0, 12), (1, 7), (3, 2)):
+        own = torch.bincount(folds[labels == label], minlength=_FOLDS)
+        assert own.max() - own.min() <= 1
+        assert own.sum() == count
+    assert torch.equal(folds, fold_numbers(labels, seed=3))
+
+
+def test_one_picture_a_class_is_solved_without_cross_validation():
+    found = solve(torch.eye(3), torch.arange(3), 3, 0, None)
+    assert found.folds.tolist() == [-1] * 3
+    assert F.linear(torch.eye(3), found.weight, found.bias).argmax(1).tolist() == [0, 1, 2]
+
+
+def test_weights_of_classes_count(cloud):
+    features, labels = cloud
+    weighted = solve(features, labels, 3, 0, torch.tensor([10.0, 1.0, 1.0]))
+    answers = [F.linear(features, p.weight, p.bias).argmax(1) for p in (weighted, solve(features, labels, 3, 0, None))]
+    assert (answers[0] == 0).sum() > (answers[1] == 0).sum()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--explain",
     is_flag=True,
-    help="In wrong.png, show beside each picture what in it speaks for the wrong answer. Needs --output.",
+    help="In wrong.png, show what in each picture speaks for the wrong answer (64 passes a picture). Needs --output.",
 )
 @click.option(
     "--against",

@@ -130,8 +130,10 @@ def randomised(classifier: Classifier) -> Classifier:
 
 
 def likeness(first: Tensor, second: Tensor) -> float:
+    """The mean correlation, 0..1, of maps that are not the same everywhere."""
     pairs = zip(first.flatten(1).numpy(), second.flatten(1).numpy(), strict=True)
-    return float(np.mean([abs(np.corrcoef(np.nan_to_num(one), two)[0, 1]) for one, two in pairs if two.std() > 0]))
+    found = [abs(np.corrcoef(one, two)[0, 1]) for one, two in pairs if one.std() > 0 and two.std() > 0]
+    return float(np.mean(found)) if found else 0.0
 
 
 @click.command()

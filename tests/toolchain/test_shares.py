@@ -96,8 +96,8 @@ def test_an_evaluations_line_and_json_have_it():
     scores = score_details(torch.eye(2).repeat(5, 1), torch.tensor([0, 1] * 4 + [1, 0]), ("ant", "bee"))
     assert scores_line(scores).startswith("accuracy 80.00% (49.0-94.3)  top-2 100.00% (72.2-100.0)  macro F1")
     assert scores_line(scores).endswith("(10 pictures; in brackets: 95 % interval)")
-    found = SimpleNamespace(scores=scores, wrong=(), unreadable=())
-    manifest = SimpleNamespace(arch="cnn", weights_sha256="")
+    found = SimpleNamespace(scores=scores, wrong=(), unreadable=(), rules=None, unknown=None)
+    manifest = SimpleNamespace(arch="cnn", weights_sha256="", training={}, acceptance=None)
     assert '"accuracy_interval": {\n  "low": 0.49' in evaluation_json(found, manifest)
 
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime's own; it writes below ~/.cache
+if "OMP_WAIT_POLICY" not in os.environ:
+    # torch's threads spin where they wait for each other, by default so long that on a busy machine they hold up the
+    # very thread that they wait for (docs/training.md, "Busy machines"); libgomp reads this when torch is loaded
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOME = {
     "Checkpoint": "checkpoint",

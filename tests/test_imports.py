@@ -96,6 +96,19 @@ def test_a_decoder_starts_without_numpy():
     assert not modules & {"dataclasses", "inspect", "queue", "imgcls_infer.manifest"}
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
+)
+def test_threads_spin_briefly_unless_the_environment_says_otherwise(given, expected):
+    free = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import imgcls, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**free, **given}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [expected, "False"]
+
+
 @pytest.mark.parametrize("script", ["imgcls", "imgcls-infer", "imgcls-serve"])
 def test_the_installed_command_answers(script):
     done = subprocess.run(

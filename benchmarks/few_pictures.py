@@ -140,7 +140,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def cell(found: list[dict[str, Any]]) -> str:
-    """`86.1 ± 0.4 % (24 s)`: mean and half of the interval over the draws (of one: none), and the mean of the seconds."""
+    """`86.1 ± 0.4 % (24 s)`: mean, half of the interval over the draws (of one: none), and the mean of the seconds."""
     shares = [100 * row["accuracy"] for row in found]
     seconds = statistics.mean(row["seconds"] for row in found)
     half = T_95[len(shares)] * statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else 0.0

@@ -25,6 +25,7 @@ from imgcls_infer.steps import (
     OFFSETS,
     ROUNDINGS,
     Crop,
+    Decode,
     Pad,
     Preprocessing,
     Resize,
@@ -128,6 +129,22 @@ def test_the_checks_are_those_of_the_predictor(stage1, tmp_path, sizes):
         {"half": half, "name": name, "difference": 0, "novelty": None, "problem": ""}
         for half, name in zip(halves, names, strict=True)
     ]
+
+
+def test_the_check_of_a_file_that_no_browser_can_shrink_says_so(stage1):
+    jpeg, policy = encode(noise(128, 128), "JPEG"), shorthand(SIDE)._replace(decode=Decode(jpeg="scaled"))
+    names = {"name": "plain.jpg", "data": jpeg, "label": "red", "probabilities": ANSWER}
+    file = GoldenFile(**names, decoded_sha256="", pixels_sha256="")
+    asked = {
+        "manifest": tiny_manifest(preprocessing=policy).to_dict(),
+        "probabilities": ANSWER,
+        "golden": {GOLDEN_FILES_KEY: golden_files_to_json([file])},
+        "bitmap": {"width": 128, "height": 128, "alpha": 255},
+    }
+    (found,) = stage1([asked])
+    by = policy.shrink(128, 128)
+    problem = f"the model has JPEG files of this size decoded at 1/{by}, which no browser does; use PNG"
+    assert [check["problem"] for check in found["checks"]] == [problem]
 
 
 # --- the preprocessing of schema 2 ---

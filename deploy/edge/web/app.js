@@ -2,7 +2,7 @@
 
 import * as ort from "./vendor/ort.wasm.min.mjs";
 import { FILE_TO_PIXELS, Model, PIXELS_TO_PROBABILITIES } from "./model.js";
-import { decode } from "./preprocess.js";
+import { decodeFor } from "./preprocess.js";
 import { runSteps } from "./steps.js";
 
 const SHOWN = 5;
@@ -68,7 +68,7 @@ async function usePicture(data) {
 async function classify() {
   if (!model) throw new Error("there is no model yet");
   const started = performance.now();
-  const picture = await decode(bytes, model.preprocessing.decode);
+  const picture = await decodeFor(bytes, model.preprocessing);
   const pixels = runSteps(picture, model.preprocessing.steps);
   const outputs = await model.run(pixels);
   const took = performance.now() - started;

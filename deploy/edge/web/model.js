@@ -1,7 +1,7 @@
 // An imgcls ONNX file in onnxruntime-web: its manifest, its answers, and the proof that it carries of them.
 
 import { judge, rulesOf } from "./acceptance.js";
-import { decode, preprocess } from "./preprocess.js";
+import { decode, decodeFor, preprocess } from "./preprocess.js";
 import { preprocessingOf, runSteps } from "./steps.js";
 
 const TOLERANCES = { fp32: 1e-5, fp16: 5e-3, bf16: 4e-2, int8: 2.5e-1 };
@@ -115,7 +115,7 @@ export class Model {
   async #checkFile(file) {
     const check = { half: FILE_TO_PIXELS, name: file.name, difference: null, novelty: null, problem: "" };
     try {
-      const picture = await decode(fromBase64(file.data), this.preprocessing.decode);
+      const picture = await decodeFor(fromBase64(file.data), this.preprocessing);
       const pixels = runSteps(picture, this.preprocessing.steps);
       Object.assign(check, this.#differences(await this.run(pixels), file));
       if ((await sha256(picture.data)) !== file.decoded_sha256) check.problem = "decodes to other pixels";

@@ -15,16 +15,20 @@ const JPEG_END = 0xd9;
 const WEBP_EXIF = 0x08;
 const WEBP_VP8X_METADATA = 0x20 | WEBP_EXIF | 0x04; // ICC profile, EXIF, XMP
 
-/**
- * bytes: Uint8Array of a file. preprocessing: as steps.js has it. {width, height, data} of its size.
- *
- * Throws also for a JPEG file that libjpeg is to shrink while it decodes it: no browser lets a page do that.
- */
+/** bytes: Uint8Array of a file. preprocessing: as steps.js has it. {width, height, data} of its size. */
 export async function preprocess(bytes, preprocessing) {
+  return runSteps(await decodeFor(bytes, preprocessing), preprocessing.steps);
+}
+
+/**
+ * The picture as the first of a model's steps takes it: {width, height, data}, RGB. Throws as `decode` does, and for a
+ * JPEG file that libjpeg is to shrink while it decodes it: no browser lets a page do that.
+ */
+export async function decodeFor(bytes, preprocessing) {
   const image = await decode(bytes, preprocessing.decode);
   const by = isJpeg(bytes) ? shrink(preprocessing, [image.height, image.width]) : 1;
   if (by > 1) throw new Error(`the model has JPEG files of this size decoded at 1/${by}, which no browser does; use PNG`);
-  return runSteps(image, preprocessing.steps);
+  return image;
 }
 
 const isJpeg = (bytes) => bytes[0] === 0xff && bytes[1] === 0xd8 && bytes[2] === 0xff;

@@ -197,6 +197,8 @@ def _processor(preprocessing: Preprocessing) -> tuple[str, dict[str, Any]] | Non
 
     Checked with transformers 5.24: backend="pil" gives the pixels bit for bit, but for _begins_elsewhere.
     """
+    if preprocessing.decode.jpeg != "whole":
+        return None
     match preprocessing.steps:
         case (Resize(edge="exact") as resize,):
             return "ViTImageProcessor", _resized(resize)

@@ -14,7 +14,7 @@ from imgcls_infer.manifest import Parity
 from imgcls_infer.predictor import Predictor
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import self_check
-from imgcls_infer.steps import MODES, Crop, Preprocessing, Resize, preprocessing_from, shorthand
+from imgcls_infer.steps import MODES, Crop, Decode, Preprocessing, Resize, preprocessing_from, shorthand
 from PIL import Image
 
 from imgcls.cli import command
@@ -247,6 +247,7 @@ def test_transformers_processor_gives_the_pixels_that_the_card_says(trained, tmp
         shorthand((12, 14)),
         Preprocessing((8, 8), (Resize("short", (9, 9), "bilinear", "half_even"), Crop((8, 8)))),
         Preprocessing((8, 8), (Crop((9, 9)), Resize("exact", (8, 8)))),
+        shorthand(8)._replace(decode=Decode(jpeg="scaled")),
     ],
 )
 def test_steps_that_no_processor_takes_are_recorded(trained, preprocessing):

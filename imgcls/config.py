@@ -14,6 +14,9 @@ from imgcls.errors import ImgclsError
 
 HALF = (0.5, 0.5, 0.5)
 
+TEST_DIR = Path("data/test")
+"""Where the test pictures are, if nothing says it."""
+
 Triple = tuple[float, float, float]
 """A number for each of red, green and blue."""
 
@@ -25,7 +28,7 @@ class Tuning:
     probe: the last layer, where it is new or alone to learn, begins as the best linear layer on the body's features
     (training.probe), and what the run begins with counts as epoch 0. first_rate: the first layer's learning rate as a
     share of the last one's; those between by their order. fixed_norms: batch norms keep their statistics.
-    start_share: of the weights that the run began with in those that are evaluated and kept.
+    start_share: the share that the run's first weights have in the weights that are evaluated and kept.
     least_steps: a small set takes smaller batches and more epochs until it has so many steps; 0 takes the set as it is.
     """
 
@@ -102,8 +105,8 @@ class SetAside:
 class Limits:
     """What is fitted on held-out pictures (training.acceptance).
 
-    right_share: of the accepted answers, what is to be right. known_share: of the classes' pictures, what is to be
-    known. novelty: whether the checkpoint gets a novelty at all.
+    right_share: share of the accepted answers that is to be right. known_share: share of the classes' pictures that is
+    to be known. novelty: whether the checkpoint gets a novelty at all.
     """
 
     right_share: float = 0.95

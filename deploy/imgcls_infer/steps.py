@@ -28,7 +28,7 @@ _SHRINKS = (8, 4, 2)
 
 _SPARE = 2
 """Times the size that the first step makes, which both sides of a shrunk JPEG keep: the filter then still has pixels to
-average (docs/contract.md has what was measured)."""
+average (docs/preprocessing.md has what was measured)."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""

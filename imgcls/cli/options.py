@@ -11,7 +11,7 @@ import click
 from imgcls_infer.cli import Number as Number
 from imgcls_infer.steps import MODES
 
-from imgcls.config import Recipe
+from imgcls.config import TEST_DIR, Recipe
 from imgcls.networks.registry import NETWORKS, OTHERS, is_outside
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def checkpoint_options(function: Command) -> Command:
 
 def pictures_options(data_help: str) -> Callable[[Command], Command]:
     """--data and --run: which pictures a checkpoint is measured on. data_help: what folders --data takes."""
-    default = "Default: the test pictures of the checkpoint's run, else data/test."
+    default = f"Default: the test pictures of the checkpoint's run, else {TEST_DIR}."
     decorators = (
         click.option("--data", "data_dir", type=FILE, help=f"{data_help}, or one with train/ and test/. {default}"),
         run_option("whose test pictures are taken"),

@@ -11,6 +11,7 @@ from imgcls_infer.steps import JPEGS
 
 from imgcls.cli.options import FILE, POSITIVE, RESIZE, SHARE, Command, Number, published, recipe_values, triple
 from imgcls.cli.output import report_line
+from imgcls.config import TEST_DIR
 from imgcls.networks.registry import TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, is_outside, known_names
 
 _SETS = ("train_dir", "test_dir", "split")
@@ -36,7 +37,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     "which is then split by --split.",
 )
 @click.option("--train", "train_dir", type=FILE, default="data/train", show_default=True, help="Folder of <class>/*.")
-@click.option("--test", "test_dir", type=FILE, default="data/test", show_default=True, help="Folder of <class>/*.")
+@click.option("--test", "test_dir", type=FILE, default=TEST_DIR, show_default=True, help="Folder of <class>/*.")
 @click.option(
     "--split",
     type=SHARE,
@@ -79,7 +80,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     "--decode",
     type=click.Choice(JPEGS),
     help="How JPEG files are decoded, here and on every device. scaled: large ones are shrunk by libjpeg while it "
-    "decodes them, three to four times as fast. Default: the network's own, which is whole.",
+    "decodes them, which is several times as fast. Default: the network's own, which is whole.",
 )
 @_recipe_option("--epochs", "Times that the network sees every picture.", type=click.IntRange(min=1))
 @_recipe_option("--batch-size", "Pictures a step.", type=click.IntRange(min=1))
@@ -112,7 +113,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 )
 @_recipe_option("--fixed-norms/--no-fixed-norms", "Batch norms keep their statistics.", default=None)
 @_recipe_option(
-    "--start-share", "Share of the weights that the run began with in those that are evaluated and kept.", type=SHARE
+    "--start-share", "Share that the run's first weights have in the weights that are evaluated and kept.", type=SHARE
 )
 @_recipe_option(
     "--least-steps",

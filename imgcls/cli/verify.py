@@ -9,6 +9,7 @@ import click
 
 from imgcls.cli.options import FILE, Number, chosen_pictures, comparison_options, is_original, open_checkpoint
 from imgcls.cli.output import console, show_json
+from imgcls.config import TEST_DIR
 from imgcls.errors import ImgclsError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def command(
     if is_original(checkpoint):
         if devices or bisect or run_dir or any(described.values()):
             raise click.UsageError("an original ONNX file takes neither --eager, --bisect, --run nor a description")
-        result = _against_original(checkpoint, models, data_dir or Path("data/test"), providers, tolerance)
+        result = _against_original(checkpoint, models, data_dir or TEST_DIR, providers, tolerance)
         _show(result, {}, report, as_json)
         return
     loaded = open_checkpoint(checkpoint, **described)

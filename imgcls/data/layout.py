@@ -12,12 +12,8 @@ SPLIT = 0.2
 """Share of each class that becomes the test set where there is none."""
 
 _TRAIN = "train"
-_TESTS = (
-    "test",
-    "val",
-    "valid",
-    "validation",
-)  # the first that is there; ultralytics' folders have val/, Roboflow's valid/
+_TESTS = ("test", "val", "valid", "validation")
+"""The first that is there is the test folder; ultralytics' folders have val/, Roboflow's valid/."""
 
 
 def find_sets(root: Path, split: float) -> tuple[Path, Path | None, float]:

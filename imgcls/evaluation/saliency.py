@@ -121,9 +121,8 @@ def random_masks(size: tuple[int, int], count: int) -> Iterator[Tensor]:
     for number in range(count):
         if number % 2 == 0:
             grid = torch.rand(1, 1, _MASK_CELLS + 1, _MASK_CELLS + 1, generator=generator)
-            large = F.interpolate((grid < 0.5).float(), [(_MASK_CELLS + 1) * side for side in cell], mode="bilinear")[
-                0, 0
-            ]
+            enlarged = [(_MASK_CELLS + 1) * side for side in cell]
+            large = F.interpolate((grid < 0.5).float(), enlarged, mode="bilinear")[0, 0]
             top, left = (int(torch.randint(side, (), generator=generator)) for side in cell)
             mask = large[top : top + size[0], left : left + size[1]]
         yield mask if number % 2 == 0 else 1 - mask

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from imgcls.evaluation.saliency import Explanation
     from imgcls.evaluation.unknown import UnknownScores
 
+FILES = ("scores.json", "confusion.png", "reliability.png", "risk.png", "wrong.png")
+"""Of every evaluation."""
+
 
 def write_evaluation(
     evaluation: Evaluation, manifest: Manifest, folder: AnyPath, explained: Iterable[Explanation] | None = None
@@ -49,9 +52,6 @@ def write_evaluation(
     title += _most_confident(len(unknown.most_confident), unknown.answered)
     write_unknown_sheet(unknown.most_confident, title, folder / "unknown.png")
     return (*FILES, "roc.png", "unknown.png")
-
-
-FILES = ("scores.json", "confusion.png", "reliability.png", "risk.png", "wrong.png")
 
 
 def evaluation_json(evaluation: Evaluation, manifest: Manifest) -> str:

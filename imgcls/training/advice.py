@@ -134,11 +134,8 @@ def _better(config: TrainConfig, row: NetworkRow) -> str:
     """The command that starts from published weights: the network's own, or those of a small network."""
     words = ["imgcls", "train", "--train", str(config.train_dir)]
     if config.split:
-        words += [
-            "--split",
-            f"{config.split:g}",
-            *(["--split-seed", str(config.split_seed)] if config.split_seed else []),
-        ]
+        words += ["--split", f"{config.split:g}"]
+        words += ["--split-seed", str(config.split_seed)] if config.split_seed else []
     else:
         words += ["--test", str(config.test_dir)] if config.test_dir else ["--no-test"]
     arch = row.name if row.published else SMALL_PRETRAINED

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 class Average:
     """decay: of the moving average a step; 0 keeps none, and the parameters themselves are what is evaluated.
 
-    start_share: of the parameters as they are now, in what is evaluated (Wortsman et al. 2022, of fine-tuned networks).
+    start_share: the share that the parameters' present values have in what is evaluated (Wortsman et al. 2022, who
+    average fine-tuned networks with what they began with).
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float, start_share: float = 0.0) -> None:

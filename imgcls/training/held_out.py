@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from imgcls.data.pictures import FeaturePictures
-from imgcls.evaluation import batch_size_for
 from imgcls.system.device import float32
 from imgcls.training.head import SolvedHead
-from imgcls.training.model import split_last
+from imgcls.training.model import pictures_at_once, split_last
 from imgcls.training.run import Run
 
 
@@ -36,8 +35,8 @@ class HeldOut(NamedTuple):
 def held_out_answers(run: Run) -> HeldOut | None:
     """Of the held-out part, computed in float32 by the network as it is; None where nothing is held out.
 
-    Without a held-out part, a frozen body's last layer has the answers of its cross-validation on all training pictures
-    (but only ones of their class).
+    Without a held-out part, the answers are those of the cross-validation, if the last layer was solved on a frozen
+    body: they cover all training pictures of classes with two or more.
     """
     rows, solved = run.data.val_rows, run.solved
     if len(rows):
@@ -65,13 +64,14 @@ def answers_on(run: Run, rows: Tensor) -> HeldOut:
     """Features (where there are any), logits and labels of rows of the training folder."""
     classifier = run.model.classifier.eval()
     parts = split_last(classifier, run.row.head)
-    chunks = torch.split(rows, batch_size_for(classifier.size))
+    are_features = isinstance(run.train, FeaturePictures)
+    chunks = torch.split(rows, pictures_at_once(classifier))
     found = []
     for chunk, (kept, batch) in zip(chunks, run.train.stream(iter(chunks)), strict=True):
         labels = run.train.labels[chunk if kept is None else chunk[kept]]
-        ready = batch if isinstance(run.train, FeaturePictures) else classifier.normalise(batch)
+        ready = batch if are_features else classifier.normalise(batch)
         with float32():
-            found.append((*_run(classifier.network, parts, ready, isinstance(run.train, FeaturePictures)), labels))
+            found.append((*_run(classifier.network, parts, ready, are_features), labels))
     features, logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
     return HeldOut(features if parts else None, logits, labels)
 

@@ -192,8 +192,10 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
     learner = Learner(model, feed, recipe, feed.steps * recipe.epochs, weights, device, group.size)
     if _can_be_replayed(config, device, group, feed):
         learner.run = GraphedStep(learner.learn, recipe.batch_size)
-    about = (config, row, preprocessing, data, model, feed, learner, train, test, data.train.fingerprint())
-    run = Run(*about, device, group, report, solved)
+    fingerprint = data.train.fingerprint()
+    run = Run(
+        config, row, preprocessing, data, model, feed, learner, train, test, fingerprint, device, group, report, solved
+    )
     _open(run, resume, state)
     if not resume:
         for line in advice(facts_of(config, row, size, data)):

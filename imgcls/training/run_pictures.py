@@ -13,15 +13,13 @@ from typing import Any
 
 from imgcls_infer.manifest import Manifest
 
+from imgcls.config import TEST_DIR
 from imgcls.data.folder import Folder, scan_folder
 from imgcls.data.layout import root_to_measure
 from imgcls.data.split import is_recorded, parts
 from imgcls.errors import DataError, TrainingError
 from imgcls.training.configure import read_config
 from imgcls.training.run_folder import CONFIG, RUNS, load_result
-
-DEFAULT = Path("data/test")
-"""Where the test pictures are, if nothing says it."""
 
 Scan = Callable[[Path, tuple[str, ...]], Folder]
 
@@ -46,14 +44,14 @@ def pictures_to_measure(
     """The pictures to measure a checkpoint on, scanned by `scan` with its classes.
 
     data_dir: where the user says that they are. Else those of its run: of folder `run`, or found in runs/. Else those
-    of data/test. Of a folder that the run has split, the test part alone. report: takes a line on what was chosen.
+    of TEST_DIR. Of a folder that the run has split, the test part alone. report: takes a line on what was chosen.
     Raises ImgclsError.
     """
     if data_dir is not None:
         return _test_part(scan(root_to_measure(data_dir), manifest.classes), manifest, report)
     origin = _origin(manifest, run)
     if origin is None or (origin.test_dir is None and not origin.split):
-        return _unchanged(scan(DEFAULT, manifest.classes), manifest, report)
+        return _unchanged(scan(TEST_DIR, manifest.classes), manifest, report)
     if origin.test_dir is not None:
         report(f"{origin.test_dir}: the test pictures of {origin.run}")
         _require_there(origin.test_dir, origin, "data_dir")

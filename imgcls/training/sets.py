@@ -39,7 +39,8 @@ class Sets:
 
     def only(self, usable: Tensor) -> Sets:
         """Without the training pictures that are not usable (bool [N])."""
-        return replace(self, train_rows=_among(self.train_rows, usable), val_rows=_among(self.val_rows, usable))
+        train_rows, val_rows = (rows[usable[rows]] for rows in (self.train_rows, self.val_rows))
+        return replace(self, train_rows=train_rows, val_rows=val_rows)
 
     def class_counts(self) -> Tensor:
         """Int64 [K]: the pictures of each class to train on."""
@@ -106,10 +107,6 @@ def split_rows(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
     keep = torch.ones(len(labels), dtype=torch.bool)
     keep[val_rows] = False
     return torch.nonzero(keep).flatten(), val_rows
-
-
-def _among(rows: Tensor, usable: Tensor) -> Tensor:
-    return rows[usable[rows]]
 
 
 def _origin_notes(config: TrainConfig, folder: Folder, test: Folder | None) -> list[str]:

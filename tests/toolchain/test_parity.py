@@ -315,24 +315,18 @@ def test_a_batch_that_gives_no_number_is_the_worst_of_all(size):
     assert np.isnan(probe.max_abs)
 
 
+def compared_with_itself(precision, probe):
+    """Equal answers, so that only the probe can find something wrong."""
+    outputs, manifest = answers(0), replace(MANIFEST, precision=precision)
+    labels, paths = np.zeros(20, np.int64), [str(row) for row in range(20)]
+    given = {"name": "n", "path": "p", "tolerance": Tolerances(0.25), "probes": (probe,)}
+    return compare(outputs, outputs, MANIFEST, manifest, labels, paths, **given)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("name", ["batches", "threads", "adversarial"])
 def test_a_probe_that_is_no_number_fails(name, precision):
-    outputs, manifest = answers(0), replace(MANIFEST, precision=precision)
-    labels, paths = np.zeros(20, np.int64), [str(row) for row in range(20)]
-    probes = (Probe(name, 3, float("nan"), "64"),)
-    report = compare(
-        outputs,
-        outputs,
-        MANIFEST,
-        manifest,
-        labels,
-        paths,
-        name="n",
-        path="p",
-        tolerance=Tolerances(0.25),
-        probes=probes,
-    )
+    report = compared_with_itself(precision, Probe(name, 3, float("nan"), "64"))
     assert [str(problem).split(": ")[:2] for problem in report.problems] == [[PIXELS_TO_PROBABILITIES, name]]
 
 
@@ -370,22 +364,8 @@ def test_torch_runs_with_as_many_threads_as_are_asked_for(trained):
 def test_int8_is_clipped_on_tricky_pictures_and_fails_where_a_decided_answer_is_overturned(
     precision, overturned, passes
 ):
-    outputs = answers(0)
-    probes = (Probe("adversarial", 34, 0.4, "checkerboard of 2, phase 1", overturned),)
-    labels, paths = np.zeros(20, np.int64), [str(row) for row in range(20)]
-    manifest = replace(MANIFEST, precision=precision)
-    report = compare(
-        outputs,
-        outputs,
-        MANIFEST,
-        manifest,
-        labels,
-        paths,
-        name="n",
-        path="p",
-        tolerance=Tolerances(0.25),
-        probes=probes,
-    )
+    probe = Probe("adversarial", 34, 0.4, "checkerboard of 2, phase 1", overturned)
+    report = compared_with_itself(precision, probe)
     assert bool(report) is passes
     assert all("checkerboard of 2, phase 1" in problem.text for problem in report.problems)
 

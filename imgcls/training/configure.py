@@ -13,9 +13,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import tomllib
 from imgcls_infer.errors import one_line
 
-from imgcls.config import Recipe, TrainConfig
+from imgcls.config import Recipe, TrainConfig, todays
 from imgcls.errors import ImgclsError
-from imgcls.networks.registry import NETWORKS, TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, NetworkRow, find
+from imgcls.networks.registry import FROZEN, NETWORKS, TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, NetworkRow, find
 
 
 def train_config(
@@ -37,7 +37,7 @@ def train_config(
     the normalisation is theirs (training.run), and the default recipe is another one: see _from_weights and _frozen.
     Raises ImgclsError.
     """
-    options = {name: value for name, value in options.items() if value is not None}
+    options = {name: value for name, value in todays(options).items() if value is not None}
     row = find(arch, weights_name)
     if pretrained and row.published is None:
         known = ", ".join(name for name in NETWORKS if NETWORKS[name].published)
@@ -95,8 +95,7 @@ def _frozen(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
     """The last layer alone learns. It is solved (training.probe), unless the recipe or an option is of steps; steps see
     the same pictures in every epoch, so that features are computed once."""
     solved = recipe.name == "default" and not options.keys() & _OF_STEPS
-    gentle = replace(recipe, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0)
-    return replace(gentle, mean=None, std=None, probe=solved)
+    return replace(recipe, **FROZEN, mean=None, std=None, probe=solved)
 
 
 def config_text(config: TrainConfig) -> str:
@@ -121,7 +120,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ImgclsError(f"{path}: can't be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # both parsers raise ValueErrors
         raise ImgclsError(f"{path}: neither JSON nor TOML of a run's options ({one_line(error)})") from error
-    return {name: _converted(path, name, value) for name, value in raw.items()}
+    return {name: _converted(path, name, value) for name, value in todays(raw).items()}
 
 
 def _converted(path: Path, name: str, value: Any) -> Any:

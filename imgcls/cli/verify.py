@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +127,7 @@ def _show(result: VerifyResult, findings: dict[str, str], report: Path | None, a
     if report is not None:
         from imgcls.report.parity import write_parity
 
-        write_parity(result, report, tuple(findings.values()))
+        write_parity(result, report, tuple(findings.values()), shlex.join(["imgcls", *sys.argv[1:]]))
         (note if as_json else tell)(f"wrote {report}")
     if not result:
         halves = dict.fromkeys(half for found in result.reports for half in found.broken())

@@ -39,9 +39,10 @@ def write_evaluation(
     scores, unknown = evaluation.scores, evaluation.unknown
     text = evaluation_json(evaluation, manifest)
     write_atomically(folder / "scores.json", lambda temporary: temporary.write_text(text, encoding="ascii"))
-    plot_confusion(scores.confusion, manifest.classes, folder / "confusion.png")
-    plot_reliability(scores.calibration, scores.ece, folder / "reliability.png")
-    plot_risk(scores.coverage, _unsure_below(manifest), folder / "risk.png")
+    of = f"{manifest.arch}, weights {manifest.weights_sha256[:12]}"
+    plot_confusion(scores.confusion, manifest.classes, folder / "confusion.png", of)
+    plot_reliability(scores.calibration, scores.ece, folder / "reliability.png", of)
+    plot_risk(scores.coverage, _unsure_below(manifest), folder / "risk.png", of)
     title = f"{evaluation.wrong_count:,} of {scores.count:,} answers are wrong"
     title += _most_confident(len(evaluation.wrong), evaluation.wrong_count)
     title += "" if explained is None else " (coloured: what speaks for the predicted class)"

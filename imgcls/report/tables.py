@@ -150,6 +150,29 @@ def difference(value: float) -> str:
 
 def bench_cells(result: BenchResult) -> list[dict[str, tuple[str, str]]]:
     """The figures of each runtime of a bench by column: the figure with its unit, and its ratio (empty without one)."""
+    return [{name: (text, _times(ratio)) for name, (text, ratio) in row.items()} for row in _bench_figures(result)]
+
+
+def bench_words(result: BenchResult) -> list[dict[str, tuple[str, str]]]:
+    """The same with the ratios in words, like `8.0x faster`."""
+    return [
+        {name: (text, _compared(name, ratio)) for name, (text, ratio) in row.items()} for row in _bench_figures(result)
+    ]
+
+
+def _compared(name: str, ratio: float | None) -> str:
+    """A ratio of a figure to PyTorch eager's, in words."""
+    if not ratio:
+        return ""
+    less, more = ("smaller", "larger") if name in ("size", "peak memory") else ("faster", "slower")
+    if name.startswith("pictures/s"):
+        less, more = more, less
+    larger = max(ratio, 1 / ratio)
+    return "about the same" if larger < 1.05 else f"{_times(larger)} {less if ratio < 1 else more}"
+
+
+def _bench_figures(result: BenchResult) -> list[dict[str, tuple[str, float | None]]]:
+    """The figures of each runtime by column, with their ratios to PyTorch eager's; None where there is none."""
     batches = f"pictures/s in {result.config.batch_size}s"
     reference, rows = result.reference, []
     for row in result.rows:
@@ -171,7 +194,7 @@ def bench_cells(result: BenchResult) -> list[dict[str, tuple[str, str]]]:
         if reference.parity.max_novelty is not None:
             figures["max |dn|"] = (_novelty_cells(row.parity)["max |dn|"], None)
         own = row is not reference
-        rows.append({name: (text, _times(ratio) if own and ratio else "") for name, (text, ratio) in figures.items()})
+        rows.append({name: (text, ratio if own else None) for name, (text, ratio) in figures.items()})
     return rows
 
 
@@ -222,7 +245,9 @@ def _bytes(value: float) -> str:
     return f"{value / 1e6:,.2f} MB" if value < 1e7 else f"{value / 1e6:,.0f} MB"
 
 
-def _times(ratio: float) -> str:
+def _times(ratio: float | None) -> str:
+    if not ratio:
+        return ""
     return f"{ratio:#.2g}x" if ratio < 9.95 else f"{ratio:,.0f}x"
 
 

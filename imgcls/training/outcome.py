@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from imgcls.config import TrainConfig
 from imgcls.errors import TrainingError
 from imgcls.evaluation import confusion_matrix
 from imgcls.networks.registry import is_outside
+from imgcls.shares import legend, percent
 from imgcls.system.files import megabytes
 from imgcls.training.acceptance import NOTHING, Fitted, fit
 from imgcls.training.run import Run
@@ -75,6 +77,7 @@ def finish(run: Run) -> TrainResult:
     checkpoint = _written(run.config)
     if run.folder:
         run.folder.write_result(checkpoint.manifest.weights_sha256, run.recipe.epochs)
+        run.report(_kept_line(run.progress.kept()["epoch"], checkpoint.manifest.dataset))
         run.report(f"wrote {output} ({megabytes(output.stat().st_size)})")
     return TrainResult(checkpoint, output, run.folder.path if run.folder else None, tuple(run.progress.history))
 
@@ -96,6 +99,17 @@ def finished(config: TrainConfig, run: Path, report: Report) -> TrainResult | No
     return TrainResult(checkpoint, config.output, run, result["history"])
 
 
+def _kept_line(epoch: int, dataset: Mapping[str, Any]) -> str:
+    """What the checkpoint's epoch gave, with the intervals that few pictures allow."""
+    figures = (
+        f"{name} {percent(dataset[f'{part}_accuracy'], dataset[f'{part}_images'])}"
+        for part, name in (("val", "held out"), ("test", "test"))
+        if f"{part}_images" in dataset
+    )
+    fewest = min((dataset[name] for name in ("val_images", "test_images") if name in dataset), default=0)
+    return ", ".join([f"epoch {epoch} is kept", *figures]) + legend(fewest)
+
+
 def _written(config: TrainConfig) -> Checkpoint:
     return load_checkpoint(config.output, arch=config.arch if is_outside(config.arch) else None)
 
@@ -103,12 +117,14 @@ def _written(config: TrainConfig) -> Checkpoint:
 def _plot(run: Run, folder: Path) -> None:
     from imgcls.report.plots import plot_confusion, plot_curves
 
-    plot_curves(run.progress.history, folder / "curves.png")
+    of = f"{folder.name}: {run.row.name}, {run.preprocessing.describe()}"
+    best = run.progress.best_epoch if run.progress.selects else None
+    plot_curves(run.progress.history, folder / "curves.png", of, best)
     pictures = run.test
     if pictures is not None and run.group.size == 1:
         answers = run.model.answers(pictures, torch.arange(len(pictures.labels)))
         parts = [confusion_matrix(logits.cpu(), targets.cpu()) for logits, targets in answers]
-        plot_confusion(np.sum(parts, axis=0), run.data.classes, folder / "confusion.png")
+        plot_confusion(np.sum(parts, axis=0), run.data.classes, folder / "confusion.png", of)
 
 
 def tool_versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 import pytest
+from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
 from imgcls.cli import command
@@ -63,3 +64,10 @@ def test_what_is_typed_wrongly_gets_the_nearest_name(words, meant):
     result = CliRunner().invoke(command, words)
     assert result.exit_code == 2
     assert meant in result.output.split("Did you mean")[1]
+
+
+def test_the_shell_completes_commands_options_and_choices():
+    found = BashComplete(command, {}, "imgcls", "_IMGCLS_COMPLETE")
+    for words, begun, meant in (([], "ex", "export"), (["train"], "--opt", "--optimizer"), (["info"], "--j", "--json")):
+        assert meant in [item.value for item in found.get_completions(words, begun)]
+    assert [item.value for item in found.get_completions(["train", "--optimizer"], "a")] == ["adam", "adamw"]

@@ -32,7 +32,7 @@ reads when it starts:
 |---|---|---|
 | bash 4.4 or newer | `~/.bashrc` | `eval "$(_IMGCLS_COMPLETE=bash_source imgcls)"` |
 | zsh | `~/.zshrc` | `eval "$(_IMGCLS_COMPLETE=zsh_source imgcls)"` |
-| fish | `~/.config/fish/completions/imgcls.fish` | `_IMGCLS_COMPLETE=fish_source imgcls \| source` |
+| fish | `~/.config/fish/completions/imgcls.fish` | `_IMGCLS_COMPLETE=fish_source imgcls \\| source` |
 
 `imgcls-infer` has the same by `_IMGCLS_INFER_COMPLETE` and its own name.
 """

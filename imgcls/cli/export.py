@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,9 +74,18 @@ if TYPE_CHECKING:
 )
 @click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option(
-    "--samples", type=FILE, help="Folder of <class>/* to take golden samples from. Default: the checkpoint's."
+    "--samples",
+    type=FILE,
+    help="Folder of pictures to take golden samples from, in class folders or not. Default: the checkpoint's, which are "
+    "pictures of its test set.",
 )
-@click.option("--golden", type=click.IntRange(0, 64), default=8, show_default=True, help="Golden samples in the file.")
+@click.option(
+    "--golden",
+    type=click.IntRange(0, 64),
+    default=8,
+    show_default=True,
+    help="Golden samples in the file: real pictures, with which the self-check compares. 0 leaves them out.",
+)
 @click.option("--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none.")
 def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **options: Any) -> None:
     """Write a checkpoint as one self-describing file for devices.
@@ -92,13 +102,17 @@ def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **opti
         options["calibration"] = _training_dir(loaded, run_dir)
     config = ExportConfig(checkpoint, **options)
     if samples is not None:
-        loaded = _with_samples(loaded, samples, config.golden)
+        from imgcls.data.packed import some_pictures
+
+        loaded = replace(loaded, samples=some_pictures(samples, loaded.manifest.preprocessing, config.golden))
     from imgcls.export import export_model as run  # late: it loads onnx, which none of the errors above needs
     from imgcls.system.files import megabytes
 
     result = run(config, loaded)
     parity = result.manifest.parity
-    if not parity.golden_samples:
+    if not config.golden:
+        click.echo("note: no pictures in the file; imgcls-infer --self-check has nothing to compare with", err=True)
+    elif not parity.golden_samples:
         click.echo("note: no golden samples in the file; --samples FOLDER puts some in", err=True)
     if result.note:
         click.echo(f"note: {result.note}; the plain graph is in the file", err=True)
@@ -121,16 +135,6 @@ def _training_dir(checkpoint: Checkpoint, run_dir: Path | None) -> Path | None:
     from imgcls.training.run_pictures import training_dir
 
     return training_dir(checkpoint.manifest, run_dir, partial(click.echo, err=True))
-
-
-def _with_samples(checkpoint: Checkpoint, folder: Path, count: int) -> Checkpoint:
-    from dataclasses import replace
-
-    from imgcls.data.folder import scan_folder
-    from imgcls.data.packed import pack_folder, pick_samples
-
-    packed = pack_folder(scan_folder(folder, checkpoint.manifest.classes), checkpoint.manifest.preprocessing)
-    return replace(checkpoint, samples=pick_samples(packed, count))
 
 
 def _show_quantization(chosen: dict[str, Any]) -> None:

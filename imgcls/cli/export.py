@@ -76,8 +76,8 @@ if TYPE_CHECKING:
 @click.option(
     "--samples",
     type=FILE,
-    help="Folder of pictures to take golden samples from, in class folders or not. Default: the checkpoint's, which are "
-    "pictures of its test set.",
+    help="Folder of pictures to take golden samples from, in class folders or not. Default: the checkpoint's, of its "
+    "test set.",
 )
 @click.option(
     "--golden",

@@ -9,6 +9,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from imgcls_infer.cpus import available_cpus
+
 if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from imgcls.config import ExportConfig, TrainConfig
@@ -27,6 +29,10 @@ if "OMP_WAIT_POLICY" not in os.environ:
     # torch's threads spin where they wait for each other, by default so long that on a busy machine they hold up the
     # very thread that they wait for (docs/training.md, "Busy machines"); libgomp reads this when torch is loaded
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+if available_cpus() < (os.cpu_count() or 1):
+    # torch counts the affinity mask and not the quota of a container, and threads above it wait in turns
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
 
 _HOME = {
     "Checkpoint": "checkpoint",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imgcls_infer import __version__
+from imgcls_infer.cpus import available_cpus
 from imgcls_infer.errors import ImageError, InferError, printable
 
 _FLUSH_EVERY = 0.05  # seconds
@@ -104,7 +105,7 @@ def command(
     if options["accept_all"] and options["threshold"] is not None:
         raise click.UsageError("--accept-all and --threshold exclude each other.")
     try:
-        workers = threads or _available_cpus()
+        workers = threads or available_cpus()
         predictor = _open_predictor(model, threads=_threads_inside(images, workers), **options)
         if info:
             _show_info(predictor, form == "json")
@@ -124,12 +125,6 @@ def _require_one_task(images: tuple[str, ...], info: bool, check: bool) -> None:
         raise click.UsageError(f"{'--info' if info else '--self-check'} takes no pictures.")
     if not (images or info or check):
         raise click.UsageError("Missing argument 'IMAGE...'.")
-
-
-def _available_cpus() -> int:
-    from imgcls_infer.session import available_cpus
-
-    return available_cpus()
 
 
 def _threads_inside(images: tuple[str, ...], workers: int) -> int:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from imgcls.config import TrainConfig
+from imgcls.system.allocator import freed_memory_is_kept
 from imgcls.system.device import resolve_device
 from imgcls.system.files import AnyPath, require_writable
 from imgcls.system.interrupts import Interrupts
@@ -34,7 +35,7 @@ def train(config: TrainConfig, report: Report = lambda line: None, resume: AnyPa
     """
     require_writable(config.output)
     folder = Path(resume) if resume else None
-    with enough_memory(), process_group(resolve_device(config.device)) as (group, device):
+    with enough_memory(), freed_memory_is_kept(), process_group(resolve_device(config.device)) as (group, device):
         report = report if group.leads else _silent
         if folder and (result := finished(config, folder, report)):
             return result

@@ -19,6 +19,7 @@ from imgcls.data.statistics import channel_statistics
 from imgcls.errors import TrainingError
 from imgcls.evaluation import Scores
 from imgcls.networks.registry import NetworkRow, find
+from imgcls.system.device import in_words
 from imgcls.training.advice import advice, facts_of
 from imgcls.training.configure import with_enough_steps
 from imgcls.training.cuda_graphs import GraphedStep
@@ -265,7 +266,7 @@ def _open(run: Run, resume: Path | None, state: dict[str, Any] | None) -> None:
     """The run's folder: a new one, or the one that goes on, with the state that was saved there last."""
     if run.group.leads:
         run.folder = RunFolder(resume) if resume else RunFolder.create(run.config)
-        run.report(f"run folder {run.folder.path}")
+        run.report(f"run folder {run.folder.path}, on {in_words(run.device)}")
     if state:
         run.load_state_dict(state)
         progress = run.progress

@@ -71,9 +71,18 @@ from imgcls.config import FORMATS
 )
 @click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option(
-    "--samples", type=FILE, help="Folder of <class>/* to take golden samples from. Default: the checkpoint's."
+    "--samples",
+    type=FILE,
+    help="Folder of pictures to take golden samples from, in class folders or not. Default: the checkpoint's, of its "
+    "test set.",
 )
-@click.option("--golden", type=click.IntRange(0, 64), default=8, show_default=True, help="Golden samples in the file.")
+@click.option(
+    "--golden",
+    type=click.IntRange(0, 64),
+    default=8,
+    show_default=True,
+    help="Golden samples in the file: real pictures, with which the self-check compares. 0 leaves them out.",
+)
 @click.option("--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none.")
 def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **options: Any) -> None:
     """Write a checkpoint as one self-describing file for devices.
@@ -88,7 +97,9 @@ def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **opti
     report = partial(click.echo, err=True)
     result = export_checkpoint(loaded, **options, samples=samples, run=run_dir, report=report)
     parity = result.manifest.parity
-    if not parity.golden_samples:
+    if not options["golden"]:
+        click.echo("note: no pictures in the file; imgcls-infer --self-check has nothing to compare with", err=True)
+    elif not parity.golden_samples:
         click.echo("note: no golden samples in the file; --samples FOLDER puts some in", err=True)
     if result.note:
         click.echo(f"note: {result.note}; the plain graph is in the file", err=True)

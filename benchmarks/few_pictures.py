@@ -6,9 +6,9 @@
 `--data` holds `train` and `test`, folders of <class>/* (CIFAR-10 by `imgcls data cifar10`). Each draw takes so many
 pictures of each class from `train`, at random by its number, and trains on them as `imgcls train` does; all pictures of
 `test` are answered by the exported checkpoint. What is done stands in the file of rows: a stopped run goes on, also in
-pieces by --only, --counts and --draws. A frozen body answers the test pictures once: its features are kept beside that file.
-Seconds are those of the whole training, decoding into an empty cache included. Prints one markdown table of what the
-file has: the mean over the draws, and its 95 % interval (Student's t).
+pieces by --only, --counts and --draws. A frozen body answers the test pictures once: its features are kept beside that
+file. Seconds are those of the whole training, decoding into an empty cache included. Prints one markdown table of what
+the file has: the mean over the draws, and its 95 % interval (Student's t).
 """
 
 from __future__ import annotations

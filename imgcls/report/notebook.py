@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgcls_infer.errors import printable
+from imgcls_infer.errors import counted, printable
 from imgcls_infer.manifest import Manifest
 
 from imgcls.report.plots import plot_confusion, plot_curves
 from imgcls.report.tables import coverage_line, parity_rows, rules_line, scores_cells, scores_line
-from imgcls.shares import counted, legend, percent
+from imgcls.shares import legend, percent
 from imgcls.system.files import megabytes
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ HEAD = """\
 This page holds the `--help` of each command. `make docs` writes it, and a test compares it with the programs.
 
 `-q` leaves the result and errors of `train`, `eval`, `export`, `verify` and `bench`; `-v` adds to them. `--json` of
-`eval`, `info`, `predict`, `verify` and `bench` is one JSON document on standard output, with everything else on standard
-error.
+`eval`, `info`, `predict`, `verify` and `bench` is one JSON document on standard output; everything else goes to
+standard error.
 Tables and long lines fit the terminal, or as many columns as `COLUMNS` says.
 
 ## Completion in the shell

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from imgcls_infer import __version__
+from imgcls_infer.cpus import available_cpus
 from imgcls_infer.errors import ImageError, InferError, counted, printable
 
 _FLUSH_EVERY = 0.05  # seconds
@@ -123,7 +124,7 @@ def command(
     _require_one_task(images, info, check)
     require_one_rule(options["threshold"], options["accept_all"])
     try:
-        workers = threads or _available_cpus()
+        workers = threads or available_cpus()
         predictor = _open_predictor(model, threads=_threads_inside(images, workers), **options)
         if info:
             _show_info(predictor, form == "json")
@@ -149,12 +150,6 @@ def _require_one_task(images: tuple[str, ...], info: bool, check: bool) -> None:
         raise click.UsageError(f"{'--info' if info else '--self-check'} takes no pictures.")
     if not (images or info or check):
         raise click.UsageError("Missing argument 'IMAGE...'.")
-
-
-def _available_cpus() -> int:
-    from imgcls_infer.session import available_cpus
-
-    return available_cpus()
 
 
 def _threads_inside(images: tuple[str, ...], workers: int) -> int:
@@ -231,14 +226,18 @@ def _self_check(predictor: Predictor, as_json: bool) -> None:
             "checks": [found.to_dict() for found in result.checks],
         }
         click.echo(json.dumps(document, ensure_ascii=True, indent=2))
-    else:
+    elif result.checks:
         for found in result.checks:
             click.echo(_check_line(found))
         for line in result.verdicts:
             click.echo(line)
+    if not result.checks:
+        raise failure(
+            "nothing to compare with: the model file carries no golden samples; export it again without --golden 0, or "
+            "with --samples FOLDER"
+        )
     if not result:
-        reason = f"does not hold here: {', '.join(result.broken())}" if result.checks else "can't be checked"
-        raise failure(f"the contract {reason}")
+        raise failure(f"the contract does not hold here: {', '.join(result.broken())}")
 
 
 def _check_line(found: Check) -> str:

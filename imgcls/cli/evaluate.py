@@ -99,8 +99,8 @@ def command(
     """
     from imgcls.checkpoint import load_checkpoint
     from imgcls.data.folder import scan_folder
-    from imgcls.evaluation import evaluate_folder
     from imgcls.evaluation.saliency import explain_answers
+    from imgcls.library import evaluate
     from imgcls.report.evaluation import evaluation_dict, write_evaluation
     from imgcls.system.files import require_writable
 
@@ -111,8 +111,8 @@ def command(
     loaded = open_checkpoint(checkpoint, **described)
     folder = chosen_pictures(loaded, data_dir, run_dir, scan_folder)
     others = [(path, load_checkpoint(path)) for path in against]
-    evaluation = evaluate_folder(loaded, folder, device, wrong, unknown)
-    scored = [(path, other, evaluate_folder(other, folder, device).scores) for path, other in others]
+    evaluation = evaluate(loaded, folder, device=device, wrong=wrong, unknown=unknown)
+    scored = [(path, other, evaluate(other, folder, device=device).scores) for path, other in others]
     if as_json:
         show_json({**evaluation_dict(evaluation, loaded.manifest), **_against_json(scored)})
     else:

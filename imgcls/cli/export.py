@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from imgcls_infer.errors import counted
@@ -12,10 +12,6 @@ from imgcls.cli.groups import GroupedCommand
 from imgcls.cli.options import BARE, DESCRIPTION, FILE, Whole, checkpoint_options, open_checkpoint, run_option
 from imgcls.cli.output import is_quiet, is_verbose, note, verbosity, wrapped
 from imgcls.config import FORMATS
-
-if TYPE_CHECKING:
-    from imgcls.checkpoint import Checkpoint
-
 
 _GROUPS = {
     "File": ("output", "format", "precision", "fold", "license", "quiet", "verbose"),
@@ -88,9 +84,18 @@ _GROUPS = {
 )
 @click.option("--opset", type=Whole(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option(
-    "--samples", type=FILE, help="Folder of <class>/* to take golden samples from. Default: the checkpoint's."
+    "--samples",
+    type=FILE,
+    help="Folder of pictures to take golden samples from, in class folders or not. Default: the checkpoint's, of its "
+    "test set.",
 )
-@click.option("--golden", type=Whole(0, 64), default=8, show_default=True, help="Golden samples in the file.")
+@click.option(
+    "--golden",
+    type=Whole(0, 64),
+    default=8,
+    show_default=True,
+    help="Golden samples in the file: real pictures, with which the self-check compares. 0 leaves them out.",
+)
 @click.option("--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none.")
 @verbosity("the path of the file", "the file's manifest")
 def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **options: Any) -> None:
@@ -98,23 +103,16 @@ def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **opti
 
     CHECKPOINT is a .pth of imgcls, or a bare state dict that the options describe.
     """
-    from imgcls.config import ExportConfig
-
     described = {name: options.pop(name) for name in DESCRIPTION}
-    if run_dir and (options["calibration"] or options["precision"] != "int8"):
-        raise click.UsageError("--run names the pictures that calibrate int8; leave out --run, or --calibration")
     loaded = open_checkpoint(checkpoint, **described)
-    if options["precision"] == "int8" and options["calibration"] is None:
-        options["calibration"] = _training_dir(loaded, run_dir)
-    config = ExportConfig(checkpoint, **options)
-    if samples is not None:
-        loaded = _with_samples(loaded, samples, config.golden)
-    from imgcls.export import export_model as run  # late: it loads onnx, which none of the errors above needs
+    from imgcls.library import export_checkpoint
     from imgcls.system.files import megabytes
 
-    result = run(config, loaded)
+    result = export_checkpoint(loaded, **options, samples=samples, run=run_dir, report=note)
     parity = result.manifest.parity
-    if not parity.golden_samples:
+    if not options["golden"]:
+        note("note: no pictures in the file; imgcls-infer --self-check has nothing to compare with")
+    elif not parity.golden_samples:
         note("note: no golden samples in the file; --samples FOLDER puts some in")
     if result.note:
         note(f"note: {result.note}; the plain graph is in the file")
@@ -135,22 +133,6 @@ def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **opti
     if is_verbose():
         for line in result.manifest.lines():
             click.echo(line)
-
-
-def _training_dir(checkpoint: Checkpoint, run_dir: Path | None) -> Path | None:
-    from imgcls.training.run_pictures import training_dir
-
-    return training_dir(checkpoint.manifest, run_dir, note)
-
-
-def _with_samples(checkpoint: Checkpoint, folder: Path, count: int) -> Checkpoint:
-    from dataclasses import replace
-
-    from imgcls.data.folder import scan_folder
-    from imgcls.data.packed import pack_folder, pick_samples
-
-    packed = pack_folder(scan_folder(folder, checkpoint.manifest.classes), checkpoint.manifest.preprocessing)
-    return replace(checkpoint, samples=pick_samples(packed, count))
 
 
 def _show_quantization(chosen: dict[str, Any]) -> None:

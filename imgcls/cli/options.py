@@ -143,11 +143,9 @@ def run_option(purpose: str) -> Callable[[Command], Command]:
 
 def chosen_pictures(checkpoint: Checkpoint, data_dir: Path | None, run_dir: Path | None, scan: Scan) -> Folder:
     """The pictures that pictures_options' options choose, scanned by `scan`; what was chosen goes to standard error."""
-    from imgcls.training.run_pictures import pictures_to_measure
+    from imgcls import library
 
-    if data_dir is not None and run_dir is not None:
-        raise click.UsageError("--data and --run both say which pictures; leave out one")
-    return pictures_to_measure(checkpoint.manifest, data_dir, run_dir, note, scan)
+    return library.chosen_pictures(checkpoint, data_dir, run_dir, note, scan)
 
 
 def comparison_options(function: Command) -> Command:

@@ -11,7 +11,7 @@ import click
 from imgcls_infer.errors import counted
 
 from imgcls.cli.groups import GroupedCommand
-from imgcls.cli.options import BARE, FILE, Number, chosen_pictures, comparison_options, is_original, open_checkpoint
+from imgcls.cli.options import BARE, FILE, Number, comparison_options, is_original, open_checkpoint
 from imgcls.cli.output import is_quiet, is_verbose, note, show_figures, show_json, tell, verbosity, wrapped
 from imgcls.config import TEST_DIR
 from imgcls.errors import ImgclsError
@@ -74,7 +74,6 @@ def command(
     Each file also runs in batches of 1, 2, 7 and 64, with several numbers of threads, and on adversarial pictures.
     Exits with 1 if a file does not answer as the checkpoint does.
     """
-    from imgcls.data.folder import comparison_folder
     from imgcls.system.files import require_writable
 
     if report is not None:
@@ -88,16 +87,10 @@ def command(
         _show(result, {}, report, as_json)
         return
     loaded = open_checkpoint(checkpoint, **described)
-    folder = chosen_pictures(loaded, data_dir, run_dir, comparison_folder)
-    # late, since they load onnx, which none of the errors above needs
-    from imgcls.export.formats import open_on_each
-    from imgcls.parity.runtimes import eager
-    from imgcls.parity.verify import verify as run
-    from imgcls.system.device import resolve_device
+    from imgcls.library import verify as run
 
-    opened = [(str(path), runtime) for path in models for runtime in open_on_each(path, providers)]
-    opened += [(str(checkpoint), eager(loaded, str(resolve_device(device)))) for device in devices]
-    result = run(loaded, opened, folder, tolerance)
+    chosen: dict[str, Any] = {"run": run_dir, "providers": providers, "eager": devices, "report": note}
+    result = run(loaded, models, data_dir, tolerance, **chosen)
     _show(result, _bisect(loaded, models, result) if bisect else {}, report, as_json)
 
 

@@ -112,6 +112,11 @@ class ParityReport:
     def __bool__(self) -> bool:
         return not self.problems
 
+    def __repr__(self) -> str:
+        verdict, pictures = "ok" if self else f"FAILED, {self.problems[0]}", counted(self.count, "picture")
+        allowed = f"max |dp| {self.max_abs:.1e}, allowed {self.tolerance:.1e}"
+        return f"ParityReport({self.path}, {self.name}: {verdict}; {pictures}, {allowed})"
+
     @property
     def max_abs(self) -> float:
         return self.differences.max_abs

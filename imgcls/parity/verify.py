@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from imgcls_infer.errors import ImageError
+from imgcls_infer.errors import ImageError, counted
 from imgcls_infer.manifest import Manifest
 from imgcls_infer.steps import Preprocessing
 
@@ -59,6 +59,16 @@ class VerifyResult:
 
     def __bool__(self) -> bool:
         return all(self.reports)
+
+    def __repr__(self) -> str:
+        passed, all_of_them = sum(map(bool, self.reports)), counted(len(self.reports), "runtime")
+        verdict, pictures = "ok" if self else "FAILED", counted(len(self.paths), "picture")
+        return f"VerifyResult({verdict}: {passed} of {all_of_them} answer as {self.against} does, {pictures})"
+
+    def _repr_html_(self) -> str:
+        from imgcls.report.notebook import verification_html
+
+        return verification_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; a figure that is no number is null."""

@@ -20,6 +20,7 @@ from imgcls.data.statistics import channel_statistics
 from imgcls.errors import TrainingError
 from imgcls.evaluation import Scores
 from imgcls.networks.registry import NetworkRow, find
+from imgcls.system.device import in_words
 from imgcls.training.advice import advice, facts_of
 from imgcls.training.configure import with_enough_steps
 from imgcls.training.cuda_graphs import GraphedStep
@@ -32,6 +33,7 @@ from imgcls.training.model import Model, build_model, on_features, with_features
 from imgcls.training.run_folder import RunFolder, load_state, random_state, restore_random_state
 from imgcls.training.sets import Report, Sets, load_sets
 from imgcls.training.start import Start, read_start
+from imgcls.training.trackers import Tracking
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Run:
 
     test: the test pictures, or a frozen body's features of them.
     solved: the last layer that the run begins with, where it was solved on features.
-    folder: the leading process has one. saved_at: when the state was written last, time.monotonic.
+    folder: the leading process has one, and tells its figures to `tracking`. saved_at: when the state was written last,
+    time.monotonic.
     """
 
     config: TrainConfig
@@ -58,6 +61,7 @@ class Run:
     report: Report
     solved: SolvedHead | None = None
     folder: RunFolder | None = None
+    tracking: Tracking = field(default_factory=Tracking)
     progress: Progress = field(default_factory=Progress)
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -267,7 +271,8 @@ def _open(run: Run, resume: Path | None, state: dict[str, Any] | None) -> None:
     """The run's folder: a new one, or the one that goes on, with the state that was saved there last."""
     if run.group.leads:
         run.folder = RunFolder(resume) if resume else RunFolder.create(run.config)
-        run.report(f"run folder {run.folder.path}")
+        run.tracking = Tracking.begin(run.config, run.folder.path, run.report)
+        run.report(f"run folder {run.folder.path}, on {in_words(run.device)}")
     if state:
         run.load_state_dict(state)
         progress = run.progress

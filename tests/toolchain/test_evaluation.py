@@ -271,7 +271,7 @@ def test_a_test_folder_may_lack_classes_and_hold_damaged_pictures(trained, tmp_p
     assert result.exit_code == 0, result.output
     ship = next(line for line in result.output.splitlines() if "ship" in line)
     assert ship.replace("│", " ").split() == ["ship", "-", "-", "-", "0"]
-    assert "skipped 1 unreadable pictures" in result.output
+    assert "skipped 1 unreadable picture;" in result.output
     assert "00.png" in result.output
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["pictures"] == 7

@@ -107,7 +107,7 @@ def test_a_link_that_leads_nowhere_is_named_and_stops_nobody(pictures, place):
     arguments = ["--no-test", "--epochs", "1", "--device", "cpu", "-o", str(pictures.parent / "a.pth")]
     trained = CliRunner().invoke(command, ["train", "--train", str(pictures), *arguments, "--image-size", "8"])
     assert trained.exit_code == 0, trained.output
-    assert ("skipped 1 unreadable pictures" in trained.output) == (place == "ant/link.png")
+    assert ("skipped 1 unreadable picture;" in trained.output) == (place == "ant/link.png")
 
 
 def test_data_check_names_everything_in_one_report(pictures):

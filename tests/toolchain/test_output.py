@@ -170,3 +170,16 @@ def test_a_quiet_verification_is_its_sentence(trained, tmp_path):
     assert done.output.startswith(f"{path}, onnxruntime (CPU): same class for all 4 pictures; largest difference ")
     assert done.output.endswith(": ok\n")
     assert done.output.count("\n") == 1
+
+
+def test_a_quiet_training_is_the_path_and_a_verbose_one_begins_with_the_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_pictures(tmp_path / "pictures", {"ant": 3, "bee": 3}, size=8)
+    given = ["train", "--train", "pictures", "--no-test", "--image-size", "8", "--epochs", "1", "--device", "cpu"]
+    quiet = CliRunner().invoke(command, [*given, "-o", "a.pth", "-q"])
+    assert (quiet.exit_code, quiet.output) == (0, "a.pth\n"), quiet.output
+    verbose = CliRunner().invoke(command, [*given, "-o", "b.pth", "--lr", "0.125", "-v"])
+    assert "learning_rate 0.125" in verbose.output.splitlines()[0]
+    assert "epoch 1 is kept" in verbose.output
+    again = CliRunner().invoke(command, ["train", "--resume", "runs/b", "-q"])
+    assert (again.exit_code, again.output) == (0, "b.pth\n"), again.output

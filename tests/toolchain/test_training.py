@@ -123,7 +123,7 @@ def test_unreadable_pictures_are_skipped_with_a_count(tmp_path, pictures):
     lines = []
     result = train(train_config(pictures, tmp_path / "a.pth", epochs=1, device="cpu"), lines.append)
     assert result.checkpoint.manifest.dataset["train_images"] == 12
-    skipped = next(line for line in lines if "skipped 1 unreadable pictures" in line)
+    skipped = next(line for line in lines if "skipped 1 unreadable picture;" in line)
     assert "bad.png" in skipped
 
 

@@ -186,8 +186,8 @@ def compare(
     differences = measure(expected, actual)
     changed = _changed(expected.probabilities, actual.probabilities, reference.classes, labels, paths)
     half = FILE_TO_PIXELS if reference.preprocessing != candidate.preprocessing else PIXELS_TO_PROBABILITIES
-    problems += tuple(Problem(half, text) for text in _over(differences, changed, allowed, count))
-    problems += tuple(Problem(half, text) for text in _novelty_problems(expected, actual, differences, tolerance))
+    over = (*_over(differences, changed, allowed, count), *_novelty_problems(expected, actual, differences, tolerance))
+    problems += tuple(Problem(half, text) for text in over)
     problems += tuple(
         Problem(PIXELS_TO_PROBABILITIES, text)
         for probe in probes

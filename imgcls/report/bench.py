@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.style
 import numpy as np
 from imgcls_infer.errors import printable
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -20,10 +21,31 @@ if TYPE_CHECKING:
     from imgcls.bench import BenchResult, BenchRow
 
 
+Panel = tuple[str, str, "Callable[[BenchRow], Any]"]
+"""Which cell of a row it has, its title, and what is drawn."""
+
+
 def plot_bench(result: BenchResult, path: AnyPath) -> None:
     """Draw a bench as PNG: a panel for each figure, a bar for each runtime. Raises ImgclsError if that fails."""
+    names = [
+        f"{shortened(printable(file))}\n{row.runtime}\nsame class {row.parity.top1_agreement:.2%}"
+        for file, row in zip(short_names([row.file for row in result.rows]), result.rows, strict=True)
+    ]
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(15, 1.9 + 1.05 * len(result.rows)), layout="constrained")
+        for axes, panel in zip(figure.subplots(2, 3, sharey=True).flat, _panels(result), strict=True):
+            _draw(axes, panel, result)
+            axes.set_yticks(np.arange(len(names)), names, fontsize=9, parse_math=False)
+            axes.set_ylim(len(names) - 0.5, -0.5)  # the first row on top
+        title = f"{printable(result.rows[0].file)} in PyTorch eager, and its exported files"
+        conditions = "\n".join([title, *textwrap.wrap(bench_conditions(result), 200)])
+        figure.suptitle(conditions, x=0.01, ha="left", fontsize=9, color=GREY, parse_math=False)
+        save(figure, path)
+
+
+def _panels(result: BenchResult) -> list[Panel]:
     batches = f"pictures/s in batches of {result.config.batch_size}: longer is better"
-    panels: list[tuple[str, str, Callable[[BenchRow], Any]]] = [
+    return [
         (
             "cold start",
             "cold start of a process, one picture file (s): shorter is better",
@@ -43,35 +65,25 @@ def plot_bench(result: BenchResult, path: AnyPath) -> None:
         ),
         (f"pictures/s in {result.config.batch_size}s", batches, result.throughput),
     ]
-    cells, places = bench_words(result), np.arange(len(result.rows))
-    names = [
-        f"{shortened(printable(file))}\n{row.runtime}\nsame class {row.parity.top1_agreement:.2%}"
-        for file, row in zip(short_names([row.file for row in result.rows]), result.rows, strict=True)
-    ]
-    colours = [GREY, *[BLUE] * (len(result.rows) - 1)]
-    with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(15, 1.9 + 1.05 * len(result.rows)), layout="constrained")
-        for axes, (key, title, value) in zip(figure.subplots(2, 3, sharey=True).flat, panels, strict=True):
-            values = [value(row) or 0.0 for row in result.rows]
-            axes.barh(places, values, 0.62, color=colours)
-            ends = values
-            if key.startswith("one picture"):
-                ends = [row.latency.quantile(0.99) * 1e3 for row in result.rows]
-                axes.hlines(places, values, ends, colors="black", linewidth=1)
-                marks = [row.latency.quantile(0.95) * 1e3 for row in result.rows]
-                axes.plot(marks, places, "|", color="black", markersize=7)
-                axes.plot(ends, places, "|", color="black", markersize=11)
-            for place, end, row in zip(places, ends, cells, strict=True):
-                text = "  ".join(filter(None, row[key]))
-                axes.annotate(text, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
-            axes.set_title(title, fontsize=10, loc="left")
-            axes.set_xlim(0, 1.6 * max([*ends, 1e-9]))
-            axes.set_yticks(places, names, fontsize=9, parse_math=False)
-            axes.tick_params(axis="y", length=0)
-            axes.xaxis.set_major_locator(MaxNLocator(5))
-            axes.xaxis.set_major_formatter("{x:,g}")
-            axes.set_ylim(len(result.rows) - 0.5, -0.5)  # the first row on top
-        title = f"{printable(result.rows[0].file)} in PyTorch eager, and its exported files"
-        conditions = "\n".join([title, *textwrap.wrap(bench_conditions(result), 200)])
-        figure.suptitle(conditions, x=0.01, ha="left", fontsize=9, color=GREY, parse_math=False)
-        save(figure, path)
+
+
+def _draw(axes: Axes, panel: Panel, result: BenchResult) -> None:
+    """One figure of all runtimes as bars, each with its value and what that is beside PyTorch eager's."""
+    key, title, value = panel
+    places, values = np.arange(len(result.rows)), [value(row) or 0.0 for row in result.rows]
+    axes.barh(places, values, 0.62, color=[GREY, *[BLUE] * (len(values) - 1)])
+    ends = values
+    if key.startswith("one picture"):
+        ends = [row.latency.quantile(0.99) * 1e3 for row in result.rows]
+        axes.hlines(places, values, ends, colors="black", linewidth=1)
+        marks = [row.latency.quantile(0.95) * 1e3 for row in result.rows]
+        axes.plot(marks, places, "|", color="black", markersize=7)
+        axes.plot(ends, places, "|", color="black", markersize=11)
+    for place, end, row in zip(places, ends, bench_words(result), strict=True):
+        text = "  ".join(filter(None, row[key]))
+        axes.annotate(text, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlim(0, 1.6 * max([*ends, 1e-9]))
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter("{x:,g}")

@@ -190,10 +190,10 @@ def test_what_is_shown_of_a_result_is_one_short_line(result):
     evaluated = result.evaluate("data/test")
     predictor = imgcls.Predictor(exported)
     shown = {
-        "TrainResult(models/cnn.pth: 2 epochs, test ": result,
+        "TrainResult(models/cnn.pth: 2 epochs, test accuracy ": result,
         "Checkpoint(models/cnn.pth: cnn, 3 classes)": result.checkpoint,
         "ExportResult(models/cnn.onnx: fp32, ": exported,
-        "VerifyResult(ok: 1 of 1 runtime answer as PyTorch eager (cpu) does, 12 pictures)": verified,
+        "VerifyResult(ok: 1 of 1 runtime answers as PyTorch eager (cpu) does, on 12 pictures)": verified,
         "ParityReport(models/cnn.onnx, onnxruntime (CPU): ok; 12 pictures, max |dp| ": verified.reports[0],
         "Evaluation(12 pictures, accuracy ": evaluated,
         "DetailedScores(12 pictures, accuracy ": evaluated.scores,
@@ -213,7 +213,7 @@ def test_a_notebook_gets_tables_and_plots(result):
     assert all("<table>" in page and len(page) < 300_000 for page in pages)
     assert "models/cnn.pth" in pages[0]
     assert "test accuracy" in pages[0]
-    assert "ok: 1 of 1 runtime answer as PyTorch eager (cpu) does, on 12 pictures" in pages[1]
+    assert "ok: 1 of 1 runtime answers as PyTorch eager (cpu) does, on 12 pictures" in pages[1]
     assert "macro F1" in pages[2]
 
 

@@ -126,7 +126,7 @@ class TensorBoard:
     def __init__(self, run: Path, options: dict[str, Any], earlier: str | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board: Any = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._board: Any = SummaryWriter(str(run / "tensorboard"))
         self._board.add_text("options", "\n".join(f"    {name}: {value}" for name, value in options.items()))
 
     def log_epoch(self, epoch: int, figures: Mapping[str, float]) -> None:

@@ -106,7 +106,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1)
         for tag, row in (("th", columns), *(("td", row) for row in rows))
     )
     cells = "".join(f"<tr>{row}</tr>" for row in body)
-    return f'<div style="overflow-x: auto"><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
+    return f'<div style="overflow-x: auto"><table style="white-space: nowrap"><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
 
 
 def _picture(name: str, draw: Callable[[Path], None]) -> str:

@@ -45,7 +45,7 @@ class Recipe(Tuning):
 
     name: of the recipe that it began as. optimizer: `adam`, `adamw` or `sgd` (Nesterov momentum 0.9).
     schedule: `constant`, or `one-cycle` (learning_rate is then the peak).
-    crop, flip, colour, cutout: see data.batches.Augmentation. dropout: None is the network's own.
+    shift, flip, colour, cutout: see data.batches.Augmentation. dropout: None is the network's own.
     ema: decay a step of the averaged weights that are evaluated and kept; 0 keeps the last ones. clip_norm: largest
     gradient norm; 0 leaves it. class_weights: rare classes count more, each class the same in sum.
     bf16: autocast where the device has bf16 matrix units. resize: one of imgcls_infer.steps.MODES; None is the
@@ -61,7 +61,7 @@ class Recipe(Tuning):
     weight_decay: float = 0.0
     schedule: str = "one-cycle"
     label_smoothing: float = 0.0
-    crop: float = 0.0
+    shift: float = 0.0
     flip: bool = False
     colour: float = 0.0
     cutout: float = 0.0
@@ -73,6 +73,14 @@ class Recipe(Tuning):
     resize: str | None = "crop"
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+
+
+_RENAMED = {"crop": "shift"}  # a name of 0.1, and today's
+
+
+def todays(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a run under today's names, whatever version they were written for."""
+    return {_RENAMED.get(name, name): value for name, value in options.items()}
 
 
 class _Configuration:
@@ -183,6 +191,7 @@ class TrainConfig(_Configuration, SetAside, Limits):
         for `arch`: another network has another recipe."""
         if "arch" in options:
             raise TypeError("another network has another recipe; make a new configuration")
+        options = todays(options)
         own = {field.name for field in fields(self)}
         of_recipe = {name: value for name, value in options.items() if name not in own}
         others = {name: value for name, value in options.items() if name in own}

@@ -175,7 +175,7 @@ class Predictor:
         self.batch = opened.batch
         self.manifest = opened.manifest
         self.outputs = OUTPUTS if opened.manifest.gives_novelty else OUTPUTS[:2]
-        self.rules = _rules(opened.manifest.acceptance, threshold, accept_all)
+        self.rules = rules_in_force(opened.manifest.acceptance, threshold, accept_all)
         self.golden = opened.golden
         self.provider = opened.provider
         self.why = opened.why
@@ -325,7 +325,7 @@ class Predictor:
         self._is_softmax = True
 
 
-def _rules(acceptance: Acceptance | None, threshold: float | None, accept_all: bool) -> Rules | None:
+def rules_in_force(acceptance: Acceptance | None, threshold: float | None, accept_all: bool) -> Rules | None:
     """The rules in force, None for a model without an acceptance of which no threshold is asked."""
     if threshold is not None and accept_all:
         raise ValueError("threshold and accept_all exclude each other")

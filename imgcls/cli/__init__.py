@@ -9,7 +9,7 @@ from imgcls_infer.cli import run_command
 from imgcls_infer.errors import InferError, printable
 
 from imgcls import __version__
-from imgcls.cli import adopt, bench, data, evaluate, export, info, train, verify
+from imgcls.cli import adopt, bench, data, evaluate, export, info, predict, train, verify
 from imgcls.cli.output import with_options
 from imgcls.errors import ImgclsError, OptionError
 
@@ -39,7 +39,7 @@ def command() -> None:
     """Train an image classifier on a big machine, export once, and get the same answer on every device, provably."""
 
 
-for _module in (train, export, adopt, info, verify, bench, evaluate, data):
+for _module in (train, predict, export, adopt, info, verify, bench, evaluate, data):
     command.add_command(_module.command)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from imgcls_infer.errors import counted
 from imgcls_infer.manifest import Acceptance
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from imgcls.evaluation.scores import (
 )
 from imgcls.evaluation.unknown import UnknownScores, require_apart, score_unknown, unknown_folder
 from imgcls.networks.classifier import Classifier
-from imgcls.shares import counted, percent
+from imgcls.shares import percent
 from imgcls.system.device import resolve_device
 from imgcls.system.files import AnyPath
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from imgcls_infer.errors import ImageError
+from imgcls_infer.errors import ImageError, counted
 from imgcls_infer.manifest import Manifest
 from imgcls_infer.steps import Preprocessing
 
@@ -27,7 +27,7 @@ from imgcls.parity.compare import Outputs, ParityReport, compare
 from imgcls.parity.probes import Probe, adversarial, adversarial_pictures, batch_invariance, thread_invariance
 from imgcls.parity.rounding import Tolerances, tolerances, typical_pictures
 from imgcls.parity.runtimes import Run, Runtime, eager, golden_samples
-from imgcls.shares import counted, interval_of
+from imgcls.shares import interval_of
 from imgcls.system.files import AnyPath
 from imgcls.system.progress import progress_bar
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgcls_infer.errors import printable
+from imgcls_infer.errors import counted, printable
 from imgcls_infer.manifest import Manifest
 from PIL import Image
 
 from imgcls.report.plots import plot_confusion, plot_curves
 from imgcls.report.tables import coverage_line, parity_rows, rules_line, scores_cells, scores_line
-from imgcls.shares import counted, legend, percent
+from imgcls.shares import legend, percent
 from imgcls.system.files import megabytes
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1)
         for tag, row in (("th", columns), *(("td", row) for row in rows))
     )
     cells = "".join(f"<tr>{row}</tr>" for row in body)
-    return f'<div style="overflow-x: auto"><table style="white-space: nowrap"><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
+    table = f'<table style="white-space: nowrap"><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>'
+    return f'<div style="overflow-x: auto">{table}</div>'
 
 
 def _picture(name: str, draw: Callable[[Path], None]) -> str:

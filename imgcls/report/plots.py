@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import matplotlib.style
 import numpy as np
-from imgcls_infer.errors import printable
+from imgcls_infer.errors import counted, printable
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -35,22 +35,22 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: AnyPath) ->
     """
     support = matrix.sum(1, keepdims=True)
     shares = np.divide(matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
-    counted = len(classes) <= _COUNTED_CLASSES
+    few = len(classes) <= _COUNTED_CLASSES
     side = _matrix_side(len(classes))
     cell = side / len(classes)
     with matplotlib.style.context((*STYLE, {"font.family": families()})):
         figure = Figure(figsize=(side + 3, side + 2), layout="constrained")
         axes = figure.add_subplot()
         colours = matplotlib.colormaps["Blues"].with_extremes(bad="#E4E4E4")
-        image = axes.imshow(shares, cmap=colours, norm=PowerNorm(1 / 2 if counted else 1 / 3, 0, 1))
+        image = axes.imshow(shares, cmap=colours, norm=PowerNorm(1 / 2 if few else 1 / 3, 0, 1))
         axes.spines[:].set_visible(False)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
         total = int(matrix.sum())
         accuracy = f", accuracy {percent(matrix.trace() / total, total)}{legend(total)}" if total else ""
-        axes.set_title(f"confusion matrix: {total:,} pictures{accuracy}")
+        axes.set_title(f"confusion matrix: {counted(total, 'picture')}{accuracy}")
         _label_classes(axes, classes, cell)
-        if counted:
+        if few:
             _write_counts(axes, matrix, shares, cell)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, format=PercentFormatter(1, 0))
         bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
@@ -114,7 +114,7 @@ def plot_risk(coverage: RiskCoverage, unsure_below: float | None, path: AnyPath)
             axes.plot(wanted.coverage, 1 - wanted.accuracy, "D", label=label, **style)
         axes.set(xlabel="coverage (share of the pictures that is answered)", ylabel="risk (share of wrong answers)")
         axes.set_title(
-            f"risk against coverage: {len(coverage.risks):,} pictures, area {coverage.aurc:.2%}", fontsize=11
+            f"risk against coverage: {counted(len(coverage.risks), 'picture')}, area {coverage.aurc:.2%}", fontsize=11
         )
         highest = coverage.risks[len(coverage.risks) // 20 :].max()  # the first few answers alone can be all wrong
         axes.set(xlim=(0, 1.02), ylim=(0, max(0.02, min(1.02, 1.15 * highest))))

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgcls_infer.errors import printable
+from imgcls_infer.errors import counted, printable
 
-from imgcls.shares import counted, legend, percent
+from imgcls.shares import legend, percent
 
 if TYPE_CHECKING:
     from imgcls.bench import BenchResult
@@ -37,6 +37,28 @@ def parity_cells(report: ParityReport) -> dict[str, str]:
         "accuracy": percent(report.accuracy, report.labelled),
         "points gained": "-" if gained != gained else f"{100 * gained:+.2f}",
     }
+
+
+def parity_sentence(report: ParityReport) -> str:
+    """What a comparison means, in words."""
+    found, changed = report.differences, len(report.changed)
+    if report.outputs is None:
+        return "not to be compared: it gives other classes than the reference"
+    same = (
+        f"same class for all {counted(report.count, 'picture')}" if report.count > 1 else "same class for the picture"
+    )
+    other = f"another class for {changed:,} of {counted(report.count, 'picture')}"
+    if changed and report:
+        other += f", each too close to call (margin up to {difference(max(each.margin for each in report.changed))})"
+    sizes = f"largest difference {difference(found.max_abs)}, allowed {difference(report.tolerance)}"
+    return f"{other if changed else same}; {sizes}"
+
+
+INT8_RULE = (
+    "int8 clips what lies beyond the pictures that it was calibrated on, and adversarial pictures are made to lie "
+    "there: their differences have no limit, and a class that PyTorch is sure of must stay"
+)
+"""The rule of comparison that int8 has for itself, in words (parity.compare)."""
 
 
 def parity_rows(reports: Sequence[ParityReport]) -> list[dict[str, str]]:
@@ -68,7 +90,7 @@ def scores_line(scores: DetailedScores) -> str:
     return (
         f"accuracy {percent(scores.accuracy, scores.count)}  top-{scores.k} {percent(scores.top_k, scores.count)}  "
         f"macro F1 {percent(scores.macro_f1)}  ECE {percent(scores.ece)}  loss {scores.loss:.4f}  "
-        f"({scores.count:,} pictures{legend(scores.count)})"
+        f"({counted(scores.count, 'picture')}{legend(scores.count)})"
     )
 
 
@@ -89,8 +111,8 @@ def checkpoint_cells(path: Path, checkpoint: Checkpoint, scores: DetailedScores)
 def temperature_line(calibration: Mapping[str, Any]) -> str:
     """What training's temperature did for the calibration, from the manifest's `training.calibration`."""
     before, after = (percent(calibration.get(f"ece_{when}")) for when in ("before", "after"))
-    pictures = calibration.get("pictures", 0)
-    return f"temperature {calibration['temperature']:.3g}: ECE {before} -> {after} on {pictures:,} held-out pictures"
+    pictures = counted(calibration.get("pictures", 0), "held-out picture")
+    return f"temperature {calibration['temperature']:.3g}: ECE {before} -> {after} on {pictures}"
 
 
 def coverage_line(coverage: RiskCoverage) -> str:
@@ -115,7 +137,10 @@ def unknown_lines(unknown: UnknownScores) -> list[str]:
         for found in unknown.detectors
     ]
     share = percent(unknown.answered / unknown.count, unknown.count)
-    return [*lines, f"{unknown.answered:,} of {unknown.count:,} unknown pictures get an answer that counts: {share}"]
+    return [
+        *lines,
+        f"{unknown.answered:,} of {counted(unknown.count, 'unknown picture')} get an answer that counts: {share}",
+    ]
 
 
 def difference(value: float) -> str:
@@ -165,7 +190,7 @@ def bench_conditions(result: BenchResult) -> str:
     libraries = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime"))
     rounds, threads = counted(config.repeats, "round"), counted(config.threads, "thread")
     return (
-        f"{result.pictures:,} pictures, {rounds}, {threads}; {machine['cpu'] or 'unknown CPU'}, "
+        f"{counted(result.pictures, 'picture')}, {rounds}, {threads}; {machine['cpu'] or 'unknown CPU'}, "
         f"{libraries}; stage 1 (file to pixels, the same for all) {_seconds(result.stage_1.median)} a picture; "
         f"x: times PyTorch eager's figure, in the same rounds{legend(result.reference.parity.labelled)}"
     )

@@ -13,9 +13,9 @@ import tomllib
 from imgcls_infer.errors import one_line
 from imgcls_infer.steps import JPEGS, MODES
 
-from imgcls.config import TRACKERS, Recipe, TrainConfig
+from imgcls.config import TRACKERS, Recipe, TrainConfig, todays
 from imgcls.errors import ImgclsError, OptionError
-from imgcls.networks.registry import NETWORKS, TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, NetworkRow, find
+from imgcls.networks.registry import FROZEN, NETWORKS, TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, NetworkRow, find
 from imgcls.options import Allowed, Range, converted, kind_of, require_known
 
 
@@ -38,7 +38,7 @@ def train_config(
     the normalisation is theirs (training.run), and the default recipe is another one: see _from_weights and _frozen.
     Raises ImgclsError.
     """
-    options = {name: checked(name, value) for name, value in options.items() if value is not None}
+    options = {name: checked(name, value) for name, value in todays(options).items() if value is not None}
     row = find(arch, weights_name)
     if pretrained and row.published is None:
         known = ", ".join(name for name in NETWORKS if NETWORKS[name].published)
@@ -96,8 +96,7 @@ def _frozen(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
     """The last layer alone learns. It is solved (training.probe), unless the recipe or an option is of steps; steps see
     the same pictures in every epoch, so that features are computed once."""
     solved = recipe.name == "default" and not options.keys() & _OF_STEPS
-    gentle = replace(recipe, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0)
-    return replace(gentle, mean=None, std=None, probe=solved)
+    return replace(recipe, **FROZEN, mean=None, std=None, probe=solved)
 
 
 def config_text(config: TrainConfig) -> str:
@@ -123,7 +122,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # both parsers raise ValueErrors
         raise ImgclsError(f"{path}: neither JSON nor TOML of a run's options ({one_line(error)})") from error
     try:
-        return {name: checked(name, value) for name, value in raw.items()}
+        return {name: checked(name, value) for name, value in todays(raw).items()}
     except OptionError as error:
         raise ImgclsError(f"{path}: {error}") from error
 
@@ -142,7 +141,7 @@ KINDS = {name: kind_of(hint) for name, hint in (get_type_hints(TrainConfig) | ge
 KINDS["recipe"] = KINDS.pop("name")  # a recipe is given by its name
 
 _SHARE, _SEED = Range(0, 1, high_open=True), Range(0, 2**63 - 1)
-_SHARES = ("split", "val_fraction", "right_share", "known_share", "label_smoothing", "dropout", "crop", "colour")
+_SHARES = ("split", "val_fraction", "right_share", "known_share", "label_smoothing", "dropout", "shift", "colour")
 ALLOWED: dict[str, Allowed] = {
     **dict.fromkeys((*_SHARES, "cutout", "ema", "start_share"), _SHARE),
     **dict.fromkeys(("seed", "split_seed"), _SEED),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from imgcls_infer.errors import counted
 from imgcls_infer.manifest import Manifest
 
 import imgcls
@@ -18,7 +19,7 @@ from imgcls.config import TrainConfig
 from imgcls.errors import TrainingError
 from imgcls.evaluation import confusion_matrix
 from imgcls.networks.registry import is_outside
-from imgcls.shares import counted, percent
+from imgcls.shares import percent
 from imgcls.system.files import megabytes
 from imgcls.training.acceptance import NOTHING, Fitted, fit
 from imgcls.training.run import Run

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from imgcls_infer.errors import counted
 from imgcls_infer.steps import Preprocessing, checked
 from torch import Tensor
 
@@ -212,7 +213,7 @@ def _as_learned(
 ) -> tuple[Model, Sets, Pictures, Pictures | None, Augmentation]:
     """Model, sets, training and test pictures and their augmentation, as steps and figures take them: with features in
     the pictures' place where a frozen body makes the same of them in every epoch."""
-    augmentation = Augmentation(recipe.crop, recipe.flip, recipe.colour, recipe.cutout)
+    augmentation = Augmentation(recipe.shift, recipe.flip, recipe.colour, recipe.cutout)
     if not model.features or (augmentation and not recipe.probe):
         return model, data, data.train, data.test, augmentation
     train, test = with_features(model, data.train), with_features(model, data.test) if data.test else None
@@ -248,7 +249,8 @@ def _sized(config: TrainConfig, solved: SolvedHead | None, pictures: int, say: R
     sized = with_enough_steps(config, pictures)
     if sized is not config:
         recipe = sized.recipe
-        say(f"{pictures} pictures to learn from: batches of {recipe.batch_size}, {recipe.epochs} epochs")
+        epochs = counted(recipe.epochs, "epoch")
+        say(f"{counted(pictures, 'picture')} to learn from: batches of {recipe.batch_size}, {epochs}")
     return sized
 
 

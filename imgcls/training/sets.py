@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from imgcls_infer.errors import counted
 from imgcls_infer.steps import Preprocessing
 from torch import Tensor
 
@@ -132,7 +133,7 @@ def _packed_or_streamed(
     cache = Cache(config.cache_dir or default_cache_dir(), config.cache_limit)
     packed = pack_folder(folder, preprocessing, cache, description)
     if packed.unreadable:
-        report(f"skipped {len(packed.unreadable)} unreadable pictures; the first: {packed.unreadable[0][1]}")
+        report(f"skipped {counted(len(packed.unreadable), 'unreadable picture')}; the first: {packed.unreadable[0][1]}")
     return PackedPictures(packed, device)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imgcls.config import OUTPUT, TEST_DIR, TRAIN_DIR, TrainConfig
+from imgcls.config import OUTPUT, TEST_DIR, TRAIN_DIR, TrainConfig, todays
 from imgcls.data.layout import find_sets
 from imgcls.errors import OptionError
 from imgcls.networks.registry import is_outside
@@ -58,7 +58,7 @@ def asked_anew(run: Path, given: Mapping[str, Any]) -> TrainConfig:
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options under their names, in their types. Raises OptionError."""
-    options = renamed(given)
+    options = todays(renamed(given))
     require_known(options, _GIVEN, "a run", "train")
     return {name: converted(name, value, _GIVEN[name], ALLOWED.get(name)) for name, value in options.items()}
 

@@ -124,7 +124,7 @@ def test_a_frozen_body_with_a_held_out_part_answers_that(trained):
     assert len(run.solved.rows) == 19 - len(run.data.val_rows)
 
 
-@pytest.mark.parametrize("option", [{"epochs": 2}, {"learning_rate": 0.01}, {"probe": False}, {"crop": 0.2}])
+@pytest.mark.parametrize("option", [{"epochs": 2}, {"learning_rate": 0.01}, {"probe": False}, {"shift": 0.2}])
 def test_an_option_of_steps_learns_a_frozen_bodys_layer_by_steps(trained, option):
     result, run, _ = trained(freeze=True, **{"epochs": 2, **option})
     assert run.solved is None

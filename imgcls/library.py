@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from imgcls.checkpoint import Checkpoint, load_checkpoint
 from imgcls.config import ExportConfig, TrainConfig
 from imgcls.data.folder import Folder, comparison_folder, scan_folder
+from imgcls.data.packed import some_pictures
 from imgcls.errors import OptionError
 from imgcls.evaluation import Evaluation, evaluate_folder
 from imgcls.options import converted, kind_of, require_known
@@ -108,7 +109,7 @@ def export_checkpoint(
     """Write a checkpoint as one self-describing file for devices, checked against PyTorch.
 
     format: `onnx`, `torchscript`, `torch-export`, `huggingface` or `triton`; None follows output's suffix, or is onnx.
-    output: None puts it beside the checkpoint. samples: a folder of <class>/* to take golden samples from. run: the
+    output: None puts it beside the checkpoint. samples: a folder of pictures to take golden samples from. run: the
     folder of its run, whose training pictures calibrate int8. report: takes lines for people.
     options: other fields of ExportConfig, like precision="int8". Raises ImgclsError.
     """
@@ -122,7 +123,7 @@ def export_checkpoint(
         raise OptionError("a checkpoint that is no file can't be exported; save it first with save_checkpoint")
     config = ExportConfig(loaded.path, **given)
     if samples is not None:
-        loaded = _with_samples(loaded, samples, config.golden)
+        loaded = replace(loaded, samples=some_pictures(samples, loaded.manifest.preprocessing, config.golden))
     from imgcls.export import export_model  # late: it loads onnx, which none of the errors above needs
 
     return export_model(config, loaded)
@@ -211,10 +212,3 @@ def _export_options(given: dict[str, Any]) -> dict[str, Any]:
     kinds = {field.name: kind_of(get_type_hints(ExportConfig)[field.name]) for field in fields(ExportConfig)[1:]}
     require_known(given, kinds, "an export", "export")
     return {name: converted(name, value, kinds[name]) for name, value in given.items() if value is not None}
-
-
-def _with_samples(checkpoint: Checkpoint, folder: AnyPath, count: int) -> Checkpoint:
-    from imgcls.data.packed import pack_folder, pick_samples
-
-    packed = pack_folder(scan_folder(folder, checkpoint.manifest.classes), checkpoint.manifest.preprocessing)
-    return replace(checkpoint, samples=pick_samples(packed, count))

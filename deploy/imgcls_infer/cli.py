@@ -226,14 +226,18 @@ def _self_check(predictor: Predictor, as_json: bool) -> None:
             "checks": [found.to_dict() for found in result.checks],
         }
         click.echo(json.dumps(document, ensure_ascii=True, indent=2))
-    else:
+    elif result.checks:
         for found in result.checks:
             click.echo(_check_line(found))
         for line in result.verdicts:
             click.echo(line)
+    if not result.checks:
+        raise failure(
+            "nothing to compare with: the model file carries no golden samples; export it again without --golden 0, or "
+            "with --samples FOLDER"
+        )
     if not result:
-        reason = f"does not hold here: {', '.join(result.broken())}" if result.checks else "can't be checked"
-        raise failure(f"the contract {reason}")
+        raise failure(f"the contract does not hold here: {', '.join(result.broken())}")
 
 
 def _check_line(found: Check) -> str:

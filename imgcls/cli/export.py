@@ -84,9 +84,18 @@ _GROUPS = {
 )
 @click.option("--opset", type=Whole(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option(
-    "--samples", type=FILE, help="Folder of <class>/* to take golden samples from. Default: the checkpoint's."
+    "--samples",
+    type=FILE,
+    help="Folder of pictures to take golden samples from, in class folders or not. Default: the checkpoint's, of its "
+    "test set.",
 )
-@click.option("--golden", type=Whole(0, 64), default=8, show_default=True, help="Golden samples in the file.")
+@click.option(
+    "--golden",
+    type=Whole(0, 64),
+    default=8,
+    show_default=True,
+    help="Golden samples in the file: real pictures, with which the self-check compares. 0 leaves them out.",
+)
 @click.option("--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none.")
 @verbosity("the path of the file", "the file's manifest")
 def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **options: Any) -> None:
@@ -101,7 +110,9 @@ def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **opti
 
     result = export_checkpoint(loaded, **options, samples=samples, run=run_dir, report=note)
     parity = result.manifest.parity
-    if not parity.golden_samples:
+    if not options["golden"]:
+        note("note: no pictures in the file; imgcls-infer --self-check has nothing to compare with")
+    elif not parity.golden_samples:
         note("note: no golden samples in the file; --samples FOLDER puts some in")
     if result.note:
         note(f"note: {result.note}; the plain graph is in the file")

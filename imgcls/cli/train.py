@@ -43,8 +43,8 @@ _GROUPS = {
     ),
     "Augmentation": ("shift", "flip", "colour", "cutout"),
     "Run": (
-        *("output", "run_dir", "resume", "config", "seed", "save_every", "tracker"),
-        *("right_share", "known_share", "novelty", "quiet", "verbose"),
+        *("output", "run_dir", "resume", "config", "seed", "save_every"),
+        *("right_share", "known_share", "novelty", "tracker", "quiet", "verbose"),
     ),
     "Device": ("device", "bf16", "cuda_graphs"),
 }
@@ -264,7 +264,5 @@ def _show_options(config: TrainConfig) -> None:
 
 
 def _is_given(context: click.Context, name: str) -> bool:
-    """Whether an option of the run stands on the command line."""
-    if name in ("quiet", "verbose"):
-        return False
+    """Whether an option stands on the command line."""
     return context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE

@@ -16,7 +16,7 @@ from imgcls_infer.steps import JPEGS, MODES
 from imgcls.config import TRACKERS, Recipe, TrainConfig, todays
 from imgcls.errors import ImgclsError, OptionError
 from imgcls.networks.registry import FROZEN, NETWORKS, TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, NetworkRow, find
-from imgcls.options import Allowed, Range, converted, kind_of, require_known
+from imgcls.options import Allowed, Range, converted, kind_of, renamed, require_known
 
 
 def train_config(
@@ -122,7 +122,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # both parsers raise ValueErrors
         raise ImgclsError(f"{path}: neither JSON nor TOML of a run's options ({one_line(error)})") from error
     try:
-        return {name: checked(name, value) for name, value in todays(raw).items()}
+        return {name: checked(name, value) for name, value in renamed(todays(raw)).items()}
     except OptionError as error:
         raise ImgclsError(f"{path}: {error}") from error
 

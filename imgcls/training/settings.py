@@ -58,7 +58,7 @@ def asked_anew(run: Path, given: Mapping[str, Any]) -> TrainConfig:
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options under their names, in their types. Raises OptionError."""
-    options = todays(renamed(given))
+    options = renamed(todays(given))
     require_known(options, _GIVEN, "a run", "train")
     return {name: converted(name, value, _GIVEN[name], ALLOWED.get(name)) for name, value in options.items()}
 

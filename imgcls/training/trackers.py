@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -124,9 +125,8 @@ class TensorBoard:
     id = ""
 
     def __init__(self, run: Path, options: dict[str, Any], earlier: str | None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._board: Any = SummaryWriter(str(run / "tensorboard"))
+        module: Any = import_module("torch.utils.tensorboard")  # by name: it has no types of its own
+        self._board = module.SummaryWriter(str(run / "tensorboard"))
         self._board.add_text("options", "\n".join(f"    {name}: {value}" for name, value in options.items()))
 
     def log_epoch(self, epoch: int, figures: Mapping[str, float]) -> None:

@@ -16,7 +16,7 @@ from imgcls.cli import command
 from imgcls.cli.train import command as train_command
 from imgcls.config import Recipe, TrainConfig
 from imgcls.errors import ImgclsError, OptionError
-from imgcls.options import Range
+from imgcls.options import WORDS, Range
 from imgcls.training.configure import ALLOWED, KINDS
 from imgcls.training.run_folder import load_config
 
@@ -164,6 +164,11 @@ def test_words_that_people_type_stand_for_options(result, monkeypatch):
     imgcls.train(lr=0.5, batch=7, imgsz=16, color=0.25)
     recipe = asked[0].recipe
     assert (recipe.learning_rate, recipe.batch_size, asked[0].image_size, recipe.colour) == (0.5, 7, 16, 0.25)
+
+
+def test_these_words_are_the_command_lines_too():
+    options = {flag.lstrip("-"): option.name for option in train_command.params for flag in option.opts}
+    assert {word: options.get(word) for word in WORDS} == WORDS
 
 
 def test_the_ranges_are_those_of_the_command_line():

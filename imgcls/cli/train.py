@@ -244,12 +244,11 @@ def command(resume: Path | None, config: Path | None, **options: Any) -> None:
     A run can be stopped at any time (Ctrl-C) and goes on with --resume. On several GPUs:
     torchrun --nproc-per-node=4 -m imgcls train ...
     """
-    from imgcls.training import train
-    from imgcls.training.settings import asked, asked_anew
+    from imgcls.library import configured, train
 
     context = click.get_current_context()
     given = {name: value for name, value in options.items() if _is_given(context, name)}
-    chosen = asked_anew(resume, given) if resume else asked(given, config)
+    chosen = configured(config=config, resume=resume, **given)
     if is_verbose():
         _show_options(chosen)
     result = train(chosen, report=report_line, resume=resume)

@@ -16,7 +16,7 @@ from imgcls.cli import command
 from imgcls.cli.train import command as train_command
 from imgcls.config import Recipe, TrainConfig
 from imgcls.errors import ImgclsError, OptionError
-from imgcls.options import Range
+from imgcls.options import WORDS, Range
 from imgcls.training.configure import ALLOWED, KINDS
 from imgcls.training.run_folder import load_config
 
@@ -166,6 +166,11 @@ def test_words_that_people_type_stand_for_options(result, monkeypatch):
     assert (recipe.learning_rate, recipe.batch_size, asked[0].image_size, recipe.colour) == (0.5, 7, 16, 0.25)
 
 
+def test_these_words_are_the_command_lines_too():
+    options = {flag.lstrip("-"): option.name for option in train_command.params for flag in option.opts}
+    assert {word: options.get(word) for word in WORDS} == WORDS
+
+
 def test_the_ranges_are_those_of_the_command_line():
     options = {option.name: option.type for option in train_command.params}
     for name, allowed in ALLOWED.items():
@@ -190,10 +195,10 @@ def test_what_is_shown_of_a_result_is_one_short_line(result):
     evaluated = result.evaluate("data/test")
     predictor = imgcls.Predictor(exported)
     shown = {
-        "TrainResult(models/cnn.pth: 2 epochs, test ": result,
+        "TrainResult(models/cnn.pth: 2 epochs, test accuracy ": result,
         "Checkpoint(models/cnn.pth: cnn, 3 classes)": result.checkpoint,
         "ExportResult(models/cnn.onnx: fp32, ": exported,
-        "VerifyResult(ok: 1 of 1 runtime answer as PyTorch eager (cpu) does, 12 pictures)": verified,
+        "VerifyResult(ok: 1 of 1 runtime answers as PyTorch eager (cpu) does, on 12 pictures)": verified,
         "ParityReport(models/cnn.onnx, onnxruntime (CPU): ok; 12 pictures, max |dp| ": verified.reports[0],
         "Evaluation(12 pictures, accuracy ": evaluated,
         "DetailedScores(12 pictures, accuracy ": evaluated.scores,
@@ -210,10 +215,10 @@ def test_a_notebook_gets_tables_and_plots(result):
     verified = result.verify(result.export(), report=lambda line: None)
     pages = [value._repr_html_() for value in (result, verified, result.evaluate("data/test"))]
     assert [page.count("<img ") for page in pages] == [1, 0, 1]
-    assert all("<table>" in page and len(page) < 300_000 for page in pages)
+    assert all("<table " in page and len(page) < 300_000 for page in pages)
     assert "models/cnn.pth" in pages[0]
     assert "test accuracy" in pages[0]
-    assert "ok: 1 of 1 runtime answer as PyTorch eager (cpu) does, on 12 pictures" in pages[1]
+    assert "ok: 1 of 1 runtime answers as PyTorch eager (cpu) does, on 12 pictures" in pages[1]
     assert "macro F1" in pages[2]
 
 

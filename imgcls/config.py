@@ -14,8 +14,8 @@ from imgcls.errors import ImgclsError
 
 HALF = (0.5, 0.5, 0.5)
 
-TEST_DIR = Path("data/test")
-"""Where the test pictures are, if nothing says it."""
+TRAIN_DIR, TEST_DIR, OUTPUT = Path("data/train"), Path("data/test"), Path("models/cnn.pth")
+"""Where the training and the test pictures are, and where a checkpoint goes, if nothing says it."""
 
 Triple = tuple[float, float, float]
 """A number for each of red, green and blue."""
@@ -128,7 +128,8 @@ class TrainConfig(_Configuration, SetAside, Limits):
     decode: `scaled` lets libjpeg shrink large JPEG files while it decodes them, `whole` does not; None is the
     network's own.
     cache_dir: None takes the user's cache folder; cache_limit: bytes, 0 decodes the pictures anew in every epoch.
-    cuda_graphs: replay a captured training step on CUDA.
+    cuda_graphs: replay a captured training step on CUDA. tracker: one of TRACKERS; None is TensorBoard, where it is
+    installed.
     """
 
     train_dir: Path
@@ -149,11 +150,14 @@ class TrainConfig(_Configuration, SetAside, Limits):
     cache_dir: Path | None = None
     cache_limit: int = 20_000_000_000
     cuda_graphs: bool = True
+    tracker: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.freeze and not self.starts_from_weights:
             raise ImgclsError("`freeze` without `pretrained` or `weights` would freeze random weights")
+        if not self.recipe.epochs and not self.recipe.probe:
+            raise ImgclsError("`epochs` is 0; give at least 1, since only a solved last layer (`probe`) needs none")
         if self.patience and not self.val_fraction:
             raise ImgclsError("`patience` needs `val_fraction`: the test set never decides when to stop")
         if (self.recipe.mean is None) != (self.recipe.std is None):
@@ -183,6 +187,14 @@ class TrainConfig(_Configuration, SetAside, Limits):
         of_recipe = {name: value for name, value in options.items() if name not in own}
         others = {name: value for name, value in options.items() if name in own}
         return replace(self, **{"recipe": replace(self.recipe, **of_recipe), **others})
+
+
+TRACKERS = {
+    "tensorboard": ("tensorboard", "TensorBoard"),
+    "mlflow": ("mlflow", "MLflow"),
+    "wandb": ("wandb", "WandB"),
+}
+"""Where figures of a run can go beside its folder: the package that each needs, and its class in training.trackers."""
 
 
 def _require_finite(values: Mapping[str, Any]) -> None:

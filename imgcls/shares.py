@@ -48,6 +48,11 @@ def percent(share: float | None, count: int | None = None) -> str:
     return f"{share:.2%} ({100 * low:.1f}-{100 * high:.1f})"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: `1 picture`, `1,000 pictures`."""
+    return f"{count:,} {noun}" + ("s" if count != 1 else "")
+
+
 def legend(count: int) -> str:
     """What the brackets of `percent` mean, to follow other words; empty where it writes none."""
     return "; in brackets: 95 % interval" if 0 < count < FEW else ""

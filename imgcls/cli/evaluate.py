@@ -65,8 +65,8 @@ def command(
     """
     from imgcls.checkpoint import load_checkpoint
     from imgcls.data.folder import scan_folder
-    from imgcls.evaluation import evaluate_folder
     from imgcls.evaluation.saliency import explain_answers
+    from imgcls.library import evaluate
     from imgcls.report.evaluation import write_evaluation
     from imgcls.system.files import require_writable
 
@@ -77,7 +77,7 @@ def command(
     loaded = open_checkpoint(checkpoint, **described)
     folder = chosen_pictures(loaded, data_dir, run_dir, scan_folder)
     others = [(path, load_checkpoint(path)) for path in against]
-    evaluation = evaluate_folder(loaded, folder, device, wrong, unknown)
+    evaluation = evaluate(loaded, folder, device=device, wrong=wrong, unknown=unknown)
     _show_scores(evaluation.scores)
     _show_what_counts(evaluation, loaded.manifest)
     if output is not None:
@@ -85,7 +85,7 @@ def command(
         *files, last = write_evaluation(evaluation, loaded.manifest, output, explained)
         click.echo(f"wrote {', '.join(files)} and {last} to {output}")
     if others:
-        scored = [(path, other, evaluate_folder(other, folder, device).scores) for path, other in others]
+        scored = [(path, other, evaluate(other, folder, device=device).scores) for path, other in others]
         _show_side_by_side([(checkpoint, loaded, evaluation.scores), *scored])
 
 

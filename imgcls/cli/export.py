@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from imgcls.cli.options import DESCRIPTION, FILE, checkpoint_options, open_checkpoint, run_option
 from imgcls.config import FORMATS
-
-if TYPE_CHECKING:
-    from imgcls.checkpoint import Checkpoint
 
 
 @click.command("export", epilog="Example: imgcls export models/cnn.pth --output models/cnn.onnx")
@@ -92,25 +89,15 @@ def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **opti
 
     CHECKPOINT is a .pth of imgcls, or a bare state dict described by the options.
     """
-    from imgcls.config import ExportConfig
-
     described = {name: options.pop(name) for name in DESCRIPTION}
-    if run_dir and (options["calibration"] or options["precision"] != "int8"):
-        raise click.UsageError("--run names the pictures that calibrate int8; leave out --run, or --calibration")
     loaded = open_checkpoint(checkpoint, **described)
-    if options["precision"] == "int8" and options["calibration"] is None:
-        options["calibration"] = _training_dir(loaded, run_dir)
-    config = ExportConfig(checkpoint, **options)
-    if samples is not None:
-        from imgcls.data.packed import some_pictures
-
-        loaded = replace(loaded, samples=some_pictures(samples, loaded.manifest.preprocessing, config.golden))
-    from imgcls.export import export_model as run  # late: it loads onnx, which none of the errors above needs
+    from imgcls.library import export_checkpoint
     from imgcls.system.files import megabytes
 
-    result = run(config, loaded)
+    report = partial(click.echo, err=True)
+    result = export_checkpoint(loaded, **options, samples=samples, run=run_dir, report=report)
     parity = result.manifest.parity
-    if not config.golden:
+    if not options["golden"]:
         click.echo("note: no pictures in the file; imgcls-infer --self-check has nothing to compare with", err=True)
     elif not parity.golden_samples:
         click.echo("note: no golden samples in the file; --samples FOLDER puts some in", err=True)
@@ -127,14 +114,6 @@ def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **opti
         f"max |dp| against PyTorch {parity.max_abs_diff:.1e}{novelty} "
         f"in batches of {', '.join(map(str, parity.batch_sizes or []))}"
     )
-
-
-def _training_dir(checkpoint: Checkpoint, run_dir: Path | None) -> Path | None:
-    from functools import partial
-
-    from imgcls.training.run_pictures import training_dir
-
-    return training_dir(checkpoint.manifest, run_dir, partial(click.echo, err=True))
 
 
 def _show_quantization(chosen: dict[str, Any]) -> None:

@@ -121,11 +121,10 @@ def run_option(purpose: str) -> Callable[[Command], Command]:
 
 def chosen_pictures(checkpoint: Checkpoint, data_dir: Path | None, run_dir: Path | None, scan: Scan) -> Folder:
     """The pictures that pictures_options' options choose, scanned by `scan`; what was chosen goes to standard error."""
-    from imgcls.training.run_pictures import pictures_to_measure
+    from imgcls import library
 
-    if data_dir is not None and run_dir is not None:
-        raise click.UsageError("--data and --run both say which pictures; leave out one")
-    return pictures_to_measure(checkpoint.manifest, data_dir, run_dir, functools.partial(click.echo, err=True), scan)
+    report = functools.partial(click.echo, err=True)
+    return library.chosen_pictures(checkpoint, data_dir, run_dir, report, scan)
 
 
 def comparison_options(function: Command) -> Command:

@@ -30,7 +30,9 @@ def report_line(line: str) -> None:
 
 def with_options(message: str, commands: Iterable[click.Command]) -> str:
     """The library names fields, `val_fraction`; people who type commands know them as options, --val-fraction."""
-    options = {p.name: p.opts[0] for command in commands for p in command.params if isinstance(p, click.Option)}
+    named = [p for command in commands for p in command.params if isinstance(p, click.Option)]
+    options = {option.opts[0].lstrip("-").replace("-", "_"): option.opts[0] for option in named}
+    options |= {str(option.name): option.opts[0] for option in named}
     return re.sub(r"`(\w+)`", lambda found: options.get(found[1], found[0]), message)
 
 

@@ -11,12 +11,8 @@ from imgcls_infer.steps import JPEGS
 
 from imgcls.cli.options import FILE, POSITIVE, RESIZE, SHARE, Command, Number, published, recipe_values, triple
 from imgcls.cli.output import report_line
-from imgcls.config import TEST_DIR
-from imgcls.networks.registry import TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, is_outside, known_names
-
-_SETS = ("train_dir", "test_dir", "split")
-_APART = {"data_dir": ("train_dir", "test_dir"), "split": ("test_dir", "no_test")}  # one says what the others say
-_FREE = {"epochs": "--epochs", "cuda_graphs": "--cuda-graphs/--no-cuda-graphs"}  # may be given with --resume
+from imgcls.config import OUTPUT, TEST_DIR, TRACKERS, TRAIN_DIR
+from imgcls.networks.registry import TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, known_names
 
 
 def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command], Command]:
@@ -36,7 +32,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     help="In place of --train and --test: a folder with train/ and test/ (or val/, valid/), or a folder of <class>/*, "
     "which is then split by --split.",
 )
-@click.option("--train", "train_dir", type=FILE, default="data/train", show_default=True, help="Folder of <class>/*.")
+@click.option("--train", "train_dir", type=FILE, default=TRAIN_DIR, show_default=True, help="Folder of <class>/*.")
 @click.option("--test", "test_dir", type=FILE, default=TEST_DIR, show_default=True, help="Folder of <class>/*.")
 @click.option(
     "--split",
@@ -52,7 +48,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     help="Draws the pictures of --split; --seed leaves them as they are.",
 )
 @click.option("--no-test", is_flag=True, help="Train without test pictures.")
-@click.option("--output", "-o", type=FILE, default="models/cnn.pth", show_default=True, help="Checkpoint to write.")
+@click.option("--output", "-o", type=FILE, default=OUTPUT, show_default=True, help="Checkpoint to write.")
 @click.option("--run-dir", type=FILE, help="The run's folder. Default: runs/<output's name>, numbered.")
 @click.option(
     "--resume",
@@ -189,6 +185,11 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     metavar="GB",
     help="Larger sets are decoded anew in every epoch.",
 )
+@click.option(
+    "--tracker",
+    type=click.Choice(list(TRACKERS)),
+    help="Where options and figures of the run go beside its folder. Default: tensorboard, where it is installed.",
+)
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="Replay a captured step on CUDA. Default: yes.")
 def command(resume: Path | None, config: Path | None, **options: Any) -> None:
     """Train a network on a folder of pictures and write a checkpoint (.pth).
@@ -196,77 +197,13 @@ def command(resume: Path | None, config: Path | None, **options: Any) -> None:
     A run can be stopped at any time (Ctrl-C) and goes on with --resume. On several GPUs:
     torchrun --nproc-per-node=4 -m imgcls train ...
     """
-    from imgcls.training import train, train_config
-    from imgcls.training.run_folder import load_config
+    from imgcls.library import train
 
     context = click.get_current_context()
-    if resume:
-        anew = _given_anew(context, options)
-        chosen = load_config(resume, options["arch"] if "arch" in _given(context) else None).changed(**anew)
-    else:
-        chosen = train_config(**_merged(context, config, options))
-    train(chosen, report=report_line, resume=resume)
+    given = {name: value for name, value in options.items() if _is_given(context, name)}
+    train(report=report_line, resume=resume, config=config, **given)
 
 
-def _given_anew(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
-    """Those options given beside --resume that change none of the steps that the run has made so far.
-
-    Raises click.UsageError where another option is given.
-    """
-    given = _given(context)
-    if others := [option for name, option in given.items() if name not in ("resume", "arch", *_FREE)]:
-        free = " and ".join(_FREE.values())
-        raise click.UsageError(f"--resume takes the run's own options but for {free}; leave out {', '.join(others)}")
-    return {name: options[name] for name in _FREE if name in given}
-
-
-def _merged(context: click.Context, config: Path | None, options: dict[str, Any]) -> dict[str, Any]:
-    """train_config's arguments: what was given on the command line, else what stands in the file, else the defaults."""
-    from imgcls.training.configure import read_config
-
-    given = _given(context)
-    _require_one_way(given)
-    in_file = read_config(config) if config else {}
-    in_file.pop("run_dir", None)  # of the run that it comes from
-    if in_file.get("split"):
-        in_file.setdefault("test_dir", None)  # the option's default stands for nobody's wish
-    own = str(in_file.get("arch"))
-    if "arch" not in given and is_outside(own):  # nothing is run because a file names it
-        raise click.UsageError(f"{config}: its network is {own!r}, of your own files; name it again with --arch")
-    explicit = {name: value for name, value in options.items() if name in given}
-    return {**_as_fields(options), **in_file, **_as_fields(explicit)}
-
-
-def _require_one_way(given: dict[str, str]) -> None:
-    """Raises click.UsageError where the options name the test pictures in two ways, or the training pictures."""
-    for name, others in _APART.items():
-        if name in given and (twice := [given[other] for other in others if other in given]):
-            raise click.UsageError(f"{given[name]} says where the pictures are; leave out {', '.join(twice)}")
-
-
-def _given(context: click.Context) -> dict[str, str]:
-    """Names of the parameters that stand on the command line, each with its option."""
-    return {
-        parameter.name: parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name and context.get_parameter_source(parameter.name) == click.core.ParameterSource.COMMANDLINE
-    }
-
-
-def _as_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of the command in the names and units of TrainConfig."""
-    fields = dict(options)
-    no_test, root = fields.pop("no_test", False), fields.pop("data_dir", None)
-    if root is not None:
-        from imgcls.data.layout import find_sets
-
-        fields |= dict(zip(_SETS, find_sets(root, fields.get("split") or 0.0), strict=True))
-    elif fields.get("split"):
-        fields["test_dir"] = None
-    elif "test_dir" in fields:
-        fields["split"] = 0.0
-    if no_test:
-        fields |= {"test_dir": None, "split": 0.0}
-    if "cache_limit" in fields:
-        fields["cache_limit"] = int(1e9 * fields["cache_limit"])
-    return fields
+def _is_given(context: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    return context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgcls.cli.options import FILE, Number, chosen_pictures, comparison_options, is_original, open_checkpoint
+from imgcls.cli.options import FILE, Number, comparison_options, is_original, open_checkpoint
 from imgcls.cli.output import console, show_json
 from imgcls.config import TEST_DIR
 from imgcls.errors import ImgclsError
@@ -57,7 +58,6 @@ def command(
     Each file also runs in batches of 1, 2, 7 and 64, with several numbers of threads, and on adversarial pictures.
     Exits with 1 if a file does not answer as the checkpoint does.
     """
-    from imgcls.data.folder import comparison_folder
     from imgcls.system.files import require_writable
 
     if report is not None:
@@ -71,16 +71,11 @@ def command(
         _show(result, {}, report, as_json)
         return
     loaded = open_checkpoint(checkpoint, **described)
-    folder = chosen_pictures(loaded, data_dir, run_dir, comparison_folder)
-    # late, since they load onnx, which none of the errors above needs
-    from imgcls.export.formats import open_on_each
-    from imgcls.parity.runtimes import eager
-    from imgcls.parity.verify import verify as run
-    from imgcls.system.device import resolve_device
+    from imgcls.library import verify as run
 
-    opened = [(str(path), runtime) for path in models for runtime in open_on_each(path, providers)]
-    opened += [(str(checkpoint), eager(loaded, str(resolve_device(device)))) for device in devices]
-    result = run(loaded, opened, folder, tolerance)
+    say = partial(click.echo, err=True)
+    chosen: dict[str, Any] = {"run": run_dir, "providers": providers, "eager": devices, "report": say}
+    result = run(loaded, models, data_dir, tolerance, **chosen)
     _show(result, _bisect(loaded, models, result) if bisect else {}, report, as_json)
 
 

@@ -29,6 +29,7 @@ from imgcls.evaluation.scores import (
 )
 from imgcls.evaluation.unknown import UnknownScores, require_apart, score_unknown, unknown_folder
 from imgcls.networks.classifier import Classifier
+from imgcls.shares import counted, percent
 from imgcls.system.device import resolve_device
 from imgcls.system.files import AnyPath
 
@@ -77,6 +78,15 @@ class Evaluation:
     unreadable: tuple[tuple[Path, str], ...]
     rules: RuleScores | None = None
     unknown: UnknownScores | None = None
+
+    def __repr__(self) -> str:
+        scores = self.scores
+        return f"Evaluation({counted(scores.count, 'picture')}, accuracy {percent(scores.accuracy, scores.count)})"
+
+    def _repr_html_(self) -> str:
+        from imgcls.report.notebook import evaluation_html
+
+        return evaluation_html(self)
 
     @property
     def wrong_count(self) -> int:

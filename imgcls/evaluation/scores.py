@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imgcls.evaluation.coverage import RiskCoverage, risk_coverage
+from imgcls.shares import counted, percent
 
 BINS = 15
 """Bins of the expected calibration error, the number that Guo et al. (2017) use."""
@@ -80,6 +81,9 @@ class DetailedScores:
     calibration: tuple[CalibrationBin, ...]
     confusion: np.ndarray
     coverage: RiskCoverage
+
+    def __repr__(self) -> str:
+        return f"DetailedScores({counted(self.count, 'picture')}, accuracy {percent(self.accuracy, self.count)})"
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:

@@ -12,7 +12,7 @@ from imgcls_infer.selfcheck import FILE_TO_PIXELS, HALVES, PIXELS_TO_PROBABILITI
 
 from imgcls.parity.probes import Probe, margins
 from imgcls.parity.rounding import Tolerances
-from imgcls.shares import interval_of
+from imgcls.shares import counted, interval_of
 
 RELATIVE_FLOOR = 1e-4
 """Relative differences count where the reference probability is at least this."""
@@ -105,6 +105,11 @@ class ParityReport:
 
     def __bool__(self) -> bool:
         return not self.problems
+
+    def __repr__(self) -> str:
+        verdict, pictures = "ok" if self else f"FAILED, {self.problems[0]}", counted(self.count, "picture")
+        allowed = f"max |dp| {self.max_abs:.1e}, allowed {self.tolerance:.1e}"
+        return f"ParityReport({self.path}, {self.name}: {verdict}; {pictures}, {allowed})"
 
     @property
     def max_abs(self) -> float:

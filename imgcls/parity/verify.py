@@ -27,7 +27,7 @@ from imgcls.parity.compare import Outputs, ParityReport, compare
 from imgcls.parity.probes import Probe, adversarial, adversarial_pictures, batch_invariance, thread_invariance
 from imgcls.parity.rounding import Tolerances, tolerances, typical_pictures
 from imgcls.parity.runtimes import Run, Runtime, eager, golden_samples
-from imgcls.shares import interval_of
+from imgcls.shares import counted, interval_of
 from imgcls.system.files import AnyPath
 from imgcls.system.progress import progress_bar
 
@@ -59,6 +59,16 @@ class VerifyResult:
 
     def __bool__(self) -> bool:
         return all(self.reports)
+
+    def __repr__(self) -> str:
+        passed, all_of_them = sum(map(bool, self.reports)), counted(len(self.reports), "runtime")
+        verdict, pictures = "ok" if self else "FAILED", counted(len(self.paths), "picture")
+        return f"VerifyResult({verdict}: {passed} of {all_of_them} answer as {self.against} does, {pictures})"
+
+    def _repr_html_(self) -> str:
+        from imgcls.report.notebook import verification_html
+
+        return verification_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; a figure that is no number is null."""

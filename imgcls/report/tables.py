@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgcls_infer.errors import printable
 
-from imgcls.shares import legend, percent
+from imgcls.shares import counted, legend, percent
 
 if TYPE_CHECKING:
     from imgcls.bench import BenchResult
@@ -163,7 +163,7 @@ def bench_conditions(result: BenchResult) -> str:
     """The conditions that the figures depend on, in one line."""
     machine, config = result.machine, result.config
     libraries = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime"))
-    rounds, threads = _counted(config.repeats, "round"), _counted(config.threads, "thread")
+    rounds, threads = counted(config.repeats, "round"), counted(config.threads, "thread")
     return (
         f"{result.pictures:,} pictures, {rounds}, {threads}; {machine['cpu'] or 'unknown CPU'}, "
         f"{libraries}; stage 1 (file to pixels, the same for all) {_seconds(result.stage_1.median)} a picture; "
@@ -195,10 +195,6 @@ def _seconds(value: float) -> str:
 
 def _bytes(value: float) -> str:
     return f"{value / 1e6:,.2f} MB" if value < 1e7 else f"{value / 1e6:,.0f} MB"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("s" if count != 1 else "")
 
 
 def _times(ratio: float) -> str:

@@ -32,6 +32,7 @@ from imgcls.training.model import Model, build_model, on_features, with_features
 from imgcls.training.run_folder import RunFolder, load_state, random_state, restore_random_state
 from imgcls.training.sets import Report, Sets, load_sets
 from imgcls.training.start import Start, read_start
+from imgcls.training.trackers import Tracking
 
 
 @dataclass
@@ -40,7 +41,8 @@ class Run:
 
     test: the test pictures, or a frozen body's features of them.
     solved: the last layer that the run begins with, where it was solved on features.
-    folder: the leading process has one. saved_at: when the state was written last, time.monotonic.
+    folder: the leading process has one, and tells its figures to `tracking`. saved_at: when the state was written last,
+    time.monotonic.
     """
 
     config: TrainConfig
@@ -58,6 +60,7 @@ class Run:
     report: Report
     solved: SolvedHead | None = None
     folder: RunFolder | None = None
+    tracking: Tracking = field(default_factory=Tracking)
     progress: Progress = field(default_factory=Progress)
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -266,6 +269,7 @@ def _open(run: Run, resume: Path | None, state: dict[str, Any] | None) -> None:
     """The run's folder: a new one, or the one that goes on, with the state that was saved there last."""
     if run.group.leads:
         run.folder = RunFolder(resume) if resume else RunFolder.create(run.config)
+        run.tracking = Tracking.begin(run.config, run.folder.path, run.report)
         run.report(f"run folder {run.folder.path}, on {in_words(run.device)}")
     if state:
         run.load_state_dict(state)

@@ -31,7 +31,7 @@ from imgcls.export import export_model
 from imgcls.export.format import Format
 from imgcls.export.formats import FORMATS, open_exported
 from imgcls.export.info import info
-from imgcls.export.verify import verify
+from imgcls.library import verify
 from imgcls.networks.classifier import Classifier, with_novelty
 from imgcls.parity.bisect import bisect
 from imgcls.parity.rounding import tolerances, typical_pictures

@@ -382,30 +382,6 @@ def test_a_state_of_something_else_is_refused(tmp_path):
         load_state(tmp_path)
 
 
-def test_tensorboard_is_optional(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    RunFolder(tmp_path).log_epoch({"epoch": 1, "train_loss": 1.0})
-
-
-def test_tensorboard_gets_every_figure_of_an_epoch(tmp_path, monkeypatch):
-    seen = []
-
-    class Board:
-        def __init__(self, folder):
-            seen.append(folder)
-
-        def add_scalar(self, name, value, epoch):
-            seen.append((name, value, epoch))
-
-        def flush(self):
-            seen.append("flushed")
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Board))
-    RunFolder(tmp_path).log_epoch({"epoch": 3, "train_loss": 1.0, "val_loss": None, "test_accuracy": 0.0})
-    expected = [("train_loss", 1.0, 3), ("test_accuracy", 0.0, 3), "flushed"]
-    assert seen == [str(tmp_path / "tensorboard"), *expected]
-
-
 @pytest.mark.parametrize("options", [{}, {"ema": 0.999}, {"ema": 0.999, "val_fraction": 0.25}])
 def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pictures, monkeypatch, options):
     from imgcls.report import plots

@@ -21,6 +21,7 @@ from imgcls.cli.options import (
     Whole,
     published,
     recipe_values,
+    threads_option,
     triple,
 )
 from imgcls.cli.output import is_quiet, is_verbose, report_line, verbosity, wrapped
@@ -46,7 +47,7 @@ _GROUPS = {
         *("output", "run_dir", "resume", "config", "seed", "save_every"),
         *("right_share", "known_share", "novelty", "tracker", "quiet", "verbose"),
     ),
-    "Device": ("device", "bf16", "cuda_graphs"),
+    "Device": ("device", "threads", "bf16", "cuda_graphs"),
 }
 
 
@@ -236,6 +237,7 @@ def _recipe_option(*names: str, text: str, **attributes: Any) -> Callable[[Comma
     type=click.Choice(list(TRACKERS)),
     help="Where options and figures of the run go beside its folder. Default: tensorboard, where it is installed.",
 )
+@threads_option
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="Replay a captured step on CUDA. Default: yes.")
 @verbosity("the path of the checkpoint", "the options of the run")
 def command(resume: Path | None, config: Path | None, **options: Any) -> None:

@@ -52,6 +52,11 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     help="Draws the pictures of --split; --seed leaves them as they are.",
 )
 @click.option("--no-test", is_flag=True, help="Train without test pictures.")
+@click.option(
+    "--exclude",
+    type=FILE,
+    help="Leave out the training pictures that this list names, one path a line, like that of imgcls data check --fix.",
+)
 @click.option("--output", "-o", type=FILE, default="models/cnn.pth", show_default=True, help="Checkpoint to write.")
 @click.option("--run-dir", type=FILE, help="The run's folder. Default: runs/<output's name>, numbered.")
 @click.option(

@@ -78,18 +78,22 @@ def train(
     options: those of `imgcls train`, like epochs=20, arch="vgg16", learning_rate=0.001, output="models/mine.pth".
     A TrainConfig in place of `data` holds all of them. Raises ImgclsError.
     """
-    if isinstance(data, TrainConfig):
-        if options or config:
-            raise OptionError("a TrainConfig holds all options; change it with its method `changed`")
-        chosen = data
-    elif resume:
-        if config or data is not None:
-            raise OptionError(f"`resume` takes the run's own options; leave out {'`config`' if config else '`data`'}")
-        chosen = asked_anew(Path(resume), options)
-    else:
-        given = options if data is None else {"data": data, **options}
-        chosen = asked(given, None if config is None else Path(config))
+    if isinstance(data, TrainConfig) and (options or config):
+        raise OptionError("a TrainConfig holds all options; change it with its method `changed`")
+    chosen = data if isinstance(data, TrainConfig) else configured(data, config=config, resume=resume, **options)
     return TrainResult(**vars(run_training(chosen, report, resume)))
+
+
+def configured(
+    data: AnyPath | None = None, *, config: AnyPath | None = None, resume: AnyPath | None = None, **options: Any
+) -> TrainConfig:
+    """The configuration of a run that `train` would begin or go on with. Raises ImgclsError."""
+    if resume is None:
+        given = options if data is None else {"data": data, **options}
+        return asked(given, None if config is None else Path(config))
+    if config or data is not None:
+        raise OptionError(f"`resume` takes the run's own options; leave out {'`config`' if config else '`data`'}")
+    return asked_anew(Path(resume), options)
 
 
 def export_checkpoint(

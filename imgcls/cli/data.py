@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from imgcls.cli.options import FILE
+from imgcls.cli.output import show_json
 from imgcls.errors import ImgclsError
 
 
@@ -30,17 +31,61 @@ def cifar10(to: Path, archive: Path | None) -> None:
     click.echo(f"wrote 50,000 training and 10,000 test pictures to {to}; counts and channel statistics are CIFAR-10's")
 
 
-@command.command(epilog="Example: imgcls data check data/train")
+@command.command(epilog="Example: imgcls data check data --html check.html --fix leave-out.txt")
 @click.argument("folder", type=FILE)
-def check(folder: Path) -> None:
-    """Decode every picture of FOLDER/<class>/* and list everything that is out of order.
+@click.option("--test", type=FILE, metavar="DIR", help="The test folder, where it does not lie in FOLDER as test/.")
+@click.option("--image-size", type=click.IntRange(8, 4096), help="Count the pictures that have fewer pixels a side.")
+@click.option(
+    "--body/--no-body",
+    default=True,
+    help="Compare by the features of a pretrained network too (efficientnet_lite0, where the extra lite is installed), "
+    "and look for wrong labels by them. Default: yes.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output instead of the lines.")
+@click.option("--html", type=FILE, metavar="FILE.html", help="Write a page that shows the pairs as pictures.")
+@click.option(
+    "--fix",
+    type=FILE,
+    metavar="FILE",
+    help="Write a list of pictures to leave out, for imgcls train --exclude FILE. Nothing is deleted.",
+)
+def check(
+    folder: Path,
+    test: Path | None,
+    image_size: int | None,
+    body: bool,
+    as_json: bool,
+    html: Path | None,
+    fix: Path | None,
+) -> None:
+    """Decode every picture of FOLDER and list everything that is out of order.
+
+    FOLDER holds <class>/*, or train/ and test/ of such folders. What is looked for: files that can't be read or are in
+    the wrong place, pictures that are there twice (also mirrored, resized, recompressed or nearly the same), within a
+    class, in two classes, or in both train and test; likely wrong labels; pictures far from their class.
 
     Exits with 1 if a picture can't be read or there is none.
     """
-    from imgcls.data.check import check_folder
+    from imgcls.check import check_folder
+    from imgcls.check.leave_out import write_list
+    from imgcls.check.text import lines
+    from imgcls.report.data_check import write_check
+    from imgcls.system.files import require_writable
 
-    report = check_folder(folder)
-    for line in report.lines():
-        click.echo(line)
-    if not report:
-        raise ImgclsError(f"{folder}: {len(report.unreadable)} pictures can't be read; training would skip them")
+    for path in (html, fix):
+        if path is not None:
+            require_writable(path)
+    found = check_folder(folder, test, image_size, body)
+    if as_json:
+        show_json(found.to_dict())
+    else:
+        for line in lines(found):
+            click.echo(line)
+    if html is not None:
+        write_check(found, html)
+        click.echo(f"wrote {html}", err=as_json)
+    if fix is not None:
+        count = write_list(found, fix)
+        click.echo(f"wrote {fix}: {count:,} training pictures to leave out", err=as_json)
+    if not found:
+        raise ImgclsError(f"{folder}: {len(found.unreadable)} pictures can't be read; training would skip them")

@@ -9,7 +9,16 @@ import click
 from imgcls_infer.errors import counted
 
 from imgcls.cli.groups import GroupedCommand
-from imgcls.cli.options import BARE, FILE, Whole, checkpoint_options, chosen_pictures, open_checkpoint, pictures_options
+from imgcls.cli.options import (
+    BARE,
+    FILE,
+    Whole,
+    checkpoint_options,
+    chosen_pictures,
+    open_checkpoint,
+    pictures_options,
+    threads_option,
+)
 from imgcls.cli.output import (
     console,
     is_quiet,
@@ -38,7 +47,7 @@ _GROUPS = {
     "Pictures": ("data_dir", "run_dir", "unknown"),
     "Comparison": ("against",),
     "Output": ("output", "wrong", "explain", "as_json", "quiet", "verbose"),
-    "Device": ("device",),
+    "Device": ("device", "threads"),
     **BARE,
 }
 
@@ -52,6 +61,7 @@ _GROUPS = {
 @checkpoint_options
 @pictures_options("Folder of <class>/*")
 @click.option("--output", "-o", type=FILE, help="Folder for scores.json, the plots, and the sheet of wrong answers.")
+@threads_option
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to run.")
 @click.option(
     "--wrong",

@@ -9,7 +9,16 @@ import click
 from imgcls_infer.errors import counted
 
 from imgcls.cli.groups import GroupedCommand
-from imgcls.cli.options import BARE, DESCRIPTION, FILE, Whole, checkpoint_options, open_checkpoint, run_option
+from imgcls.cli.options import (
+    BARE,
+    DESCRIPTION,
+    FILE,
+    Whole,
+    checkpoint_options,
+    open_checkpoint,
+    run_option,
+    threads_option,
+)
 from imgcls.cli.output import is_quiet, is_verbose, note, verbosity, wrapped
 from imgcls.config import FORMATS
 
@@ -18,6 +27,7 @@ _GROUPS = {
     "Golden samples": ("golden", "samples"),
     "ONNX": ("batch", "opset", "external_data", "embed_resize"),
     "int8": ("calibration", "run_dir", "calibration_size", "target"),
+    "Device": ("threads",),
     **BARE,
 }
 
@@ -97,6 +107,7 @@ _GROUPS = {
     help="Golden samples in the file: real pictures, with which the self-check compares. 0 leaves them out.",
 )
 @click.option("--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none.")
+@threads_option
 @verbosity("the path of the file", "the file's manifest")
 def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **options: Any) -> None:
     """Write a checkpoint as one self-describing file for devices.

@@ -47,6 +47,24 @@ SHARE = Number(0, 1, max_open=True)
 DESCRIPTION = ("arch", "classes", "image_size", "resize", "mean", "std")  # of a bare .pth: see checkpoint_options
 
 
+def threads_option(function: Command) -> Command:
+    """--threads: of PyTorch on the CPU."""
+    return click.option(
+        "--threads",
+        type=Whole(1, 1024),
+        expose_value=False,
+        callback=_use_threads,
+        help="Threads of PyTorch on the CPU. Default: the CPUs that this process may use, or OMP_NUM_THREADS.",
+    )(function)
+
+
+def _use_threads(context: click.Context, parameter: click.Parameter, count: int | None) -> None:
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+
+
 def triple(text: str) -> tuple[float, float, float]:
     """Three comma-separated numbers, one a channel."""
     parts = text.split(",")

@@ -21,6 +21,7 @@ from imgcls.cli.options import (
     Whole,
     published,
     recipe_values,
+    threads_option,
     triple,
 )
 from imgcls.cli.output import is_quiet, is_verbose, report_line, verbosity, wrapped
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _GROUPS = {
     "Data": (
-        *("data_dir", "train_dir", "test_dir", "split", "split_seed", "no_test", "val_fraction"),
+        *("data_dir", "train_dir", "test_dir", "split", "split_seed", "no_test", "exclude", "val_fraction"),
         *("image_size", "resize", "decode", "cache_dir", "cache_limit"),
     ),
     "Network": ("arch", "pretrained", "weights", "weights_name", "freeze", "dropout"),
@@ -46,7 +47,7 @@ _GROUPS = {
         *("output", "run_dir", "resume", "config", "seed", "save_every"),
         *("right_share", "known_share", "novelty", "tracker", "quiet", "verbose"),
     ),
-    "Device": ("device", "bf16", "cuda_graphs"),
+    "Device": ("device", "threads", "bf16", "cuda_graphs"),
 }
 
 
@@ -86,6 +87,11 @@ def _recipe_option(*names: str, text: str, **attributes: Any) -> Callable[[Comma
     help="Draws the pictures of --split; --seed leaves them as they are.",
 )
 @click.option("--no-test", is_flag=True, help="Train without test pictures.")
+@click.option(
+    "--exclude",
+    type=FILE,
+    help="Leave out the training pictures that this list names, one path a line, like that of imgcls data check --fix.",
+)
 @click.option("--output", "-o", type=FILE, default=OUTPUT, show_default=True, help="Checkpoint to write.")
 @click.option("--run-dir", type=FILE, help="The run's folder. Default: runs/<output's name>, numbered.")
 @click.option(
@@ -236,6 +242,7 @@ def _recipe_option(*names: str, text: str, **attributes: Any) -> Callable[[Comma
     type=click.Choice(list(TRACKERS)),
     help="Where options and figures of the run go beside its folder. Default: tensorboard, where it is installed.",
 )
+@threads_option
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="Replay a captured step on CUDA. Default: yes.")
 @verbosity("the path of the checkpoint", "the options of the run")
 def command(resume: Path | None, config: Path | None, **options: Any) -> None:
@@ -244,12 +251,11 @@ def command(resume: Path | None, config: Path | None, **options: Any) -> None:
     A run can be stopped at any time (Ctrl-C) and goes on with --resume. On several GPUs:
     torchrun --nproc-per-node=4 -m imgcls train ...
     """
-    from imgcls.training import train
-    from imgcls.training.settings import asked, asked_anew
+    from imgcls.library import configured, train
 
     context = click.get_current_context()
     given = {name: value for name, value in options.items() if _is_given(context, name)}
-    chosen = asked_anew(resume, given) if resume else asked(given, config)
+    chosen = configured(config=config, resume=resume, **given)
     if is_verbose():
         _show_options(chosen)
     result = train(chosen, report=report_line, resume=resume)

@@ -32,6 +32,7 @@ _STAGES = (
     (1, 3, 1, 6, 320),
 )
 _STEM, _FEATURES = 32, 1280
+_EARLY = 5  # blocks before the picture is halved for the fourth time, in Lite0
 _SKIPPED = 0.2  # share of the last residual branch that training skips, as it was published
 
 
@@ -82,6 +83,13 @@ class EfficientNetLite(nn.Module):
         self._dropout = nn.Dropout(own_dropout if dropout is None else dropout)
         self._fc = nn.Linear(_FEATURES, classes)
         self._activation = nn.ReLU6()
+
+    def early(self, x: Tensor) -> Tensor:
+        """What the first blocks make of x [N, 3, H, W]: [N, C, H/8, W/8], which still tells where something is."""
+        x = self._activation(self._bn0(self._conv_stem(x)))
+        for block in list(self._blocks)[:_EARLY]:
+            x = block(x)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:  # x: [N, 3, H, W]
         x = self._activation(self._bn0(self._conv_stem(x)))  # [N, 32, H/2, W/2]

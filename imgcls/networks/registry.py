@@ -158,7 +158,8 @@ OTHERS: Mapping[str, Recipe] = {
 
 TUNED: Mapping[str, Any] = {
     "epochs": 12,
-    "batch_size": 32,
+    "batch_size": 16,
+    "learning_rate": 0.0004,
     "shift": 0.125,
     "flip": True,
     "ema": 0.95,

@@ -61,9 +61,15 @@ class VerifyResult:
         return all(self.reports)
 
     def __repr__(self) -> str:
-        passed, all_of_them = sum(map(bool, self.reports)), counted(len(self.reports), "runtime")
-        verdict, pictures = "ok" if self else "FAILED", counted(len(self.paths), "picture")
-        return f"VerifyResult({verdict}: {passed} of {all_of_them} answer as {self.against} does, {pictures})"
+        return f"VerifyResult({self.verdict()})"
+
+    def verdict(self) -> str:
+        """What came out, on a line."""
+        passed, count = sum(map(bool, self.reports)), len(self.reports)
+        answers = (
+            f"{passed} of {counted(count, 'runtime')} {'answers' if count == 1 else 'answer'} as {self.against} does"
+        )
+        return f"{'ok' if self else 'FAILED'}: {answers}, on {counted(len(self.paths), 'picture')}"
 
     def _repr_html_(self) -> str:
         from imgcls.report.notebook import verification_html

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgcls_infer.errors import counted, printable
 from imgcls_infer.manifest import Manifest
+from PIL import Image
 
 from imgcls.report.plots import plot_confusion, plot_curves
 from imgcls.report.tables import coverage_line, parity_rows, rules_line, scores_cells, scores_line
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from imgcls.parity.verify import VerifyResult
 
 _CHANGED_SHOWN = 5
+_COLOURS = 64  # of a plot
 _WIDTHS = {"curves": "52rem", "confusion": "34rem"}
 _SETS = {"train": "training", "val": "held out", "test": "test"}
 
@@ -33,17 +35,16 @@ def training_html(manifest: Manifest, path: Path, history: Sequence[Mapping[str,
     sets = [name for name in _SETS if any(row.get(f"{name}_loss") is not None for row in history)]
     columns = ["epoch", *(f"{_SETS[name]} {figure}" for name in sets for figure in ("loss", "accuracy"))]
     rows = [[str(row["epoch"]), *(text for name in sets for text in _figures(row, name))] for row in history]
-    curves = [_picture("curves", lambda file: plot_curves(history, file))] if history else []
+    best = _kept_epoch(manifest, history)
+    curves = [_picture("curves", lambda file: plot_curves(history, file, best=best))] if history else []
     epochs = f"<details><summary>figures of each epoch</summary>{_table(columns, rows)}</details>"
     return _page(head, [_accuracies(manifest), *curves, epochs if len(rows) > 1 else _table(columns, rows)])
 
 
 def verification_html(result: VerifyResult) -> str:
     """A verification: the verdict, the figures of each runtime, what fails, and some changed answers."""
-    first, passed = result.reports[0], sum(map(bool, result.reports))
+    first = result.reports[0]
     accuracy = f"accuracy {percent(first.reference_accuracy, first.labelled)}{legend(first.labelled)}"
-    head = f"{'ok' if result else 'FAILED'}: {passed} of {counted(len(result.reports), 'runtime')} answer as "
-    head += f"{result.against} does, on {counted(first.count, 'picture')}"
     rows = [
         [Path(report.path).name, report.name, "ok" if report else "FAILED", *cells.values()]
         for report, cells in zip(result.reports, parity_rows(result.reports), strict=True)
@@ -54,7 +55,7 @@ def verification_html(result: VerifyResult) -> str:
         changed = [f"{answer.path}: {answer.reference} became {answer.candidate}" for answer in report.changed]
         more = len(changed) - _CHANGED_SHOWN
         lines += changed[:_CHANGED_SHOWN] + ([f"and {more:,} more"] if more > 0 else [])
-    return _page(head, [_line(accuracy), table, *map(_line, lines)])
+    return _page(result.verdict(), [_line(accuracy), table, *map(_line, lines)])
 
 
 def evaluation_html(evaluation: Evaluation) -> str:
@@ -67,6 +68,15 @@ def evaluation_html(evaluation: Evaluation) -> str:
     if evaluation.unreadable:
         lines.append(f"{counted(len(evaluation.unreadable), 'picture')} can't be read")
     return _page(scores_line(scores), [*map(_line, lines), table, matrix])
+
+
+def _kept_epoch(manifest: Manifest, history: Sequence[Mapping[str, Any]]) -> int | None:
+    """The epoch whose weights a checkpoint has, by its accuracies; None where no held-out part has selected one."""
+    kept = {name: share for name, share in manifest.dataset.items() if name.endswith("_accuracy")}
+    if "val_accuracy" not in kept:
+        return None
+    found = (row["epoch"] for row in reversed(history) if all(row.get(name) == kept[name] for name in kept))
+    return next(found, None)
 
 
 def _accuracies(manifest: Manifest) -> str:
@@ -106,7 +116,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1)
         for tag, row in (("th", columns), *(("td", row) for row in rows))
     )
     cells = "".join(f"<tr>{row}</tr>" for row in body)
-    return f'<div style="overflow-x: auto"><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
+    table = f'<table style="white-space: nowrap"><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>'
+    return f'<div style="overflow-x: auto">{table}</div>'
 
 
 def _picture(name: str, draw: Callable[[Path], None]) -> str:
@@ -114,6 +125,8 @@ def _picture(name: str, draw: Callable[[Path], None]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}.png"
         draw(file)
+        with Image.open(file) as image:
+            image.convert("RGB").quantize(_COLOURS).save(file, optimize=True)  # a third of the bytes
         data = base64.b64encode(file.read_bytes()).decode("ascii")
     return f'<img alt="{name}" style="width: 100%; max-width: {_WIDTHS[name]}" src="data:image/png;base64,{data}">'
 

@@ -141,7 +141,7 @@ KINDS = {name: kind_of(hint) for name, hint in (get_type_hints(TrainConfig) | ge
 KINDS["recipe"] = KINDS.pop("name")  # a recipe is given by its name
 
 _SHARE, _SEED = Range(0, 1, high_open=True), Range(0, 2**63 - 1)
-_SHARES = ("split", "val_fraction", "right_share", "known_share", "label_smoothing", "dropout", "crop", "colour")
+_SHARES = ("split", "val_fraction", "right_share", "known_share", "label_smoothing", "dropout", "shift", "colour")
 ALLOWED: dict[str, Allowed] = {
     **dict.fromkeys((*_SHARES, "cutout", "ema", "start_share"), _SHARE),
     **dict.fromkeys(("seed", "split_seed"), _SEED),

@@ -46,7 +46,7 @@ class Trained:
     def __repr__(self) -> str:
         record = self.checkpoint.manifest.dataset
         figures = [
-            f", {words} {percent(record[f'{name}_accuracy'], record[f'{name}_images'])}"
+            f", {words} accuracy {percent(record[f'{name}_accuracy'], record[f'{name}_images'])}"
             for name, words in (("val", "held out"), ("test", "test"))
             if f"{name}_accuracy" in record
         ]

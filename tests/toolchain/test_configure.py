@@ -71,7 +71,9 @@ def test_every_field_is_an_option_whose_help_has_the_recipes_values():
     assert own | recipes <= set(options)
     for name in recipes:
         assert "Default: " in options[name].help, name
-    told = "Default: cnn 0.004, vgg16 0.0005, others 0.001; with --freeze 0.001; article 0.001."
+    told = (
+        "Default: cnn 0.004, vgg16 0.0005, others 0.001; with --pretrained 0.0004; with --freeze 0.001; article 0.001."
+    )
     assert told in options["learning_rate"].help
     assert "Default: 20; with --pretrained 12; article 5." in options["epochs"].help
 

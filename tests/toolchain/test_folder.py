@@ -9,8 +9,8 @@ from helpers import make_pictures
 from imgcls_infer.sources import expand
 from PIL import Image
 
+from imgcls.check import check_folder
 from imgcls.cli import command
-from imgcls.data.check import check_folder
 from imgcls.data.folder import comparison_folder, read_classes, scan_folder, unlabelled_folder
 from imgcls.errors import DataError
 

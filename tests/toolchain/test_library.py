@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -16,7 +17,8 @@ from imgcls.cli import command
 from imgcls.cli.train import command as train_command
 from imgcls.config import Recipe, TrainConfig
 from imgcls.errors import ImgclsError, OptionError
-from imgcls.options import Range
+from imgcls.options import WORDS, Range
+from imgcls.report.notebook import _kept_epoch
 from imgcls.training.configure import ALLOWED, KINDS
 from imgcls.training.run_folder import load_config
 
@@ -166,6 +168,11 @@ def test_words_that_people_type_stand_for_options(result, monkeypatch):
     assert (recipe.learning_rate, recipe.batch_size, asked[0].image_size, recipe.colour) == (0.5, 7, 16, 0.25)
 
 
+def test_these_words_are_the_command_lines_too():
+    options = {flag.lstrip("-"): option.name for option in train_command.params for flag in option.opts}
+    assert {word: options.get(word) for word in WORDS} == WORDS
+
+
 def test_the_ranges_are_those_of_the_command_line():
     options = {option.name: option.type for option in train_command.params}
     for name, allowed in ALLOWED.items():
@@ -190,10 +197,10 @@ def test_what_is_shown_of_a_result_is_one_short_line(result):
     evaluated = result.evaluate("data/test")
     predictor = imgcls.Predictor(exported)
     shown = {
-        "TrainResult(models/cnn.pth: 2 epochs, test ": result,
+        "TrainResult(models/cnn.pth: 2 epochs, test accuracy ": result,
         "Checkpoint(models/cnn.pth: cnn, 3 classes)": result.checkpoint,
         "ExportResult(models/cnn.onnx: fp32, ": exported,
-        "VerifyResult(ok: 1 of 1 runtime answer as PyTorch eager (cpu) does, 12 pictures)": verified,
+        "VerifyResult(ok: 1 of 1 runtime answers as PyTorch eager (cpu) does, on 12 pictures)": verified,
         "ParityReport(models/cnn.onnx, onnxruntime (CPU): ok; 12 pictures, max |dp| ": verified.reports[0],
         "Evaluation(12 pictures, accuracy ": evaluated,
         "DetailedScores(12 pictures, accuracy ": evaluated.scores,
@@ -210,11 +217,20 @@ def test_a_notebook_gets_tables_and_plots(result):
     verified = result.verify(result.export(), report=lambda line: None)
     pages = [value._repr_html_() for value in (result, verified, result.evaluate("data/test"))]
     assert [page.count("<img ") for page in pages] == [1, 0, 1]
-    assert all("<table>" in page and len(page) < 300_000 for page in pages)
+    assert all("<table " in page and len(page) < 300_000 for page in pages)
     assert "models/cnn.pth" in pages[0]
     assert "test accuracy" in pages[0]
-    assert "ok: 1 of 1 runtime answer as PyTorch eager (cpu) does, on 12 pictures" in pages[1]
+    assert "ok: 1 of 1 runtime answers as PyTorch eager (cpu) does, on 12 pictures" in pages[1]
     assert "macro F1" in pages[2]
+
+
+def test_the_curves_mark_the_epoch_that_was_kept(result):
+    row = {"epoch": 1, "val_accuracy": 0.5, "test_accuracy": 0.25}
+    history = [row, {**row, "epoch": 2}, {**row, "epoch": 3, "val_accuracy": 0.25}]
+    manifest = result.checkpoint.manifest
+    assert _kept_epoch(manifest, history) is None  # nothing was held out
+    kept = replace(manifest, dataset={"val_accuracy": 0.5, "test_accuracy": 0.25, "val_images": 4})
+    assert _kept_epoch(kept, history) == 2
 
 
 def test_names_from_files_are_text_in_a_notebook(result, tmp_path):

@@ -609,3 +609,16 @@ def test_the_best_epoch_is_the_first_of_the_best_and_patience_counts_from_it(acc
         assert progress.out_of_patience(patience) == (patience > 0 and epoch - best >= patience)
         assert (progress.epoch, progress.step, progress.seconds) == (epoch + 1, 0, 0.0)
     assert [row["val_accuracy"] for row in progress.history] == accuracies
+
+
+def test_the_number_of_threads_is_an_option_that_a_run_tells(tmp_path, pictures):
+    before = torch.get_num_threads()
+    line = ["train", "--train", pictures, "--no-test", "--epochs", "1", "--threads", before + 1, "--device", "cpu"]
+    try:
+        result = CliRunner().invoke(
+            command, [*map(str, line), "--run-dir", str(tmp_path / "r"), "-o", str(tmp_path / "a.pth")]
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert result.exit_code == 0, result.output
+    assert f"run folder {tmp_path / 'r'}, on cpu (threads: {before + 1})" in result.output

@@ -20,8 +20,8 @@ from imgcls import (
     verify,
 )
 from imgcls.bench import bench
+from imgcls.check import check_folder
 from imgcls.config import BenchConfig
-from imgcls.data.check import check_folder
 from imgcls.data.folder import scan_folder
 from imgcls.export.formats import open_exported
 from imgcls.export.info import info

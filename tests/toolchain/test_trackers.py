@@ -89,13 +89,13 @@ def test_a_tracker_that_fails_does_not_end_the_run(pictures, noting, monkeypatch
     assert len(result.history) == 2
     assert result.path.is_file()
     assert [line for line in lines if "mlflow" in line] == [
-        "mlflow has failed, and the run goes on without it: no disk at all"
+        "mlflow has failed, and the run goes on without it: no disk"
     ]
 
 
 def test_a_tracker_that_cannot_begin_is_one_line_before_the_first_epoch(pictures, noting, monkeypatch):
     monkeypatch.setattr(noting, "fails_at", "begin")
-    with pytest.raises(TrainingError, match=r"^`tracker` mlflow can't begin: no disk at all$"):
+    with pytest.raises(TrainingError, match=r"^`tracker` mlflow can't begin: no disk$"):
         imgcls.train(pictures, tracker="mlflow", report=lambda line: None, **QUICK)
 
 
@@ -159,5 +159,5 @@ def test_wandb_has_the_run_offline(pictures, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     lines = []
     result = imgcls.train(pictures, tracker="wandb", report=lines.append, **QUICK)
-    assert not [line for line in lines if "wandb" in line]
+    assert not [line for line in lines if line.startswith("wandb")]
     assert list((result.run / "wandb").glob("offline-run-*/*.wandb"))

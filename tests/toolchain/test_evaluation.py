@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -359,8 +360,8 @@ def test_several_checkpoints_stand_side_by_side_on_the_same_pictures(trained, tm
         save_checkpoint(name, weights, trained[1].manifest)
     result = run("one.pth", "--data", known, "--against", "two.pth", "--against", "one.pth")
     assert result.exit_code == 0, result.output
-    rows = [line.split("│")[1:-1] for line in result.output.splitlines() if "541,094" in line]
-    assert [row[0].strip() for row in rows] == ["one.pth", "two.pth", "one.pth"]
+    rows = [re.split(" {2,}", line.strip()) for line in result.output.splitlines() if "541,094" in line]
+    assert [row[0] for row in rows] == ["one.pth", "two.pth", "one.pth"]
     assert rows[0] == rows[2]
     assert rows[0][1:4] == rows[1][1:4]
     assert rows[0][4:] != rows[1][4:]

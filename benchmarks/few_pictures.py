@@ -95,12 +95,11 @@ class Judge:
     def accuracy(self, checkpoint: Checkpoint, frozen: bool) -> float:
         """Share of right answers, 0..1, in float32 on the CPU."""
         packed = pack_folder(self._folder, checkpoint.manifest.preprocessing)
-        checkpoint = replace(checkpoint, novelty=None)  # the logits are the same, and the network is in one piece
-        classifier, images = checkpoint.classifier(), torch.from_numpy(packed.images)
         if frozen:
-            layer = classifier.network.get_submodule(find(checkpoint.manifest.arch).head)
+            plain = replace(checkpoint, novelty=None)  # the logits are the same, and the network is in one piece
+            layer = plain.classifier().network.get_submodule(find(plain.manifest.arch).head)
             with torch.inference_mode():
-                logits = layer(self._features(checkpoint, images))
+                logits = layer(self._features(plain, torch.from_numpy(packed.images)))
         else:
             logits = _exported_logits(checkpoint, packed.images)
         return float((logits.argmax(1) == torch.from_numpy(packed.labels)).double().mean())

@@ -100,13 +100,14 @@ class SetAside:
 
     split: share of each class that is the test set, drawn by split_seed (data.split). val_fraction: part of each class
     that is held out and selects the best epoch; patience: epochs without a better one until the run stops, 0 never
-    does. The test set selects nothing.
+    does. The test set selects nothing. exclude: a list of training pictures to leave out (data.exclude).
     """
 
     split: float = 0.0
     split_seed: int = 0
     val_fraction: float = 0.0
     patience: int = 0
+    exclude: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -326,7 +326,10 @@ class Predictor:
 
 
 def rules_in_force(acceptance: Acceptance | None, threshold: float | None, accept_all: bool) -> Rules | None:
-    """The rules in force, None for a model without an acceptance of which no threshold is asked."""
+    """The rules in force, None for a model without an acceptance of which no threshold is asked.
+
+    Raises ValueError for a threshold outside 0..1, or one together with accept_all.
+    """
     if threshold is not None and accept_all:
         raise ValueError("threshold and accept_all exclude each other")
     if threshold is not None and not 0 <= threshold <= 1:

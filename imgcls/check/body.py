@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from imgcls.check.pictures import FEW, LARGE_SIDE, MIDDLE_SIDE
 from imgcls.errors import CheckpointError
@@ -45,14 +45,14 @@ class Body:
         )
         network = build_network(row, row.published.classes, LARGE_SIDE)
         network.load_state_dict(state)
-        network.eval().to(self._kind).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.eval().to(self._kind).to(memory_format=torch.channels_last)
         self._network, self._head = network, row.head
 
     def features(self, small: np.ndarray) -> Tensor:
         """What the last layer would see of pictures, uint8 [N, S, S, 3]: float32 [N, D]. Larger for few pictures."""
         side = LARGE_SIDE if len(small) <= FEW else MIDDLE_SIDE
         body, _ = split_head(self._network, self._head)
-        return self._run(body, small, side, "computing features", False)
+        return self._run(lambda batch: body(batch).float(), small, side, "computing features", False)
 
     def maps(self, small: np.ndarray, rows: Tensor, mirrored: bool) -> Tensor:
         """What the first blocks see of some pictures, or of their mirror images, cell by cell: vectors of length 1.
@@ -68,7 +68,7 @@ class Body:
 
     def _run(
         self,
-        function: Callable[[Tensor], Tensor] | nn.Module,
+        function: Callable[[Tensor], Tensor],
         small: np.ndarray,
         side: int,
         description: str,
@@ -111,6 +111,3 @@ def likeness(body: Body, small: np.ndarray, first: Tensor, second: Tensor, mirro
             product = maps[own[part]].float() * theirs[place[pairs]].float()
             distance[pairs] = 1 - product.sum(1)
     return distance.clamp(min=0)
-
-
-Bodies = Sequence[Body]

@@ -63,7 +63,7 @@ class Findings:
         return [pair for pair in self.pairs if pair.where == place]
 
     def class_of(self, row: int) -> str:
-        return self.classes[self.pictures.labels[row]]
+        return self.classes[int(self.pictures.labels[row])]
 
     def short(self, path: Path) -> str:
         """A path below the folder that was checked, where it is below it."""

@@ -17,6 +17,7 @@ LEAST = 5
 
 _NEIGHBOURS = 5
 _FAR = 5.0  # times the spread above the middle of a class
+_LIKELY = 25.0  # times as likely as its own is the class of a picture that is reported
 _ROWS = 1024
 
 
@@ -44,8 +45,8 @@ def wrong_labels(features: Tensor, labels: np.ndarray, classes: int, seed: int =
     """Labels that contradict what a linear layer that has not seen the picture says, least confident first.
 
     The method is confident learning (C. Northcutt, L. Jiang, I. Chuang, 2021) as cleanlab has it, on the answers of a
-    cross-validation. features: float32 [N, D]. labels: int64 [N]. Needs cleanlab. Classes of under LEAST pictures are
-    left out.
+    cross-validation; of its issues those stay in which another class is far more likely. features: float32 [N, D].
+    labels: int64 [N]. Needs cleanlab. Classes of under LEAST pictures are left out.
     """
     from cleanlab.filter import find_label_issues
 
@@ -56,18 +57,16 @@ def wrong_labels(features: Tensor, labels: np.ndarray, classes: int, seed: int =
     rows = np.flatnonzero(np.isin(labels, known))
     given = np.searchsorted(known, labels[rows])
     targets = torch.from_numpy(given)
-    answers = solve(features[torch.from_numpy(rows)], targets, len(known), seed, None).logits.softmax(1)
-    answers = answers.double() / answers.double().sum(1, keepdim=True)
-    probabilities = answers.numpy()
-    found = find_label_issues(
-        given, probabilities, filter_by="both", return_indices_ranked_by="self_confidence", n_jobs=1
+    logits = solve(features[torch.from_numpy(rows)], targets, len(known), seed, None).logits
+    probabilities = logits.double().softmax(1).numpy()
+    own, best = probabilities[np.arange(len(given)), given], probabilities.argmax(1)
+    issues = find_label_issues(
+        given, probabilities, filter_by="prune_by_class", return_indices_ranked_by="self_confidence", n_jobs=1
     )
-    own = probabilities[np.arange(len(given)), given]
-    best = probabilities.argmax(1)
     return tuple(
         WrongLabel(int(rows[index]), int(known[best[index]]), float(own[index]))
-        for index in found
-        if best[index] != given[index]
+        for index in issues
+        if probabilities[index].max() > _LIKELY * own[index]
     )
 
 

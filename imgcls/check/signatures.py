@@ -36,7 +36,9 @@ class Signatures:
 
 def signatures(small: np.ndarray) -> Signatures:
     """Of pictures, uint8 [N, S, S, 3], S a multiple of 32."""
-    parts = [_signatures(torch.from_numpy(small[start : start + _CHUNK])) for start in range(0, len(small), _CHUNK)]
+    parts = [
+        _signatures(torch.from_numpy(small[start : start + _CHUNK].copy())) for start in range(0, len(small), _CHUNK)
+    ]
     even, odd, edges = (torch.cat(part) for part in zip(*parts, strict=True))
     return Signatures(even, odd, edges)
 

@@ -112,6 +112,8 @@ def show_figures(heads: Sequence[str], rows: Sequence[Mapping[str, str]], otherw
         return
     abreast = next((count for count in range(len(heads), 1, -1) if fits(_down(heads[:count], rows[:count]))), 1)
     for start in range(0, len(heads), abreast):
+        if start:
+            out.print()
         out.print(_down(heads[start : start + abreast], rows[start : start + abreast]))
 
 

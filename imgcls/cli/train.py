@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _GROUPS = {
     "Data": (
-        *("data_dir", "train_dir", "test_dir", "split", "split_seed", "no_test", "val_fraction"),
+        *("data_dir", "train_dir", "test_dir", "split", "split_seed", "no_test", "exclude", "val_fraction"),
         *("image_size", "resize", "decode", "cache_dir", "cache_limit"),
     ),
     "Network": ("arch", "pretrained", "weights", "weights_name", "freeze", "dropout"),
@@ -87,6 +87,11 @@ def _recipe_option(*names: str, text: str, **attributes: Any) -> Callable[[Comma
     help="Draws the pictures of --split; --seed leaves them as they are.",
 )
 @click.option("--no-test", is_flag=True, help="Train without test pictures.")
+@click.option(
+    "--exclude",
+    type=FILE,
+    help="Leave out the training pictures that this list names, one path a line, like that of imgcls data check --fix.",
+)
 @click.option("--output", "-o", type=FILE, default=OUTPUT, show_default=True, help="Checkpoint to write.")
 @click.option("--run-dir", type=FILE, help="The run's folder. Default: runs/<output's name>, numbered.")
 @click.option(

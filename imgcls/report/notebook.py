@@ -35,7 +35,8 @@ def training_html(manifest: Manifest, path: Path, history: Sequence[Mapping[str,
     sets = [name for name in _SETS if any(row.get(f"{name}_loss") is not None for row in history)]
     columns = ["epoch", *(f"{_SETS[name]} {figure}" for name in sets for figure in ("loss", "accuracy"))]
     rows = [[str(row["epoch"]), *(text for name in sets for text in _figures(row, name))] for row in history]
-    curves = [_picture("curves", lambda file: plot_curves(history, file))] if history else []
+    best = _kept_epoch(manifest, history)
+    curves = [_picture("curves", lambda file: plot_curves(history, file, best=best))] if history else []
     epochs = f"<details><summary>figures of each epoch</summary>{_table(columns, rows)}</details>"
     return _page(head, [_accuracies(manifest), *curves, epochs if len(rows) > 1 else _table(columns, rows)])
 
@@ -67,6 +68,15 @@ def evaluation_html(evaluation: Evaluation) -> str:
     if evaluation.unreadable:
         lines.append(f"{counted(len(evaluation.unreadable), 'picture')} can't be read")
     return _page(scores_line(scores), [*map(_line, lines), table, matrix])
+
+
+def _kept_epoch(manifest: Manifest, history: Sequence[Mapping[str, Any]]) -> int | None:
+    """The epoch whose weights a checkpoint has, by its accuracies; None where no held-out part has selected one."""
+    kept = {name: share for name, share in manifest.dataset.items() if name.endswith("_accuracy")}
+    if "val_accuracy" not in kept:
+        return None
+    found = (row["epoch"] for row in reversed(history) if all(row.get(name) == kept[name] for name in kept))
+    return next(found, None)
 
 
 def _accuracies(manifest: Manifest) -> str:

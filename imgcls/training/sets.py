@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from imgcls_infer.errors import counted
+from imgcls_infer.errors import counted, printable
 from imgcls_infer.steps import Preprocessing
 from torch import Tensor
 
 from imgcls.config import TrainConfig
 from imgcls.data.cache import Cache, default_cache_dir
+from imgcls.data.exclude import read_list, without
 from imgcls.data.folder import Folder
 from imgcls.data.layout import layout_notes
 from imgcls.data.packed import pack_folder
 from imgcls.data.pictures import PackedPictures, Pictures, StreamedPictures
+from imgcls.data.shared import shared_pictures
 from imgcls.data.split import record_of, scan_sets
 from imgcls.errors import TrainingError
 from imgcls.training.distributed import Group
@@ -78,11 +82,15 @@ def load_sets(
     folder, test_folder = scan_sets(config.train_dir, config.test_dir, config.split, config.split_seed)
     for line in _origin_notes(config, folder, test_folder):
         report(line)
+    if config.exclude:
+        folder = _without_excluded(folder, config.exclude, report)
     test_set = None
     with group.leader_first():  # it decodes, the others find the cache filled
         train_set = _packed_or_streamed(folder, config, preprocessing, device, "reading training pictures", report)
         if test_folder:
             test_set = _packed_or_streamed(test_folder, config, preprocessing, device, "reading test pictures", report)
+    if group.leads and (line := _leak(config, train_set, test_set)):
+        report(line)
     _require_classes(folder, train_set.labels)
     train_rows, val_rows = split_rows(train_set.labels, config.val_fraction, config.seed)
     if config.val_fraction:
@@ -116,6 +124,32 @@ def _origin_notes(config: TrainConfig, folder: Folder, test: Folder | None) -> l
     count, total = len(test.paths), len(test.paths) + len(folder.paths)
     share = f"{config.split:.3g} of each class"
     return [f"{config.train_dir}: {count:,} of {total:,} pictures, {share}, are the test set and never trained on"]
+
+
+def _without_excluded(folder: Folder, exclude: Path, report: Report) -> Folder:
+    """The training pictures without the listed ones. Raises DataError where the list is not in order."""
+    listed = read_list(exclude)
+    kept = without(folder, listed)
+    count, total = len(folder.paths) - len(kept.paths), len(folder.paths)
+    others = f"; {len(listed) - count:,} others that it names are no training pictures" if len(listed) > count else ""
+    report(f"{exclude}: {count:,} of {total:,} training pictures are left out{others}")
+    return kept
+
+
+def _leak(config: TrainConfig, train: Pictures, test: Pictures | None) -> str:
+    """A line where the two sets share pictures, which is looked for in packed ones alone; else nothing."""
+    if not isinstance(train, PackedPictures) or not isinstance(test, PackedPictures):
+        return ""
+    shared = list(shared_pictures(train.packed, test.packed))
+    if not shared:
+        return ""
+    first, same = test.packed.paths[shared[0][1]], train.packed.paths[shared[0][0]]
+    words = ["imgcls", "data", "check", str(config.train_dir)]
+    command = shlex.join(words + (["--test", str(config.test_dir)] if config.test_dir else []))
+    number = f"{len(shared):,} test picture{'s are' if len(shared) > 1 else ' is'}"
+    return printable(
+        f"{number} in the training folder too, the first {first} as {same}: test figures are too good; see {command}"
+    )
 
 
 def _packed_or_streamed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -17,6 +18,7 @@ from imgcls.cli.train import command as train_command
 from imgcls.config import Recipe, TrainConfig
 from imgcls.errors import ImgclsError, OptionError
 from imgcls.options import WORDS, Range
+from imgcls.report.notebook import _kept_epoch
 from imgcls.training.configure import ALLOWED, KINDS
 from imgcls.training.run_folder import load_config
 
@@ -220,6 +222,15 @@ def test_a_notebook_gets_tables_and_plots(result):
     assert "test accuracy" in pages[0]
     assert "ok: 1 of 1 runtime answers as PyTorch eager (cpu) does, on 12 pictures" in pages[1]
     assert "macro F1" in pages[2]
+
+
+def test_the_curves_mark_the_epoch_that_was_kept(result):
+    row = {"epoch": 1, "val_accuracy": 0.5, "test_accuracy": 0.25}
+    history = [row, {**row, "epoch": 2}, {**row, "epoch": 3, "val_accuracy": 0.25}]
+    manifest = result.checkpoint.manifest
+    assert _kept_epoch(manifest, history) is None  # nothing was held out
+    kept = replace(manifest, dataset={"val_accuracy": 0.5, "test_accuracy": 0.25, "val_images": 4})
+    assert _kept_epoch(kept, history) == 2
 
 
 def test_names_from_files_are_text_in_a_notebook(result, tmp_path):

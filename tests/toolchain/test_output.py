@@ -161,7 +161,7 @@ def test_the_rule_of_int8_is_told_where_it_applies_and_a_cut_list_says_so():
 
 
 def test_a_quiet_verification_is_its_sentence(trained, tmp_path):
-    path = export_model(ExportConfig(trained[0], output=tmp_path / "a.onnx")).path
+    path = export_model(ExportConfig(trained[0], output=tmp_path / "a.onnx"), trained[1]).path
     labels = trained[1].manifest.classes[:2]
     folder = make_pictures(tmp_path / "few", dict.fromkeys(labels, 2))
     done = CliRunner().invoke(command, ["verify", str(trained[0]), str(path), "--data", str(tmp_path / "few"), "-q"])

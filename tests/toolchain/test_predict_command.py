@@ -25,7 +25,7 @@ def files(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     outputs = {"onnx": "a.onnx", "torchscript": "a.pt", "torch-export": "a.pt2", "triton": "triton"}
     for name, output in outputs.items():
-        export_model(ExportConfig(trained[0], name, folder / output))
+        export_model(ExportConfig(trained[0], name, folder / output), trained[1])
     return {"checkpoint": trained[0]} | {name: folder / output for name, output in outputs.items()}
 
 

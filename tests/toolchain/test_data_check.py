@@ -1,0 +1,314 @@
+"""imgcls data check: what is there twice, in the wrong place or labelled wrongly, and what is done about it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image, ImageEnhance
+
+from imgcls.check import check_folder
+from imgcls.check.body import installed_body
+from imgcls.check.labels import has_cleanlab, outliers, wrong_labels
+from imgcls.check.pairs import ACROSS, LEAK, NEAR, SAME_FILE, SAME_PIXELS, WITHIN
+from imgcls.check.signatures import mirrored, signatures
+from imgcls.cli import command
+from imgcls.data.exclude import read_list
+from imgcls.errors import DataError
+
+needs_body = pytest.mark.skipif(installed_body() is None, reason="the weights of efficientnet_lite0 are not installed")
+needs_cleanlab = pytest.mark.skipif(not has_cleanlab(), reason="cleanlab is not installed")
+
+
+def scene(seed: int, size: int = 96) -> Image.Image:
+    """A picture with coarse and fine structure, and no other like it."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((size, size, 3))
+    for cells, strength in ((3, 90), (7, 60), (16, 40), (32, 20)):
+        noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3)).astype(np.uint8))
+        picture += strength / 255 * np.asarray(noise.resize((size, size), Image.Resampling.BICUBIC), float)
+    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+
+
+def save(picture: Image.Image, path: Path, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, **options)
+    return path
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Two classes of six pictures that have nothing to do with each other."""
+    for number in range(12):
+        save(scene(number), tmp_path / "set" / ("ant" if number < 6 else "bee") / f"{number:02d}.png")
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def both(scenes):
+    """The same as training pictures, and four others of each class as test pictures."""
+    root = scenes.parent / "both"
+    shutil.move(scenes, root / "train")
+    for number in range(8):
+        save(scene(100 + number), root / "test" / ("ant" if number < 4 else "bee") / f"{number:02d}.png")
+    return root
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(command, [*map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+    return result.exit_code, result.output
+
+
+def check(*arguments: object) -> tuple[int, str]:
+    return run("data", "check", *arguments, "--no-body")
+
+
+# --- what is there twice ---
+
+
+def test_pictures_that_have_nothing_to_do_with_each_other_are_not_reported(scenes):
+    assert check_folder(scenes, body=False).pairs == ()
+    assert "no picture is there twice (compared by pixels)" in check(scenes)[1]
+
+
+def test_a_copy_of_a_file_and_a_file_of_the_same_pixels_are_told_apart(scenes):
+    shutil.copy(scenes / "ant" / "00.png", scenes / "ant" / "copy.png")
+    save(scene(1), scenes / "ant" / "other.bmp")
+    pairs = check_folder(scenes, body=False).pairs
+    assert [(pair.kind, pair.where, pair.distance) for pair in pairs] == [
+        (SAME_FILE, WITHIN, 0.0),
+        (SAME_PIXELS, WITHIN, 0.0),
+    ]
+
+
+def changed(name: str, picture: Image.Image) -> tuple[Image.Image, str]:
+    """A near-duplicate, and the suffix of its file."""
+    side = picture.width
+    if name == "mirrored":
+        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), ".png"
+    if name == "shifted":
+        return picture.crop((0, 0, side - side // 16, side - side // 16)), ".png"
+    if name == "cropped":
+        return picture.crop((side // 32, side // 32, side - side // 32, side - side // 32)), ".png"
+    if name == "brighter":
+        return ImageEnhance.Brightness(picture).enhance(1.3), ".png"
+    if name == "paler":
+        return ImageEnhance.Color(picture).enhance(0.4), ".png"
+    if name == "rescaled":
+        return picture.resize((48, 60)), ".png"
+    return picture, ".jpg"
+
+
+CHANGES = ("mirrored", "shifted", "cropped", "brighter", "paler", "rescaled", "recompressed")
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_changed_copies_are_found_by_pixels(tmp_path, size):
+    for number in range(3 * len(CHANGES)):
+        save(scene(number, size), tmp_path / "ant" / f"{number:02d}.png")
+    for number, name in enumerate(CHANGES):
+        picture, suffix = changed(name, scene(number, size))
+        save(picture, tmp_path / "ant" / f"z-{name}{suffix}", **({"quality": 40} if suffix == ".jpg" else {}))
+    found = check_folder(tmp_path, body=False)
+    names = {
+        (found.pictures.paths[pair.first].stem, found.pictures.paths[pair.second].stem, pair.mirrored)
+        for pair in found.pairs
+        if pair.kind == NEAR
+    }
+    assert names == {(f"{number:02d}", f"z-{name}", name == "mirrored") for number, name in enumerate(CHANGES)}
+
+
+@needs_body
+def test_changed_copies_are_found_by_pixels_and_a_body(tmp_path):
+    for number in range(3 * len(CHANGES)):
+        save(scene(number), tmp_path / "ant" / f"{number:02d}.png")
+    for number, name in enumerate(CHANGES):
+        picture, suffix = changed(name, scene(number))
+        save(picture, tmp_path / "ant" / f"z-{name}{suffix}")
+    found = check_folder(tmp_path)
+    assert found.body == "efficientnet_lite0"
+    names = {found.pictures.paths[pair.second].stem for pair in found.pairs}
+    assert names == {f"z-{name}" for name in CHANGES}
+    assert len(found.pairs) == len(CHANGES)
+
+
+def test_the_edges_of_a_mirror_image_are_those_of_the_mirrored_picture():
+    pixels = np.asarray(scene(0, 32))[None]
+    straight, turned = signatures(pixels), signatures(np.ascontiguousarray(pixels[:, :, ::-1]))
+    assert torch.allclose(mirrored(straight.edges), turned.edges, atol=2e-3)
+    assert torch.allclose(straight.even, turned.even, atol=1e-5)
+    assert torch.allclose(straight.odd, -turned.odd, atol=1e-5)
+
+
+def test_two_labels_of_one_picture_are_a_conflict(scenes):
+    shutil.copy(scenes / "ant" / "00.png", scenes / "bee" / "copy.png")
+    assert [pair.where for pair in check_folder(scenes, body=False).pairs] == [ACROSS]
+    assert "1 across classes (a label conflict" in check(scenes)[1]
+
+
+def test_the_folder_above_train_and_test_is_checked_for_leaks(both):
+    save(scene(3).transpose(Image.Transpose.FLIP_LEFT_RIGHT), both / "test" / "ant" / "leak.png")
+    code, output = check(both)
+    assert code == 0
+    assert "21 pictures in 2 classes (12 to train on, 9 to test on)" in output
+    assert "1 in train and test (a leak" in output
+    assert "mirrored: train/ant/03.png" in output.replace("\\", "/")
+    apart = check_folder(both / "train", both / "test", body=False)
+    assert [pair.where for pair in apart.pairs] == [LEAK]
+
+
+def test_many_copies_are_paired_with_the_first_of_their_folder(both):
+    for number in range(3):
+        shutil.copy(both / "train" / "ant" / "00.png", both / "train" / "ant" / f"copy{number}.png")
+        shutil.copy(both / "train" / "ant" / "00.png", both / "test" / "ant" / f"copy{number}.png")
+    places = [pair.where for pair in check_folder(both, body=False).pairs]
+    assert (places.count(WITHIN), places.count(LEAK), len(places)) == (5, 3, 8)
+
+
+def test_flat_pictures_and_single_ones_are_no_trouble(tmp_path):
+    for name, colour in (("a", "white"), ("b", "black")):
+        save(Image.new("RGB", (9, 200), colour), tmp_path / name / "0.png")
+    assert check(tmp_path)[0] == 0
+    shutil.rmtree(tmp_path / "b")
+    assert check(tmp_path)[0] == 0
+
+
+# --- what is told of it ---
+
+
+def test_json_has_the_pairs_nearest_first_with_kind_and_distance(both):
+    shutil.copy(both / "train" / "ant" / "00.png", both / "test" / "ant" / "leak.png")
+    save(scene(7), both / "train" / "bee" / "near.jpg", quality=60)
+    code, output = check(both, "--json")
+    document = json.loads(output)
+    assert code == 0
+    assert [(pair["kind"], pair["where"]) for pair in document["pairs"]] == [(SAME_FILE, LEAK), (NEAR, WITHIN)]
+    assert document["pairs"][0]["first"] == str(both / "train" / "ant" / "00.png")
+    assert document["pairs"][0]["distance"] == 0 < document["pairs"][1]["distance"]
+    assert document["classes"] == {"ant": [6, 5], "bee": [7, 4]}
+    assert (document["wrong_labels"], document["compared_by"]) == (None, ["pixels"])
+
+
+def test_long_lists_are_cut_and_counted(scenes):
+    for number in range(7):
+        shutil.copy(scenes / "ant" / "00.png", scenes / "ant" / f"copy{number}.png")
+    output = check(scenes)[1]
+    assert "7 within a class:" in output
+    assert "  and 2 more\n" in output
+
+
+def test_the_page_holds_its_pictures_itself(scenes, tmp_path):
+    shutil.copy(scenes / "ant" / "00.png", scenes / "bee" / "<copy>.png")
+    code, output = check(scenes, "--html", tmp_path / "check.html")
+    page = (tmp_path / "check.html").read_text(encoding="utf-8")
+    assert (code, f"wrote {tmp_path / 'check.html'}" in output) == (0, True)
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert "http" not in page
+    assert "&lt;copy&gt;.png" in page
+    assert "Across classes: 1" in page
+
+
+def test_heic_files_are_named_with_what_to_do(scenes):
+    (scenes / "ant" / "IMG_1.HEIC").write_bytes(b"x")
+    output = check(scenes)[1]
+    assert "HEIC: 1 file left out" in output
+    assert "magick mogrify -format jpg" in output
+    assert "stray" not in output
+
+
+def test_pictures_below_the_image_size_and_uneven_classes_are_counted(scenes):
+    save(scene(50, 20), scenes / "ant" / "tiny.png")
+    assert "small: 1 of 13 pictures have fewer than 64 pixels" in check(scenes, "--image-size", 64)[1]
+    for number in range(60):
+        save(scene(100 + number, 8), scenes / "ant" / f"more{number}.png")
+    assert "uneven: the largest class has 67 training pictures, the smallest 6" in check(scenes)[1]
+
+
+# --- leaving pictures out ---
+
+
+def test_a_list_of_a_check_is_left_out_of_training(both):
+    shutil.copy(both / "train" / "ant" / "00.png", both / "test" / "ant" / "leak.png")
+    shutil.copy(both / "train" / "ant" / "01.png", both / "train" / "ant" / "later.png")
+    shutil.copy(both / "train" / "ant" / "02.png", both / "train" / "bee" / "conflict.png")
+    listed = both / "leave-out.txt"
+    code, output = check(both, "--fix", listed)
+    assert (code, f"wrote {listed}: 4 training pictures to leave out" in output) == (0, True)
+    names = [line for line in listed.read_text().splitlines() if line and not line.startswith("#")]
+    assert names == ["train/ant/00.png", "train/ant/02.png", "train/bee/conflict.png", "train/ant/later.png"]
+    assert len(list(both.rglob("*.png"))) == 23, "nothing is deleted"
+    few = ("--data", both, "--image-size", 8, "--epochs", 1, "--device", "cpu", "-o", both / "a.pth")
+    warned = run("train", *few)[1]
+    assert "1 test picture is in the training folder too" in warned
+    assert f"imgcls data check {both / 'train'} --test {both / 'test'}" in warned
+    code, output = run("train", *few, "--exclude", listed, "--run-dir", both / "run")
+    assert code == 0, output
+    assert f"{listed}: 4 of 14 training pictures are left out" in output
+    assert "in the training folder too" not in output
+    assert json.loads((both / "run" / "config.json").read_text())["exclude"] == str(listed)
+    code, output = run("train", "--config", both / "run" / "config.json", "-o", both / "b.pth")
+    assert "4 of 14 training pictures are left out" in output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ant/00.png\nant/no.png\nant/none.png\n", "list.txt, line 2: "),
+        (None, "the list can't be read"),
+        ("".join(f"ant/{n:02d}.png\n" for n in range(6)), "no readable picture of ant"),
+    ],
+)
+def test_a_bad_list_is_one_line(scenes, text, message):
+    if text is not None:
+        (scenes / "list.txt").write_text(text)
+    arguments = ("--no-test", "--image-size", 8, "--epochs", 1, "--device", "cpu", "-o", scenes.parent / "a.pth")
+    code, output = run("train", "--train", scenes, *arguments, "--exclude", scenes / "list.txt")
+    assert code == 1
+    assert message in output.splitlines()[-1]
+
+
+def test_a_list_takes_comments_windows_line_ends_and_absolute_paths(scenes):
+    listed = scenes / "list.txt"
+    listed.write_bytes(b"# why\r\n\r\nant/00.png\r\n" + str(scenes / "ant" / "01.png").encode() + b"\n")
+    assert {name for _, name in read_list(listed)} == {"00.png", "01.png"}
+    listed.write_text("gone.png\n")
+    with pytest.raises(DataError, match="no such file; correct"):
+        read_list(listed)
+
+
+# --- labels ---
+
+
+def clusters(per_class: int = 40, spread: float = 0.4) -> tuple[torch.Tensor, np.ndarray]:
+    """Features of two classes that lie apart."""
+    generator = torch.Generator().manual_seed(0)
+    labels = np.repeat([0, 1], per_class)
+    centres = torch.randn(2, 16, generator=generator)
+    return centres[labels] + spread * torch.randn(2 * per_class, 16, generator=generator), labels
+
+
+@needs_cleanlab
+def test_wrong_labels_are_found_and_say_what_they_look_like():
+    features, labels = clusters()
+    labels[[3, 50]] = 1 - labels[[3, 50]]
+    assert sorted((found.row, found.suggested) for found in wrong_labels(features, labels, 2)) == [(3, 0), (50, 1)]
+
+
+@needs_cleanlab
+def test_classes_of_few_pictures_are_not_judged():
+    features, labels = clusters()
+    labels[[0, 1]] = 2
+    assert {found.row for found in wrong_labels(features, labels, 3)} <= set(range(2, 80))
+    assert wrong_labels(features[:3], np.array([0, 1, 2]), 3) == ()
+
+
+def test_a_picture_far_from_its_class_is_an_outlier():
+    features, labels = clusters()
+    features[7] = -4 * features[:40].mean(0)
+    assert next(iter(outliers(features, labels, 2))).row == 7

@@ -33,7 +33,8 @@ from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
-    "imgcls train --data data/sample --arch efficientnet_lite0 --pretrained --freeze --imgsz 128 -o models/lite0.pth",
+    "imgcls train --data data/sample --arch efficientnet_lite0 --pretrained --freeze --image-size 128 "
+    "-o models/lite0.pth",
     "imgcls export models/lite0.pth",
     "imgcls verify models/lite0.pth models/lite0.onnx",
     "imgcls-infer --model models/lite0.onnx data/sample/test/cat/00000.png tests/photographs/coffee.jpg",

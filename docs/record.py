@@ -3,8 +3,8 @@
     python docs/record.py                                     # `make recording`
     python docs/record.py --output x.svg --width 90 'imgcls --help' 'imgcls-infer --version'
 
-They run in a temporary folder with `data` and `tests` as here, so nothing of theirs is left. Long output is shortened in
-the middle. Nothing else is edited; pauses are cut to a second, and a viewer without animation sees the last picture.
+They run in a temporary folder with `data` and `tests` as here, so nothing of theirs is left. Long output is shortened
+in the middle. Nothing else is edited; pauses are cut to a second, and a viewer without animation sees the last picture.
 """
 
 from __future__ import annotations

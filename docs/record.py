@@ -100,6 +100,8 @@ def record(command: str, width: int, folder: Path, start: float) -> list[_Line]:
     if process.wait():
         raise SystemExit(f"error: {command} ended with {process.returncode}:\n" + "\n".join(screen.display).rstrip())
     filled = max((row for row, text in enumerate(screen.display) if text.strip()), default=-1) + 1
+    for row in range(filled):  # an empty line marks no row as changed: it comes with the line above
+        times.setdefault(row, times.get(row - 1, 0.0))
     return [(times[row], _text(screen, row)) for row in range(filled)]
 
 

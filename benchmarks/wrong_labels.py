@@ -50,7 +50,7 @@ def main() -> None:
         shares.append((hits / len(rows), hits / max(len(found), 1)))
         print(
             f"seed {seed}: {hits} of {len(rows)} replaced labels found among {len(found)} reported: "
-            f"recall {shares[-1][0]:.0%}, precision {shares[-1][1]:.0%}, {time.process_time() - before:.0f} CPU seconds",
+            f"recall {shares[-1][0]:.0%}, precision {shares[-1][1]:.0%}, {time.process_time() - before:.0f} CPU s",
             flush=True,
         )
     recall, precision = np.mean(shares, axis=0)

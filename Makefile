@@ -1,6 +1,6 @@
 # make quickstart   from nothing to a classified picture, on the CIFAR-10 sample in data/sample
 # make test         lint, types and tests
-# make docs         writes docs/cli.md anew
+# make docs         writes docs/cli.md anew, and builds the pages as a site into site/
 # make recording    records docs/quickstart.svg anew
 # make web          the browser page as static files in dist/web (WEB_MODEL=models/mine.onnx); needs npm
 # make test-minimum the tests with the lowest versions of all dependencies, in environments of their own
@@ -44,6 +44,8 @@ test: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate_cli.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 recording: $(VENV)/.installed-dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python docs/record.py

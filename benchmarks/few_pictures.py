@@ -5,10 +5,10 @@
 
 `--data` holds `train` and `test`, folders of <class>/* (CIFAR-10 by `imgcls data cifar10`). Each draw takes so many
 pictures of each class from `train`, at random by its number, and trains on them as `imgcls train` does; all pictures of
-`test` are answered by the checkpoint. What is done stands in the file of rows: a stopped run goes on, also in pieces
-by --only, --counts and --draws. A frozen body answers the test pictures once: its features are kept beside that file.
-Seconds are those of the whole training, decoding into an empty cache included. Prints one markdown table of what the
-file has: the mean over the draws, and its 95 % interval (Student's t).
+`test` are answered by the exported checkpoint. What is done stands in the file of rows: a stopped run goes on, also in
+pieces by --only, --counts and --draws. A frozen body answers the test pictures once: its features are kept beside that
+file. Seconds are those of the whole training, decoding into an empty cache included. Prints one markdown table of what
+the file has: the mean over the draws, and its 95 % interval (Student's t).
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ import numpy as np
 import torch
 
 from imgcls.checkpoint import Checkpoint, weights_sha256
+from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import pack_folder
 from imgcls.evaluation import predict_logits
+from imgcls.export import export_model
+from imgcls.export.formats import open_exported
 from imgcls.networks.classifier import split_head
 from imgcls.networks.registry import find
 from imgcls.system.files import write_atomically
@@ -92,14 +95,13 @@ class Judge:
     def accuracy(self, checkpoint: Checkpoint, frozen: bool) -> float:
         """Share of right answers, 0..1, in float32 on the CPU."""
         packed = pack_folder(self._folder, checkpoint.manifest.preprocessing)
-        checkpoint = replace(checkpoint, novelty=None)  # the logits are the same, and the network is in one piece
-        classifier, images = checkpoint.classifier(), torch.from_numpy(packed.images)
         if frozen:
-            layer = classifier.network.get_submodule(find(checkpoint.manifest.arch).head)
+            plain = replace(checkpoint, novelty=None)  # the logits are the same, and the network is in one piece
+            layer = plain.classifier().network.get_submodule(find(plain.manifest.arch).head)
             with torch.inference_mode():
-                logits = layer(self._features(checkpoint, images))
+                logits = layer(self._features(plain, torch.from_numpy(packed.images)))
         else:
-            logits = predict_logits(classifier, images, pictures_at_once(classifier))
+            logits = _exported_logits(checkpoint, packed.images)
         return float((logits.argmax(1) == torch.from_numpy(packed.labels)).double().mean())
 
     def _features(self, checkpoint: Checkpoint, images: torch.Tensor) -> torch.Tensor:
@@ -113,6 +115,16 @@ class Judge:
             found = predict_logits(classifier, images, pictures_at_once(classifier))
             write_atomically(path, lambda temporary: _save(temporary, found.numpy()))
         return torch.from_numpy(np.load(path))
+
+
+def _exported_logits(checkpoint: Checkpoint, images: np.ndarray) -> torch.Tensor:
+    """Float32 [N, K] for images [N, H, W, 3], uint8, by the exported file in onnxruntime: twice as fast as PyTorch."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "network.onnx"
+        export_model(ExportConfig(path.with_suffix(".pth"), output=path), checkpoint)
+        run = open_exported(path, threads=torch.get_num_threads()).run
+        answers = [run(images[start : start + 8])[0] for start in range(0, len(images), 8)]
+    return torch.from_numpy(np.concatenate(answers))
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from gpu import PARTS, Check
+from imgcls_infer.cpus import available_cpus
 from imgcls_infer.errors import InferError
 from imgcls_infer.predictor import Predictor
-from imgcls_infer.session import available_cpus
 
 from imgcls.bench import bench as bench_runtimes
 from imgcls.checkpoint import Checkpoint, load_checkpoint

@@ -27,9 +27,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from imgcls_infer.cpus import available_cpus
 from imgcls_infer.predictor import BUILT_IN, Predictor
 from imgcls_infer.preprocess import preprocess
-from imgcls_infer.session import available_cpus
 from PIL import Image
 
 BATCH = 32

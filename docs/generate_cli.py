@@ -18,6 +18,24 @@ HEAD = """\
 # The commands
 
 This page holds the `--help` of each command. `make docs` writes it, and a test compares it with the programs.
+
+`-q` leaves the result and errors of `train`, `eval`, `export`, `verify` and `bench`; `-v` adds to them. `--json` of
+`eval`, `info`, `predict`, `verify` and `bench` is one JSON document on standard output; everything else goes to
+standard error.
+Tables and long lines fit the terminal, or as many columns as `COLUMNS` says.
+
+## Completion in the shell
+
+Names of commands, options and choices are completed by the TAB key. This line belongs into the file that the shell
+reads when it starts:
+
+| shell | file | line |
+|---|---|---|
+| bash 4.4 or newer | `~/.bashrc` | `eval "$(_IMGCLS_COMPLETE=bash_source imgcls)"` |
+| zsh | `~/.zshrc` | `eval "$(_IMGCLS_COMPLETE=zsh_source imgcls)"` |
+| fish | `~/.config/fish/completions/imgcls.fish` | `_IMGCLS_COMPLETE=fish_source imgcls \\| source` |
+
+`imgcls-infer` has the same by `_IMGCLS_INFER_COMPLETE` and its own name.
 """
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ class Checkpoint:
     state_dict: float tensors on the CPU. manifest: see imgcls_infer.manifest. samples: a few real pictures after
     stage 1, as PNG bytes: they become the exported file's golden samples. build: (classes, (height, width)) -> the
     network that the weights are of; None builds the one that is registered under the manifest's arch. novelty: the
-    tensors that imgcls.networks.novelty makes its module of; None where the classifier gives no novelty.
+    tensors that imgcls.networks.novelty makes its module of; None where the classifier gives no novelty. path: of the
+    file that it was read from or written to.
     """
 
     state_dict: StateDict
@@ -51,6 +52,11 @@ class Checkpoint:
     samples: tuple[bytes, ...] = ()
     build: Callable[[int, Size], nn.Module] | None = None
     novelty: StateDict | None = None
+    path: Path | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return f"Checkpoint({self.path or 'no file'}: {manifest.arch}, {len(manifest.classes)} classes)"
 
     @property
     def head(self) -> str:
@@ -132,7 +138,7 @@ def save_checkpoint(
     _require_novelty(manifest, tensors, path)
     content = {"format": FORMAT, "manifest": json.loads(manifest.to_json()), "state_dict": state, "samples": pictures}
     write_mapping(path, content if tensors is None else {**content, "novelty": tensors})
-    return Checkpoint(state, manifest, samples, novelty=tensors)
+    return Checkpoint(state, manifest, samples, novelty=tensors, path=Path(path))
 
 
 def _stored(tensor: Tensor) -> Tensor:
@@ -186,7 +192,7 @@ def load_checkpoint(
         raise CheckpointError(f"{path}: the weights do not match their SHA-256 in the manifest; the file is damaged")
     novelty = None if content.get("novelty") is None else _tensors(content["novelty"], path)
     _require_novelty(manifest, novelty, path)
-    return Checkpoint(state, manifest, _samples(content.get("samples", []), path), build, novelty)
+    return Checkpoint(state, manifest, _samples(content.get("samples", []), path), build, novelty, Path(path))
 
 
 def is_bare(path: AnyPath) -> bool:
@@ -212,7 +218,7 @@ def load_article_checkpoint(
         manifest = Manifest(row.name, classes, preprocessing, mean, std, weights_sha256(state))
     except ModelError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    checkpoint = Checkpoint(state, manifest, build=partial(build_network, row))
+    checkpoint = Checkpoint(state, manifest, build=partial(build_network, row), path=Path(path))
     try:
         checkpoint.network()
     except CheckpointError as error:

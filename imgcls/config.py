@@ -14,8 +14,8 @@ from imgcls.errors import ImgclsError
 
 HALF = (0.5, 0.5, 0.5)
 
-TEST_DIR = Path("data/test")
-"""Where the test pictures are, if nothing says it."""
+TRAIN_DIR, TEST_DIR, OUTPUT = Path("data/train"), Path("data/test"), Path("models/cnn.pth")
+"""Where the training and the test pictures are, and where a checkpoint goes, if nothing says it."""
 
 Triple = tuple[float, float, float]
 """A number for each of red, green and blue."""
@@ -45,7 +45,7 @@ class Recipe(Tuning):
 
     name: of the recipe that it began as. optimizer: `adam`, `adamw` or `sgd` (Nesterov momentum 0.9).
     schedule: `constant`, or `one-cycle` (learning_rate is then the peak).
-    crop, flip, colour, cutout: see data.batches.Augmentation. dropout: None is the network's own.
+    shift, flip, colour, cutout: see data.batches.Augmentation. dropout: None is the network's own.
     ema: decay a step of the averaged weights that are evaluated and kept; 0 keeps the last ones. clip_norm: largest
     gradient norm; 0 leaves it. class_weights: rare classes count more, each class the same in sum.
     bf16: autocast where the device has bf16 matrix units. resize: one of imgcls_infer.steps.MODES; None is the
@@ -61,7 +61,7 @@ class Recipe(Tuning):
     weight_decay: float = 0.0
     schedule: str = "one-cycle"
     label_smoothing: float = 0.0
-    crop: float = 0.0
+    shift: float = 0.0
     flip: bool = False
     colour: float = 0.0
     cutout: float = 0.0
@@ -73,6 +73,14 @@ class Recipe(Tuning):
     resize: str | None = "crop"
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+
+
+_RENAMED = {"crop": "shift"}  # a name of 0.1, and today's
+
+
+def todays(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a run under today's names, whatever version they were written for."""
+    return {_RENAMED.get(name, name): value for name, value in options.items()}
 
 
 class _Configuration:
@@ -129,7 +137,8 @@ class TrainConfig(_Configuration, SetAside, Limits):
     decode: `scaled` lets libjpeg shrink large JPEG files while it decodes them, `whole` does not; None is the
     network's own.
     cache_dir: None takes the user's cache folder; cache_limit: bytes, 0 decodes the pictures anew in every epoch.
-    cuda_graphs: replay a captured training step on CUDA.
+    cuda_graphs: replay a captured training step on CUDA. tracker: one of TRACKERS; None is TensorBoard, where it is
+    installed.
     """
 
     train_dir: Path
@@ -150,11 +159,14 @@ class TrainConfig(_Configuration, SetAside, Limits):
     cache_dir: Path | None = None
     cache_limit: int = 20_000_000_000
     cuda_graphs: bool = True
+    tracker: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.freeze and not self.starts_from_weights:
             raise ImgclsError("`freeze` without `pretrained` or `weights` would freeze random weights")
+        if not self.recipe.epochs and not self.recipe.probe:
+            raise ImgclsError("`epochs` is 0; give at least 1, since only a solved last layer (`probe`) needs none")
         if self.patience and not self.val_fraction:
             raise ImgclsError("`patience` needs `val_fraction`: the test set never decides when to stop")
         if (self.recipe.mean is None) != (self.recipe.std is None):
@@ -180,10 +192,19 @@ class TrainConfig(_Configuration, SetAside, Limits):
         for `arch`: another network has another recipe."""
         if "arch" in options:
             raise TypeError("another network has another recipe; make a new configuration")
+        options = todays(options)
         own = {field.name for field in fields(self)}
         of_recipe = {name: value for name, value in options.items() if name not in own}
         others = {name: value for name, value in options.items() if name in own}
         return replace(self, **{"recipe": replace(self.recipe, **of_recipe), **others})
+
+
+TRACKERS = {
+    "tensorboard": ("tensorboard", "TensorBoard"),
+    "mlflow": ("mlflow", "MLflow"),
+    "wandb": ("wandb", "WandB"),
+}
+"""Where figures of a run can go beside its folder: the package that each needs, and its class in training.trackers."""
 
 
 def _require_finite(values: Mapping[str, Any]) -> None:

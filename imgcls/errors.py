@@ -6,7 +6,8 @@
     ├── TrainingError    a run that can't start or go on
     ├── ExportError      a network that can't be exported as asked
     ├── AdoptError       somebody's classifier that can't be adopted as asked
-    └── DeviceError      a device that was asked for and is not there
+    ├── DeviceError      a device that was asked for and is not there
+    └── OptionError      an option that is unknown, has no such value, or contradicts another one
 
 Each message is one line: what is wrong, which file, what to do. Pictures and exported models raise imgcls_infer's
 InferError tree; the command line catches both.
@@ -41,3 +42,7 @@ class AdoptError(ImgclsError):
 
 class DeviceError(ImgclsError):
     """A device that was asked for and is not there."""
+
+
+class OptionError(ImgclsError):
+    """An option that is unknown, has no such value, or contradicts another one."""

@@ -10,7 +10,7 @@ from test_imports import INFER_MODULES, TOOLCHAIN_MODULES, own_imports
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-LATE = {("training", "report")}  # imported inside a function, as the page says
+LATE = {(room, "report") for room in ("training", "evaluation", "parity")}  # inside functions, as the page says
 
 
 def rows(package: str) -> list[set[str]]:

@@ -26,7 +26,12 @@ def test_both_programs_and_their_subcommands_are_found():
 
 
 def test_every_module_of_commands_is_one_of_the_programs():
-    modules = {path.stem for path in (ROOT / "imgcls" / "cli").glob("*.py")} - {"__init__", "options", "output"}
+    modules = {path.stem for path in (ROOT / "imgcls" / "cli").glob("*.py")} - {
+        "__init__",
+        "groups",
+        "options",
+        "output",
+    }
     assert {
         command.callback.__module__.rpartition(".")[2] for command in PROGRAMS["imgcls"].commands.values()
     } == modules

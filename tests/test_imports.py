@@ -51,8 +51,10 @@ def test_importing_the_predictor_package_loads_nothing_else():
     assert third_party(loaded("import imgcls_infer")) == {"imgcls_infer"}
 
 
-def test_importing_the_toolchain_package_loads_nothing_else():
-    assert third_party(loaded("import imgcls")) == {"imgcls"}
+def test_importing_the_toolchain_package_loads_nothing_but_the_predictors_count_of_cpus():
+    modules = loaded("import imgcls")
+    assert third_party(modules) == {"imgcls", "imgcls_infer"}
+    assert {name for name in modules if name.startswith("imgcls_infer.")} == {"imgcls_infer.cpus"}
 
 
 def test_the_predictors_help_loads_click_alone():
@@ -137,11 +139,14 @@ PUBLIC = {
         "ExportConfig",
         "ImgclsError",
         "ParityReport",
+        "Predictor",
         "Scores",
         "TrainConfig",
         "TrainResult",
         "build_network",
+        "evaluate",
         "evaluate_folder",
+        "export_checkpoint",
         "export_model",
         "load_checkpoint",
         "save_checkpoint",
@@ -225,6 +230,7 @@ LAYERS = {
     "imgcls_infer.external": 2,
     "imgcls_infer.png_rows": 2,
     "imgcls_infer.container": 2,
+    "imgcls_infer.cpus": 0,
     "imgcls_infer.resample": 3,
     "imgcls_infer.preprocess": 4,
     "imgcls_infer.golden": 5,
@@ -291,7 +297,7 @@ def test_the_servers_imports_run_downward_and_the_predictor_knows_nothing_of_it(
 def test_the_server_imports_its_extra_and_no_toolchain():
     found = {module.partition(".")[0] for tree in SERVE_MODULES.values() for module, _ in imports(tree)}
     extra = {"anyio", "prometheus_client", "python_multipart", "starlette", "uvicorn"}
-    assert found - sys.stdlib_module_names == {"imgcls_serve", "imgcls_infer", "click", "numpy"} | extra
+    assert found - sys.stdlib_module_names == {"imgcls_serve", "imgcls_infer", "click", "numpy", "PIL"} | extra
 
 
 def reached(start: set[str]) -> set[str]:
@@ -323,3 +329,13 @@ def test_nobody_imports_the_command_line():
 def test_what_everybody_imports_imports_nobody():
     for name in ("imgcls", "imgcls.errors"):
         assert own_imports(TOOLCHAIN_MODULES)[name] == set()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or (os.cpu_count() or 1) < 2, reason="needs two CPUs")
+@pytest.mark.parametrize(("given", "threads"), [({}, "1"), ({"OMP_NUM_THREADS": "3"}, "3")])
+def test_torch_gets_the_cpus_that_this_process_may_use_unless_the_environment_says_otherwise(given, threads):
+    free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "import imgcls; print(os.environ['OMP_NUM_THREADS'])"
+    done = subprocess.run([sys.executable, "-c", code], env=free | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == threads

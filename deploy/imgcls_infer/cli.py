@@ -8,12 +8,13 @@ import io
 import math
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from imgcls_infer import __version__
-from imgcls_infer.errors import ImageError, InferError, printable
+from imgcls_infer.cpus import available_cpus
+from imgcls_infer.errors import ImageError, InferError, counted, printable
 
 _FLUSH_EVERY = 0.05  # seconds
 _WRITE_ERRORS = {errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}  # closed, full, too large, broken
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from imgcls_infer.manifest import Acceptance
     from imgcls_infer.predictor import Prediction, Predictor
+    from imgcls_infer.rows import Answering
     from imgcls_infer.selfcheck import Check
 
     Answers = Iterator[tuple[str, Prediction | ImageError]]
@@ -31,12 +33,43 @@ if TYPE_CHECKING:
 class Number(click.FloatRange):
     """The type of every number that is not whole: within its range, and finite (a comparison lets nan through)."""
 
+    name = "number"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The value as a float. A number out of range, nan or infinite is a usage error."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+Command = TypeVar("Command", bound="Callable[..., Any]")
+
+
+def answer_options(function: Command) -> Command:
+    """Which pictures of a folder are classified, when an answer counts, and in which form the answers are printed."""
+    options = (
+        click.option("--recursive", "-r", is_flag=True, help="Also take the pictures in the folders below a folder."),
+        click.option(
+            "--top-k", default=1, show_default=True, type=click.IntRange(min=1), help="Classes to show per picture."
+        ),
+        click.option(
+            "--threshold",
+            type=Number(0, 1),
+            help="Less probable answers are called unsure. Default: the model's own limit, if any.",
+        ),
+        click.option(
+            "--accept-all",
+            is_flag=True,
+            help="Name the most probable class even where the model's limits say otherwise.",
+        ),
+        click.option("--json", "form", flag_value="json", help="One JSON document on standard output."),
+        click.option("--jsonl", "form", flag_value="jsonl", help="A JSON object a line."),
+        click.option("--csv", "form", flag_value="csv", help="Comma-separated values, with a header."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 @click.command(
@@ -51,19 +84,7 @@ Examples:
 @click.option(
     "--model", metavar="FILE", help="Model exported by imgcls. Default: $IMGCLS_MODEL, else the built-in one."
 )
-@click.option("--recursive", "-r", is_flag=True, help="Also take the pictures in the folders below a folder.")
-@click.option("--top-k", default=1, show_default=True, type=click.IntRange(min=1), help="Classes to show per picture.")
-@click.option(
-    "--threshold",
-    type=Number(0, 1),
-    help="Less probable answers are called unsure. Default: the model's own limit, if any.",
-)
-@click.option(
-    "--accept-all", is_flag=True, help="Name the most probable class even where the model's limits say otherwise."
-)
-@click.option("--json", "form", flag_value="json", help="One JSON document on standard output.")
-@click.option("--jsonl", "form", flag_value="jsonl", help="A JSON object a line.")
-@click.option("--csv", "form", flag_value="csv", help="Comma-separated values, with a header.")
+@answer_options
 @click.option(
     "--provider",
     default="auto",
@@ -101,10 +122,9 @@ def command(
     Exits with 1 if a picture could not be classified; all others are still classified.
     """
     _require_one_task(images, info, check)
-    if options["accept_all"] and options["threshold"] is not None:
-        raise click.UsageError("--accept-all and --threshold exclude each other.")
+    require_one_rule(options["threshold"], options["accept_all"])
     try:
-        workers = threads or _available_cpus()
+        workers = threads or available_cpus()
         predictor = _open_predictor(model, threads=_threads_inside(images, workers), **options)
         if info:
             _show_info(predictor, form == "json")
@@ -112,9 +132,15 @@ def command(
             _self_check(predictor, form == "json")
         else:
             answers = _answers(predictor, images, recursive, workers)
-            _classify(predictor, images, answers, top_k, form or "table")
+            classify(predictor, images, answers, top_k, form or "table")
     except InferError as error:
         raise failure(str(error)) from None
+
+
+def require_one_rule(threshold: float | None, accept_all: bool) -> None:
+    """Raises UsageError where a limit is given, and none is to count."""
+    if accept_all and threshold is not None:
+        raise click.UsageError("--accept-all and --threshold exclude each other.")
 
 
 def _require_one_task(images: tuple[str, ...], info: bool, check: bool) -> None:
@@ -124,12 +150,6 @@ def _require_one_task(images: tuple[str, ...], info: bool, check: bool) -> None:
         raise click.UsageError(f"{'--info' if info else '--self-check'} takes no pictures.")
     if not (images or info or check):
         raise click.UsageError("Missing argument 'IMAGE...'.")
-
-
-def _available_cpus() -> int:
-    from imgcls_infer.session import available_cpus
-
-    return available_cpus()
 
 
 def _threads_inside(images: tuple[str, ...], workers: int) -> int:
@@ -206,14 +226,18 @@ def _self_check(predictor: Predictor, as_json: bool) -> None:
             "checks": [found.to_dict() for found in result.checks],
         }
         click.echo(json.dumps(document, ensure_ascii=True, indent=2))
-    else:
+    elif result.checks:
         for found in result.checks:
             click.echo(_check_line(found))
         for line in result.verdicts:
             click.echo(line)
+    if not result.checks:
+        raise failure(
+            "nothing to compare with: the model file carries no golden samples; export it again without --golden 0, or "
+            "with --samples FOLDER"
+        )
     if not result:
-        reason = f"does not hold here: {', '.join(result.broken())}" if result.checks else "can't be checked"
-        raise failure(f"the contract {reason}")
+        raise failure(f"the contract does not hold here: {', '.join(result.broken())}")
 
 
 def _check_line(found: Check) -> str:
@@ -224,7 +248,7 @@ def _check_line(found: Check) -> str:
     return f"{found.half:<25} {printable(found.name):<16} max |dp| {difference:>8}{novelty}  {printable(verdict)}"
 
 
-def _classify(predictor: Predictor, images: tuple[str, ...], answers: Answers, top_k: int, form: str) -> None:
+def classify(predictor: Answering, images: tuple[str, ...], answers: Answers, top_k: int, form: str) -> None:
     """Print a row for each picture. SystemExit(1) if some could not be classified. images: as they were given."""
     from imgcls_infer.rows import WRITERS
 
@@ -238,7 +262,7 @@ def _classify(predictor: Predictor, images: tuple[str, ...], answers: Answers, t
     writer.end()
     sys.stdout.flush()
     if failed:
-        raise failure(f"{failed} of {count} pictures could not be classified")
+        raise failure(f"{failed:,} of {counted(count, 'picture')} could not be classified")
 
 
 def _answers(predictor: Predictor, images: tuple[str, ...], recursive: bool, workers: int) -> Answers:
@@ -253,12 +277,12 @@ def _answers(predictor: Predictor, images: tuple[str, ...], recursive: bool, wor
 
     gc.enable()
     _end_on_sigterm()
-    for source, answer in predictor.stream(expand(images, recursive, _read_stdin), workers, processes=True):
+    for source, answer in predictor.stream(expand(images, recursive, read_stdin), workers, processes=True):
         name = source.name if isinstance(source, UnreadableError) else STDIN if isinstance(source, bytes) else source
         yield name, answer
 
 
-def _read_stdin(size: int) -> bytes:
+def read_stdin(size: int) -> bytes:
     """Read unbuffered: it returns what is there at once, and a thread that waits here holds no lock."""
     return os.read(0, size)
 

@@ -36,6 +36,12 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     return type(error).__name__
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things, like `1 picture` or `10,000 pictures`. noun: in the singular; its plural ends in s or es."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def printable(name: str) -> str:
     """A name from a file or a folder, safe to print: control characters and undecodable bytes are escaped."""
     if name.isprintable():

@@ -172,6 +172,10 @@ class Manifest:
         require(isinstance(self.preprocessing, Preprocessing), "preprocessing", self.preprocessing)
         checked(self.preprocessing)
 
+    def __repr__(self) -> str:
+        height, width = self.preprocessing.size
+        return printable(f"Manifest({self.arch}, {len(self.classes)} classes, {height} x {width}, {self.precision})")
+
     @property
     def gives_novelty(self) -> bool:
         """Whether the graph has a third output, `novelty`."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, TypeVar, Union
 
 import numpy as np
 
-from imgcls_infer.errors import ImageError, ModelError, one_line
+from imgcls_infer.errors import ImageError, ModelError, one_line, printable
 from imgcls_infer.golden import GOLDEN_FILES_KEY, GoldenFile, golden_files_from_json
 from imgcls_infer.preprocess import Source, preprocess, preprocess_or_error
 from imgcls_infer.session import CPU, open_onnx
@@ -67,6 +67,9 @@ class Prediction:
     probabilities: np.ndarray
     novelty: float | None = None
     rules: Rules | None = None
+
+    def __repr__(self) -> str:
+        return printable(f"Prediction({self.answer}, {self.label} {self.probability:.2%})")
 
     @property
     def index(self) -> int:
@@ -146,9 +149,9 @@ class Predictor:
     threshold: answers with a lower probability are unsure, whatever the model file's own rule is.
     accept_all: the most probable class is always the answer, whatever the model file's rules are.
 
-    Attributes: manifest, rules (when an answer counts, None where every answer does), outputs (names of what `run`
-    gives), golden (samples), provider (onnxruntime's name of the one in use), why (the reason for it),
-    threads, batch (pictures that the graph takes at once, None for any number; `predict` takes lists of any length
+    Attributes: path (of the model), manifest, rules (when an answer counts, None where every answer does), outputs
+    (names of what `run` gives), golden (samples), provider (onnxruntime's name of the one in use), why (the reason for
+    it), threads, batch (pictures that the graph takes at once, None for any number; `predict` takes lists of any length
     either way), note (why `auto` passed over CUDA, nodes that run on the CPU, int8 that may overflow here, or empty).
 
     Raises ModelError, ProviderError, and ValueError for threads below 1, a threshold outside 0..1, or one together with
@@ -167,11 +170,12 @@ class Predictor:
     ) -> None:
         path = Path(model) if model is not None else Path(__file__).with_name("models") / BUILT_IN
         opened = open_onnx(path, provider, threads, device_id, strict)
+        self.path = path
         self._session = opened.session
         self.batch = opened.batch
         self.manifest = opened.manifest
         self.outputs = OUTPUTS if opened.manifest.gives_novelty else OUTPUTS[:2]
-        self.rules = _rules(opened.manifest.acceptance, threshold, accept_all)
+        self.rules = rules_in_force(opened.manifest.acceptance, threshold, accept_all)
         self.golden = opened.golden
         self.provider = opened.provider
         self.why = opened.why
@@ -180,6 +184,9 @@ class Predictor:
         self._one_at_a_time = Lock()
         self._is_softmax = False  # nothing has been answered yet
         self._one_row = (1, len(opened.manifest.classes))
+
+    def __repr__(self) -> str:
+        return printable(f"Predictor({self.path.name}: {self.manifest.arch}, {self.provider})")
 
     @overload
     def predict(self, source: Source) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is a sequence
@@ -318,8 +325,11 @@ class Predictor:
         self._is_softmax = True
 
 
-def _rules(acceptance: Acceptance | None, threshold: float | None, accept_all: bool) -> Rules | None:
-    """The rules in force, None for a model without an acceptance of which no threshold is asked."""
+def rules_in_force(acceptance: Acceptance | None, threshold: float | None, accept_all: bool) -> Rules | None:
+    """The rules in force, None for a model without an acceptance of which no threshold is asked.
+
+    Raises ValueError for a threshold outside 0..1, or one together with accept_all.
+    """
     if threshold is not None and accept_all:
         raise ValueError("threshold and accept_all exclude each other")
     if threshold is not None and not 0 <= threshold <= 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TextIO, Union
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, Union
 
 from imgcls_infer.errors import printable
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from imgcls_infer.manifest import Manifest
-    from imgcls_infer.predictor import Predictor
+    from imgcls_infer.predictor import Rules
 
 Row = dict[str, Any]
 
@@ -27,10 +27,21 @@ _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four are the 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
+class Answering(Protocol):
+    """What the writers ask of a predictor."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def provider(self) -> str: ...
+    @property
+    def rules(self) -> Rules | None: ...
+
+
 class Table:
     """For people: a line a picture, with bars on a terminal; errors go to standard error."""
 
-    def __init__(self, out: TextIO, predictor: Predictor, names: Sequence[str], top_k: int) -> None:
+    def __init__(self, out: TextIO, predictor: Answering, names: Sequence[str], top_k: int) -> None:
         self._out = out
         self._bars = out.isatty()
         self._image = width(names)
@@ -63,7 +74,7 @@ class Table:
 class Json:
     """One document, written as it grows."""
 
-    def __init__(self, out: TextIO, predictor: Predictor, names: Sequence[str], top_k: int) -> None:
+    def __init__(self, out: TextIO, predictor: Answering, names: Sequence[str], top_k: int) -> None:
         self._out = out
         self._between = f'{{\n  "provider": {json.dumps(predictor.provider)},\n  "results": [\n    '
 
@@ -80,7 +91,7 @@ class Json:
 class JsonLines:
     """A JSON object a line."""
 
-    def __init__(self, out: TextIO, predictor: Predictor, names: Sequence[str], top_k: int) -> None:
+    def __init__(self, out: TextIO, predictor: Answering, names: Sequence[str], top_k: int) -> None:
         self._out = out
 
     def row(self, row: Row) -> None:
@@ -98,7 +109,7 @@ class Csv:
     A text that a spreadsheet would take for a formula gets a single quote in front.
     """
 
-    def __init__(self, out: TextIO, predictor: Predictor, names: Sequence[str], top_k: int) -> None:
+    def __init__(self, out: TextIO, predictor: Answering, names: Sequence[str], top_k: int) -> None:
         import csv
 
         self._count = min(top_k, len(predictor.manifest.classes))

@@ -22,6 +22,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
+from imgcls_infer.cpus import available_cpus
 from imgcls_infer.errors import InferError, ModelError, ProviderError, one_line, printable
 from imgcls_infer.external import check_external_data, metadata
 from imgcls_infer.golden import GOLDEN_KEY, GoldenSample, golden_from_json
@@ -97,18 +98,6 @@ def open_onnx(
 def plain_name(provider: str) -> str:
     """`CUDAExecutionProvider` -> `cuda`."""
     return provider.removesuffix("ExecutionProvider").lower()
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use: its affinity mask, cut by a cgroup quota (containers); at least 1."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return max(1, count)
 
 
 def _check_model_file(path: Path, name: str) -> None:

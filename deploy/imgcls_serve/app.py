@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -112,28 +114,32 @@ class _Service:
     async def predict(self, request: Request) -> Response:
         """A picture (the body), or several (a form's files). A form's picture that fails is a row among the others."""
         async with self._admitted() as deadline:
-            top_k = _top_k(request)
+            top_k, with_pixels = _top_k(request), _flag(request, "pixels")
             kind = _content_type(request)
             body = await read_body(request, self._limits, deadline)
             known = {"model": self._name, "provider": self._predictor.provider}
             if kind == "multipart/form-data":
                 files = await _form_files(request, body)
-                rows = await self._classify(request, [data for _, data in files], top_k, deadline)
+                rows = await self._classify(request, [data for _, data in files], top_k, with_pixels, deadline)
                 results = [{"image": printable(file), **row} for (file, _), row in zip(files, rows, strict=True)]
                 status = 422 if all("error" in row for row in rows) else 200
                 return StrictJSONResponse({**known, "results": results}, status)
             if not body:
                 raise HTTPException(400, "an empty body; send a picture's bytes")
-            (row,) = await self._classify(request, [body], top_k, deadline)
+            (row,) = await self._classify(request, [body], top_k, with_pixels, deadline)
             return StrictJSONResponse(row, 422) if "error" in row else StrictJSONResponse({**known, **row})
 
     async def _classify(
-        self, request: Request, pictures: list[bytes], top_k: int, deadline: float
+        self, request: Request, pictures: list[bytes], top_k: int, with_pixels: bool, deadline: float
     ) -> list[dict[str, Any]]:
-        """A row for each picture: its answer, or its error."""
+        """A row for each picture: its answer, or its error. with_pixels: and what the network has seen of it."""
+        seen: dict[int, np.ndarray] | None = {} if with_pixels else None
         with self._answer_before(deadline):
-            found = await unless_gone(request, self._batcher.classify(pictures))
-        return [self._row(outputs, top_k) for outputs in found]
+            found = await unless_gone(request, self._batcher.classify(pictures, seen))
+        rows = [self._row(outputs, top_k) for outputs in found]
+        for position, pixels in (seen or {}).items():
+            rows[position]["pixels"] = await asyncio.to_thread(_png, pixels)
+        return rows
 
     def _row(self, outputs: Outputs | BaseException, top_k: int) -> dict[str, Any]:
         if isinstance(outputs, ImageError):
@@ -166,8 +172,9 @@ class _Service:
         return HTMLResponse(html, headers={"Content-Security-Policy": _PAGE_POLICY})
 
     async def model(self, _: Request) -> Response:
-        """The model's name, provider, manifest, and the rules in force where it has any."""
-        known = {"model": self._name, "provider": self._predictor.provider}
+        """The model's name, file, provider, manifest, and the rules in force where it has any."""
+        file = printable(self._predictor.path.name)
+        known = {"model": self._name, "file": file, "provider": self._predictor.provider}
         rules = {"rules": self._predictor.rules._asdict()} if self._predictor.rules else {}
         return StrictJSONResponse({**known, **rules, "manifest": self._predictor.manifest.to_dict()})
 
@@ -237,6 +244,23 @@ def _top_k(request: Request) -> int:
     if not top_k:
         raise HTTPException(400, "top_k is not a whole number from 1")
     return top_k
+
+
+def _flag(request: Request, name: str) -> bool:
+    """Whether a parameter of the query says true; absent, it does not."""
+    value = request.query_params.get(name, "false")
+    if value not in ("true", "false"):
+        raise HTTPException(400, f"{name} is neither true nor false")
+    return value == "true"
+
+
+def _png(pixels: np.ndarray) -> str:
+    """Pixels as a PNG file, in base64."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def _content_type(request: Request) -> str:

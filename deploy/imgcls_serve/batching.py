@@ -15,9 +15,10 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Union
+from functools import partial
+from typing import Optional, Union
 
 import numpy as np
 from imgcls_infer.errors import ImageError
@@ -30,8 +31,9 @@ from imgcls_serve.metrics import Metrics
 
 Outputs = tuple[np.ndarray, ...]
 """A picture's row of each of the model's outputs (Predictor.run)."""
-Encoded = tuple[bytes, "asyncio.Future[Outputs]"]
-"""A picture file, and the answer to come."""
+Keep = Callable[[np.ndarray], None]
+Encoded = tuple[bytes, "asyncio.Future[Outputs]", Keep]
+"""A picture file, the answer to come, and what takes its pixels after stage 1."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,19 @@ class Batcher:
                 self._stopping = True
                 self._changed.notify()
 
-    def classify(self, pictures: Sequence[bytes]) -> asyncio.Future[list[Union[Outputs, BaseException]]]:
-        """A future of the answers to a request's picture files, errors among them. It may be cancelled."""
+    def classify(
+        self, pictures: Sequence[bytes], seen: Optional[dict[int, np.ndarray]] = None
+    ) -> asyncio.Future[list[Union[Outputs, BaseException]]]:
+        """A future of the answers to a request's picture files, errors among them. It may be cancelled.
+
+        seen: takes the pixels after stage 1 of each picture that can be read, uint8 [H, W, 3], by its position.
+        """
+        keep = _forgotten if seen is None else seen.__setitem__
+        keepers = [partial(keep, position) for position in range(len(pictures))]
         answers: list[asyncio.Future[Outputs]] = [asyncio.get_running_loop().create_future() for _ in pictures]
         with self._changed:
             self._decoding += len(pictures)
-        request = self._decoders.add(zip(pictures, answers, strict=True))
+        request = self._decoders.add(zip(pictures, answers, keepers, strict=True))
         together = asyncio.gather(*answers, return_exceptions=True)
         together.add_done_callback(lambda _: self._forget(len(self._decoders.drop(request))))
         return together
@@ -114,13 +123,14 @@ class Batcher:
                 self._changed.notify()
 
     def _decode(self, encoded: Encoded) -> None:
-        picture, answer = encoded
+        picture, answer, keep = encoded
         waiting = []
         try:
             found = preprocess_or_error(picture, self._predictor.manifest.preprocessing)
             if isinstance(found, ImageError):
                 _deliver([answer], [found])
             else:
+                keep(found)
                 waiting = [_Waiting(found, answer)]
         except Exception as error:
             _deliver([answer], [error])
@@ -164,6 +174,10 @@ class Batcher:
         self._metrics.batch_size.observe(len(batch))
         self._metrics.batch_seconds.observe(time.perf_counter() - started)
         return outputs
+
+
+def _forgotten(position: int, pixels: np.ndarray) -> None:
+    """Keep nothing of a picture."""
 
 
 def _deliver(answers: list[asyncio.Future[Outputs]], results: Sequence[Union[Outputs, Exception]]) -> None:

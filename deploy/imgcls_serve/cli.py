@@ -112,7 +112,7 @@ def command(
         from imgcls_serve.server import create_server, listen, serve
     except ModuleNotFoundError as error:
         raise failure(f"no module {error.name}; the server needs pip install 'imgcls-infer[serve]'") from None
-    from imgcls_infer.session import available_cpus
+    from imgcls_infer.cpus import available_cpus
 
     names = {allowed: ANY if allowed == ANY else name_of(allowed) for allowed in (*allowed_hosts, host)}
     for allowed in allowed_hosts:

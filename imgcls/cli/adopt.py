@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from imgcls_infer.steps import FILTERS
 
-from imgcls.cli.options import FILE, RESIZE, class_names, is_original, triple
+from imgcls.cli.groups import GroupedCommand
+from imgcls.cli.options import FILE, RESIZE, Whole, class_names, is_original, triple
 
 if TYPE_CHECKING:
     from imgcls_infer.steps import Decode, Preprocessing
@@ -22,7 +23,15 @@ _OF_ONNX = ("layout", "channels", "scores", "output_name", "external_data")
 _OF_NETWORKS = ("weights", "weights_name")
 
 
-@click.command("adopt", epilog=_EXAMPLE)
+_GROUPS = {
+    "File": ("output", "classes", "samples", "golden"),
+    "Pictures": ("steps", "resize", "interpolation", "image_size", "no_exif", "alpha", "mean", "std", "pixel_range"),
+    "Where MODEL is a network's name": _OF_NETWORKS,
+    "Where MODEL is an ONNX file": _OF_ONNX,
+}
+
+
+@click.command("adopt", cls=GroupedCommand, groups=_GROUPS, epilog=_EXAMPLE)
 @click.argument("model")
 @click.option(
     "--output", "-o", type=FILE, required=True, help="File to write: *.onnx of an ONNX file, *.pth of a name."
@@ -56,17 +65,17 @@ _OF_NETWORKS = ("weights", "weights_name")
     show_default=True,
     help="Of the pixels that --mean and --std are for: 0..1 or 0..255.",
 )
-@click.option("--weights", type=FILE, help="Name: a file of its weights. Default: the published ones, fetched.")
-@click.option("--weights-name", metavar="NAME", help="Name: which published weights, like IMAGENET1K_V1.")
-@click.option("--channels", type=click.Choice(["rgb", "bgr"]), help="ONNX: as it takes them. Default: rgb.")
-@click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="ONNX: of the input. Default: as its shape says.")
+@click.option("--weights", type=FILE, help="A file of its weights. Default: the published ones, fetched.")
+@click.option("--weights-name", metavar="NAME", help="Which published weights, like IMAGENET1K_V1.")
+@click.option("--channels", type=click.Choice(["rgb", "bgr"]), help="Channels as it takes them. Default: rgb.")
+@click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Layout of the input. Default: as its shape says.")
 @click.option(
-    "--scores", type=click.Choice(["logits", "probabilities"]), help="ONNX: what it gives. Default: told by running it."
+    "--scores", type=click.Choice(["logits", "probabilities"]), help="What it gives. Default: told by running it."
 )
-@click.option("--output-name", metavar="NAME", help="ONNX: of the output with the scores, where several may be.")
-@click.option("--external-data", is_flag=True, help="ONNX: weights in a file beside it.")
+@click.option("--output-name", metavar="NAME", help="Name of the output with the scores, where several may be.")
+@click.option("--external-data", is_flag=True, help="Weights in a file beside it.")
 @click.option("--samples", type=FILE, help="Folder of pictures to take golden samples from, in class folders or not.")
-@click.option("--golden", type=click.IntRange(0, 64), default=8, show_default=True, help="How many of them to take.")
+@click.option("--golden", type=Whole(0, 64), default=8, show_default=True, help="How many of them to take.")
 def command(
     model: str,
     classes: str | None,

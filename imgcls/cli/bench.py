@@ -7,24 +7,36 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgcls.cli.options import DESCRIPTION, FILE, chosen_pictures, comparison_options, open_checkpoint
-from imgcls.cli.output import console, show_json
+from imgcls.cli.groups import GroupedCommand
+from imgcls.cli.options import BARE, DESCRIPTION, FILE, Whole, chosen_pictures, comparison_options, open_checkpoint
+from imgcls.cli.output import is_quiet, is_verbose, note, show_figures, show_json, tell, verbosity, wrapped
 from imgcls.errors import ImgclsError
 
 if TYPE_CHECKING:
     from imgcls.bench import BenchResult
 
 
-@click.command("bench", epilog="Example: imgcls bench models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test")
-@comparison_options
-@click.option("--batch-size", type=click.IntRange(1, 65536), default=64, show_default=True, help="For throughput.")
-@click.option(
-    "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of each runtime."
+_GROUPS = {
+    "Pictures": ("data_dir", "run_dir", "pictures"),
+    "Measurement": ("providers", "threads", "batch_size", "repeats"),
+    "Output": ("plot", "as_json", "markdown", "quiet", "verbose"),
+    **BARE,
+}
+
+
+@click.command(
+    "bench",
+    cls=GroupedCommand,
+    groups=_GROUPS,
+    epilog="Example: imgcls bench models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test",
 )
-@click.option("--pictures", type=click.IntRange(min=1), default=256, show_default=True, help="Pictures to use.")
+@comparison_options
+@click.option("--batch-size", "--batch", type=Whole(1, 65536), default=64, show_default=True, help="For throughput.")
+@click.option("--threads", type=Whole(1, 1024), default=1, show_default=True, help="CPU threads of each runtime.")
+@click.option("--pictures", type=Whole(min=1), default=256, show_default=True, help="Pictures to use.")
 @click.option(
     "--repeats",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     default=5,
     show_default=True,
     help="How often to open each file, start each process, and classify the pictures.",
@@ -32,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--plot", type=FILE, metavar="FILE.png", help="Also draw the figures.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output instead of the table.")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table on standard output instead.")
+@verbosity("the figures", "what the machine is")
 def command(
     checkpoint: Path,
     models: tuple[Path, ...],
@@ -76,28 +89,23 @@ def command(
         from imgcls.report.bench import plot_bench
 
         plot_bench(result, plot)
-        click.echo(f"wrote {plot}", err=as_json or markdown)
+        (note if as_json or markdown else tell)(f"wrote {plot}")
     if not result:
         failed = ", ".join(row.file for row in result.rows if not row.parity)
         raise ImgclsError(f"{failed}: does not answer as its checkpoint does; imgcls verify --bisect says where")
 
 
 def _show_bench(result: BenchResult) -> None:
-    from imgcls_infer.preprocess import printable
-    from rich.table import Table
-    from rich.text import Text
+    from imgcls_infer.errors import printable
 
     from imgcls.report.tables import bench_cells, bench_conditions, short_names
 
-    cells = bench_cells(result)
-    table = Table()
-    for column in ("file", "runtime"):
-        table.add_column(column, overflow="fold")
-    for column in cells[0]:
-        table.add_column(column, justify="right")
     files = short_names([row.file for row in result.rows])
-    for file, row, figures in zip(files, result.rows, cells, strict=True):
-        names = (printable(file), f"{row.runtime}\n{row.precision}")
-        table.add_row(*map(Text, names), *("\n".join(filter(None, cell)) for cell in figures.values()))
-    console(200).print(table)
-    click.echo(bench_conditions(result))
+    heads = [f"{printable(file)}\n{row.runtime}\n{row.precision}" for file, row in zip(files, result.rows, strict=True)]
+    rows = [{name: "\n".join(filter(None, cell)) for name, cell in figures.items()} for figures in bench_cells(result)]
+    show_figures(heads, rows, 200)
+    if not is_quiet():
+        click.echo()
+        wrapped(bench_conditions(result))
+    if is_verbose():
+        wrapped(", ".join(f"{name} {value}" for name, value in result.machine.items()))

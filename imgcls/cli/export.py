@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from imgcls_infer.errors import counted
 
-from imgcls.cli.options import DESCRIPTION, FILE, checkpoint_options, open_checkpoint, run_option
+from imgcls.cli.groups import GroupedCommand
+from imgcls.cli.options import (
+    BARE,
+    DESCRIPTION,
+    FILE,
+    Whole,
+    checkpoint_options,
+    open_checkpoint,
+    run_option,
+    threads_option,
+)
+from imgcls.cli.output import is_quiet, is_verbose, note, verbosity, wrapped
 from imgcls.config import FORMATS
 
-if TYPE_CHECKING:
-    from imgcls.checkpoint import Checkpoint
+_GROUPS = {
+    "File": ("output", "format", "precision", "fold", "license", "quiet", "verbose"),
+    "Golden samples": ("golden", "samples"),
+    "ONNX": ("batch", "opset", "external_data", "embed_resize"),
+    "int8": ("calibration", "run_dir", "calibration_size", "target"),
+    "Device": ("threads",),
+    **BARE,
+}
 
 
-@click.command("export", epilog="Example: imgcls export models/cnn.pth --output models/cnn.onnx")
+@click.command(
+    "export",
+    cls=GroupedCommand,
+    groups=_GROUPS,
+    epilog="Example: imgcls export models/cnn.pth --output models/cnn.onnx",
+)
 @checkpoint_options
 @click.option(
     "--format",
@@ -39,18 +62,16 @@ if TYPE_CHECKING:
 @click.option(
     "--calibration",
     type=FILE,
-    help="int8: folder of training pictures, <class>/*; never the test pictures. Default: those of its run.",
+    help="Folder of training pictures, <class>/*; never the test pictures. Default: those of its run.",
 )
 @run_option("whose training pictures calibrate int8")
-@click.option(
-    "--calibration-size", type=click.IntRange(min=2), default=1024, show_default=True, help="int8: pictures to use."
-)
+@click.option("--calibration-size", type=Whole(min=2), default=1024, show_default=True, help="Pictures to use.")
 @click.option(
     "--target",
     type=click.Choice(["x86-vnni", "x86-avx2", "arm64"]),
     default="x86-vnni",
     show_default=True,
-    help="int8: the device's CPU. x86-avx2 is for CPUs without VNNI, where 8-bit sums could overflow.",
+    help="The device's CPU. x86-avx2 is for CPUs without VNNI, where 8-bit sums could overflow.",
 )
 @click.option(
     "--fold/--no-fold",
@@ -59,90 +80,83 @@ if TYPE_CHECKING:
     help="Merge linear operations: same answers, less work. A network that can't be "
     "traced is exported as it is, with a note. --no-fold writes the plain graph.",
 )
-@click.option("--batch", type=click.IntRange(1, 4096), help="onnx: fixed batch size. Default: any.")
+@click.option("--batch", type=Whole(1, 4096), help="Fixed batch size. Default: any.")
 @click.option(
     "--external-data",
     is_flag=True,
-    help="onnx: put the weights into a file beside the model. Large float models start faster, batches take longer.",
+    help="Put the weights into a file beside the model. Large float models start faster, batches take longer.",
 )
 @click.option(
     "--embed-resize",
     is_flag=True,
-    help="onnx: put the resizing into the graph, for hosts without Pillow. Pictures may have any size; each resize "
+    help="Put the resizing into the graph, for hosts without Pillow. Pictures may have any size; each resize "
     "differs from Pillow's by at most one level of 255.",
 )
-@click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
+@click.option("--opset", type=Whole(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option(
-    "--samples", type=FILE, help="Folder of <class>/* to take golden samples from. Default: the checkpoint's."
+    "--samples",
+    type=FILE,
+    help="Folder of pictures to take golden samples from, in class folders or not. Default: the checkpoint's, of its "
+    "test set.",
 )
-@click.option("--golden", type=click.IntRange(0, 64), default=8, show_default=True, help="Golden samples in the file.")
+@click.option(
+    "--golden",
+    type=Whole(0, 64),
+    default=8,
+    show_default=True,
+    help="Golden samples in the file: real pictures, with which the self-check compares. 0 leaves them out.",
+)
 @click.option("--license", metavar="ID", help="huggingface: the model card's licence, like mit. Default: none.")
+@threads_option
+@verbosity("the path of the file", "the file's manifest")
 def command(checkpoint: Path, samples: Path | None, run_dir: Path | None, **options: Any) -> None:
     """Write a checkpoint as one self-describing file for devices.
 
-    CHECKPOINT is a .pth of imgcls, or a bare state dict described by the options.
+    CHECKPOINT is a .pth of imgcls, or a bare state dict that the options describe.
     """
-    from imgcls.config import ExportConfig
-
     described = {name: options.pop(name) for name in DESCRIPTION}
-    if run_dir and (options["calibration"] or options["precision"] != "int8"):
-        raise click.UsageError("--run names the pictures that calibrate int8; leave out --run, or --calibration")
     loaded = open_checkpoint(checkpoint, **described)
-    if options["precision"] == "int8" and options["calibration"] is None:
-        options["calibration"] = _training_dir(loaded, run_dir)
-    config = ExportConfig(checkpoint, **options)
-    if samples is not None:
-        loaded = _with_samples(loaded, samples, config.golden)
-    from imgcls.export import export_model as run  # late: it loads onnx, which none of the errors above needs
+    from imgcls.library import export_checkpoint
     from imgcls.system.files import megabytes
 
-    result = run(config, loaded)
+    result = export_checkpoint(loaded, **options, samples=samples, run=run_dir, report=note)
     parity = result.manifest.parity
-    if not parity.golden_samples:
-        click.echo("note: no golden samples in the file; --samples FOLDER puts some in", err=True)
+    if not options["golden"]:
+        note("note: no pictures in the file; imgcls-infer --self-check has nothing to compare with")
+    elif not parity.golden_samples:
+        note("note: no golden samples in the file; --samples FOLDER puts some in")
     if result.note:
-        click.echo(f"note: {result.note}; the plain graph is in the file", err=True)
-    if parity.quantization:
+        note(f"note: {result.note}; the plain graph is in the file")
+    if parity.quantization and not is_quiet():
         _show_quantization(parity.quantization)
-    if parity.embedded_resize:
+    if parity.embedded_resize and not is_quiet():
         _show_embedded_resize(parity.embedded_resize)
+    if is_quiet():
+        click.echo(str(result.path))
+        return
     novelty = "" if parity.max_novelty_diff is None else f", max |dn| of the novelty {parity.max_novelty_diff:.1e},"
     beside = f" and {result.weights.name} beside it" if result.weights else ""
-    click.echo(
+    wrapped(
         f"wrote {result.path}{beside} ({megabytes(result.size)}), "
         f"max |dp| against PyTorch {parity.max_abs_diff:.1e}{novelty} "
         f"in batches of {', '.join(map(str, parity.batch_sizes or []))}"
     )
-
-
-def _training_dir(checkpoint: Checkpoint, run_dir: Path | None) -> Path | None:
-    from functools import partial
-
-    from imgcls.training.run_pictures import training_dir
-
-    return training_dir(checkpoint.manifest, run_dir, partial(click.echo, err=True))
-
-
-def _with_samples(checkpoint: Checkpoint, folder: Path, count: int) -> Checkpoint:
-    from dataclasses import replace
-
-    from imgcls.data.folder import scan_folder
-    from imgcls.data.packed import pack_folder, pick_samples
-
-    packed = pack_folder(scan_folder(folder, checkpoint.manifest.classes), checkpoint.manifest.preprocessing)
-    return replace(checkpoint, samples=pick_samples(packed, count))
+    if is_verbose():
+        for line in result.manifest.lines():
+            click.echo(line)
 
 
 def _show_quantization(chosen: dict[str, Any]) -> None:
     kept = f", in float: {', '.join(chosen['float_layers'])}" if chosen["float_layers"] else ""
-    click.echo(
-        f"int8 for {chosen['target']}: {chosen['method']} calibration on {chosen['calibrated']} pictures; "
+    wrapped(
+        f"int8 for {chosen['target']}: {chosen['method']} calibration on {counted(chosen['calibrated'], 'picture')}; "
         f"{chosen['agreement']:.2%} of {chosen['judged']} others keep their class{kept}"
     )
 
 
 def _show_embedded_resize(measured: dict[str, Any]) -> None:
-    click.echo(
+    pictures = counted(len(measured["sizes"]), "picture")
+    wrapped(
         f"embedded resize: at most {measured['max_levels']} level of 255 off Pillow's, {measured['pixels_off']:.2%} of "
-        f"the pixels, max |dp| {measured['max_abs_diff']:.1e} on {len(measured['sizes'])} pictures of other sizes"
+        f"the pixels, max |dp| {measured['max_abs_diff']:.1e} on {pictures} of other sizes"
     )

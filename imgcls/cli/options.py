@@ -11,8 +11,9 @@ import click
 from imgcls_infer.cli import Number as Number
 from imgcls_infer.steps import MODES
 
+from imgcls.cli.output import note
 from imgcls.config import TEST_DIR, Recipe
-from imgcls.networks.registry import NETWORKS, OTHERS, is_outside
+from imgcls.networks.registry import FROZEN, NETWORKS, OTHERS, TUNED, is_outside
 
 if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint
@@ -22,11 +23,46 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class Whole(click.IntRange):
+    """A whole number within its range."""
+
+    name = "integer"
+
+
+class _Seed(Whole):
+    """Any seed that torch takes: its range is nothing that a help needs to say."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2**63 - 1)
+
+    def _describe_range(self) -> str:
+        return ""
+
+
 FILE = click.Path(path_type=Path)
 RESIZE = click.Choice(MODES)
 POSITIVE = Number(min=0, min_open=True)
+SEED = _Seed()
 SHARE = Number(0, 1, max_open=True)
 DESCRIPTION = ("arch", "classes", "image_size", "resize", "mean", "std")  # of a bare .pth: see checkpoint_options
+
+
+def threads_option(function: Command) -> Command:
+    """--threads: of PyTorch on the CPU."""
+    return click.option(
+        "--threads",
+        type=Whole(1, 1024),
+        expose_value=False,
+        callback=_use_threads,
+        help="Threads of PyTorch on the CPU. Default: the CPUs that this process may use, or OMP_NUM_THREADS.",
+    )(function)
+
+
+def _use_threads(context: click.Context, parameter: click.Parameter, count: int | None) -> None:
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
 
 
 def triple(text: str) -> tuple[float, float, float]:
@@ -39,20 +75,22 @@ def triple(text: str) -> tuple[float, float, float]:
 
 
 def recipe_values(field: str) -> str:
-    """What each recipe has for a field, for help: `Default: cnn 0.004, vgg16 0.0005; article: 0.001`."""
-    named = {name: _by_network(name, field) for recipes in _recipes().values() for name in recipes}
-    default = named.pop("default")
-    others = [f"{name}: {values}" for name, values in named.items() if values != default]
-    return "; ".join([f"Default: {default}", *others])
+    """What a run has for a field, for help: `Default: cnn 0.004, others 0.001; with --freeze 0.001; article 0.001`."""
+    default, article = (_by_network(recipe, field) for recipe in ("default", "article"))
+    ways = {"with --pretrained": TUNED, "with --freeze": FROZEN}
+    others = {way: _value(changed[field]) for way, changed in ways.items() if field in changed}
+    told = [f"{name} {value}" for name, value in {**others, "article": article}.items() if value != default]
+    return "; ".join([f"Default: {default}", *told])
 
 
 def _by_network(recipe: str, field: str) -> str:
+    """The value of a recipe's field; where networks differ, of those that have a recipe of their own, then `others`."""
     values = {
         name: _value(getattr(recipes[recipe], field)) for name, recipes in _recipes().items() if recipe in recipes
     }
-    if len(set(values.values())) == 1:
-        return next(iter(values.values()))
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    *_, usual = values.values()
+    own = [f"{name} {value}" for name, value in values.items() if value != usual]
+    return ", ".join([*own, f"others {usual}"]) if own else usual
 
 
 def _recipes() -> dict[str, Mapping[str, Recipe]]:
@@ -75,6 +113,10 @@ def published() -> str:
     return ", ".join(f"{name} {row.published.size}" for name, row in NETWORKS.items() if row.published)
 
 
+BARE = {"A bare .pth": DESCRIPTION}
+"""The group of checkpoint_options in a command's help."""
+
+
 def _decorated(function: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:
     """Apply decorators as if they stood above the function, in this order."""
     return functools.reduce(lambda wrapped, decorate: decorate(wrapped), reversed(decorators), function)
@@ -87,19 +129,17 @@ def checkpoint_options(function: Command) -> Command:
         click.option(
             "--arch",
             metavar="NAME",
-            help="Bare .pth: its network. Any checkpoint of hf/FOLDER or FILE.py:FUNCTION: that, again.",
+            help="Its network. Any checkpoint of hf/FOLDER or FILE.py:FUNCTION: that, again.",
         ),
-        click.option("--classes", help="Bare .pth: its classes in order, a,b,c; or a folder of class folders."),
-        click.option(
-            "--image-size", type=click.IntRange(8, 4096), help="Bare .pth: image size in its training, in pixels."
-        ),
+        click.option("--classes", help="Its classes in order, a,b,c; or a folder of class folders."),
+        click.option("--image-size", type=Whole(8, 4096), help="Image size in its training, in pixels."),
         click.option(
             "--resize",
             type=RESIZE,
-            help="Bare .pth: how its training made pictures square. Default there: squash.",
+            help="How its training made pictures square. Default there: squash.",
         ),
-        click.option("--mean", type=triple, metavar="R,G,B", help="Bare .pth: its Normalize mean, like 0.5,0.5,0.5."),
-        click.option("--std", type=triple, metavar="R,G,B", help="Bare .pth: its Normalize std."),
+        click.option("--mean", type=triple, metavar="R,G,B", help="Its Normalize mean, like 0.5,0.5,0.5."),
+        click.option("--std", type=triple, metavar="R,G,B", help="Its Normalize std."),
     )
     return _decorated(function, decorators)
 
@@ -121,11 +161,9 @@ def run_option(purpose: str) -> Callable[[Command], Command]:
 
 def chosen_pictures(checkpoint: Checkpoint, data_dir: Path | None, run_dir: Path | None, scan: Scan) -> Folder:
     """The pictures that pictures_options' options choose, scanned by `scan`; what was chosen goes to standard error."""
-    from imgcls.training.run_pictures import pictures_to_measure
+    from imgcls import library
 
-    if data_dir is not None and run_dir is not None:
-        raise click.UsageError("--data and --run both say which pictures; leave out one")
-    return pictures_to_measure(checkpoint.manifest, data_dir, run_dir, functools.partial(click.echo, err=True), scan)
+    return library.chosen_pictures(checkpoint, data_dir, run_dir, note, scan)
 
 
 def comparison_options(function: Command) -> Command:

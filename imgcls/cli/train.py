@@ -4,29 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from imgcls_infer.steps import JPEGS
 
-from imgcls.cli.options import FILE, POSITIVE, RESIZE, SHARE, Command, Number, published, recipe_values, triple
-from imgcls.cli.output import report_line
-from imgcls.config import TEST_DIR
-from imgcls.networks.registry import TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, is_outside, known_names
+from imgcls.cli.groups import GroupedCommand, QuietlyAlso
+from imgcls.cli.options import (
+    FILE,
+    POSITIVE,
+    RESIZE,
+    SEED,
+    SHARE,
+    Command,
+    Number,
+    Whole,
+    published,
+    recipe_values,
+    threads_option,
+    triple,
+)
+from imgcls.cli.output import is_quiet, is_verbose, report_line, verbosity, wrapped
+from imgcls.config import OUTPUT, TEST_DIR, TRACKERS, TRAIN_DIR
+from imgcls.networks.registry import TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, known_names
 
-_SETS = ("train_dir", "test_dir", "split")
-_APART = {"data_dir": ("train_dir", "test_dir"), "split": ("test_dir", "no_test")}  # one says what the others say
-_FREE = {"epochs": "--epochs", "cuda_graphs": "--cuda-graphs/--no-cuda-graphs"}  # may be given with --resume
+if TYPE_CHECKING:
+    from imgcls.config import TrainConfig
+
+_GROUPS = {
+    "Data": (
+        *("data_dir", "train_dir", "test_dir", "split", "split_seed", "no_test", "exclude", "val_fraction"),
+        *("image_size", "resize", "decode", "cache_dir", "cache_limit"),
+    ),
+    "Network": ("arch", "pretrained", "weights", "weights_name", "freeze", "dropout"),
+    "Recipe": (
+        *("recipe", "epochs", "batch_size", "learning_rate", "optimizer", "schedule", "weight_decay"),
+        *("label_smoothing", "class_weights", "clip_norm", "ema", "patience", "mean", "std"),
+        *("probe", "first_rate", "fixed_norms", "start_share", "least_steps"),
+    ),
+    "Augmentation": ("shift", "flip", "colour", "cutout"),
+    "Run": (
+        *("output", "run_dir", "resume", "config", "seed", "save_every"),
+        *("right_share", "known_share", "novelty", "tracker", "quiet", "verbose"),
+    ),
+    "Device": ("device", "threads", "bf16", "cuda_graphs"),
+}
 
 
-def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command], Command]:
-    """An option for a field of Recipe; its help ends with the value that each recipe has."""
-    field = name.partition("/")[0].removeprefix("--").replace("-", "_")
-    return click.option(name, help=f"{text} {recipe_values(field)}.", **attributes)
+def _recipe_option(*names: str, text: str, **attributes: Any) -> Callable[[Command], Command]:
+    """An option for a field of Recipe, called as the first name; its help ends with the value that each recipe has."""
+    field = names[0].partition("/")[0].removeprefix("--").replace("-", "_")
+    return click.option(*names, help=f"{text} {recipe_values(field)}.", **attributes)
 
 
 @click.command(
-    "train", epilog="Example: imgcls train --train data/train --test data/test --epochs 20 --output models/cnn.pth"
+    "train",
+    cls=GroupedCommand,
+    groups=_GROUPS,
+    epilog="Example: imgcls train --train data/train --test data/test --epochs 20 --output models/cnn.pth",
 )
 @click.option(
     "--data",
@@ -36,7 +71,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     help="In place of --train and --test: a folder with train/ and test/ (or val/, valid/), or a folder of <class>/*, "
     "which is then split by --split.",
 )
-@click.option("--train", "train_dir", type=FILE, default="data/train", show_default=True, help="Folder of <class>/*.")
+@click.option("--train", "train_dir", type=FILE, default=TRAIN_DIR, show_default=True, help="Folder of <class>/*.")
 @click.option("--test", "test_dir", type=FILE, default=TEST_DIR, show_default=True, help="Folder of <class>/*.")
 @click.option(
     "--split",
@@ -46,7 +81,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 )
 @click.option(
     "--split-seed",
-    type=click.IntRange(0, 2**63 - 1),
+    type=SEED,
     default=0,
     show_default=True,
     help="Draws the pictures of --split; --seed leaves them as they are.",
@@ -57,7 +92,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     type=FILE,
     help="Leave out the training pictures that this list names, one path a line, like that of imgcls data check --fix.",
 )
-@click.option("--output", "-o", type=FILE, default="models/cnn.pth", show_default=True, help="Checkpoint to write.")
+@click.option("--output", "-o", type=FILE, default=OUTPUT, show_default=True, help="Checkpoint to write.")
 @click.option("--run-dir", type=FILE, help="The run's folder. Default: runs/<output's name>, numbered.")
 @click.option(
     "--resume",
@@ -69,7 +104,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 @click.option(
     "--config", type=FILE, metavar="FILE", help="Take options from a JSON or TOML file, like a run's config.json."
 )
-@click.option("--arch", metavar="NAME", default="cnn", show_default=True, help=f"Network: {known_names()}.")
+@click.option("--arch", "--model", metavar="NAME", default="cnn", show_default=True, help=f"Network: {known_names()}.")
 @click.option(
     "--recipe",
     type=click.Choice(["default", "article"]),
@@ -78,56 +113,64 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     help="Sets the defaults of the options below. article: the training of the article.",
 )
 @click.option(
-    "--image-size", type=click.IntRange(8, 4096), help="Pixels a side. Default: the network's own; cnn, vgg16: 32."
+    "--image-size", "--imgsz", type=Whole(8, 4096), help="Pixels a side. Default: the network's own; cnn, vgg16: 32."
 )
-@_recipe_option("--resize", "How a picture becomes square; its own: as the network was published.", type=RESIZE)
+@_recipe_option("--resize", text="How a picture becomes square; its own: as the network was published.", type=RESIZE)
 @click.option(
     "--decode",
     type=click.Choice(JPEGS),
     help="How JPEG files are decoded, here and on every device. scaled: large ones are shrunk by libjpeg while it "
     "decodes them, which is several times as fast. Default: the network's own, which is whole.",
 )
-@_recipe_option("--epochs", "Times that the network sees every picture.", type=click.IntRange(min=1))
-@_recipe_option("--batch-size", "Pictures a step.", type=click.IntRange(min=1))
-@_recipe_option("--optimizer", "Optimiser.", type=click.Choice(["adam", "adamw", "sgd"]))
-@_recipe_option("--learning-rate", "Peak learning rate.", type=POSITIVE)
-@_recipe_option("--schedule", "Schedule of the learning rate.", type=click.Choice(["one-cycle", "constant"]))
-@_recipe_option("--weight-decay", "Decoupled for adamw.", type=Number(min=0))
-@_recipe_option("--label-smoothing", "Share of the target spread over all classes.", type=SHARE)
-@_recipe_option("--dropout", "Share of activations set to zero; its own: as the network was published.", type=SHARE)
-@_recipe_option("--crop", "Random shift, as a share of the side.", type=SHARE)
-@_recipe_option("--flip/--no-flip", "Random mirror image.", default=None)
-@_recipe_option("--colour", "Random brightness, contrast and saturation.", type=SHARE)
-@_recipe_option("--cutout", "Random square painted over, as a share of the side.", type=SHARE)
-@_recipe_option("--ema", "Decay of averaged weights; 0: none.", type=SHARE)
-@_recipe_option("--clip-norm", "Largest gradient norm; 0: no limit.", type=Number(min=0))
+@_recipe_option("--epochs", text="Times that the network sees every picture.", type=Whole(min=1))
+@_recipe_option("--batch-size", "--batch", text="Pictures a step.", type=Whole(min=1))
+@_recipe_option("--optimizer", text="Optimiser.", type=click.Choice(["adam", "adamw", "sgd"]))
+@_recipe_option("--learning-rate", "--lr", text="Peak learning rate.", type=POSITIVE)
+@_recipe_option("--schedule", text="Schedule of the learning rate.", type=click.Choice(["one-cycle", "constant"]))
+@_recipe_option("--weight-decay", text="Decoupled for adamw.", type=Number(min=0))
+@_recipe_option("--label-smoothing", text="Share of the target spread over all classes.", type=SHARE)
 @_recipe_option(
-    "--class-weights/--no-class-weights", "Weight the loss so that each class counts the same.", default=None
+    "--dropout", text="Share of activations set to zero; its own: as the network was published.", type=SHARE
+)
+@_recipe_option("--shift", text="Random shift, as a share of the side.", type=SHARE, cls=QuietlyAlso, also=("--crop",))
+@_recipe_option("--flip/--no-flip", text="Random mirror image.", default=None)
+@_recipe_option("--colour", "--color", text="Random brightness, contrast and saturation.", type=SHARE)
+@_recipe_option("--cutout", text="Random square painted over, as a share of the side.", type=SHARE)
+@_recipe_option("--ema", text="Decay of averaged weights; 0: none.", type=SHARE)
+@_recipe_option("--clip-norm", text="Largest gradient norm; 0: no limit.", type=Number(min=0))
+@_recipe_option(
+    "--class-weights/--no-class-weights", text="Weight the loss so that each class counts the same.", default=None
 )
 @_recipe_option(
     "--probe/--no-probe",
-    "Solve a new last layer on the features of the training pictures before the first epoch. What the run begins with "
-    "is epoch 0, and is kept if no epoch is better on the held-out part. With --freeze that is all; an option of steps "
-    "(--epochs, --learning-rate ...) learns the layer by steps instead.",
+    text="Solve a new last layer on the features of the training pictures before the first epoch. What the run begins "
+    "with is epoch 0, and is kept if no epoch is better on the held-out part. With --freeze that is all; an option of "
+    "steps (--epochs, --learning-rate ...) learns the layer by steps instead.",
     default=None,
 )
 @_recipe_option(
     "--first-rate",
-    "Learning rate of the first layer as a share of the last one's, those between by their order.",
+    text="Learning rate of the first layer as a share of the last one's, those between by their order.",
     type=Number(0, 1, min_open=True),
 )
-@_recipe_option("--fixed-norms/--no-fixed-norms", "Batch norms keep their statistics.", default=None)
+@_recipe_option("--fixed-norms/--no-fixed-norms", text="Batch norms keep their statistics.", default=None)
 @_recipe_option(
-    "--start-share", "Share that the run's first weights have in the weights that are evaluated and kept.", type=SHARE
+    "--start-share",
+    text="Share that the run's first weights have in the weights that are evaluated and kept.",
+    type=SHARE,
 )
 @_recipe_option(
     "--least-steps",
-    "With fewer steps in all its epochs, a run takes smaller batches, then more epochs.",
-    type=click.IntRange(min=0),
+    text="With fewer steps in all its epochs, a run takes smaller batches, then more epochs.",
+    type=Whole(min=0),
 )
-@_recipe_option("--bf16/--no-bf16", "Use bf16 if the device has units for it.", default=None)
-@_recipe_option("--mean", "Normalisation; its own: measured on the training pictures.", type=triple, metavar="R,G,B")
-@_recipe_option("--std", "Normalisation; its own: measured on the training pictures.", type=triple, metavar="R,G,B")
+@_recipe_option("--bf16/--no-bf16", text="Use bf16 if the device has units for it.", default=None)
+@_recipe_option(
+    "--mean", text="Normalisation; its own: that of the weights, else measured.", type=triple, metavar="R,G,B"
+)
+@_recipe_option(
+    "--std", text="Normalisation; its own: that of the weights, else measured.", type=triple, metavar="R,G,B"
+)
 @click.option(
     "--val-fraction",
     type=SHARE,
@@ -136,7 +179,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 )
 @click.option(
     "--patience",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     help="Stop after this many epochs without a better one; 0: never. Default: "
     f"{TUNED_PATIENCE} of the {TUNED['epochs']} in fine-tuning, else 0.",
 )
@@ -157,7 +200,7 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
 @click.option("--novelty/--no-novelty", default=True, help="Tell pictures of no class by their features. Default: yes.")
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**63 - 1),
+    type=SEED,
     default=0,
     show_default=True,
     help="The same seed on the same CPU gives the same weights bit for bit.",
@@ -194,84 +237,39 @@ def _recipe_option(name: str, text: str, **attributes: Any) -> Callable[[Command
     metavar="GB",
     help="Larger sets are decoded anew in every epoch.",
 )
+@click.option(
+    "--tracker",
+    type=click.Choice(list(TRACKERS)),
+    help="Where options and figures of the run go beside its folder. Default: tensorboard, where it is installed.",
+)
+@threads_option
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="Replay a captured step on CUDA. Default: yes.")
+@verbosity("the path of the checkpoint", "the options of the run")
 def command(resume: Path | None, config: Path | None, **options: Any) -> None:
     """Train a network on a folder of pictures and write a checkpoint (.pth).
 
     A run can be stopped at any time (Ctrl-C) and goes on with --resume. On several GPUs:
     torchrun --nproc-per-node=4 -m imgcls train ...
     """
-    from imgcls.training import train, train_config
-    from imgcls.training.run_folder import load_config
+    from imgcls.library import configured, train
 
     context = click.get_current_context()
-    if resume:
-        anew = _given_anew(context, options)
-        chosen = load_config(resume, options["arch"] if "arch" in _given(context) else None).changed(**anew)
-    else:
-        chosen = train_config(**_merged(context, config, options))
-    train(chosen, report=report_line, resume=resume)
+    given = {name: value for name, value in options.items() if _is_given(context, name)}
+    chosen = configured(config=config, resume=resume, **given)
+    if is_verbose():
+        _show_options(chosen)
+    result = train(chosen, report=report_line, resume=resume)
+    if is_quiet() and result.run:  # the leading process
+        click.echo(str(result.path))
 
 
-def _given_anew(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
-    """Those options given beside --resume that change none of the steps that the run has made so far.
-
-    Raises click.UsageError where another option is given.
-    """
-    given = _given(context)
-    if others := [option for name, option in given.items() if name not in ("resume", "arch", *_FREE)]:
-        free = " and ".join(_FREE.values())
-        raise click.UsageError(f"--resume takes the run's own options but for {free}; leave out {', '.join(others)}")
-    return {name: options[name] for name in _FREE if name in given}
+def _show_options(config: TrainConfig) -> None:
+    """The options of a run, its recipe's too, as they are after all defaults."""
+    values = {**vars(config), **vars(config.recipe), "recipe": config.recipe.name}
+    del values["name"]
+    wrapped(", ".join(f"{name} {value}" for name, value in values.items() if value is not None))
 
 
-def _merged(context: click.Context, config: Path | None, options: dict[str, Any]) -> dict[str, Any]:
-    """train_config's arguments: what was given on the command line, else what stands in the file, else the defaults."""
-    from imgcls.training.configure import read_config
-
-    given = _given(context)
-    _require_one_way(given)
-    in_file = read_config(config) if config else {}
-    in_file.pop("run_dir", None)  # of the run that it comes from
-    if in_file.get("split"):
-        in_file.setdefault("test_dir", None)  # the option's default stands for nobody's wish
-    own = str(in_file.get("arch"))
-    if "arch" not in given and is_outside(own):  # nothing is run because a file names it
-        raise click.UsageError(f"{config}: its network is {own!r}, of your own files; name it again with --arch")
-    explicit = {name: value for name, value in options.items() if name in given}
-    return {**_as_fields(options), **in_file, **_as_fields(explicit)}
-
-
-def _require_one_way(given: dict[str, str]) -> None:
-    """Raises click.UsageError where the options name the test pictures in two ways, or the training pictures."""
-    for name, others in _APART.items():
-        if name in given and (twice := [given[other] for other in others if other in given]):
-            raise click.UsageError(f"{given[name]} says where the pictures are; leave out {', '.join(twice)}")
-
-
-def _given(context: click.Context) -> dict[str, str]:
-    """Names of the parameters that stand on the command line, each with its option."""
-    return {
-        parameter.name: parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name and context.get_parameter_source(parameter.name) == click.core.ParameterSource.COMMANDLINE
-    }
-
-
-def _as_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of the command in the names and units of TrainConfig."""
-    fields = dict(options)
-    no_test, root = fields.pop("no_test", False), fields.pop("data_dir", None)
-    if root is not None:
-        from imgcls.data.layout import find_sets
-
-        fields |= dict(zip(_SETS, find_sets(root, fields.get("split") or 0.0), strict=True))
-    elif fields.get("split"):
-        fields["test_dir"] = None
-    elif "test_dir" in fields:
-        fields["split"] = 0.0
-    if no_test:
-        fields |= {"test_dir": None, "split": 0.0}
-    if "cache_limit" in fields:
-        fields["cache_limit"] = int(1e9 * fields["cache_limit"])
-    return fields
+def _is_given(context: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    return context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE

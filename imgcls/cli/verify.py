@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from imgcls_infer.errors import counted
 
-from imgcls.cli.options import FILE, Number, chosen_pictures, comparison_options, is_original, open_checkpoint
-from imgcls.cli.output import console, show_json
+from imgcls.cli.groups import GroupedCommand
+from imgcls.cli.options import BARE, FILE, Number, comparison_options, is_original, open_checkpoint
+from imgcls.cli.output import is_quiet, is_verbose, note, show_figures, show_json, tell, verbosity, wrapped
 from imgcls.config import TEST_DIR
 from imgcls.errors import ImgclsError
 
@@ -18,13 +22,25 @@ if TYPE_CHECKING:
     from imgcls.parity.verify import VerifyResult
 
 _CHANGED_SHOWN = 5
-_WIDE = 152  # columns of a terminal that shows all of:
 _FIGURES = ("max |dp|", "99.9 %", "mean", "allowed", "max |dlogit|", "max KL", "same class", "same top 5", "accuracy")
-_NARROW = ("max |dp|", "allowed", "same class", "accuracy")
 _NOVELTY = ("max |dn|", "allowed |dn|")
 
 
-@click.command("verify", epilog="Example: imgcls verify models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test")
+_GROUPS = {
+    "Pictures": ("data_dir", "run_dir"),
+    "What runs": ("providers", "devices"),
+    "Comparison": ("tolerance", "bisect"),
+    "Output": ("report", "as_json", "quiet", "verbose"),
+    **BARE,
+}
+
+
+@click.command(
+    "verify",
+    cls=GroupedCommand,
+    groups=_GROUPS,
+    epilog="Example: imgcls verify models/cnn.pth models/cnn.onnx models/cnn.pt --data data/test",
+)
 @comparison_options
 @click.option(
     "--eager", "devices", multiple=True, metavar="cpu|cuda[:N]|mps", help="Compare PyTorch eager on this device too."
@@ -37,6 +53,7 @@ _NOVELTY = ("max |dn|", "allowed |dn|")
     "--report", type=FILE, metavar="FILE.html", help="Write a page with plots and the pictures whose class differs."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output instead of the table.")
+@verbosity("what the comparison means", "all figures and changed answers")
 def command(
     checkpoint: Path,
     models: tuple[Path, ...],
@@ -57,7 +74,6 @@ def command(
     Each file also runs in batches of 1, 2, 7 and 64, with several numbers of threads, and on adversarial pictures.
     Exits with 1 if a file does not answer as the checkpoint does.
     """
-    from imgcls.data.folder import comparison_folder
     from imgcls.system.files import require_writable
 
     if report is not None:
@@ -71,16 +87,10 @@ def command(
         _show(result, {}, report, as_json)
         return
     loaded = open_checkpoint(checkpoint, **described)
-    folder = chosen_pictures(loaded, data_dir, run_dir, comparison_folder)
-    # late, since they load onnx, which none of the errors above needs
-    from imgcls.export.formats import open_on_each
-    from imgcls.parity.runtimes import eager
-    from imgcls.parity.verify import verify as run
-    from imgcls.system.device import resolve_device
+    from imgcls.library import verify as run
 
-    opened = [(str(path), runtime) for path in models for runtime in open_on_each(path, providers)]
-    opened += [(str(checkpoint), eager(loaded, str(resolve_device(device)))) for device in devices]
-    result = run(loaded, opened, folder, tolerance)
+    chosen: dict[str, Any] = {"run": run_dir, "providers": providers, "eager": devices, "report": note}
+    result = run(loaded, models, data_dir, tolerance, **chosen)
     _show(result, _bisect(loaded, models, result) if bisect else {}, report, as_json)
 
 
@@ -106,12 +116,12 @@ def _show(result: VerifyResult, findings: dict[str, str], report: Path | None, a
     else:
         _show_parity(result)
         for line in findings.values():
-            click.echo(line)
+            wrapped(line)
     if report is not None:
         from imgcls.report.parity import write_parity
 
-        write_parity(result, report, tuple(findings.values()))
-        click.echo(f"wrote {report}", err=as_json)
+        write_parity(result, report, tuple(findings.values()), shlex.join(["imgcls", *sys.argv[1:]]))
+        (note if as_json else tell)(f"wrote {report}")
     if not result:
         halves = dict.fromkeys(half for found in result.reports for half in found.broken())
         raise ImgclsError(f"the exported model does not answer as its reference does; broken: {', '.join(halves)}")
@@ -143,43 +153,58 @@ def _bisect(checkpoint: Checkpoint, models: tuple[Path, ...], result: VerifyResu
 
 
 def _show_parity(result: VerifyResult) -> None:
-    from rich.table import Table
+    """What the comparison means, then its figures, probes and changed answers."""
+    from imgcls.report.tables import parity_sentence
 
-    from imgcls.report.tables import parity_rows
-    from imgcls.shares import legend, percent
-
-    out = console(176)
-    first = result.reports[0]
-    accuracy = percent(first.reference_accuracy, first.labelled) + legend(first.labelled)
-    table = Table(title=f"against {result.against}: {first.count:,} pictures, accuracy {accuracy}")
-    rows = parity_rows(result.reports)
-    novelty = [name for name in _NOVELTY if name in rows[0]]
-    names = [*(_FIGURES if out.width >= _WIDE else _NARROW), *novelty]
-    for column in ("file", "runtime", *names, ""):
-        table.add_column(column, justify="right" if column in names else "left", overflow="fold")
-    for report, figures in zip(result.reports, rows, strict=True):
-        verdict = "ok" if report else "FAILED"
-        table.add_row(report.path, report.name, *(figures[name] for name in names), verdict)
-    out.print(table)
     for report in result.reports:
-        for line in _parity_lines(report):
-            click.echo(line)
+        verdict = "ok" if report else "FAILED"
+        wrapped(f"{report.path}, {report.name}: {parity_sentence(report)}: {verdict}")
+    if not is_quiet():
+        _show_parity_figures(result)
+        for report in result.reports:
+            for line in _parity_lines(report):
+                wrapped(line)
+    for report in result.reports:
         for problem in report.problems:
             click.echo(f"{report.path}: {problem}", err=True)
     if result.skipped:
-        click.echo(f"skipped {result.skipped} unreadable pictures", err=True)
+        note(f"skipped {counted(result.skipped, 'unreadable picture')}")
+
+
+def _show_parity_figures(result: VerifyResult) -> None:
+    from imgcls.report.tables import parity_rows, short_names
+    from imgcls.shares import legend, percent
+
+    first = result.reports[0]
+    accuracy = percent(first.reference_accuracy, first.labelled) + legend(first.labelled)
+    wrapped(f"against {result.against}: {counted(first.count, 'picture')}, accuracy {accuracy}")
+    click.echo()
+    rows = parity_rows(result.reports)
+    names = list(rows[0]) if is_verbose() else [name for name in (*_FIGURES, *_NOVELTY) if name in rows[0]]
+    files = short_names([report.path for report in result.reports])
+    heads = [f"{file}\n{report.name}" for file, report in zip(files, result.reports, strict=True)]
+    show_figures(heads, [{name: row[name] for name in names} for row in rows], 176)
+    click.echo()
 
 
 def _parity_lines(report: ParityReport) -> list[str]:
-    """The probes on one line, and some changed answers."""
-    names = {"batches": "batch sizes", "threads": "thread counts", "adversarial": "adversarial pictures"}
+    """The probes on one line, the rule that int8 has for them, and some changed answers."""
+    from imgcls.report.tables import INT8_RULE, difference
+
+    names = {"batches": "batch size", "threads": "thread count", "adversarial": "adversarial picture"}
     lines = []
     if report.probes:
-        probes = (f"{probe.count} {names[probe.name]} {probe.max_abs:.1e}" for probe in report.probes)
+        probes = (f"{counted(probe.count, names[probe.name])} {difference(probe.max_abs)}" for probe in report.probes)
         lines.append(f"{report.path}, {report.name}: max |dp| over {', '.join(probes)}")
         novelty = [found for probe in report.probes if (found := probe.max_novelty) is not None]
-        lines += [f"{report.path}, {report.name}: max |dn| over the same {max(novelty):.1e}"] if novelty else []
-    for answer in report.changed[:_CHANGED_SHOWN]:
-        change = f"{answer.reference} became {answer.candidate} (margin {answer.margin:.1e})"
+        lines += [f"{report.path}, {report.name}: max |dn| over the same {difference(max(novelty))}"] if novelty else []
+    if report.has_int8_rule:
+        lines.append(f"{report.path}: {INT8_RULE}")
+    shown = report.changed if is_verbose() else report.changed[:_CHANGED_SHOWN]
+    for answer in shown:
+        true = "" if answer.true is None else f"true class {answer.true}, "
+        change = f"{answer.reference} became {answer.candidate} ({true}margin {answer.margin:.1e})"
         lines.append(f"{report.path}: {answer.path}: {change}")
+    if more := len(report.changed) - len(shown):
+        lines.append(f"{report.path}: and {more:,} more; --verbose lists all, --report FILE.html shows them")
     return lines

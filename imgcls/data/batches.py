@@ -15,18 +15,18 @@ from torch import Tensor
 class Augmentation:
     """Random changes of training pictures, drawn for each picture separately.
 
-    crop: shift by up to this share of the side, black beyond the border (0.125 is 4 pixels at 32x32).
+    shift: by up to this share of the side, black beyond the border (0.125 is 4 pixels at 32x32).
     flip: mirror left to right, with probability 1/2. colour: brightness, contrast and saturation by factors in
     1 - colour .. 1 + colour. cutout: a square of this share of the side is painted with the picture set's mean colour.
     """
 
-    crop: float = 0.0
+    shift: float = 0.0
     flip: bool = False
     colour: float = 0.0
     cutout: float = 0.0
 
     def __bool__(self) -> bool:
-        return bool(self.crop or self.flip or self.colour or self.cutout)
+        return bool(self.shift or self.flip or self.colour or self.cutout)
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def plan_epoch(count: int, side: int, augmentation: Augmentation, seed: int, epo
 
 
 def padding_pixels(side: int, augmentation: Augmentation) -> int:
-    """How far a crop may shift a picture, in pixels."""
-    return round(side * augmentation.crop)
+    """How far a picture may be shifted, in pixels."""
+    return round(side * augmentation.shift)
 
 
 def batch_slices(count: int, batch_size: int, start: int = 0) -> Iterator[slice]:
@@ -89,7 +89,7 @@ def augment(pictures: Tensor, plan: EpochPlan, rows: Tensor, augmentation: Augme
     pictures: uint8 [B, S, S, 3]. rows: int64 [B], the batch's rows of the plan. mean: float32 [3] on the device, the
     set's mean colour in 0..255. Returns uint8 [B, S, S, 3], or float32 in 0..255 where colours were changed.
     """
-    if augmentation.crop or augmentation.flip:
+    if augmentation.shift or augmentation.flip:
         shifts = plan.shifts[rows]
         flips = plan.flips[rows] & augmentation.flip
         padding = padding_pixels(min(pictures.shape[1:3]), augmentation)

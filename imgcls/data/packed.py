@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from imgcls_infer.cpus import available_cpus
 from imgcls_infer.errors import ImageError
 from imgcls_infer.preprocess import SILENCE, describe, preprocess, read_file
 from imgcls_infer.steps import Preprocessing
@@ -171,7 +171,7 @@ def _chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
 
 def run_ahead(function: Callable[[Any], Result], items: Iterator[Any], workers: int | None = None) -> Iterator[Result]:
     """map(function, items) in threads, in order. It computes only a few results ahead, so that memory stays bounded."""
-    workers = workers or os.cpu_count() or 1
+    workers = workers or available_cpus()
     with ThreadPoolExecutor(workers) as pool:
         waiting: list[Future[Result]] = [pool.submit(function, item) for item in islice(items, 2 * workers)]
         try:

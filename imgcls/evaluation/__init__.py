@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from imgcls_infer.errors import counted
 from imgcls_infer.manifest import Acceptance
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from imgcls.evaluation.scores import (
 )
 from imgcls.evaluation.unknown import UnknownScores, require_apart, score_unknown, unknown_folder
 from imgcls.networks.classifier import Classifier
+from imgcls.shares import percent
 from imgcls.system.device import resolve_device
 from imgcls.system.files import AnyPath
 
@@ -77,6 +79,15 @@ class Evaluation:
     unreadable: tuple[tuple[Path, str], ...]
     rules: RuleScores | None = None
     unknown: UnknownScores | None = None
+
+    def __repr__(self) -> str:
+        scores = self.scores
+        return f"Evaluation({counted(scores.count, 'picture')}, accuracy {percent(scores.accuracy, scores.count)})"
+
+    def _repr_html_(self) -> str:
+        from imgcls.report.notebook import evaluation_html
+
+        return evaluation_html(self)
 
     @property
     def wrong_count(self) -> int:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from imgcls_infer.errors import counted
 from torch import Tensor
 
 from imgcls.evaluation.coverage import RiskCoverage, risk_coverage
+from imgcls.shares import percent
 
 BINS = 15
 """Bins of the expected calibration error, the number that Guo et al. (2017) use."""
@@ -80,6 +82,9 @@ class DetailedScores:
     calibration: tuple[CalibrationBin, ...]
     confusion: np.ndarray
     coverage: RiskCoverage
+
+    def __repr__(self) -> str:
+        return f"DetailedScores({counted(self.count, 'picture')}, accuracy {percent(self.accuracy, self.count)})"
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:

@@ -30,7 +30,7 @@ from imgcls.networks.precision import NARROW, narrow
 from imgcls.parity.probes import BATCH_SIZES
 from imgcls.parity.rounding import Tolerances, tolerances, typical_pictures
 from imgcls.parity.runtimes import Run, Runtime, golden_samples, run_module
-from imgcls.system.files import new_file, new_folder, one_writer, real_file, require_replaceable
+from imgcls.system.files import megabytes, new_file, new_folder, one_writer, real_file, require_replaceable
 
 _LACKS = {  # option: why a format that lacks it refuses it, in the words of the error
     "batch": "takes any number of pictures",
@@ -46,7 +46,7 @@ class ExportResult:
 
     path: the file or folder. size: bytes of the model and of its weights file. manifest: the model's, with the figures
     of the check in its parity. weights: the weights file beside the model; None if the model holds its weights.
-    note: why the network could not be folded; empty if it was, or was not to be.
+    note: why the network could not be folded; empty if it was, or was not to be. Where a path is wanted, `path`.
     """
 
     path: Path
@@ -54,6 +54,14 @@ class ExportResult:
     manifest: Manifest
     weights: Path | None = None
     note: str = ""
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        parity, manifest = self.manifest.parity, self.manifest
+        against = f"max |dp| against PyTorch {parity.max_abs_diff:.1e}"
+        return f"ExportResult({self.path}: {manifest.precision}, {megabytes(self.size)}, {against})"
 
 
 def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:

@@ -42,6 +42,13 @@ def format_of(path: Path) -> Format:
     return FORMATS[named_format(path) or USUAL]
 
 
+def model_in(path: Path) -> Path:
+    """The model file of an exported folder (huggingface, triton); any other path as it is."""
+    layouts = (known.folder for known in FORMATS.values() if known.folder)
+    inside = (path / layout.model for layout in layouts)
+    return next((found for found in inside if found.is_file()), path) if path.is_dir() else path
+
+
 def bisect_of(path: Path) -> Bisect | None:
     """The bisection of the format that the path's suffix belongs to; None if there is none."""
     name = named_format(path)

@@ -148,7 +148,7 @@ OTHERS: Mapping[str, Recipe] = {
         learning_rate=0.001,
         weight_decay=0.05,
         label_smoothing=0.05,
-        crop=0.125,
+        shift=0.125,
         flip=True,
         clip_norm=1.0,
         resize=None,
@@ -158,8 +158,9 @@ OTHERS: Mapping[str, Recipe] = {
 
 TUNED: Mapping[str, Any] = {
     "epochs": 12,
-    "batch_size": 32,
-    "crop": 0.125,
+    "batch_size": 16,
+    "learning_rate": 0.0004,
+    "shift": 0.125,
     "flip": True,
     "ema": 0.95,
     "probe": True,
@@ -169,6 +170,9 @@ TUNED: Mapping[str, Any] = {
     "least_steps": 300,
 }
 """Fields of the default recipe where a network with published weights learns on from trained ones: fine-tuning."""
+
+FROZEN: Mapping[str, Any] = {"learning_rate": 0.001, "shift": 0.0, "flip": False, "clip_norm": 0.0}
+"""Fields of any recipe where the last layer alone learns."""
 
 TUNED_HELD_OUT = 0.2
 """The part of each class that is held out in fine-tuning, where nothing else is asked for."""
@@ -298,7 +302,7 @@ register(
                 learning_rate=0.004,
                 weight_decay=0.05,
                 label_smoothing=0.05,
-                crop=0.0625,
+                shift=0.0625,
                 flip=True,
                 dropout=0.1,
             ),

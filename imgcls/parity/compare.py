@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from imgcls_infer.errors import counted
 from imgcls_infer.manifest import Manifest
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, HALVES, PIXELS_TO_PROBABILITIES
 
@@ -33,12 +34,16 @@ class Outputs:
 
 @dataclass(frozen=True)
 class ChangedAnswer:
-    """A picture that the candidate classifies otherwise. margin: the reference's top probability less its second."""
+    """A picture that the candidate classifies otherwise. margin: the reference's top probability less its second.
+
+    true: its own class, None where that is not known.
+    """
 
     path: str
     reference: str
     candidate: str
     margin: float
+    true: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class ParityReport:
     changed: pictures whose answer differs. probes: other ways to run it, and pictures made to trip it. problems: what
     fails.
     outputs: the candidate's, in the reference's class order; None where they can't be compared. novelty_tolerance: the
-    largest |dn| that passes; None where there is no novelty.
+    largest |dn| that passes; None where there is no novelty. precision: the candidate's.
     """
 
     name: str
@@ -102,9 +107,15 @@ class ParityReport:
     outputs: Outputs | None = field(default=None, repr=False, compare=False)
     labelled: int = 0
     novelty_tolerance: float | None = None
+    precision: str = "fp32"
 
     def __bool__(self) -> bool:
         return not self.problems
+
+    def __repr__(self) -> str:
+        verdict, pictures = "ok" if self else f"FAILED, {self.problems[0]}", counted(self.count, "picture")
+        allowed = f"max |dp| {self.max_abs:.1e}, allowed {self.tolerance:.1e}"
+        return f"ParityReport({self.path}, {self.name}: {verdict}; {pictures}, {allowed})"
 
     @property
     def max_abs(self) -> float:
@@ -117,6 +128,11 @@ class ParityReport:
     @property
     def top1_agreement(self) -> float:
         return self.differences.top1_agreement
+
+    @property
+    def has_int8_rule(self) -> bool:
+        """Whether adversarial pictures were judged by the rule of int8, see _probe_problem."""
+        return self.precision == "int8" and any(probe.name == "adversarial" for probe in self.probes)
 
     def broken(self) -> tuple[str, ...]:
         """The halves of the contract that do not hold."""
@@ -168,7 +184,7 @@ def compare(
     if actual.probabilities.shape != expected.probabilities.shape:
         return ParityReport(name, path, count, Differences(), known, 0.0, allowed, problems=problems, labelled=labelled)
     differences = measure(expected, actual)
-    changed = _changed(expected.probabilities, actual.probabilities, reference.classes, paths)
+    changed = _changed(expected.probabilities, actual.probabilities, reference.classes, labels, paths)
     half = FILE_TO_PIXELS if reference.preprocessing != candidate.preprocessing else PIXELS_TO_PROBABILITIES
     problems += tuple(Problem(half, text) for text in _over(differences, changed, allowed, count))
     problems += tuple(Problem(half, text) for text in _novelty_problems(expected, actual, differences, tolerance))
@@ -191,6 +207,7 @@ def compare(
         actual,
         labelled,
         tolerance.novelty,
+        candidate.precision,
     )
 
 
@@ -242,7 +259,7 @@ def _over(differences: Differences, changed: tuple[ChangedAnswer, ...], toleranc
         problems.append(f"max |dp| {differences.max_abs:.2e} is over {tolerance:.1e}")
     decided = [answer for answer in changed if answer.margin > 2 * tolerance]
     if decided:
-        problems.append(f"{len(decided)} of {count} pictures get another class, {decided[0].path} for one")
+        problems.append(f"{len(decided):,} of {counted(count, 'picture')} get another class, {decided[0].path} for one")
     return problems
 
 
@@ -282,12 +299,18 @@ def _probe_problem(probe: Probe, precision: str, tolerance: float) -> str:
 
 
 def _changed(
-    expected: np.ndarray, actual: np.ndarray, classes: tuple[str, ...], paths: Sequence[str]
+    expected: np.ndarray, actual: np.ndarray, classes: tuple[str, ...], labels: np.ndarray, paths: Sequence[str]
 ) -> tuple[ChangedAnswer, ...]:
     before, after = expected.argmax(1), actual.argmax(1)
     sure = margins(expected)
     return tuple(
-        ChangedAnswer(paths[row], classes[before[row]], classes[after[row]], float(sure[row]))
+        ChangedAnswer(
+            paths[row],
+            classes[before[row]],
+            classes[after[row]],
+            float(sure[row]),
+            classes[labels[row]] if labels[row] >= 0 else None,
+        )
         for row in np.flatnonzero(before != after).tolist()
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from imgcls_infer.errors import ImageError
+from imgcls_infer.errors import ImageError, counted
 from imgcls_infer.manifest import Manifest
 from imgcls_infer.steps import Preprocessing
 
@@ -59,6 +59,22 @@ class VerifyResult:
 
     def __bool__(self) -> bool:
         return all(self.reports)
+
+    def __repr__(self) -> str:
+        return f"VerifyResult({self.verdict()})"
+
+    def verdict(self) -> str:
+        """What came out, on a line."""
+        passed, count = sum(map(bool, self.reports)), len(self.reports)
+        answers = (
+            f"{passed} of {counted(count, 'runtime')} {'answers' if count == 1 else 'answer'} as {self.against} does"
+        )
+        return f"{'ok' if self else 'FAILED'}: {answers}, on {counted(len(self.paths), 'picture')}"
+
+    def _repr_html_(self) -> str:
+        from imgcls.report.notebook import verification_html
+
+        return verification_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; a figure that is no number is null."""

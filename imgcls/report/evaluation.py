@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imgcls_infer.errors import counted
 from imgcls_infer.manifest import Manifest
 
 from imgcls.report.contact_sheet import write_contact_sheet, write_unknown_sheet
@@ -38,9 +39,10 @@ def write_evaluation(
     scores, unknown = evaluation.scores, evaluation.unknown
     text = evaluation_json(evaluation, manifest)
     write_atomically(folder / "scores.json", lambda temporary: temporary.write_text(text, encoding="ascii"))
-    plot_confusion(scores.confusion, manifest.classes, folder / "confusion.png")
-    plot_reliability(scores.calibration, scores.ece, folder / "reliability.png")
-    plot_risk(scores.coverage, _unsure_below(manifest), folder / "risk.png")
+    of = f"{manifest.arch}, weights {manifest.weights_sha256[:12]}"
+    plot_confusion(scores.confusion, manifest.classes, folder / "confusion.png", of)
+    plot_reliability(scores.calibration, scores.ece, folder / "reliability.png", of)
+    plot_risk(scores.coverage, _unsure_below(manifest), folder / "risk.png", of)
     title = f"{evaluation.wrong_count:,} of {scores.count:,} answers are wrong"
     title += _most_confident(len(evaluation.wrong), evaluation.wrong_count)
     title += "" if explained is None else " (coloured: what speaks for the predicted class)"
@@ -48,16 +50,21 @@ def write_evaluation(
     if unknown is None:
         return FILES
     plot_roc(unknown.detectors, folder / "roc.png")
-    title = f"{unknown.answered:,} of {unknown.count:,} unknown pictures get an answer"
+    title = f"{unknown.answered:,} of {counted(unknown.count, 'unknown picture')} get an answer"
     title += _most_confident(len(unknown.most_confident), unknown.answered)
     write_unknown_sheet(unknown.most_confident, title, folder / "unknown.png")
     return (*FILES, "roc.png", "unknown.png")
 
 
 def evaluation_json(evaluation: Evaluation, manifest: Manifest) -> str:
-    """An evaluation as JSON (ASCII): shares are 0..1, undefined figures are null."""
+    """An evaluation as JSON (ASCII), see evaluation_dict."""
+    return json.dumps(evaluation_dict(evaluation, manifest), indent=1, allow_nan=False) + "\n"
+
+
+def evaluation_dict(evaluation: Evaluation, manifest: Manifest) -> dict[str, Any]:
+    """An evaluation for JSON: shares are 0..1, undefined figures are null."""
     scores, rules, unknown = evaluation.scores, evaluation.rules, evaluation.unknown
-    content = {
+    return {
         "schema": 1,
         "checkpoint": {"arch": manifest.arch, "weights_sha256": manifest.weights_sha256},
         "pictures": scores.count,
@@ -77,7 +84,6 @@ def evaluation_json(evaluation: Evaluation, manifest: Manifest) -> str:
         "wrong": [{**asdict(answer), "path": str(answer.path)} for answer in evaluation.wrong],
         "unreadable": _unreadable_json(evaluation.unreadable),
     }
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def _coverage_json(coverage: RiskCoverage, unsure_below: float | None) -> dict[str, Any]:

@@ -7,18 +7,19 @@ import html
 import io
 import platform
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.style
 import numpy as np
-from imgcls_infer.errors import printable
+from imgcls_infer.errors import counted, printable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from imgcls.report.contact_sheet import thumbnail
 from imgcls.report.style import BLUE, GREY, ORANGE, SKY, STYLE
-from imgcls.report.tables import difference, parity_rows
+from imgcls.report.tables import INT8_RULE, difference, parity_rows, parity_sentence
 from imgcls.shares import legend, percent
 from imgcls.system.files import AnyPath, write_atomically
 from imgcls.system.progress import progress_bar
@@ -32,39 +33,48 @@ if TYPE_CHECKING:
 _POINTS = 20_000  # drawn in a scatter plot
 _CHANGED_SHOWN = 24  # pictures shown for each runtime
 _PAGE_STYLE = """
-body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1B1B1B; margin: 2.5rem auto;
-  max-width: 76rem; padding: 0 1.5rem; }
+:root { color-scheme: light dark; --text: #1B1B1B; --page: #FFFFFF; --note: #6E6E6E; --line: #E4E4E4; --bad: #FDF3EC;
+  --good: #EFF6FB; --box: #F2F2F2; --to: #B24A00 }
+@media (prefers-color-scheme: dark) { :root { --text: #E6E6E6; --page: #17191C; --note: #A0A4A8; --line: #3A3D41;
+  --bad: #3A2317; --good: #16293A; --box: #26292D; --to: #F59B5B } img.plot { filter: brightness(.9) } }
+body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: var(--text); background: var(--page);
+  margin: 2.5rem auto; max-width: 76rem; padding: 0 1.5rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem } h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; overflow-wrap: anywhere }
-p { margin: .4rem 0 } .note { color: #6E6E6E; overflow-wrap: anywhere }
+p { margin: .4rem 0 } .note { color: var(--note); overflow-wrap: anywhere }
 .scroll { overflow-x: auto } table { border-collapse: collapse; margin: 1rem 0; font-size: 14px;
   font-variant-numeric: tabular-nums }
-th, td { padding: .35rem .5rem; text-align: right; border-bottom: 1px solid #E4E4E4; white-space: nowrap }
-th { font-weight: 600; border-bottom: 2px solid #1B1B1B; white-space: normal; vertical-align: bottom }
+th, td { padding: .35rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+th { font-weight: 600; border-bottom: 2px solid var(--text); white-space: normal; vertical-align: bottom }
 th.left, td.left { text-align: left }
 .ok, .failed { font-weight: 600; padding: .05rem .55rem; border-radius: .8rem; color: white }
 .ok { background: #0072B2 } .failed { background: #D55E00 }
-.problem { border-left: 4px solid #D55E00; padding: .15rem .8rem; background: #FDF3EC; overflow-wrap: anywhere }
-.found { border-left: 4px solid #0072B2; padding: .15rem .8rem; background: #EFF6FB; overflow-wrap: anywhere }
-img.plot { width: 100%; max-width: 66rem; display: block; margin: .8rem 0 }
+.problem { border-left: 4px solid #D55E00; padding: .15rem .8rem; background: var(--bad); overflow-wrap: anywhere }
+.found { border-left: 4px solid #0072B2; padding: .15rem .8rem; background: var(--good); overflow-wrap: anywhere }
+img.plot { width: 100%; max-width: 66rem; display: block; margin: .8rem 0; border-radius: .4rem }
+code { overflow-wrap: anywhere } li { margin: .2rem 0 }
 .sheet { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0; width: 10.5rem }
-figure img { width: 100%; height: 10.5rem; object-fit: contain; background: #F2F2F2; display: block }
-figcaption { font-size: 13px; line-height: 1.4; overflow-wrap: anywhere } .to { color: #B24A00; font-weight: 600 }
+figure img { width: 100%; height: 10.5rem; object-fit: contain; background: var(--box); display: block }
+figcaption { font-size: 13px; line-height: 1.4; overflow-wrap: anywhere } .to { color: var(--to); font-weight: 600 }
 """
 
 
-def write_parity(result: VerifyResult, path: AnyPath, findings: Sequence[str] = ()) -> None:
+def write_parity(result: VerifyResult, path: AnyPath, findings: Sequence[str] = (), command: str = "") -> None:
     """Write a verification as one self-contained HTML page: figures, plots, and pictures that change their class.
 
-    findings: the results of the bisection as text. Raises ImgclsError if the page can't be written, ImageError if a
-    compared picture can't be read now.
+    findings: the results of the bisection as text. command: what was typed. Raises ImgclsError if the page can't be
+    written, ImageError if a compared picture can't be read now.
     """
     manifest, first = result.manifest, result.reports[0]
     skipped = f"; {result.skipped:,} could not be read" if result.skipped else ""
-    passed = sum(map(bool, result.reports))
+    passed, date = sum(map(bool, result.reports)), datetime.now().astimezone()
+    answer = "answers" if len(result.reports) == 1 else "answer"
+    typed = f"<code>{_text(command)}</code>, " if command else ""
     parts = [
         f"<h1>Parity with {_text(result.against)} {_badge(bool(result))}</h1>",
-        f"<p>{passed} of {len(result.reports)} runtimes answer as it does. {first.count:,} pictures"
-        f"{skipped}, from file to probability, in float32 (accuracy "
+        f"<ul>{''.join(map(_summary, result.reports))}</ul>",
+        f'<p class="note">{typed}{date:%Y-%m-%d %H:%M %Z}</p>',
+        f"<p>{passed} of {counted(len(result.reports), 'runtime')} {answer} as it does. "
+        f"{counted(first.count, 'picture')}{skipped}, from file to probability, in float32 (accuracy "
         f"{percent(first.reference_accuracy, first.labelled)}{legend(first.labelled)}).</p>",
         f'<p class="note">{_text(manifest.arch)}, {len(manifest.classes)} classes, '
         f"{manifest.preprocessing.describe()}; weights {_text(manifest.weights_sha256[:16])}. "
@@ -86,16 +96,20 @@ def write_parity(result: VerifyResult, path: AnyPath, findings: Sequence[str] = 
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
+def _summary(report: ParityReport) -> str:
+    name = f"{_text(Path(report.path).name)}, {_text(report.name)}"
+    return f"<li>{_badge(bool(report))} <b>{name}</b>: {_text(parity_sentence(report))}</li>"
+
+
 def _parity_table(reports: Sequence[ParityReport]) -> str:
+    """A row for each figure and a column for each runtime, so that it fits a narrow window."""
     rows = parity_rows(reports)
-    head = '<th class="left">file</th><th class="left">runtime</th><th></th>'
-    head += "".join(f"<th>{_text(name)}</th>" for name in rows[0]).replace("|d", "|&NoBreak;Δ")
-    lines = []
-    for report, cells in zip(reports, rows, strict=True):
-        names = "".join(f'<td class="left">{_text(name)}</td>' for name in (Path(report.path).name, report.name))
-        row = "".join(f"<td>{cell}</td>" for cell in (_badge(bool(report)), *cells.values()))
-        lines.append(f"<tr>{names}{row}</tr>")
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+    heads = "".join(f"<th>{_text(Path(report.path).name)}<br>{_text(report.name)}</th>" for report in reports)
+    lines = [f"<tr><td></td>{''.join(f'<td>{_badge(bool(report))}</td>' for report in reports)}</tr>"]
+    for name in rows[0]:
+        cells = "".join(f"<td>{row[name]}</td>" for row in rows)
+        lines.append(f'<tr><td class="left">{_text(name).replace("|d", "|Δ")}</td>{cells}</tr>')
+    return f'<div class="scroll"><table><tr><th></th>{heads}</tr>{"".join(lines)}</table></div>'
 
 
 def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
@@ -108,6 +122,7 @@ def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
         "adversarial": "on adversarial pictures (flat, checkerboards, near the decision border), against the reference",
     }
     parts += [f"<p>max |Δp| {_moved(probe)} {words[probe.name]}.</p>" for probe in report.probes]
+    parts += [f'<p class="note">{_text(INT8_RULE)}.</p>'] if report.has_int8_rule else []
     if result.reference is not None and report.outputs is not None:
         expected, actual = result.reference.probabilities, report.outputs.probabilities
         figure = plot_parity(expected, actual, report.tolerance)
@@ -116,8 +131,9 @@ def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
         return [*parts, "<p>No picture gets another class.</p>"]
     largest = sorted(report.changed, key=lambda answer: -answer.margin)[:_CHANGED_SHOWN]
     cut = len(largest) < len(report.changed)
-    shown = f"; the {len(largest)} with the largest margin in the reference:" if cut else ":"
-    parts.append(f"<p>{len(report.changed):,} of {report.count:,} pictures get another class{shown}</p>")
+    more = len(report.changed) - len(largest)
+    shown = f"; the {len(largest)} with the largest margin in the reference, and {more:,} more:" if cut else ":"
+    parts.append(f"<p>{len(report.changed):,} of {counted(report.count, 'picture')} get another class{shown}</p>")
     return [*parts, f'<div class="sheet">{"".join(map(_changed_picture, largest))}</div>']
 
 
@@ -137,7 +153,7 @@ def plot_parity(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> s
     worst, rest = order[: _POINTS // 4], order[_POINTS // 4 :]  # the largest are drawn, and a sample of the rest
     shown = np.concatenate([worst, rest[:: max(1, len(rest) * 4 // (3 * _POINTS))]])
     with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(11, 4.4), layout="constrained")
+        figure = Figure(figsize=(11, 4.8), layout="constrained")
         scatter, histogram = figure.subplots(1, 2, width_ratios=[1, 1.5])
         scatter.axhline(0, color=GREY, linewidth=1, zorder=1)
         beyond = difference[shown] > tolerance
@@ -152,7 +168,7 @@ def plot_parity(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> s
         scatter.set(xlim=(-0.02, 1.02), ylim=(-height, height))
         scatter.set(xlabel="the reference's probability", ylabel="this runtime's, less the reference's")
         scatter.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-        scatter.legend(loc="upper left", frameon=False, markerscale=2)
+        scatter.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False, markerscale=2)
         _plot_differences(histogram, difference, tolerance)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110)
@@ -174,13 +190,14 @@ def _plot_differences(axes: Axes, difference: np.ndarray, tolerance: float) -> N
     axes.set(xlabel="|difference| of a probability", ylabel="probabilities", xlim=(smallest, upper))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_title(f"{len(difference) - counted.size:,} of {len(difference):,} are equal bit for bit", fontsize=10)
-    axes.legend(loc="upper left", frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
 
 
 def _changed_picture(answer: ChangedAnswer) -> str:
     file = io.BytesIO()
     thumbnail(Path(answer.path)).save(file, "PNG")
     caption = f'{_text(answer.reference)} became <span class="to">{_text(answer.candidate)}</span>'
+    caption += "" if answer.true is None else f"<br>true class: {_text(answer.true)}"
     return (
         f'<figure><img alt="" src="{_data_uri(file.getvalue())}"><figcaption>{caption}<br>margin {answer.margin:.1e}'
         f'<br><span class="note">{_text("/".join(Path(answer.path).parts[-2:]))}</span></figcaption></figure>'

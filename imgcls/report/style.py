@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from imgcls.system.files import AnyPath, write_atomically
 
-BLUE, SKY, ORANGE, GREY = "#0072B2", "#9CCFEF", "#D55E00", "#6E6E6E"
+BLUE, SKY, ORANGE, GREEN, GREY = "#0072B2", "#9CCFEF", "#D55E00", "#009E73", "#6E6E6E"
 
 DPI = 150
 STYLE = ("default", {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E4E4E4"})

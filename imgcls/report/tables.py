@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgcls_infer.errors import printable
+from imgcls_infer.errors import counted, printable
 
 from imgcls.shares import legend, percent
 
@@ -39,6 +39,28 @@ def parity_cells(report: ParityReport) -> dict[str, str]:
     }
 
 
+def parity_sentence(report: ParityReport) -> str:
+    """What a comparison means, in words."""
+    found, changed = report.differences, len(report.changed)
+    if report.outputs is None:
+        return "not to be compared: it gives other classes than the reference"
+    same = (
+        f"same class for all {counted(report.count, 'picture')}" if report.count > 1 else "same class for the picture"
+    )
+    other = f"another class for {changed:,} of {counted(report.count, 'picture')}"
+    if changed and report:
+        other += f", each too close to call (margin up to {difference(max(each.margin for each in report.changed))})"
+    sizes = f"largest difference {difference(found.max_abs)}, allowed {difference(report.tolerance)}"
+    return f"{other if changed else same}; {sizes}"
+
+
+INT8_RULE = (
+    "int8 clips what lies beyond the pictures that it was calibrated on, and adversarial pictures are made to lie "
+    "there: their differences have no limit, and a class that PyTorch is sure of must stay"
+)
+"""The rule of comparison that int8 has for itself, in words (parity.compare)."""
+
+
 def parity_rows(reports: Sequence[ParityReport]) -> list[dict[str, str]]:
     """The figures of several runtimes, and of their novelty where any of them has one."""
     rows = [parity_cells(report) for report in reports]
@@ -68,7 +90,7 @@ def scores_line(scores: DetailedScores) -> str:
     return (
         f"accuracy {percent(scores.accuracy, scores.count)}  top-{scores.k} {percent(scores.top_k, scores.count)}  "
         f"macro F1 {percent(scores.macro_f1)}  ECE {percent(scores.ece)}  loss {scores.loss:.4f}  "
-        f"({scores.count:,} pictures{legend(scores.count)})"
+        f"({counted(scores.count, 'picture')}{legend(scores.count)})"
     )
 
 
@@ -89,8 +111,8 @@ def checkpoint_cells(path: Path, checkpoint: Checkpoint, scores: DetailedScores)
 def temperature_line(calibration: Mapping[str, Any]) -> str:
     """What training's temperature did for the calibration, from the manifest's `training.calibration`."""
     before, after = (percent(calibration.get(f"ece_{when}")) for when in ("before", "after"))
-    pictures = calibration.get("pictures", 0)
-    return f"temperature {calibration['temperature']:.3g}: ECE {before} -> {after} on {pictures:,} held-out pictures"
+    pictures = counted(calibration.get("pictures", 0), "held-out picture")
+    return f"temperature {calibration['temperature']:.3g}: ECE {before} -> {after} on {pictures}"
 
 
 def coverage_line(coverage: RiskCoverage) -> str:
@@ -115,7 +137,10 @@ def unknown_lines(unknown: UnknownScores) -> list[str]:
         for found in unknown.detectors
     ]
     share = percent(unknown.answered / unknown.count, unknown.count)
-    return [*lines, f"{unknown.answered:,} of {unknown.count:,} unknown pictures get an answer that counts: {share}"]
+    return [
+        *lines,
+        f"{unknown.answered:,} of {counted(unknown.count, 'unknown picture')} get an answer that counts: {share}",
+    ]
 
 
 def difference(value: float) -> str:
@@ -125,6 +150,29 @@ def difference(value: float) -> str:
 
 def bench_cells(result: BenchResult) -> list[dict[str, tuple[str, str]]]:
     """The figures of each runtime of a bench by column: the figure with its unit, and its ratio (empty without one)."""
+    return [{name: (text, _times(ratio)) for name, (text, ratio) in row.items()} for row in _bench_figures(result)]
+
+
+def bench_words(result: BenchResult) -> list[dict[str, tuple[str, str]]]:
+    """The same with the ratios in words, like `8.0x faster`."""
+    return [
+        {name: (text, _compared(name, ratio)) for name, (text, ratio) in row.items()} for row in _bench_figures(result)
+    ]
+
+
+def _compared(name: str, ratio: float | None) -> str:
+    """A ratio of a figure to PyTorch eager's, in words."""
+    if not ratio:
+        return ""
+    less, more = ("smaller", "larger") if name in ("size", "peak memory") else ("faster", "slower")
+    if name.startswith("pictures/s"):
+        less, more = more, less
+    larger = max(ratio, 1 / ratio)
+    return "about the same" if larger < 1.05 else f"{_times(larger)} {less if ratio < 1 else more}"
+
+
+def _bench_figures(result: BenchResult) -> list[dict[str, tuple[str, float | None]]]:
+    """The figures of each runtime by column, with their ratios to PyTorch eager's; None where there is none."""
     batches = f"pictures/s in {result.config.batch_size}s"
     reference, rows = result.reference, []
     for row in result.rows:
@@ -146,7 +194,7 @@ def bench_cells(result: BenchResult) -> list[dict[str, tuple[str, str]]]:
         if reference.parity.max_novelty is not None:
             figures["max |dn|"] = (_novelty_cells(row.parity)["max |dn|"], None)
         own = row is not reference
-        rows.append({name: (text, _times(ratio) if own and ratio else "") for name, (text, ratio) in figures.items()})
+        rows.append({name: (text, ratio if own else None) for name, (text, ratio) in figures.items()})
     return rows
 
 
@@ -163,9 +211,9 @@ def bench_conditions(result: BenchResult) -> str:
     """The conditions that the figures depend on, in one line."""
     machine, config = result.machine, result.config
     libraries = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime"))
-    rounds, threads = _counted(config.repeats, "round"), _counted(config.threads, "thread")
+    rounds, threads = counted(config.repeats, "round"), counted(config.threads, "thread")
     return (
-        f"{result.pictures:,} pictures, {rounds}, {threads}; {machine['cpu'] or 'unknown CPU'}, "
+        f"{counted(result.pictures, 'picture')}, {rounds}, {threads}; {machine['cpu'] or 'unknown CPU'}, "
         f"{libraries}; stage 1 (file to pixels, the same for all) {_seconds(result.stage_1.median)} a picture; "
         f"x: times PyTorch eager's figure, in the same rounds{legend(result.reference.parity.labelled)}"
     )
@@ -197,11 +245,9 @@ def _bytes(value: float) -> str:
     return f"{value / 1e6:,.2f} MB" if value < 1e7 else f"{value / 1e6:,.0f} MB"
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("s" if count != 1 else "")
-
-
-def _times(ratio: float) -> str:
+def _times(ratio: float | None) -> str:
+    if not ratio:
+        return ""
     return f"{ratio:#.2g}x" if ratio < 9.95 else f"{ratio:,.0f}x"
 
 

@@ -29,6 +29,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def in_words(device: torch.device) -> str:
+    """`cpu (threads: 2)`, `cuda:0 (NVIDIA H200)`."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu (threads: {torch.get_num_threads()})" if device.type == "cpu" else str(device)
+
+
 def has_bf16_units(device: torch.device) -> bool:
     """Whether bf16 matrix products are faster than float32 ones on this device."""
     if device.type == "cuda":

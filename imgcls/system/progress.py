@@ -12,6 +12,17 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]
 
 _shown: list[Progress] = []
+_silenced: list[None] = []  # one for each no_bars that is open
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """No bar is shown in the body."""
+    _silenced.append(None)
+    try:
+        yield
+    finally:
+        _silenced.pop()
 
 
 @contextmanager
@@ -20,7 +31,9 @@ def progress_bar(description: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.is_terminal:  # nothing at all: older versions of rich end even a disabled bar with a blank line
+    if (
+        _silenced or not console.is_terminal
+    ):  # nothing at all: older versions of rich end even a disabled bar with a blank line
         yield lambda steps: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from imgcls.training.configure import train_config
 from imgcls.training.loop import train
-from imgcls.training.outcome import TrainResult
+from imgcls.training.outcome import Trained
 
-__all__ = ["TrainResult", "train", "train_config"]
+__all__ = ["Trained", "train", "train_config"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from imgcls_infer.errors import counted
 from imgcls_infer.manifest import Acceptance
 from torch import Tensor
 
@@ -46,14 +47,14 @@ def fit(run: Run) -> Fitted:
         return NOTHING
     count = len(answers.labels)
     if count < FEWEST:
-        run.report(f"{count} held-out pictures are too few to fit when an answer counts; it takes {FEWEST}")
+        run.report(f"{counted(count, 'held-out picture')} are too few to fit when an answer counts; it takes {FEWEST}")
         return NOTHING
     temperature = _cooled(run, fitted_temperature(answers.logits, answers.labels))
     found = _calibration(answers, temperature)
     answers = answers._replace(logits=answers.logits / temperature)
     run.report(
-        f"calibrated on {count:,} held-out pictures: temperature {temperature:.3g}, expected calibration error "
-        f"{found['ece_before']:.1%} before and {found['ece_after']:.1%} after"
+        f"calibrated on {counted(count, 'held-out picture')}: temperature {temperature:.3g}, "
+        f"expected calibration error {found['ece_before']:.1%} before and {found['ece_after']:.1%} after"
     )
     probability = _probability_rule(run, answers)
     novelty, rule = _novelty_rule(run, answers) if run.config.novelty else (None, {})

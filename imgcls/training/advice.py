@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from imgcls_infer.errors import printable
+from imgcls_infer.errors import counted, printable
 from imgcls_infer.steps import Size
 
 from imgcls.config import TrainConfig
@@ -116,7 +116,7 @@ def _steps(facts: Facts) -> str:
     small = facts.steps(batch)
     epochs = max(facts.epochs, min(_MOST_EPOCHS, -(-FEW_STEPS // small)))
     options = f"`epochs` {epochs}" if batch == facts.batch_size else f"`batch_size` {batch} `epochs` {epochs}"
-    taken = f"{steps:,} step{'s' * (steps > 1)} an epoch, {steps * facts.epochs:,} in all"
+    taken = f"{counted(steps, 'step')} an epoch, {steps * facts.epochs:,} in all"
     return f"{taken}, are few for a network from scratch; {options} makes {small * epochs:,}"
 
 
@@ -124,10 +124,8 @@ def _likely(facts: Facts) -> str:
     if not 0 < facts.tested < FEW_TESTED:
         return ""
     low, high = wilson(0.5, facts.tested)
-    return (
-        f"{facts.tested:,} test pictures tell the accuracy to within {50 * (high - low):.0f} points either way (95 % "
-        "interval, in brackets below)"
-    )
+    tested, wide = counted(facts.tested, "test picture"), f"{50 * (high - low):.0f} points either way"
+    return f"{tested} tell the accuracy to within {wide} (95 % interval, in brackets below)"
 
 
 def _better(config: TrainConfig, row: NetworkRow) -> str:

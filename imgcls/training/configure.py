@@ -7,15 +7,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import tomllib
 from imgcls_infer.errors import one_line
+from imgcls_infer.steps import JPEGS, MODES
 
-from imgcls.config import Recipe, TrainConfig
-from imgcls.errors import ImgclsError
-from imgcls.networks.registry import NETWORKS, TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, NetworkRow, find
+from imgcls.config import TRACKERS, Recipe, TrainConfig, todays
+from imgcls.errors import ImgclsError, OptionError
+from imgcls.networks.registry import FROZEN, NETWORKS, TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, NetworkRow, find
+from imgcls.options import Allowed, Range, converted, kind_of, renamed, require_known
 
 
 def train_config(
@@ -37,7 +38,7 @@ def train_config(
     the normalisation is theirs (training.run), and the default recipe is another one: see _from_weights and _frozen.
     Raises ImgclsError.
     """
-    options = {name: value for name, value in options.items() if value is not None}
+    options = {name: checked(name, value) for name, value in todays(options).items() if value is not None}
     row = find(arch, weights_name)
     if pretrained and row.published is None:
         known = ", ".join(name for name in NETWORKS if NETWORKS[name].published)
@@ -95,8 +96,7 @@ def _frozen(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
     """The last layer alone learns. It is solved (training.probe), unless the recipe or an option is of steps; steps see
     the same pictures in every epoch, so that features are computed once."""
     solved = recipe.name == "default" and not options.keys() & _OF_STEPS
-    gentle = replace(recipe, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0)
-    return replace(gentle, mean=None, std=None, probe=solved)
+    return replace(recipe, **FROZEN, mean=None, std=None, probe=solved)
 
 
 def config_text(config: TrainConfig) -> str:
@@ -121,39 +121,40 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ImgclsError(f"{path}: can't be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # both parsers raise ValueErrors
         raise ImgclsError(f"{path}: neither JSON nor TOML of a run's options ({one_line(error)})") from error
-    return {name: _converted(path, name, value) for name, value in raw.items()}
+    try:
+        return {name: checked(name, value) for name, value in renamed(todays(raw)).items()}
+    except OptionError as error:
+        raise ImgclsError(f"{path}: {error}") from error
 
 
-def _converted(path: Path, name: str, value: Any) -> Any:
-    """A value of JSON or TOML in the type of the field that it is for. Raises ImgclsError."""
-    if name not in _KINDS:
-        raise ImgclsError(f"{path}: no option of a run is called {name!r}")
-    kind = _KINDS[name]
-    if value is None:
-        return None
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and type(value) in (int, float):
-        return float(value)
-    if get_origin(kind) is tuple and _is_triple(value):
-        return tuple(map(float, value))
-    if kind in (bool, int, str) and type(value) is kind:
-        return value
-    raise ImgclsError(f"{path}: {name} is {value!r}, not {_WORDS.get(kind, 'three numbers')}")
-
-
-def _is_triple(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(type(item) in (int, float) for item in value)
-
-
-def _kind(hint: Any) -> Any:
-    """`Path` of `Path | None`; any other type as it is."""
-    return next(part for part in get_args(hint) if part is not NoneType) if isinstance(hint, UnionType) else hint
+def checked(name: str, value: Any) -> Any:
+    """The value of an option of a run in the type of its field; None stays. Raises OptionError."""
+    require_known([name], KINDS, "a run", "train")
+    return converted(name, value, KINDS[name], ALLOWED.get(name))
 
 
 _OF_STEPS = {field.name for field in fields(Recipe)} - {
     *("name", "class_weights", "probe", "bf16", "resize", "mean", "std")  # these count for a solved layer too
 }
-_KINDS = {name: _kind(hint) for name, hint in (get_type_hints(TrainConfig) | get_type_hints(Recipe)).items()}
-_KINDS["recipe"] = _KINDS.pop("name")  # a recipe is given by its name
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+KINDS = {name: kind_of(hint) for name, hint in (get_type_hints(TrainConfig) | get_type_hints(Recipe)).items()}
+"""The type of each option of a run."""
+KINDS["recipe"] = KINDS.pop("name")  # a recipe is given by its name
+
+_SHARE, _SEED = Range(0, 1, high_open=True), Range(0, 2**63 - 1)
+_SHARES = ("split", "val_fraction", "right_share", "known_share", "label_smoothing", "dropout", "shift", "colour")
+ALLOWED: dict[str, Allowed] = {
+    **dict.fromkeys((*_SHARES, "cutout", "ema", "start_share"), _SHARE),
+    **dict.fromkeys(("seed", "split_seed"), _SEED),
+    **dict.fromkeys(("epochs", "patience", "least_steps", "weight_decay", "clip_norm", "save_every"), Range(0)),
+    "batch_size": Range(1),
+    "learning_rate": Range(0, low_open=True),
+    "first_rate": Range(0, 1, low_open=True),
+    "image_size": Range(8, 4096),
+    "cache_limit": Range(0),
+    "optimizer": ("adam", "adamw", "sgd"),
+    "schedule": ("one-cycle", "constant"),
+    "resize": MODES,
+    "decode": JPEGS,
+    "tracker": tuple(TRACKERS),
+}
+"""The values that an option of a run may have."""

@@ -33,14 +33,14 @@ class EpochFigures:
         return row | {"train_images": self.train and self.train.count, "seconds": self.seconds}
 
     def line(self, epochs: int) -> str:
-        """For people. The training pictures' accuracy has no interval: it says nothing of other pictures."""
+        """For people, within 80 columns: the training's loss, all accuracies, pictures a second; `row` has the rest."""
         parts = [f"epoch {self.epoch:>{len(str(epochs))}}/{epochs}"]
-        for name, scores in (("train", self.train), ("held out", self.val), ("test", self.test)):
-            if scores is not None:
-                count = None if scores is self.train else scores.count
-                parts.append(f"{name} loss {scores.loss:.4f} accuracy {percent(scores.accuracy, count)}")
+        if self.train is not None:
+            parts.append(f"train loss {self.train.loss:.4f} {percent(self.train.accuracy)}")
+        others = {"held out": self.val, "test": self.test}
+        parts += [f"{name} {percent(scores.accuracy)}" for name, scores in others.items() if scores is not None]
         if self.epoch and self.train:
-            parts.append(f"{self.train.count / self.seconds:,.0f} images/s")
+            parts.append(f"{self.train.count / self.seconds:,.0f}/s")
         return "  ".join(parts)
 
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from imgcls_infer.errors import counted
 from torch import Tensor, nn
 
 from imgcls.data.pictures import FeaturePictures, Pictures
@@ -33,7 +34,8 @@ class SolvedHead:
 
     def line(self) -> str:
         """For people."""
-        text = f"last layer solved on the features of {len(self.rows):,} pictures, penalty {self.probe.strength:g}"
+        seen = counted(len(self.rows), "picture")
+        text = f"last layer solved on the features of {seen}, penalty {self.probe.strength:g}"
         found = self.out_of_fold
         return text + (f"; accuracy on left-out pictures {found.accuracy:.2%}" if found else "")
 

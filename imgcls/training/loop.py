@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from imgcls.config import TrainConfig
+from imgcls.system.allocator import freed_memory_is_kept
 from imgcls.system.device import resolve_device
 from imgcls.system.files import AnyPath, require_writable
 from imgcls.system.interrupts import Interrupts
@@ -19,12 +20,13 @@ from imgcls.system.progress import progress_bar
 from imgcls.training.distributed import process_group
 from imgcls.training.epochs import EpochFigures
 from imgcls.training.memory import enough_memory
-from imgcls.training.outcome import TrainResult, finish, finished, write_checkpoint
+from imgcls.training.outcome import Trained, finish, finished, write_checkpoint
 from imgcls.training.run import Run, prepare
 from imgcls.training.sets import Report
+from imgcls.training.trackers import require_tracker
 
 
-def train(config: TrainConfig, report: Report = lambda line: None, resume: AnyPath | None = None) -> TrainResult:
+def train(config: TrainConfig, report: Report = lambda line: None, resume: AnyPath | None = None) -> Trained:
     """Train a network on a folder and write a checkpoint.
 
     report: takes lines for people (one an epoch, and what was skipped). resume: a run's folder, whose run goes on; with
@@ -33,8 +35,9 @@ def train(config: TrainConfig, report: Report = lambda line: None, resume: AnyPa
     and resumed or not. Under torchrun, each process takes its part of every batch. Raises ImgclsError.
     """
     require_writable(config.output)
+    require_tracker(config.tracker)
     folder = Path(resume) if resume else None
-    with enough_memory(), process_group(resolve_device(config.device)) as (group, device):
+    with enough_memory(), freed_memory_is_kept(), process_group(resolve_device(config.device)) as (group, device):
         report = report if group.leads else _silent
         if folder and (result := finished(config, folder, report)):
             return result
@@ -106,8 +109,7 @@ def _keep(run: Run, figures: EpochFigures, better: bool) -> None:
 
 def _tell(run: Run, figures: EpochFigures) -> None:
     run.say(figures.line(run.recipe.epochs))
-    if run.folder:
-        run.folder.log_epoch(figures.row())
+    run.tracking.log_epoch(figures.row())
 
 
 def _silent(line: str) -> None:

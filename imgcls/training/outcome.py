@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from imgcls_infer.errors import counted
 from imgcls_infer.manifest import Manifest
 
 import imgcls
@@ -18,6 +20,7 @@ from imgcls.config import TrainConfig
 from imgcls.errors import TrainingError
 from imgcls.evaluation import confusion_matrix
 from imgcls.networks.registry import is_outside
+from imgcls.shares import legend, percent
 from imgcls.system.files import megabytes
 from imgcls.training.acceptance import NOTHING, Fitted, fit
 from imgcls.training.run import Run
@@ -26,13 +29,37 @@ from imgcls.training.sets import Report
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """A finished run: the checkpoint that was written, where, the run's folder, and EpochFigures.row of each epoch."""
+class Trained:
+    """A finished run: the checkpoint that was written, where, the run's folder, and EpochFigures.row of each epoch.
+
+    Where a path is wanted, that of the checkpoint.
+    """
 
     checkpoint: Checkpoint
     path: Path
     run: Path | None
     history: tuple[dict[str, Any], ...]
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        record = self.checkpoint.manifest.dataset
+        figures = [
+            f", {words} accuracy {percent(record[f'{name}_accuracy'], record[f'{name}_images'])}"
+            for name, words in (("val", "held out"), ("test", "test"))
+            if f"{name}_accuracy" in record
+        ]
+        return f"{type(self).__name__}({self.path}: {counted(self._epochs, 'epoch')}{''.join(figures)})"
+
+    def _repr_html_(self) -> str:
+        from imgcls.report.notebook import training_html
+
+        return training_html(self.checkpoint.manifest, self.path, self.history)
+
+    @property
+    def _epochs(self) -> int:
+        return max((row["epoch"] for row in self.history), default=0)
 
 
 def write_checkpoint(run: Run, path: Path, row: dict[str, Any], fitted: Fitted = NOTHING) -> Checkpoint:
@@ -58,7 +85,7 @@ def write_checkpoint(run: Run, path: Path, row: dict[str, Any], fitted: Fitted =
     return save_checkpoint(path, run.model.weights.plain_state(), manifest, samples, fitted.novelty)
 
 
-def finish(run: Run) -> TrainResult:
+def finish(run: Run) -> Trained:
     """Write the checkpoint (of the best epoch where a held-out part selects, else of the last) and the plots.
 
     With it goes what is fitted on the held-out part: when its answers count.
@@ -75,11 +102,13 @@ def finish(run: Run) -> TrainResult:
     checkpoint = _written(run.config)
     if run.folder:
         run.folder.write_result(checkpoint.manifest.weights_sha256, run.recipe.epochs)
+        run.report(_kept_line(run.progress.kept()["epoch"], checkpoint.manifest.dataset))
+        run.tracking.finish(output, checkpoint.manifest.weights_sha256)
         run.report(f"wrote {output} ({megabytes(output.stat().st_size)})")
-    return TrainResult(checkpoint, output, run.folder.path if run.folder else None, tuple(run.progress.history))
+    return Trained(checkpoint, output, run.folder.path if run.folder else None, tuple(run.progress.history))
 
 
-def finished(config: TrainConfig, run: Path, report: Report) -> TrainResult | None:
+def finished(config: TrainConfig, run: Path, report: Report) -> Trained | None:
     """The result of the run in folder `run` if it is finished and its checkpoint exists; else None.
 
     Raises TrainingError if the checkpoint's file holds other weights.
@@ -93,7 +122,18 @@ def finished(config: TrainConfig, run: Path, report: Report) -> TrainResult | No
             f"{run}: is finished, and {config.output} holds other weights now; move that file to have it written again"
         )
     report(f"{run}: is finished, its checkpoint is {config.output}; `epochs` with more than {epochs} goes on")
-    return TrainResult(checkpoint, config.output, run, result["history"])
+    return Trained(checkpoint, config.output, run, result["history"])
+
+
+def _kept_line(epoch: int, dataset: Mapping[str, Any]) -> str:
+    """What the checkpoint's epoch gave, with the intervals that few pictures allow."""
+    figures = (
+        f"{name} {percent(dataset[f'{part}_accuracy'], dataset[f'{part}_images'])}"
+        for part, name in (("val", "held out"), ("test", "test"))
+        if f"{part}_images" in dataset
+    )
+    fewest = min((dataset[name] for name in ("val_images", "test_images") if name in dataset), default=0)
+    return ", ".join([f"epoch {epoch} is kept", *figures]) + legend(fewest)
 
 
 def _written(config: TrainConfig) -> Checkpoint:
@@ -103,12 +143,14 @@ def _written(config: TrainConfig) -> Checkpoint:
 def _plot(run: Run, folder: Path) -> None:
     from imgcls.report.plots import plot_confusion, plot_curves
 
-    plot_curves(run.progress.history, folder / "curves.png")
+    of = f"{folder.name}: {run.row.name}, {run.preprocessing.describe()}"
+    best = run.progress.best_epoch if run.progress.selects else None
+    plot_curves(run.progress.history, folder / "curves.png", of, best)
     pictures = run.test
     if pictures is not None and run.group.size == 1:
         answers = run.model.answers(pictures, torch.arange(len(pictures.labels)))
         parts = [confusion_matrix(logits.cpu(), targets.cpu()) for logits, targets in answers]
-        plot_confusion(np.sum(parts, axis=0), run.data.classes, folder / "confusion.png")
+        plot_confusion(np.sum(parts, axis=0), run.data.classes, folder / "confusion.png", of)
 
 
 def tool_versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from imgcls_infer.errors import counted
 from imgcls_infer.steps import Preprocessing, checked
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from imgcls.data.statistics import channel_statistics
 from imgcls.errors import TrainingError
 from imgcls.evaluation import Scores
 from imgcls.networks.registry import NetworkRow, find
+from imgcls.system.device import in_words
 from imgcls.training.advice import advice, facts_of
 from imgcls.training.configure import with_enough_steps
 from imgcls.training.cuda_graphs import GraphedStep
@@ -31,6 +33,7 @@ from imgcls.training.model import Model, build_model, on_features, with_features
 from imgcls.training.run_folder import RunFolder, load_state, random_state, restore_random_state
 from imgcls.training.sets import Report, Sets, load_sets
 from imgcls.training.start import Start, read_start
+from imgcls.training.trackers import Tracking
 
 
 @dataclass
@@ -39,7 +42,8 @@ class Run:
 
     test: the test pictures, or a frozen body's features of them.
     solved: the last layer that the run begins with, where it was solved on features.
-    folder: the leading process has one. saved_at: when the state was written last, time.monotonic.
+    folder: the leading process has one, and tells its figures to `tracking`. saved_at: when the state was written last,
+    time.monotonic.
     """
 
     config: TrainConfig
@@ -57,6 +61,7 @@ class Run:
     report: Report
     solved: SolvedHead | None = None
     folder: RunFolder | None = None
+    tracking: Tracking = field(default_factory=Tracking)
     progress: Progress = field(default_factory=Progress)
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -208,7 +213,7 @@ def _as_learned(
 ) -> tuple[Model, Sets, Pictures, Pictures | None, Augmentation]:
     """Model, sets, training and test pictures and their augmentation, as steps and figures take them: with features in
     the pictures' place where a frozen body makes the same of them in every epoch."""
-    augmentation = Augmentation(recipe.crop, recipe.flip, recipe.colour, recipe.cutout)
+    augmentation = Augmentation(recipe.shift, recipe.flip, recipe.colour, recipe.cutout)
     if not model.features or (augmentation and not recipe.probe):
         return model, data, data.train, data.test, augmentation
     train, test = with_features(model, data.train), with_features(model, data.test) if data.test else None
@@ -244,7 +249,8 @@ def _sized(config: TrainConfig, solved: SolvedHead | None, pictures: int, say: R
     sized = with_enough_steps(config, pictures)
     if sized is not config:
         recipe = sized.recipe
-        say(f"{pictures} pictures to learn from: batches of {recipe.batch_size}, {recipe.epochs} epochs")
+        epochs = counted(recipe.epochs, "epoch")
+        say(f"{counted(pictures, 'picture')} to learn from: batches of {recipe.batch_size}, {epochs}")
     return sized
 
 
@@ -265,7 +271,8 @@ def _open(run: Run, resume: Path | None, state: dict[str, Any] | None) -> None:
     """The run's folder: a new one, or the one that goes on, with the state that was saved there last."""
     if run.group.leads:
         run.folder = RunFolder(resume) if resume else RunFolder.create(run.config)
-        run.report(f"run folder {run.folder.path}")
+        run.tracking = Tracking.begin(run.config, run.folder.path, run.report)
+        run.report(f"run folder {run.folder.path}, on {in_words(run.device)}")
     if state:
         run.load_state_dict(state)
         progress = run.progress

@@ -1,7 +1,7 @@
 """A run's folder: what was asked, every epoch's figures, curves, and the states that a run goes on from.
 
 runs/<name>/config.json  metrics.jsonl  metrics.csv  curves.png  confusion.png  last.pth  best.pth  result.json
-            tensorboard/
+            and what a tracker keeps there (training.trackers)
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._board = _tensorboard(path)
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunFolder:
@@ -83,14 +82,6 @@ class RunFolder:
         writer.writerows(history)
         self._write("metrics.jsonl", lines)
         self._write("metrics.csv", table.getvalue())
-
-    def log_epoch(self, row: Row) -> None:
-        """One epoch's figures to TensorBoard, where it is installed."""
-        if self._board is not None:
-            for name, value in row.items():
-                if name != "epoch" and value is not None:
-                    self._board.add_scalar(name, value, row["epoch"])
-            self._board.flush()
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
@@ -140,14 +131,6 @@ def load_config(path: Path, arch: str | None = None) -> TrainConfig:
 def _off() -> dict[str, Any]:
     """What the recipe of a run leaves out where its file was written before there was such a field."""
     return {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
-
-
-def _tensorboard(path: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # the optional extra imgcls[tensorboard]
-        return None
-    return SummaryWriter(str(path / "tensorboard"))
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imgcls_infer.errors import counted
 from imgcls_infer.manifest import Manifest
 
 from imgcls.config import TEST_DIR
@@ -106,8 +107,9 @@ def _parts(origin: _Origin, manifest: Manifest, report: Callable[[str], None], o
             f"{origin.train_dir}: its pictures are no longer those that {origin.run} has split, so that its test part "
             f"is not known; name pictures with `{option}`"
         )
-    train, test = (f"{len(folder.paths):,}" for folder in found)
-    report(f"{origin.train_dir}: {test} test pictures and {train} training pictures, as {origin.run} has split it")
+    train, test = (len(folder.paths) for folder in found)
+    sizes = f"{counted(test, 'test picture')} and {counted(train, 'training picture')}"
+    report(f"{origin.train_dir}: {sizes}, as {origin.run} has split it")
     return found
 
 
@@ -115,8 +117,9 @@ def _test_part(folder: Folder, manifest: Manifest, report: Callable[[str], None]
     found = parts(folder, manifest.dataset)
     if found is None:
         return folder
-    train, test = (f"{len(part.paths):,}" for part in found)
-    report(f"{folder.root}: its {test} test pictures alone; the checkpoint was trained on the {train} others")
+    train, test = (len(part.paths) for part in found)
+    chosen = f"its {counted(test, 'test picture')} alone"
+    report(f"{folder.root}: {chosen}; the checkpoint was trained on the {train:,} others")
     return found[1]
 
 

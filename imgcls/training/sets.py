@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from imgcls_infer.errors import printable
+from imgcls_infer.errors import counted, printable
 from imgcls_infer.steps import Preprocessing
 from torch import Tensor
 
@@ -146,7 +146,7 @@ def _leak(config: TrainConfig, train: Pictures, test: Pictures | None) -> str:
     first, same = test.packed.paths[shared[0][1]], train.packed.paths[shared[0][0]]
     words = ["imgcls", "data", "check", str(config.train_dir)]
     command = shlex.join(words + (["--test", str(config.test_dir)] if config.test_dir else []))
-    number = f"{len(shared):,} test picture{'s are' if len(shared) > 1 else ' is'}"
+    number = f"{counted(len(shared), 'test picture')} {'is' if len(shared) == 1 else 'are'}"
     return printable(
         f"{number} in the training folder too, the first {first} as {same}: test figures are too good; see {command}"
     )
@@ -167,7 +167,7 @@ def _packed_or_streamed(
     cache = Cache(config.cache_dir or default_cache_dir(), config.cache_limit)
     packed = pack_folder(folder, preprocessing, cache, description)
     if packed.unreadable:
-        report(f"skipped {len(packed.unreadable)} unreadable pictures; the first: {packed.unreadable[0][1]}")
+        report(f"skipped {counted(len(packed.unreadable), 'unreadable picture')}; the first: {packed.unreadable[0][1]}")
     return PackedPictures(packed, device)
 
 

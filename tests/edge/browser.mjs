@@ -42,11 +42,26 @@ async function waited(found) {
 const frame = document.querySelector("iframe");
 const $ = (id) => frame.contentDocument.getElementById(id);
 
-async function choose(url) {
+async function choose(...urls) {
   const transfer = new DataTransfer();
-  transfer.items.add(new File([await bytesOf(url)], url.split("/").pop()));
+  for (const url of urls) transfer.items.add(new File([await bytesOf(url)], url.split("/").pop()));
   $("picture-file").files = transfer.files;
   $("picture-file").dispatchEvent(new frame.contentWindow.Event("change"));
+}
+
+/** Several pictures at once, the second of which is none: what the list says, and what a row shows when it is chosen. */
+async function useSeveral(names) {
+  await choose(`/pictures/${names[0]}`, "/test/browser.html", `/pictures/${names[1]}`);
+  const rows = await waited(() => $("list-title").innerText.startsWith("3 pictures") && $("list-rows").children);
+  await waited(() => $("answer-facts").innerText.startsWith(names[0]));
+  const said = Array.from(rows, (row) => Array.from(row.querySelectorAll("span"), (part) => part.innerText));
+  const first = $("answer").innerText;
+  rows[2].querySelector("button").click();
+  await waited(() => $("answer-facts").innerText.startsWith(names[1]));
+  const several = { said, first, chosen: $("answer").innerText, listed: !$("list").hidden };
+  await choose(`/pictures/${names[0]}`);
+  await waited(() => !$("answer-facts").innerText.startsWith(names[1]));
+  return { ...several, alone: $("list").hidden };
 }
 
 async function usePage(name) {
@@ -107,7 +122,9 @@ async function everything() {
   const options = [];
   const data = Object.fromEntries(files.map((file) => [file.name, file.data]));
   for (const { name, decode } of optional) options.push(await ofVector({ name, data: data[name] }, decode));
-  const own = { pictures, vectors, options, checks: await model.selfCheck(), page: await usePage(names[0]) };
+  const page = await usePage(names[0]);
+  const several = await useSeveral(names);
+  const own = { pictures, vectors, options, checks: await model.selfCheck(), page, several };
   const others = await (await fetch("models.json")).json();
   const models = {};
   for (const file of others.models) models[file] = await withModel(file, others.pictures);

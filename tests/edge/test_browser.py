@@ -266,6 +266,19 @@ def test_the_page_answers_checks_itself_and_refuses_what_is_no_picture(report):
     assert "not a PNG, JPEG, WebP, BMP or GIF picture" in page["problem"]
 
 
+def test_several_pictures_at_once_are_listed_with_their_answers(report):
+    pictures, found = report
+    names = list(pictures)[:2]
+    first, second = (Predictor(threads=1).predict(pictures[name]) for name in names)
+    expected = [
+        [name, f"{p.label}, {100 * p.probability:.2f} %"] for name, p in zip(names, (first, second), strict=True)
+    ]
+    refused = ["browser.html", "not a PNG, JPEG, WebP, BMP or GIF picture"]
+    assert found["several"]["said"] == [expected[0], refused, expected[1]]
+    assert (found["several"]["first"], found["several"]["chosen"]) == (first.label, second.label)
+    assert (found["several"]["listed"], found["several"]["alone"]) == (True, True)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_other_models_see_pythons_pixels_and_give_its_answers_and_novelty(report, site, name):
     predictor, answers = Predictor(site / "test" / name, "cpu", 1), report[1]["models"][name]["answers"]

@@ -150,7 +150,7 @@ def test_the_units_memory_limit_is_what_its_options_allow():
 
 
 def test_the_pages_options_for_a_small_board_fit_their_limit():
-    page = (EDGE / "README.md").read_text()
+    page = (ROOT / "docs" / "guides" / "board.md").read_text()
     drop_in = settings(re.sub(r"^    ", "", page, flags=re.MULTILINE))
     limit = int(drop_in["MemoryMax"].removesuffix("M")) * MIB
     assert 0.9 * limit < memory_needed(serve_parameters(drop_in["ExecStart"])) <= limit

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from imgcls_infer import ModelError, Predictor, ProviderError, session, shorthand
-from imgcls_infer.session import CPU, CUDA, available_cpus, open_onnx
+from imgcls_infer.session import CPU, CUDA, open_onnx
 from onnx import TensorProto
 
 from .tiny import SIDE, good_onnx, tiny_golden, tiny_manifest, tiny_onnx
@@ -560,49 +560,3 @@ def test_the_session_gets_the_threads_that_were_asked_for(tiny_path):
 def test_the_session_gets_the_available_cpus_by_default(tiny_path, monkeypatch):
     monkeypatch.setattr(session, "available_cpus", lambda: 2)
     assert open_onnx(tiny_path).session.get_session_options().intra_op_num_threads == 2
-
-
-@pytest.fixture
-def quota(monkeypatch):
-    """Sets what the cgroup's cpu.max says."""
-
-    def set_quota(text: str) -> None:
-        monkeypatch.setattr(session.Path, "read_text", lambda self: text)
-
-    return set_quota
-
-
-def test_available_cpus_are_those_of_the_affinity_mask(quota):
-    quota("max 100000")
-    mask = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {min(mask)})
-        assert available_cpus() == 1
-    finally:
-        os.sched_setaffinity(0, mask)
-    assert available_cpus() == len(mask)
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("max 100000", 8),
-        ("300000 100000", 3),
-        ("350000 100000", 3),
-        ("50000 100000", 1),
-        ("9000000 100000", 8),
-        ("", 8),
-        ("odd", 8),
-    ],
-)
-def test_available_cpus_are_cut_by_the_quota_of_a_container(quota, monkeypatch, text, count):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    quota(text)
-    assert available_cpus() == count
-
-
-def test_available_cpus_without_affinity_masks_are_the_machines(quota, monkeypatch):
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 5)
-    quota("max 100000")
-    assert available_cpus() == 5

@@ -226,7 +226,8 @@ def asked(monkeypatch):
     monkeypatch.setattr(server, "listen", lambda host, port: seen.update(host=host, port=port) or Socket())
     monkeypatch.setattr(server, "create_server", lambda _, grace, log: seen.update(grace=grace, log=log))
     monkeypatch.setattr(server, "serve", lambda *_: None)
-    monkeypatch.setattr("imgcls_infer.session.available_cpus", lambda: 3)
+    for module in ("cpus", "session"):
+        monkeypatch.setattr(f"imgcls_infer.{module}.available_cpus", lambda: 3)
     return seen
 
 

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from .harness import PATIENCE, HeldPredictor, connect, metrics, post, running, serving, wait_until
 
-PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "server.md"
 PICTURE = encode(noise(8, 8), "PNG")
 UPLOAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
+from imgcls_infer.preprocess import preprocess
 from imgcls_serve.app import create_app
 from imgcls_serve.batching import Batching
 from imgcls_serve.limits import Limits
 from infer.pictures import encode, noise
 from infer.tiny import CLASSES, SAMPLE
+from PIL import Image
 
 from .harness import connect, metrics, post, serving
 
@@ -200,6 +204,28 @@ def test_the_page_is_whole_and_asks_nobody_else(client):
     assert not [word for word in ("http://", "https://", "//cdn", "src=", "@import") if word in response.text]
 
 
+def test_the_page_names_the_model_file_and_shows_what_the_network_sees_and_the_camera(client):
+    page = client.get("/").text
+    assert '<h1 id="model">' in page
+    assert "predict?top_k=5&pixels=true" in page
+    assert "What the network sees" in page
+    assert "getUserMedia" in page
+
+
+def test_an_answer_has_the_pixels_that_the_network_has_seen_where_they_are_asked_for(client, tiny):
+    expected = preprocess(PICTURE, tiny.manifest.preprocessing)
+    answer = post(client, PICTURE, pixels="true").json()
+    assert pixels_of(answer).tolist() == expected.tolist()
+    assert "pixels" not in post(client, PICTURE).json()
+    rows = client.post("/predict?pixels=true", files=[("a", PICTURE), ("b", b"none"), ("c", PICTURE)]).json()["results"]
+    assert [row.get("pixels") for row in rows] == [answer["pixels"], None, answer["pixels"]]
+    assert post(client, PICTURE, pixels="yes").json() == {"error": "pixels is neither true nor false"}
+
+
+def pixels_of(row):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(row["pixels"]))))
+
+
 def test_a_files_name_in_an_answer_has_no_control_characters(client):
     (row,) = client.post("/predict", files={"a": ("a\x1b[31m.png", PICTURE)}).json()["results"]
     assert row["image"] == "a\\x1b[31m.png"
@@ -208,7 +234,7 @@ def test_a_files_name_in_an_answer_has_no_control_characters(client):
 def test_the_model_says_what_it_is(client, tiny):
     answer = client.get("/model").json()
     assert answer["manifest"] == tiny.manifest.to_dict()
-    assert answer["model"] == "tiny"
+    assert (answer["model"], answer["file"]) == ("tiny", tiny.path.name)
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/nothing"])

@@ -27,7 +27,7 @@ from imgcls.export import export_model
 from imgcls.export.cold_start import ColdStart
 from imgcls.export.formats import format_of
 from imgcls.report.bench import plot_bench
-from imgcls.report.tables import bench_cells, short_names
+from imgcls.report.tables import _compared, bench_cells, short_names
 
 SHORT = ("--data", str(SAMPLE / "test"), "--pictures", "9", "--repeats", "1", "--batch-size", "4")
 
@@ -183,6 +183,23 @@ def test_a_system_that_does_not_say_the_memory(trained, models, monkeypatch, tmp
     assert result.to_dict()["runtimes"][1]["ratios"]["peak_memory"] is None
     plot_bench(result, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "words"),
+    [
+        ("cold start", 0.125, "8.0x faster"),
+        ("load", 2.0, "2.0x slower"),
+        ("size", 0.5, "2.0x smaller"),
+        ("peak memory", 1.5, "1.5x larger"),
+        ("pictures/s in 64s", 8.0, "8.0x faster"),
+        ("pictures/s in 64s", 0.5, "2.0x slower"),
+        ("p95", None, ""),
+        ("load", 1.02, "about the same"),
+    ],
+)
+def test_a_plots_ratio_says_what_it_means(name, ratio, words):
+    assert _compared(name, ratio) == words
 
 
 @given(st.lists(st.tuples(st.floats(1e-6, 10), st.floats(0.1, 10)), min_size=1, max_size=20), st.floats(0.1, 10))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
 
 import click
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
@@ -55,6 +57,19 @@ def test_a_bare_checkpoint_without_a_picture_folder_says_that_golden_samples_are
     exported = run("export", bare, *BARE, "--classes", TEN)
     assert exported.exit_code == 0, exported.output
     assert "no golden samples" in exported.output
+
+
+def test_golden_samples_may_be_left_out_or_be_any_pictures(bare, tmp_path):
+    words = ("export", bare, *BARE, "--classes", TEN, "--samples", SAMPLE.parents[1] / "tests/photographs")
+    without = run(*words, "--golden", 0, "-o", tmp_path / "without.onnx")
+    assert without.exit_code == 0, without.output
+    assert "no pictures in the file; imgcls-infer --self-check has nothing to compare with" in without.output
+    assert run(*words, "--golden", 3, "-o", tmp_path / "any.onnx").exit_code == 0
+    metadata = [
+        {entry.key: json.loads(entry.value) for entry in onnx.load(tmp_path / name).metadata_props}
+        for name in ("without.onnx", "any.onnx")
+    ]
+    assert [(len(each["imgcls.golden"]), len(each["imgcls.golden_files"])) for each in metadata] == [(0, 0), (3, 4)]
 
 
 @pytest.mark.parametrize("left_out", ["--arch", "--image-size", "--mean", "--std", "--classes"])

@@ -71,7 +71,11 @@ def test_every_field_is_an_option_whose_help_has_the_recipes_values():
     assert own | recipes <= set(options)
     for name in recipes:
         assert "Default: " in options[name].help, name
-    assert "Default: cnn 0.004, vgg16 0.0005, others 0.001; article: 0.001." in options["learning_rate"].help
+    told = (
+        "Default: cnn 0.004, vgg16 0.0005, others 0.001; with --pretrained 0.0004; with --freeze 0.001; article 0.001."
+    )
+    assert told in options["learning_rate"].help
+    assert "Default: 20; with --pretrained 12; article 5." in options["epochs"].help
 
 
 def test_a_file_stands_for_options_and_the_command_line_goes_before_it(here):
@@ -123,6 +127,25 @@ def test_a_missing_file_is_one_line(here):
     assert (result.exit_code, result.output) == (1, "error: nowhere.toml: can't be read (No such file or directory)\n")
 
 
+def test_what_0_1_called_crop_is_todays_shift_in_files_and_arguments(here):
+    Path("old.json").write_text('{"train_dir": "pictures", "output": "a.pth", "crop": 0.25}')
+    assert train_config(**read_config(Path("old.json"))).recipe.shift == 0.25
+    config = train_config("pictures", "a.pth", crop=0.5)
+    assert (config.recipe.shift, config.changed(crop=0.125).recipe.shift) == (0.5, 0.125)
+
+
+def test_a_run_of_0_1_goes_on(here):
+    given = ("--train", "pictures", "--image-size", "8", "--batch-size", "2", "--run-dir", "run")
+    assert run(*given, "--epochs", "1", "--shift", "0.25").exit_code == 0
+    config = json.loads(Path("run/config.json").read_text())
+    config["crop"] = config.pop("shift")
+    Path("run/config.json").write_text(json.dumps(config))
+    result = CliRunner().invoke(command, ["train", "--resume", "run", "--epochs", "2"])
+    assert result.exit_code == 0, result.output
+    assert load_config(Path("run")).recipe.shift == 0.25
+    assert load_checkpoint(Path("models/cnn.pth")).manifest.training["shift"] == 0.25
+
+
 def test_other_values_are_of_known_fields_and_the_network_stays(tmp_path):
     config = train_config(tmp_path, tmp_path / "a.pth")
     changed = config.changed(seed=3, epochs=7)
@@ -142,7 +165,7 @@ def test_the_library_names_fields_and_the_command_line_options(tmp_path):
 def test_a_recipe_adds_only_what_it_says():
     """So a network's row that leaves an option out trains without it."""
     plain = asdict(Recipe("plain", 1, 2, "adam", 0.1))
-    off = ("weight_decay", "label_smoothing", "crop", "flip", "colour", "cutout", "ema", "clip_norm", "class_weights")
+    off = ("weight_decay", "label_smoothing", "shift", "flip", "colour", "cutout", "ema", "clip_norm", "class_weights")
     assert [name for name in off if plain[name]] == []
     assert (plain["schedule"], plain["bf16"], plain["resize"]) == ("one-cycle", True, "crop")
     assert (plain["dropout"], plain["mean"], plain["std"]) == (None, None, None)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -312,8 +313,20 @@ def test_info_of_the_articles_network_counts_its_541_094_parameters(exported):
 def test_info_command(exported):
     shown = CliRunner().invoke(command, ["info", str(exported[0])])
     assert shown.exit_code == 0, shown.output
-    assert "arch: cnn" in shown.output
+    assert "\nNetwork\n  arch            cnn\n" in shown.output
+    sha256 = info(exported[0]).manifest.weights_sha256
+    assert f"  weights         {sha256[:12]}\n" in shown.output
+    assert sha256 not in shown.output
     assert ("fc1_layer" in shown.output) == (exported[0].suffix == ".onnx")
+
+
+def test_info_as_json_has_everything_in_full(exported):
+    shown = CliRunner().invoke(command, ["info", str(exported[0]), "--json"])
+    assert shown.exit_code == 0, shown.output
+    document, found = json.loads(shown.stdout), info(exported[0])
+    assert document["manifest"] == json.loads(found.manifest.to_json())
+    assert (document["bytes"], document["golden_samples"]) == (found.size, 8)
+    assert [layer["name"] for layer in document["layers"]] == [layer.name for layer in found.layers]
 
 
 @pytest.mark.parametrize(("pool_first", "transposed"), [(True, False), (False, False), (False, True)])

@@ -67,7 +67,7 @@ def sha256(config):
         {"weight_decay": 0.01},
         {"schedule": "one-cycle"},
         {"label_smoothing": 0.05},
-        {"crop": 0.125},
+        {"shift": 0.125},
         {"flip": True},
         {"colour": 0.1},
         {"cutout": 0.3},
@@ -108,7 +108,7 @@ TOGETHER = {
         "label_smoothing": 0.1,
         "class_weights": True,
     },
-    **{"crop": 0.25, "flip": True, "colour": 0.3, "cutout": 0.4, "dropout": 0.3, "ema": 0.5, "clip_norm": 0.5},
+    **{"shift": 0.25, "flip": True, "colour": 0.3, "cutout": 0.4, "dropout": 0.3, "ema": 0.5, "clip_norm": 0.5},
     "val_fraction": 0.3,
 }
 
@@ -121,7 +121,7 @@ def test_each_option_counts_beside_all_others(config):
     assert same == []
 
 
-@pytest.mark.parametrize("option", ["crop", "flip", "colour", "cutout"])
+@pytest.mark.parametrize("option", ["shift", "flip", "colour", "cutout"])
 def test_a_frozen_body_sees_the_augmentation_that_is_asked_for(config, tmp_path, option):
     start = tmp_path / "start.pth"
     train(config.changed(output=start))
@@ -171,7 +171,7 @@ def painted(picture: np.ndarray, centre: tuple[float, float], share: float) -> n
 
 
 def batch_of(packed, plan, rows, recipe) -> torch.Tensor:
-    padding = round(8 * recipe.crop)
+    padding = round(8 * recipe.shift)
     pictures = []
     for row in rows:
         picture = packed.images[plan.order[row]]
@@ -229,7 +229,7 @@ def plain_loop(config):
     optimizer = PlainOptimizer(recipe, parameters)
     counts = torch.bincount(labels)
     weights = len(labels) / (3 * counts) if recipe.class_weights else torch.ones(3)
-    augmentation = Augmentation(recipe.crop, recipe.flip, recipe.colour, recipe.cutout)
+    augmentation = Augmentation(recipe.shift, recipe.flip, recipe.colour, recipe.cutout)
     total, trace = 3 * recipe.epochs, []
     for epoch in range(1, recipe.epochs + 1):
         plan = plan_epoch(len(labels), 8, augmentation, config.seed, epoch)
@@ -262,7 +262,7 @@ def plain_loop(config):
         {"ema": 0.7},
         {"label_smoothing": 0.2, "class_weights": True},
         {"clip_norm": 0.5},
-        {"crop": 0.25, "flip": True},
+        {"shift": 0.25, "flip": True},
         {"cutout": 0.5},
         {
             "optimizer": "adamw",
@@ -272,7 +272,7 @@ def plain_loop(config):
             "label_smoothing": 0.2,
             "class_weights": True,
             "clip_norm": 0.5,
-            "crop": 0.25,
+            "shift": 0.25,
             "flip": True,
             "cutout": 0.5,
         },
@@ -319,7 +319,7 @@ def assert_close(found, expected):
         {"ema": 0.9},
         {"bf16": True},
         {"class_weights": True, "label_smoothing": 0.3},
-        {"crop": 0.25, "colour": 0.5, "cutout": 0.5},
+        {"shift": 0.25, "colour": 0.5, "cutout": 0.5},
         {"val_fraction": 0.3, "ema": 0.9, "dropout": 0.5},
         {"cache_limit": 0, "dropout": 0.5},
     ],
@@ -345,7 +345,7 @@ def test_an_epochs_figures_are_those_of_the_float32_network_that_is_saved(config
 
 
 def test_the_plan_draws_every_shift_on_both_axes_and_both_sides():
-    plan = plan_epoch(2000, 32, Augmentation(crop=0.0625, flip=True, colour=0.2, cutout=0.3), seed=0, epoch=1)
+    plan = plan_epoch(2000, 32, Augmentation(shift=0.0625, flip=True, colour=0.2, cutout=0.3), seed=0, epoch=1)
     assert sorted(set(map(tuple, plan.shifts.tolist()))) == [(top, left) for top in range(5) for left in range(5)]
     assert plan.flips.float().mean() == pytest.approx(0.5, abs=0.05)
     for draws, low, high in ((plan.colours, 0.8, 1.2), (plan.holes, 0.0, 1.0)):

@@ -17,7 +17,7 @@ from imgcls.config import ExportConfig
 from imgcls.data.folder import Folder, scan_folder
 from imgcls.export import export_model
 from imgcls.export.formats import open_exported
-from imgcls.export.verify import verify
+from imgcls.library import verify
 from imgcls.parity.bisect import bisect
 from imgcls.parity.runtimes import eager
 

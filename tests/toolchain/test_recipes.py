@@ -19,7 +19,7 @@ from imgcls.training.sets import Sets
 
 
 def test_an_epochs_plan_is_a_function_of_seed_and_epoch():
-    augmentation = Augmentation(crop=0.125, flip=True, colour=0.2, cutout=0.3)
+    augmentation = Augmentation(shift=0.125, flip=True, colour=0.2, cutout=0.3)
     plans = [plan_epoch(50, 32, augmentation, seed, epoch) for seed, epoch in ((1, 1), (1, 1), (1, 2), (2, 1))]
     assert torch.equal(plans[0].order, plans[1].order)
     assert torch.equal(plans[0].colours, plans[1].colours)
@@ -101,7 +101,7 @@ def test_fine_tuning_holds_pictures_out_and_a_frozen_body_takes_them_as_they_are
     assert (tuned.val_fraction, tuned.patience) == (0.2, 8)
     assert tuned.recipe.first_rate < 1
     assert tuned.recipe.least_steps > 0
-    assert (frozen.val_fraction, frozen.recipe.crop, frozen.recipe.flip) == (0, 0, False)
+    assert (frozen.val_fraction, frozen.recipe.shift, frozen.recipe.flip) == (0, 0, False)
     by_steps = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, freeze=True, epochs=3)
     assert (by_steps.recipe.probe, frozen.recipe.probe) == (False, True)
     given = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, epochs=3, val_fraction=0.0)
@@ -134,7 +134,7 @@ def test_a_recipe_from_weights_that_were_trained_is_another_in_these_fields_alon
     if start:
         expected = replace(expected, mean=None, std=None)
     if freeze:
-        expected = replace(expected, learning_rate=0.001, crop=0.0, flip=False, clip_norm=0.0, probe=default)
+        expected = replace(expected, learning_rate=0.001, shift=0.0, flip=False, clip_norm=0.0, probe=default)
     elif start and default and arch == "vgg16":
         expected = replace(expected, **TUNED)
     elif start and default:

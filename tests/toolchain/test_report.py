@@ -86,9 +86,9 @@ def test_cells_carry_their_counts_and_rows_their_true_class(figures):
     plot_confusion(np.array([[3, 1], [0, 1234]]), ["ant", "bee"], Path("unused"))
     axes = figures[0].axes[0]
     assert {(text.get_position(), text.get_text()) for text in axes.texts} == {
-        ((0, 0), "3"),
-        ((1, 0), "1"),
-        ((1, 1), "1,234"),
+        ((0, 0), "3\n75%"),
+        ((1, 0), "1\n25%"),
+        ((1, 1), "1,234\n100%"),
     }
     assert axes.get_ylabel() == "true class"
     assert axes.get_xlabel() == "predicted class"
@@ -145,6 +145,26 @@ def test_curves_have_a_point_for_each_epoch_that_was_measured(figures):
     lines = {line.get_label(): line.get_xydata().tolist() for line in loss.lines}
     assert lines == {"training": [[1, 2.0], [2, 1.5], [3, 1.2]], "test": [[1, 1.9], [3, 1.3]]}
     assert [line.get_ydata().tolist() for line in accuracy.lines] == [[0.3, 0.5, 0.6], [0.35, 0.55]]
+
+
+def test_curves_name_the_run_mark_the_kept_epoch_and_begin_at_zero(figures):
+    history = [{**entry, "val_loss": 1.0, "val_accuracy": 0.9} for entry in HISTORY]
+    plot_curves(history, Path("unused"), "runs/mine: cnn", best=2)
+    loss, accuracy = figures[0].axes
+    assert figures[0].get_suptitle() == "runs/mine: cnn"
+    assert [line.get_label() for line in loss.lines] == ["training", "held out", "test", "epoch 2 is kept"]
+    assert list(loss.lines[-1].get_xdata()) == [2, 2]
+    assert (loss.get_ylim()[0], *accuracy.get_ylim()) == (0, 0, 1.02)
+    assert accuracy.get_ylabel() == "share that is right"
+
+
+def test_bins_of_few_pictures_are_faded(figures):
+    logits = torch.cat([torch.tensor([[0.0, 3.0]]).repeat(10, 1), torch.tensor([[0.2, 0.0]])])
+    plot_reliability(calibration_bins(logits, torch.ones(11, dtype=torch.long)), 0.1, Path("unused"), "cnn")
+    upper = figures[0].axes[0]
+    assert [bar.get_facecolor()[3] for bar in upper.patches] == [0.3, 1.0]
+    assert upper.get_title().startswith("cnn\nexpected calibration error")
+    assert "the same, of fewer than 10 pictures" in [text.get_text() for text in figures[0].legends[0].get_texts()]
 
 
 def test_a_run_without_test_pictures_has_one_curve(figures):

@@ -24,6 +24,7 @@ from imgcls.report.evaluation import evaluation_json
 from imgcls.report.tables import scores_line
 from imgcls.shares import FEW, interval_of, legend, percent, wilson
 from imgcls.training.epochs import EpochFigures
+from imgcls.training.outcome import _kept_line
 
 
 @given(count=st.integers(1, 5000), data=st.data())
@@ -83,13 +84,18 @@ def test_for_programs_any_number_of_pictures_has_its_interval():
     assert interval_of(float("nan"), 3) is interval_of(None, 3) is interval_of(0.5, 0) is None
 
 
-def test_an_epoch_of_few_pictures_is_told_with_intervals_and_its_training_without():
+def test_an_epochs_line_fits_in_80_columns():
     figures = EpochFigures(1, Scores(0.5, 0.25, 12), Scores(0.4, 0.75, 80), Scores(0.4, 0.75, 2000), 4.0)
-    assert figures.line(9).split("  ")[1:4] == [
-        "train loss 0.5000 accuracy 25.00%",
-        "held out loss 0.4000 accuracy 75.00% (64.5-83.2)",
-        "test loss 0.4000 accuracy 75.00%",
-    ]
+    assert figures.line(9) == "epoch 1/9  train loss 0.5000 25.00%  held out 75.00%  test 75.00%  3/s"
+    long = EpochFigures(200, Scores(2.3, 0.99, 99_999), Scores(0.4, 0.75, 80), Scores(0.4, 0.75, 2000), 1.0)
+    assert len(long.line(200)) <= 80
+
+
+def test_the_kept_epoch_is_told_with_the_intervals_of_few_pictures():
+    dataset = {"val_images": 80, "val_accuracy": 0.75, "test_images": 2000, "test_accuracy": 0.5}
+    told = "epoch 3 is kept, held out 75.00% (64.5-83.2), test 50.00%; in brackets: 95 % interval"
+    assert _kept_line(3, dataset) == told
+    assert _kept_line(1, {}) == "epoch 1 is kept"
 
 
 def test_an_evaluations_line_and_json_have_it():

@@ -252,5 +252,5 @@ def test_what_can_not_be_is_one_line(here, arguments, code, message):
 def test_the_library_takes_either_way_and_not_both(tmp_path):
     with pytest.raises(ImgclsError, match="`split` takes the test pictures from `train_dir`; leave out `test_dir`"):
         train_config(tmp_path, "a.pth", tmp_path, split=0.2)
-    with pytest.raises(ImgclsError, match=r"`split` is 1\.5; give a share"):
+    with pytest.raises(ImgclsError, match=r"split is 1\.5; give 0 or more and below 1"):
         train_config(tmp_path, "a.pth", split=1.5)

@@ -16,7 +16,7 @@ from PIL import Image
 from imgcls.checkpoint import load_checkpoint, save_checkpoint
 from imgcls.config import ExportConfig
 from imgcls.export import export_model
-from imgcls.export.verify import verify
+from imgcls.library import verify
 from imgcls.networks.registry import build_network
 
 SIZE = (24, 40)

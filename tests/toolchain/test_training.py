@@ -123,8 +123,8 @@ def test_unreadable_pictures_are_skipped_with_a_count(tmp_path, pictures):
     lines = []
     result = train(train_config(pictures, tmp_path / "a.pth", epochs=1, device="cpu"), lines.append)
     assert result.checkpoint.manifest.dataset["train_images"] == 12
-    assert "skipped 1 unreadable pictures" in lines[0]
-    assert "bad.png" in lines[0]
+    skipped = next(line for line in lines if "skipped 1 unreadable pictures" in line)
+    assert "bad.png" in skipped
 
 
 def test_a_class_without_a_readable_picture_is_an_error(tmp_path, pictures):
@@ -166,3 +166,9 @@ def test_a_device_that_is_not_there_is_an_error_never_the_cpu(name):
 def test_cuda_without_a_gpu_is_an_error_that_says_so():
     with pytest.raises(DeviceError, match="--device cpu"):
         resolve_device("cuda")
+
+
+def test_a_line_says_where_the_run_lies_and_what_it_runs_on(tmp_path, pictures):
+    lines = []
+    train(train_config(pictures, tmp_path / "a.pth", run_dir=tmp_path / "run", epochs=1, device="cpu"), lines.append)
+    assert f"run folder {tmp_path / 'run'}, on cpu (threads: {torch.get_num_threads()})" in lines

@@ -9,8 +9,9 @@ const SHOWN = 5;
 const $ = (id) => document.getElementById(id);
 
 let model = null;
-let bytes = null; // of the picture that is shown
-let seen = null; // what the model made of it: {outputs, facts}
+let taken = []; // the pictures that were chosen or dropped together: Files
+let seen = null; // what the model made of the one that is shown: {outputs, facts}
+let listed = []; // of several, how each row says its answer
 
 ort.env.wasm.wasmPaths = new URL("vendor/", import.meta.url).href;
 ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? 0 : 1; // threads need the server's COOP and COEP headers
@@ -46,7 +47,7 @@ async function useModel(name, data) {
   $("accept-all-label").hidden = model.rules === null;
   $("self-check").disabled = false;
   $("check").hidden = true;
-  if (bytes) await classify();
+  if (taken.length) await usePictures(taken);
 }
 
 /** The same sentence as imgcls-infer --info. */
@@ -59,25 +60,79 @@ function rulesInWords(rules) {
 
 const round = (value) => Number(value.toPrecision(4));
 
-async function usePicture(data) {
-  bytes = data;
+/** Pictures that were taken together: the first is shown, and of several each has its row in the list. */
+async function usePictures(files) {
+  if (!model) throw new Error("there is no model yet");
+  taken = files;
+  listed = [];
   $("camera").hidden = true;
-  await classify();
+  $("list").hidden = files.length < 2;
+  $("list-rows").replaceChildren();
+  if (files.length === 1) return show(files[0]);
+  for (const [index, file] of files.entries()) {
+    $("list-title").textContent = `${index} of ${files.length} pictures ...`;
+    const row = await listRow(file);
+    if (taken !== files) return; // others were taken meanwhile
+    $("list-rows").append(row);
+  }
+  $("list-title").textContent = `${files.length} pictures; choose one to see it in full`;
+  const first = files.find((file) => listed.some((entry) => entry.file === file));
+  if (first) await show(first);
 }
 
-async function classify() {
-  if (!model) throw new Error("there is no model yet");
+/** A picture's row in the list: what the network sees, its name and its answer; or why it has none. */
+async function listRow(file) {
+  const row = document.createElement("li");
+  const button = row.appendChild(element("button", "", "entry"));
+  button.type = "button";
+  const small = document.createElement("canvas");
+  const answer = element("span", "", "answer");
+  button.append(small, element("span", file.name, "name"), answer);
+  try {
+    const { pixels, outputs } = await classified(file);
+    draw(small, pixels);
+    listed.push({ file, say: () => sayShortly(answer, outputs) });
+    listed.at(-1).say();
+    button.addEventListener("click", () => attempt(() => show(file)));
+  } catch (error) {
+    button.disabled = true;
+    answer.textContent = error.message;
+    answer.classList.add("bad");
+  }
+  return row;
+}
+
+/** The answer to a picture in a few words. */
+function sayShortly(node, outputs) {
+  const { text, index, known, unsure } = model.answer(outputs, $("accept-all").checked);
+  node.textContent = `${text}, ${(100 * outputs.probabilities[index]).toFixed(2)} %`;
+  node.classList.toggle("refused", !known || unsure);
+}
+
+/** What the model makes of a picture: {picture, pixels, outputs, facts}. */
+async function classified(file) {
   const started = performance.now();
-  const picture = await decodeFor(bytes, model.preprocessing);
+  const picture = await decodeFor(await bytesOf(file), model.preprocessing);
   const pixels = runSteps(picture, model.preprocessing.steps);
   const outputs = await model.run(pixels);
   const took = performance.now() - started;
+  return { picture, pixels, outputs, facts: `${picture.width} x ${picture.height} pixels, ${took.toFixed(0)} ms` };
+}
+
+/** A picture and its answer in full. */
+async function show(file) {
+  const { picture, pixels, outputs, facts } = await classified(file);
   draw($("picture"), picture);
   draw($("pixels"), pixels);
   $("invitation").hidden = true;
   $("seen").hidden = false;
-  seen = { outputs, facts: `${picture.width} x ${picture.height} pixels, ${took.toFixed(0)} ms` };
+  seen = { outputs, facts: taken.length > 1 ? `${file.name}: ${facts}` : facts };
   showAnswer();
+}
+
+function showAnswers() {
+  if (seen) showAnswer();
+  for (const entry of listed) entry.say();
 }
 
 function showAnswer() {
@@ -176,7 +231,7 @@ async function camera() {
   canvas.getContext("2d").drawImage(video, 0, 0);
   for (const track of video.srcObject.getTracks()) track.stop();
   $("camera-button").textContent = "Camera";
-  await usePicture(await bytesOf(await canvas.convertToBlob()));
+  await usePictures([new File([await canvas.convertToBlob()], "camera.png")]);
 }
 
 const bytesOf = async (blob) => new Uint8Array(await blob.arrayBuffer());
@@ -188,21 +243,24 @@ function listen() {
     $("drop").classList.toggle("over", event.type === "dragover");
   };
   for (const kind of ["dragover", "dragleave", "drop"]) drop.addEventListener(kind, over);
-  drop.addEventListener("drop", ({ dataTransfer }) => dataTransfer.files[0] && take(dataTransfer.files[0]));
-  for (const id of ["picture-file", "model-file"]) {
-    $(id).addEventListener("change", ({ target }) => target.files[0] && take(target.files[0]));
-  }
-  document.addEventListener("paste", ({ clipboardData }) => clipboardData.files[0] && take(clipboardData.files[0]));
+  drop.addEventListener("drop", ({ dataTransfer }) => take(dataTransfer.files));
+  for (const id of ["picture-file", "model-file"]) $(id).addEventListener("change", ({ target }) => take(target.files));
+  document.addEventListener("paste", ({ clipboardData }) => take(clipboardData.files));
   $("self-check").addEventListener("click", () => attempt(selfCheck));
-  $("accept-all").addEventListener("change", () => seen && showAnswer());
+  $("accept-all").addEventListener("change", showAnswers);
   $("camera-button").hidden = !navigator.mediaDevices?.getUserMedia;
   $("camera-button").addEventListener("click", () => attempt(camera));
 }
 
-/** A file that was chosen or dropped: a model by its name, else a picture. */
-function take(file) {
-  const use = file.name.endsWith(".onnx") ? (data) => useModel(file.name, data) : usePicture;
-  return attempt(async () => use(await bytesOf(file)));
+/** Files that were chosen or dropped: a model by its name, the others are pictures. */
+function take(files) {
+  const isModel = (file) => file.name.endsWith(".onnx");
+  const models = Array.from(files).filter(isModel);
+  const pictures = Array.from(files).filter((file) => !isModel(file));
+  return attempt(async () => {
+    for (const file of models) await useModel(file.name, await bytesOf(file));
+    if (pictures.length) await usePictures(pictures);
+  });
 }
 
 listen();

@@ -1,0 +1,73 @@
+"""The help of commands in groups, and the other names of options."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from click.shell_completion import BashComplete
+from click.testing import CliRunner
+
+from imgcls.cli import command
+from imgcls.cli.groups import GroupedCommand
+from imgcls.cli.train import command as train_command
+
+GROUPED = [found for found in command.commands.values() if isinstance(found, GroupedCommand)]
+
+
+def help_of(name):
+    result = CliRunner().invoke(command, [name, "--help"], terminal_width=80)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_help_of_train_has_its_groups_in_order_and_fits_in_80_columns():
+    shown = help_of("train")
+    lines = shown.splitlines()
+    headings = [line.removesuffix(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Data", "Network", "Recipe", "Augmentation", "Run", "Device", "Other"]
+    others = shown.split("Other:")[1].split("\n\n")[0].split()
+    assert [word for word in others if word.startswith("-")] == ["-h,", "--help"]
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("grouped", GROUPED, ids=lambda grouped: grouped.name)
+def test_each_name_in_a_group_is_an_option_and_in_no_other(grouped):
+    names = [name for names in grouped.groups.values() for name in names]
+    assert len(names) == len(set(names))
+    assert set(names) == {option.name for option in grouped.params if isinstance(option, click.Option)}
+
+
+def test_the_words_that_people_type_are_options_too():
+    typed = {"--lr": "0.5", "--imgsz": "64", "--batch": "7", "--color": "0.25", "--crop": "0.125", "--model": "vgg16"}
+    words = [word for pair in typed.items() for word in pair]
+    given = train_command.make_context("train", words).params
+    named = ("learning_rate", "image_size", "batch_size", "colour", "shift", "arch")
+    assert [given[name] for name in named] == [0.5, 64, 7, 0.25, 0.125, "vgg16"]
+
+
+def test_a_name_of_0_1_is_taken_and_not_shown():
+    shown = help_of("train")
+    assert "--shift NUMBER" in shown
+    assert "--crop" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["train", "--learning_rate", "1"], "--learning-rate"),
+        (["train", "--colors", "1"], "--color"),
+        (["trian"], "train"),
+        (["evaluate"], "eval"),
+    ],
+)
+def test_what_is_typed_wrongly_gets_the_nearest_name(words, meant):
+    result = CliRunner().invoke(command, words)
+    assert result.exit_code == 2
+    assert meant in result.output.split("Did you mean")[1]
+
+
+def test_the_shell_completes_commands_options_and_choices():
+    found = BashComplete(command, {}, "imgcls", "_IMGCLS_COMPLETE")
+    for words, begun, meant in (([], "ex", "export"), (["train"], "--opt", "--optimizer"), (["info"], "--j", "--json")):
+        assert meant in [item.value for item in found.get_completions(words, begun)]
+    assert [item.value for item in found.get_completions(["train", "--optimizer"], "a")] == ["adam", "adamw"]

@@ -1,0 +1,172 @@
+"""What commands print: quietly, with more, in a narrow terminal, and in words."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from click.testing import CliRunner
+from helpers import SAMPLE, make_pictures
+from imgcls_infer.errors import counted
+
+from imgcls.cli import command
+from imgcls.cli.output import is_verbose, note, show_figures, tell, verbosity, wrapped
+from imgcls.config import ExportConfig
+from imgcls.export import export_model
+from imgcls.parity.compare import ChangedAnswer, Differences, ParityReport
+from imgcls.parity.probes import Probe
+from imgcls.report.tables import parity_sentence
+from imgcls.system import progress
+
+TEST = str(SAMPLE / "test")
+
+
+@click.command()
+@verbosity("the result", "more")
+def _some():
+    note("a note")
+    tell("some of it")
+    click.echo("the result")
+    if is_verbose():
+        click.echo(f"more, bars {not progress._silenced}")
+
+
+@pytest.mark.parametrize(
+    ("options", "out", "err"),
+    [
+        ([], "some of it\nthe result\n", "a note\n"),
+        (["-q"], "the result\n", ""),
+        (["--verbose"], "some of it\nthe result\nmore, bars True\n", "a note\n"),
+    ],
+)
+def test_quiet_leaves_the_result_and_verbose_adds(options, out, err):
+    done = CliRunner().invoke(_some, options)
+    assert (done.exit_code, done.stdout, done.stderr) == (0, out, err)
+    assert not progress._silenced
+
+
+def test_quiet_and_verbose_are_not_both():
+    done = CliRunner().invoke(_some, ["-q", "-v"])
+    assert done.exit_code == 2
+    assert "exclude each other" in done.output
+
+
+@pytest.fixture
+def at(monkeypatch, capsys):
+    """What is printed in a terminal of so many columns, as lines."""
+
+    def printed(columns, show, *arguments):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        show(*arguments)
+        return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    return printed
+
+
+def test_a_table_that_is_too_wide_is_turned(at):
+    heads = ["a.onnx\nonnxruntime", "b.pt\nTorchScript"]
+    rows = [{f"figure {number}": f"{number}.{row}e-07" for number in range(9)} for row in range(2)]
+    wide, narrow = (at(columns, show_figures, heads, rows, 200) for columns in (160, 60))
+    assert wide[0].split() == [word for number in range(9) for word in ("figure", str(number))]
+    assert narrow[0].split() == ["a.onnx", "b.pt"]
+    assert narrow[3].split() == ["figure", "0", "0.0e-07", "0.1e-07"]
+    assert len(narrow) == 3 + 9
+
+
+def test_a_turned_table_has_as_many_columns_as_there_is_room_for(at):
+    heads = [f"a file of some length {number}" for number in range(3)]
+    lines = at(60, show_figures, heads, [{"figure": "1" * 20}] * 3, 200)
+    assert [line.count("a file") for line in lines if "a file" in line] == [1, 1, 1]
+    assert max(map(len, lines)) <= 60
+
+
+def test_a_long_line_breaks_between_words(at):
+    lines = at(20, wrapped, "a/long-path/with-no-space-in-it and other words")
+    assert lines == ["a/long-path/with-no-space-in-it", "and other words"]
+
+
+def test_class_names_stand_on_one_line(trained, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = CliRunner().invoke(command, ["eval", str(trained[0]), "--data", TEST])
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert all(f"\n{name} " in done.stdout for name in trained[1].manifest.classes)
+
+
+def test_an_evaluation_as_json_is_one_object(trained):
+    import json
+
+    done = CliRunner().invoke(
+        command, ["eval", str(trained[0]), "--data", TEST, "--json", "--against", str(trained[0])]
+    )
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["pictures"] == 500
+    assert document["against"][0]["accuracy"] == document["accuracy"]
+
+
+def test_a_quiet_evaluation_is_its_line_of_figures(trained, monkeypatch):
+    done = CliRunner().invoke(command, ["eval", str(trained[0]), "--data", TEST, "-q"])
+    assert done.output.count("\n") == 1
+    assert done.output.startswith("accuracy ")
+
+
+def test_a_verbose_evaluation_lists_wrong_answers_and_how_many_more(trained):
+    done = CliRunner().invoke(command, ["eval", str(trained[0]), "--data", TEST, "-v", "--wrong", "2"])
+    assert done.output.count(" taken for ") == 2
+    assert " more; --wrong shows as many as you like" in done.output
+
+
+@pytest.mark.parametrize(("count", "noun", "text"), [(1, "picture", "1 picture"), (0, "picture", "0 pictures")])
+def test_one_is_one(count, noun, text):
+    assert counted(count, noun) == text
+
+
+def test_many_have_their_plural():
+    assert (counted(10_000, "picture"), counted(2, "class")) == ("10,000 pictures", "2 classes")
+
+
+def a_report(count=10_000, changed=(), problems=(), **others):
+    differences = Differences(max_abs=7.7e-7, top1_agreement=1.0)
+    return ParityReport(
+        "onnxruntime", "a.onnx", count, differences, 0.9, 0.9, 1.6e-5, changed, problems=problems, outputs=(), **others
+    )
+
+
+def test_verify_says_what_it_means():
+    told = "same class for all 10,000 pictures; largest difference 7.7e-07, allowed 1.6e-05"
+    assert parity_sentence(a_report()) == told
+    assert parity_sentence(a_report(1)).startswith("same class for the picture;")
+    changed = (ChangedAnswer("a.png", "ant", "bee", 1e-5, "bee"),)
+    told = "another class for 1 of 10,000 pictures, each too close to call (margin up to 1.0e-05); largest"
+    assert parity_sentence(a_report(changed=changed)).startswith(told)
+    assert parity_sentence(a_report(changed=changed, problems=("x",))).startswith(
+        "another class for 1 of 10,000 pictures;"
+    )
+
+
+def test_the_rule_of_int8_is_told_where_it_applies_and_a_cut_list_says_so():
+    from imgcls.cli.verify import _parity_lines
+
+    changed = tuple(ChangedAnswer(f"{number}.png", "ant", "bee", 1e-5, "bee") for number in range(7))
+    probes = (Probe("adversarial", 1, 0.5, "all 0"),)
+    with click.Context(_some):
+        lines = _parity_lines(a_report(changed=changed, probes=probes, precision="int8"))
+        plain = _parity_lines(a_report(probes=probes))
+    assert "1 adversarial picture 5.0e-01" in lines[0]
+    assert "int8 clips what lies beyond the pictures that it was calibrated on" in lines[1]
+    assert lines[2] == "a.onnx: 0.png: ant became bee (true class bee, margin 1.0e-05)"
+    assert lines[-1].startswith("a.onnx: and 2 more; --verbose lists all")
+    assert len(lines) == 8
+    assert not any("int8" in line for line in plain)
+
+
+def test_a_quiet_verification_is_its_sentence(trained, tmp_path):
+    path = export_model(ExportConfig(trained[0], output=tmp_path / "a.onnx"), trained[1]).path
+    labels = trained[1].manifest.classes[:2]
+    folder = make_pictures(tmp_path / "few", dict.fromkeys(labels, 2))
+    done = CliRunner().invoke(command, ["verify", str(trained[0]), str(path), "--data", str(tmp_path / "few"), "-q"])
+    assert done.exit_code == 0, done.output
+    assert folder
+    assert done.output.startswith(f"{path}, onnxruntime (CPU): same class for all 4 pictures; largest difference ")
+    assert done.output.endswith(": ok\n")
+    assert done.output.count("\n") == 1

@@ -1,0 +1,88 @@
+"""imgcls predict: the same answers from a checkpoint and from what was exported of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+from helpers import SAMPLE
+from imgcls_infer.cli import command as infer_command
+from imgcls_infer.manifest import Acceptance
+
+from imgcls.checkpoint import load_checkpoint, save_checkpoint
+from imgcls.cli import command
+from imgcls.config import ExportConfig
+from imgcls.export import export_model
+
+PICTURES = [str(path) for path in sorted((SAMPLE / "test").glob("*/*.png"))[::100]]
+
+
+@pytest.fixture(scope="module")
+def files(trained, tmp_path_factory):
+    """The checkpoint, and everything that is exported of it, by format."""
+    folder = tmp_path_factory.mktemp("files")
+    outputs = {"onnx": "a.onnx", "torchscript": "a.pt", "torch-export": "a.pt2", "triton": "triton"}
+    for name, output in outputs.items():
+        export_model(ExportConfig(trained[0], name, folder / output), trained[1])
+    return {"checkpoint": trained[0]} | {name: folder / output for name, output in outputs.items()}
+
+
+def predict(*arguments):
+    return CliRunner().invoke(command, ["predict", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "onnx", "torchscript", "torch-export", "triton"])
+def test_every_file_answers_in_the_lines_of_the_predictor(files, name):
+    expected = CliRunner().invoke(infer_command, ["--model", str(files["onnx"]), "--top-k", "2", *PICTURES])
+    done = predict(files[name], *PICTURES, "--top-k", 2, "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == expected.stdout
+
+
+def test_as_json_it_has_the_predictors_fields(files):
+    expected = json.loads(
+        CliRunner().invoke(infer_command, ["--model", str(files["onnx"]), "--json", *PICTURES]).stdout
+    )
+    done = json.loads(predict(files["checkpoint"], "--json", *PICTURES).stdout)
+    assert [row["label"] for row in done["results"]] == [row["label"] for row in expected["results"]]
+    assert done["results"][0].keys() == expected["results"][0].keys()
+
+
+def test_a_checkpoints_own_rules_count_and_can_be_left_out(trained, tmp_path):
+    manifest = replace(trained[1].manifest, acceptance=Acceptance(probability=0.9999))
+    own = load_checkpoint(trained[0])
+    save_checkpoint(tmp_path / "strict.pth", own.state_dict, manifest, own.samples, own.novelty)
+    assert "unsure" in predict(tmp_path / "strict.pth", PICTURES[0]).stdout
+    assert "unsure" not in predict(tmp_path / "strict.pth", PICTURES[0], "--accept-all").stdout
+    assert "unsure" in predict(trained[0], PICTURES[0], "--threshold", "1").stdout
+
+
+def test_a_bad_picture_is_one_line_and_the_others_are_classified(files, tmp_path):
+    (tmp_path / "no.png").write_text("no picture")
+    done = predict(files["checkpoint"], tmp_path / "no.png", PICTURES[0])
+    assert done.exit_code == 1
+    assert done.stdout.startswith(PICTURES[0])
+    first, last = done.stderr.splitlines()
+    assert first.startswith("error: ")
+    assert "no.png: not a PNG, JPEG" in first
+    assert last == "error: 1 of 2 pictures could not be classified"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nowhere.onnx", "no such"), ("nowhere.pth", "nowhere.pth"), ("text.pth", "text.pth")]
+)
+def test_a_bad_model_is_one_line(tmp_path, name, reason):
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    done = predict(tmp_path / name, PICTURES[0])
+    assert done.exit_code == 1
+    assert done.output.startswith("error: ")
+    assert reason in done.output
+    assert done.output.count("\n") == 1
+
+
+def test_a_description_of_an_exported_file_is_wrong_usage(files):
+    done = predict(files["onnx"], PICTURES[0], "--arch", "cnn")
+    assert done.exit_code == 2
+    assert "leave out --arch" in done.output

@@ -105,10 +105,9 @@ def _judgements(found: Findings) -> Iterator[str]:
 def _files(found: Findings) -> Iterator[str]:
     """What lies in the folders and is no picture that is used."""
     if heic := found.apple():
-        yield from _wrapped(
-            f"HEIC: {counted(len(heic), 'file')} left out, the first {_relative(found, heic[0])}; convert them to JPEG, "
-            "for instance with: magick mogrify -format jpg *.heic"
-        )
+        files = f"{counted(len(heic), 'file')} left out, the first {_relative(found, heic[0])}"
+        yield from _wrapped(f"HEIC: {files}; convert them to JPEG, for instance in their folder with")
+        yield "  magick mogrify -format jpg *.heic"
     for path in found.stray():
         yield f"stray (not a picture in a class folder, left out): {printable(str(path))}"
     for path in found.hidden():

@@ -60,7 +60,7 @@ def _pairs(found: Findings) -> Iterator[str]:
     if not found.pairs:
         yield f"no picture is there twice (compared by {by})"
         return
-    yield f"{counted(len(found.pairs), 'pair')} of pictures that are there twice (compared by {by})"
+    yield f"{counted(len(found.pairs), 'pair')} of the same picture (compared by {by})"
     for where, pairs in places.items():
         if pairs:
             yield f"{len(pairs):,} {_HEADINGS[where]}:"

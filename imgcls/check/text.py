@@ -79,15 +79,11 @@ def _pair(found: Findings, pair: Pair) -> Iterator[str]:
 
 def _judgements(found: Findings) -> Iterator[str]:
     if found.judged is None:
-        yield from _wrapped(
-            "labels: not looked at, since that takes a pretrained body: pip install 'imgcls[lite,check]'"
-            if found.body is None
-            else "labels: not looked at"
-        )
+        yield "labels: not looked at without a pretrained body (imgcls[lite,check])"
         return
-    wrong, outliers = found.judged
+    wrong, outliers, why_not = found.judged
     if wrong is None:
-        yield "wrong labels: not looked for; pip install 'imgcls[check]'"
+        yield f"wrong labels: not looked for; {why_not}"
     else:
         is_wrong = "is likely wrong" if len(wrong) == 1 else "are likely wrong"
         yield f"{counted(len(wrong), 'label')} {is_wrong}{':' if wrong else ''}"

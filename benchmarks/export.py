@@ -240,7 +240,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5, help="of timing for each batch size, at least")
     parser.add_argument("--rounds", type=int, default=3, help="of timing for each batch size, at least")
-    parser.add_argument("--markdown", action="store_true", help="tables for the README")
+    parser.add_argument("--markdown", action="store_true", help="tables for docs/results.md")
     return parser.parse_args()
 
 

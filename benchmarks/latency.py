@@ -1,4 +1,4 @@
-"""Networks by name: parameters, size of the exported file, and the latency of one picture. The README's table.
+"""Networks by name: parameters, size of the exported file, latency of one picture: the table of docs/networks.md.
 
     python benchmarks/latency.py
     python benchmarks/latency.py cnn timm/convnext_atto my_net.py:build --rounds 50 --markdown

@@ -3,8 +3,8 @@
     python docs/record.py                                     # `make recording`
     python docs/record.py --output x.svg --width 90 'imgcls --help' 'imgcls-infer --version'
 
-They run in a temporary folder with `data` as here, so nothing of theirs is left. Long output is shortened in the
-middle. Nothing else is edited; pauses are cut to a second, and a viewer without animation sees the last picture.
+They run in a temporary folder with `data` and `tests` as here, so nothing of theirs is left. Long output is shortened
+in the middle. Nothing else is edited; pauses are cut to a second, and a viewer without animation sees the last picture.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
-    "imgcls train --train data/sample/train --test data/sample/test --epochs 40 --batch-size 32 -o models/cnn.pth",
-    "imgcls export models/cnn.pth",
-    "imgcls verify models/cnn.pth models/cnn.onnx --data data/sample/test",
-    "imgcls-infer --model models/cnn.onnx --top-k 2 data/sample/test/cat/00000.png",
+    "imgcls train --data data/sample --arch efficientnet_lite0 --pretrained --freeze --image-size 128 "
+    "-o models/lite0.pth",
+    "imgcls export models/lite0.pth",
+    "imgcls verify models/lite0.pth models/lite0.onnx",
+    "imgcls-infer --model models/lite0.onnx data/sample/test/cat/00000.png tests/photographs/coffee.jpg",
 )
 HEIGHT = 1000  # of the emulated screen: nothing ever scrolls away
-LONGEST = 8  # lines of one command; of more, the first and the last are shown
+LONGEST = 10  # lines of one command; of more, the first and the last are shown
 LONGEST_PAUSE = 1.0
 PROMPT = ("$ ", "bold green")
 
@@ -99,6 +100,8 @@ def record(command: str, width: int, folder: Path, start: float) -> list[_Line]:
     if process.wait():
         raise SystemExit(f"error: {command} ended with {process.returncode}:\n" + "\n".join(screen.display).rstrip())
     filled = max((row for row, text in enumerate(screen.display) if text.strip()), default=-1) + 1
+    for row in range(filled):  # an empty line marks no row as changed: it comes with the line above
+        times.setdefault(row, times.get(row - 1, 0.0))
     return [(times[row], _text(screen, row)) for row in range(filled)]
 
 
@@ -171,7 +174,8 @@ def main(output: Path, width: int, commands: tuple[str, ...]) -> None:
     lines: list[_Line] = []
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        (Path(name) / "data").symlink_to(ROOT / "data")
+        for folder in ("data", "tests"):
+            (Path(name) / folder).symlink_to(ROOT / folder)
         for command in commands or COMMANDS:
             typed = textwrap.wrap(command, width - 4, subsequent_indent="    ", break_on_hyphens=False)
             now = time.monotonic() - start

@@ -2,7 +2,7 @@
 
 Links are written for readers of the repository. In the site, a link to one of these pages leads to it, and a link to
 any other file outside docs/ becomes plain text, since the site has no such file. A page of the navigation that is not
-there is left out.
+there is left out. A mermaid drawing becomes a list, since drawing it would fetch a program from another machine.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ OUTSIDE = {
 """Path in the repository -> page of the site."""
 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
+MERMAID = re.compile(r"^```mermaid\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^ *```.*?^ *```[^\n]*$|^ {4}[^\n]*$", re.MULTILINE | re.DOTALL)
 
 
@@ -44,7 +45,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(text: str, page: Any, **_: Any) -> str:
     """The page's text with its links as the site needs them."""
     source = {made: source for source, made in OUTSIDE.items()}.get(page.file.src_uri, f"docs/{page.file.src_uri}")
-    return site_links(text, source, page.file.src_uri)
+    return MERMAID.sub(_as_list, site_links(text, source, page.file.src_uri))
 
 
 def site_links(text: str, source: str, page: str) -> str:
@@ -61,6 +62,15 @@ def site_links(text: str, source: str, page: str) -> str:
         return f"{picture}[{label}]({os.path.relpath(inside, os.path.dirname(page) or '.')}{anchor})"
 
     return outside_code(text, lambda part: LINK.sub(turn, part))
+
+
+def _as_list(drawing: re.Match[str]) -> str:
+    """The groups of a mermaid flowchart, each with the labels of its nodes, as a text block."""
+    lines: list[str] = []
+    for line in drawing.group(1).splitlines():
+        labels = re.findall(r'\["([^"]+)"\]', line)
+        lines += labels if "subgraph" in line else [f"    {label}" for label in labels]
+    return "\n".join(["```text", *lines, "```"])
 
 
 def outside_code(text: str, change: Callable[[str], str]) -> str:

@@ -46,6 +46,12 @@ def test_colours_and_the_times_of_lines_are_recorded(tmp_path):
     assert [(span.start, span.end) for span in coloured.spans if "red" in str(span.style)] == [(0, 3)]
 
 
+def test_empty_lines_are_recorded(tmp_path):
+    lines = seen(r"print('\none\n\n\nlast')", tmp_path)
+    assert [text.plain for _, text in lines] == ["", "one", "", "", "last"]
+    assert [moment for moment, _ in lines] == sorted(moment for moment, _ in lines)
+
+
 def test_a_command_that_fails_ends_the_recording(tmp_path):
     with pytest.raises(SystemExit, match=r"ended with 3:\noh no"):
         seen("print('oh no'); raise SystemExit(3)", tmp_path)
@@ -56,10 +62,10 @@ def test_long_output_is_shortened_in_the_middle_and_says_so():
     assert [text.plain for _, text in shorten(lines)] == [
         "0",
         "1",
-        "... 13 lines more",
-        *["15", "16", "17", "18", "19"],
+        "... 11 lines more",
+        *["13", "14", "15", "16", "17", "18", "19"],
     ]
-    assert shorten(lines[:8]) == lines[:8]
+    assert shorten(lines[:10]) == lines[:10]
 
 
 def test_a_long_pause_is_cut():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from imgcls.check.body import Body, installed_body
 from imgcls.check.findings import Findings, Judged
-from imgcls.check.labels import has_cleanlab, outliers, wrong_labels
+from imgcls.check.labels import MOST, has_cleanlab, outliers, wrong_labels
 from imgcls.check.pairs import find_pairs
 from imgcls.check.pictures import Pictures, look_at
 from imgcls.data.folder import scan_folder
@@ -38,6 +38,11 @@ def check_folder(
 
 def _judged(pictures: Pictures, body: Body) -> Judged:
     """What the features say of each picture and its label."""
-    features, classes = body.features(pictures.small), len(pictures.classes)
-    wrong = wrong_labels(features, pictures.labels, classes) if has_cleanlab() else None
-    return Judged(wrong, outliers(features, pictures.labels, classes))
+    labels, classes = pictures.labels, len(pictures.classes)
+    features, why_not = body.features(pictures.small), ""
+    if not has_cleanlab():
+        why_not = "pip install 'imgcls[check]'"
+    elif len(labels) * classes > MOST:
+        why_not = "too many pictures of too many classes"
+    wrong = None if why_not else wrong_labels(features, labels, classes)
+    return Judged(wrong, outliers(features, labels, classes), why_not)

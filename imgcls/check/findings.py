@@ -20,10 +20,11 @@ APPLE = (".heic", ".heif")
 
 
 class Judged(NamedTuple):
-    """By the features of a pretrained body. wrong: None where cleanlab, the extra `check`, is not installed."""
+    """By the features of a pretrained body. wrong: None where it was not looked for; why_not says why."""
 
     wrong: tuple[WrongLabel, ...] | None
     outliers: tuple[Outlier, ...]
+    why_not: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +128,7 @@ class Findings:
     def _judgements(self) -> dict[str, Any]:
         if self.judged is None:
             return {"wrong_labels": None, "outliers": None}
-        wrong, outliers = self.judged
+        wrong, outliers, _ = self.judged
         return {
             "wrong_labels": None if wrong is None else [self._wrong(found) for found in wrong],
             "outliers": [

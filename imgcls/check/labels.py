@@ -15,6 +15,9 @@ from imgcls.training.probe import solve
 LEAST = 5
 """Pictures that a class needs to be looked at."""
 
+MOST = 3_000_000
+"""Pictures times classes up to which wrong labels are looked for; that takes some minutes."""
+
 _NEIGHBOURS = 5
 _FAR = 5.0  # times the spread above the middle of a class
 _LIKELY = 25.0  # times as likely as its own is the class of a picture that is reported

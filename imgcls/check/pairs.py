@@ -20,9 +20,9 @@ WITHIN, ACROSS, LEAK = "within class", "across classes", "train and test"
 """Where the two lie: in one class of one folder, in two classes of one folder, or in both folders."""
 
 _COUNT = 10  # candidates of each picture
-_PIXEL_LIMIT = 0.085
+_PIXEL_LIMIT = 0.08
 _LOOSE_LIMIT = 0.13  # of pairs that a body compares
-_BODY_LIMIT = 0.2
+_BODY_LIMIT = 0.19
 
 
 class Pair(NamedTuple):

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from imgcls_infer.errors import printable
+from imgcls_infer.errors import counted, printable
 
 from imgcls.check.findings import Findings
 from imgcls.check.pairs import ACROSS, LEAK, WITHIN, Pair
@@ -38,7 +38,7 @@ def _counts(found: Findings) -> Iterator[str]:
     total = sum(map(sum, counts))
     parts = [sum(folder) for folder in counts]
     both = f" ({parts[0]:,} to train on, {parts[1]:,} to test on)" if len(parts) == 2 else ""
-    yield f"{printable(str(found.root))}: {_many(total, 'picture')} in {_many(len(found.classes), 'class')}{both}"
+    yield f"{printable(str(found.root))}: {counted(total, 'picture')} in {counted(len(found.classes), 'class')}{both}"
     for name, *of_class in zip(found.classes, *counts, strict=True):
         yield f"  {printable(name)}: {', '.join(f'{count:,}' for count in of_class)}"
     low, high = min(counts[0]), max(counts[0])
@@ -48,7 +48,7 @@ def _counts(found: Findings) -> Iterator[str]:
 
 def _sizes(found: Findings) -> Iterator[str]:
     if count := found.too_small():
-        share = f"{count:,} of {_many(len(found.pictures.paths), 'picture')}"
+        share = f"{count:,} of {counted(len(found.pictures.paths), 'picture')}"
         yield from _wrapped(
             f"small: {share} have fewer than {found.image_size} pixels on a side, and are enlarged to --image-size"
         )
@@ -60,7 +60,7 @@ def _pairs(found: Findings) -> Iterator[str]:
     if not found.pairs:
         yield f"no picture is there twice (compared by {by})"
         return
-    yield f"{_many(len(found.pairs), 'pair')} of pictures that are there twice (compared by {by})"
+    yield f"{counted(len(found.pairs), 'pair')} of the same picture (compared by {by})"
     for where, pairs in places.items():
         if pairs:
             yield f"{len(pairs):,} {_HEADINGS[where]}:"
@@ -79,23 +79,20 @@ def _pair(found: Findings, pair: Pair) -> Iterator[str]:
 
 def _judgements(found: Findings) -> Iterator[str]:
     if found.judged is None:
-        yield from _wrapped(
-            "labels: not looked at, since that takes a pretrained body: pip install 'imgcls[lite,check]'"
-            if found.body is None
-            else "labels: not looked at"
-        )
+        yield "labels: not looked at without a pretrained body (imgcls[lite,check])"
         return
-    wrong, outliers = found.judged
+    wrong, outliers, why_not = found.judged
     if wrong is None:
-        yield "wrong labels: not looked for; pip install 'imgcls[check]'"
+        yield f"wrong labels: not looked for; {why_not}"
     else:
-        yield f"{_many(len(wrong), 'label')} {'is' if len(wrong) == 1 else 'are'} likely wrong{':' if wrong else ''}"
+        is_wrong = "is likely wrong" if len(wrong) == 1 else "are likely wrong"
+        yield f"{counted(len(wrong), 'label')} {is_wrong}{':' if wrong else ''}"
         for label in wrong[:_SHOWN]:
             name = found.classes[label.suggested]
             yield f"  {_place(found, label.row)}: looks like {printable(name)}"
         yield from _more(wrong)
     if outliers:
-        yield f"{_many(len(outliers), 'picture')} far from all others of the class:"
+        yield f"{counted(len(outliers), 'picture')} far from all others of the class:"
         for outlier in outliers[:_SHOWN]:
             yield f"  {_place(found, outlier.row)}: {outlier.score:.1f} spreads beyond the middle"
         yield from _more(outliers)
@@ -104,10 +101,9 @@ def _judgements(found: Findings) -> Iterator[str]:
 def _files(found: Findings) -> Iterator[str]:
     """What lies in the folders and is no picture that is used."""
     if heic := found.apple():
-        yield from _wrapped(
-            f"HEIC: {_many(len(heic), 'file')} left out, the first {_relative(found, heic[0])}; convert them to JPEG, "
-            "for instance with: magick mogrify -format jpg *.heic"
-        )
+        files = f"{counted(len(heic), 'file')} left out, the first {_relative(found, heic[0])}"
+        yield from _wrapped(f"HEIC: {files}; convert them to JPEG, for instance in their folder with")
+        yield "  magick mogrify -format jpg *.heic"
     for path in found.stray():
         yield f"stray (not a picture in a class folder, left out): {printable(str(path))}"
     for path in found.hidden():
@@ -127,11 +123,6 @@ def _place(found: Findings, row: int) -> str:
 
 def _relative(found: Findings, path: Path) -> str:
     return printable(found.short(path))
-
-
-def _many(count: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def _wrapped(line: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from imgcls_infer.errors import counted
 
 from imgcls.cli.options import FILE
 from imgcls.cli.output import show_json
@@ -86,6 +87,7 @@ def check(
         click.echo(f"wrote {html}", err=as_json)
     if fix is not None:
         count = write_list(found, fix)
-        click.echo(f"wrote {fix}: {count:,} training pictures to leave out", err=as_json)
+        click.echo(f"wrote {fix}: {counted(count, 'training picture')} to leave out", err=as_json)
     if not found:
-        raise ImgclsError(f"{folder}: {len(found.unreadable)} pictures can't be read; training would skip them")
+        unreadable = counted(len(found.unreadable), "picture")
+        raise ImgclsError(f"{folder}: {unreadable} can't be read; training would skip them")

@@ -18,6 +18,7 @@ from imgcls.system.progress import progress_bar
 
 if TYPE_CHECKING:
     from imgcls.check.findings import Findings
+    from imgcls.check.labels import WrongLabel
     from imgcls.check.pairs import Pair
 
 _SHOWN = 60  # pairs, or pictures, of a section
@@ -34,8 +35,9 @@ table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabula
 th, td { padding: .2rem .9rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere }
 .sheet { display: flex; flex-wrap: wrap; gap: 1.1rem; margin: .8rem 0 }
-figure { margin: 0; width: 15.5rem } figure.one { width: 7.6rem } .both { display: flex; gap: .3rem }
+figure { margin: 0; width: 15.5rem } figure.one { width: 9.4rem } .both { display: flex; gap: .3rem }
 .both img { width: 7.6rem; height: 7.6rem; object-fit: contain; background: var(--tile); image-rendering: auto }
+.one .both img { width: 9.4rem; height: 9.4rem }
 figcaption { font-size: 13px; line-height: 1.4; overflow-wrap: anywhere }
 """
 _TITLES = {
@@ -110,14 +112,7 @@ def _judged_sections(found: Findings) -> Iterator[str]:
     wrong = found.judged.wrong or ()
     if wrong:
         yield f"<h2>Labels that are likely wrong: {len(wrong):,}</h2><p>The least likely first.{_cut(len(wrong))}</p>"
-        figures = (
-            _figure(
-                found,
-                label.row,
-                f"not {_text(found.class_of(label.row))}: <b>{_text(found.classes[label.suggested])}</b>",
-            )
-            for label in wrong[:_SHOWN]
-        )
+        figures = (_figure(found, label.row, _labelled(found, label)) for label in wrong[:_SHOWN])
         yield f'<div class="sheet">{"".join(figures)}</div>'
     outliers = found.judged.outliers
     if outliers:
@@ -127,6 +122,11 @@ def _judged_sections(found: Findings) -> Iterator[str]:
             for outlier in outliers[:_SHOWN]
         )
         yield f'<div class="sheet">{"".join(figures)}</div>'
+
+
+def _labelled(found: Findings, label: WrongLabel) -> str:
+    suggested = _text(found.classes[label.suggested])
+    return f"labelled {_text(found.class_of(label.row))}, looks like <b>{suggested}</b>"
 
 
 def _figure(found: Findings, row: int, caption: str) -> str:
@@ -153,7 +153,7 @@ def _cut(count: int) -> str:
 
 
 def _name(found: Findings, row: int) -> str:
-    return _text(found.short(found.pictures.paths[row]))
+    return _text(found.short(found.pictures.paths[row])).replace("/", "/<wbr>")
 
 
 def _picture(found: Findings, row: int) -> str:

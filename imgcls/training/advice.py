@@ -136,6 +136,7 @@ def _better(config: TrainConfig, row: NetworkRow) -> str:
         words += ["--split-seed", str(config.split_seed)] if config.split_seed else []
     else:
         words += ["--test", str(config.test_dir)] if config.test_dir else ["--no-test"]
+    words += ["--exclude", str(config.exclude)] if config.exclude else []
     arch = row.name if row.published else SMALL_PRETRAINED
     output = config.output.with_stem(f"{config.output.stem}-pretrained")
     return printable(shlex.join([*words, "--arch", arch, "--pretrained", "--output", str(output)]))

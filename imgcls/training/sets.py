@@ -32,7 +32,8 @@ Report = Callable[[str], None]
 @dataclass(frozen=True)
 class Sets:
     """What a run learns from. train_rows, val_rows: int64 indices into `train`; val_rows is empty where none are held
-    out. folder: the training pictures' files. origin: what a manifest says of the test pictures' files."""
+    out. folder: the training pictures' files. origin: what a manifest says of the test pictures' files. excluded: how
+    many training pictures a list has left out."""
 
     classes: tuple[str, ...]
     train: Pictures
@@ -41,6 +42,7 @@ class Sets:
     val_rows: Tensor
     folder: Folder | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    excluded: int = 0
 
     def only(self, usable: Tensor) -> Sets:
         """Without the training pictures that are not usable (bool [N])."""
@@ -59,6 +61,8 @@ class Sets:
     def record(self, fingerprint: str, row: dict[str, Any]) -> dict[str, Any]:
         """What a manifest says of the data. fingerprint: of `train`. row: figures of the epoch that was kept."""
         record = {"fingerprint": fingerprint, "train_images": len(self.train_rows)}
+        if self.excluded:
+            record["excluded_images"] = self.excluded
         if len(self.val_rows):
             record |= {"val_images": len(self.val_rows), "val_accuracy": row["val_accuracy"]}
         if self.test is not None:
@@ -82,6 +86,7 @@ def load_sets(
     folder, test_folder = scan_sets(config.train_dir, config.test_dir, config.split, config.split_seed)
     for line in _origin_notes(config, folder, test_folder):
         report(line)
+    whole = len(folder.paths)
     if config.exclude:
         folder = _without_excluded(folder, config.exclude, report)
     test_set = None
@@ -96,7 +101,7 @@ def load_sets(
     if config.val_fraction:
         _require_held_out(folder, train_set.labels, val_rows)
     origin = record_of(test_folder, config.split, config.split_seed) if test_folder and group.leads else {}
-    return Sets(folder.classes, train_set, test_set, train_rows, val_rows, folder, origin)
+    return Sets(folder.classes, train_set, test_set, train_rows, val_rows, folder, origin, whole - len(folder.paths))
 
 
 def split_rows(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -146,7 +151,7 @@ def _leak(config: TrainConfig, train: Pictures, test: Pictures | None) -> str:
     first, same = test.packed.paths[shared[0][1]], train.packed.paths[shared[0][0]]
     words = ["imgcls", "data", "check", str(config.train_dir)]
     command = shlex.join(words + (["--test", str(config.test_dir)] if config.test_dir else []))
-    number = f"{len(shared):,} test picture{'s are' if len(shared) > 1 else ' is'}"
+    number = f"{counted(len(shared), 'test picture')} {'is' if len(shared) == 1 else 'are'}"
     return printable(
         f"{number} in the training folder too, the first {first} as {same}: test figures are too good; see {command}"
     )

@@ -17,6 +17,7 @@ from imgcls.check.body import installed_body
 from imgcls.check.labels import has_cleanlab, outliers, wrong_labels
 from imgcls.check.pairs import ACROSS, LEAK, NEAR, SAME_FILE, SAME_PIXELS, WITHIN
 from imgcls.check.signatures import mirrored, signatures
+from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
 from imgcls.data.exclude import read_list
 from imgcls.errors import DataError
@@ -252,6 +253,8 @@ def test_a_list_of_a_check_is_left_out_of_training(both):
     assert f"{listed}: 4 of 14 training pictures are left out" in output
     assert "in the training folder too" not in output
     assert json.loads((both / "run" / "config.json").read_text())["exclude"] == str(listed)
+    record = load_checkpoint(both / "a.pth").manifest.dataset
+    assert (record["train_images"], record["excluded_images"], record["test_images"]) == (10, 4, 9)
     code, output = run("train", "--config", both / "run" / "config.json", "-o", both / "b.pth")
     assert "4 of 14 training pictures are left out" in output
 

@@ -65,4 +65,4 @@ def test_the_lines_of_the_page_run(tmp_path, monkeypatch, capsys):
         exec(compile(quick, str(ROOT / "docs" / "library.md"), "exec"), names)
     printed = capsys.readouterr().out
     assert "VerifyResult(ok: 1 of 1 runtime answers" in printed
-    assert re.search(r"print\(error\)  # (.*)", PAGE).group(1) in printed
+    assert re.search(r"print\(error\)\n# (.*)", PAGE).group(1) in printed

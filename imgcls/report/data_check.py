@@ -73,7 +73,9 @@ def _summary(found: Findings) -> Iterator[str]:
     """What was found in one sentence, the command and the date, and the classes."""
     total = sum(map(sum, found.counts()))
     pairs = ", ".join(f"{len(found.where(where)):,} {title.lower()}" for where, (title, _) in _TITLES.items())
-    command = shlex.join(["imgcls", "data", "check", str(found.root), "--html", "FILE.html"])
+    apart = [str(folder.root) for folder in found.folders[1:] if not folder.root.is_relative_to(found.root)]
+    words = ["imgcls", "data", "check", str(found.root), *(["--test", *apart] if apart else [])]
+    command = shlex.join([*words, "--html", "FILE.html"])
     yield f"<h1>Check of {_text(str(found.root))}</h1>"
     yield f"<p>{total:,} pictures in {len(found.classes):,} classes; {len(found.unreadable):,} can't be read. "
     yield f"Pairs that are there twice: {pairs}.</p>"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers import load_benchmark
 from PIL import Image, ImageEnhance
 
 from imgcls.check import check_folder
@@ -20,6 +21,7 @@ from imgcls.check.signatures import mirrored, signatures
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
 from imgcls.data.exclude import read_list
+from imgcls.data.folder import Folder
 from imgcls.errors import DataError
 
 needs_body = pytest.mark.skipif(installed_body() is None, reason="the weights of efficientnet_lite0 are not installed")
@@ -309,6 +311,17 @@ def test_classes_of_few_pictures_are_not_judged():
     labels[[0, 1]] = 2
     assert {found.row for found in wrong_labels(features, labels, 3)} <= set(range(2, 80))
     assert wrong_labels(features[:3], np.array([0, 1, 2]), 3) == ()
+
+
+def test_the_benchmarks_count_what_is_listed_and_what_was_replaced(tmp_path):
+    shares = load_benchmark("duplicates").shares([3, 1, 7, 9], [1, 9, 2, 4])
+    assert shares == {4: 0.5}
+    labels, rows = load_benchmark("wrong_labels").flipped(np.arange(100) % 10, 10, 0.05, seed=1)
+    assert sorted(rows) == np.flatnonzero(labels != np.arange(100) % 10).tolist()
+    assert len(rows) == 5
+    (tmp_path / "list.csv").write_text("TestID,TrainID\n7,1\n")
+    folder = Folder(tmp_path, ("a",), (tmp_path / "00006.png", tmp_path / "00007.png"), (0, 0))
+    assert load_benchmark("leak").leaking(folder, tmp_path / "list.csv", None).tolist() == [False, True]
 
 
 def test_a_picture_far_from_its_class_is_an_outlier():

@@ -306,6 +306,15 @@ def test_wrong_labels_are_found_and_say_what_they_look_like():
 
 
 @needs_cleanlab
+def test_a_large_set_is_judged_along_the_main_directions_of_its_features(monkeypatch):
+    features, labels = clusters()
+    labels[[3, 50]] = 1 - labels[[3, 50]]
+    monkeypatch.setattr("imgcls.check.labels.LARGE", 10)
+    monkeypatch.setattr("imgcls.check.labels._DIRECTIONS", 4)
+    assert sorted(found.row for found in wrong_labels(features, labels, 2)) == [3, 50]
+
+
+@needs_cleanlab
 def test_classes_of_few_pictures_are_not_judged():
     features, labels = clusters()
     labels[[0, 1]] = 2

@@ -75,7 +75,7 @@ def train(
     data: a folder with train/ and test/ (or val/, valid/), or one of <class>/*, which is then split; None where the
     options say it, or the pictures lie in data/train and data/test. config: a file of options. resume: the folder of a
     run that goes on. report: takes lines for people, one an epoch.
-    options: those of `imgcls train`, like epochs=20, arch="vgg16", learning_rate=0.001, output="models/mine.pth".
+    options: those of `imgcls train`, like epochs=20, learning_rate=0.001, flip=False, output="models/mine.pth".
     A TrainConfig in place of `data` holds all of them. Raises ImgclsError.
     """
     if isinstance(data, TrainConfig) and (options or config):

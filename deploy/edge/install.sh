@@ -139,7 +139,7 @@ if [ -n "$model" ]; then
   "$prefix/venv/bin/imgcls-infer" --model "$prefix/.model.new" --self-check || {
     rm -f "$prefix/.model.new"
     [ ! -e "$prefix/.serve" ] || start_service
-    fail "the model does not answer here as it did where it was trained; it was not installed"
+    fail "the self-check of the model did not pass; it was not installed"
   }
   mv "$prefix/.model.new" "$prefix/model.onnx"
 fi

@@ -121,7 +121,8 @@ def finished(config: TrainConfig, run: Path, report: Report) -> Trained | None:
         raise TrainingError(
             f"{run}: is finished, and {config.output} holds other weights now; move that file to have it written again"
         )
-    report(f"{run}: is finished, its checkpoint is {config.output}; `epochs` with more than {epochs} goes on")
+    more = f"; `epochs` with more than {epochs} goes on" if epochs else ""  # a solved layer has no steps to add to
+    report(f"{run}: is finished, its checkpoint is {config.output}{more}")
     return Trained(checkpoint, config.output, run, result["history"])
 
 

@@ -81,7 +81,7 @@ def _reduced(features: Tensor) -> Tensor:
     if len(features) <= LARGE or features.shape[1] <= _DIRECTIONS:
         return features
     centred = features - features.mean(0)
-    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors  # in ascending order
+    directions: Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors  # in ascending order
     return centred @ directions[:, -_DIRECTIONS:]
 
 

@@ -310,7 +310,7 @@ def test_a_large_set_is_judged_along_the_main_directions_of_its_features(monkeyp
     features, labels = clusters()
     labels[[3, 50]] = 1 - labels[[3, 50]]
     monkeypatch.setattr("imgcls.check.labels.LARGE", 10)
-    monkeypatch.setattr("imgcls.check.labels._DIRECTIONS", 4)
+    monkeypatch.setattr("imgcls.check.labels._DIRECTIONS", 8)
     assert sorted(found.row for found in wrong_labels(features, labels, 2)) == [3, 50]
 
 

@@ -195,6 +195,13 @@ def _free_path(path: Path, config: ExportConfig, chosen: Format) -> Path:
     return path
 
 
+def _other_way(precision: str) -> str:
+    """What to try where a file of this precision differs too much."""
+    if precision == "int8":
+        return "; try fp16, or calibrate on more pictures"
+    return "" if precision == "fp32" else "; try fp32"
+
+
 def _finite(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint itself. Raises ExportError if a weight is not finite, since every answer would then be NaN."""
     for name, tensor in checkpoint.state_dict.items():
@@ -254,7 +261,7 @@ def check_against(
             if not difference <= allowed[output]:  # NaN fails too
                 raise ExportError(
                     f"the file differs from {reference}{output} by {difference:.2e} "
-                    f"(allowed: {allowed[output]:.1e}); not written"
+                    f"(allowed: {allowed[output]:.1e}); not written{_other_way(model.manifest.precision)}"
                 )
             largest[output] = max(largest.get(output, 0.0), difference)
     return replace(

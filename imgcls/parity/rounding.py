@@ -30,6 +30,7 @@ its own: its operations are noted and measured like the network's, in float32 in
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,10 @@ UNITS = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 LIBRARIES = 4.0
 """How many times torch's own error in a measured operation another library's may be."""
 
+MOST_INT8 = 0.4
+"""Largest |dp| that passes in int8, whatever the model of rounding allows: a file beyond it does not answer as the
+network does, and a tolerance of 1 would let anything pass."""
+
 _DRAWS = 8
 _MAGNIFIED = 2.0**10
 """float32 noise is planted this many times larger, and divided again: what float32 rounds itself is then lost in it."""
@@ -81,18 +86,18 @@ def tolerances(classifier: Classifier, pixels: np.ndarray, precision: str = "fp3
     """Those of a runtime of that precision.
 
     classifier: float32, in eval mode, on the CPU. pixels: uint8 [N, H, W, 3], a few typical ones. int8: at least
-    TOLERANCES has it, of the novelty as a share of its largest value, since a value beyond the calibrated range is
-    clipped, which is no rounding and not modelled.
+    what TOLERANCES has, since a value beyond the calibrated range is clipped, which is no rounding and not modelled; at
+    most MOST_INT8. Of the novelty, both are shares of its largest value.
     """
     last = 8 * UNITS["fp32"]  # of softmax: exponential, sum and quotient
-    least = TOLERANCES["int8"] if precision == "int8" else 0.0
+    least, most = (TOLERANCES["int8"], MOST_INT8) if precision == "int8" else (0.0, math.inf)
     sigmas = output_deviations(classifier, pixels, precision)
     passing = {name: SPREAD * 2**0.5 * sigma for name, sigma in sigmas.items()}
-    probability = min(1.0, max(least, passing["logits"] / 2 + last))
+    probability = min(1.0, most, max(least, passing["logits"] / 2 + last))
     if "novelty" not in passing:
         return Tolerances(probability)
     unit = _largest_novelty(classifier, pixels)
-    return Tolerances(probability, max(least * unit, passing["novelty"] + last * unit))
+    return Tolerances(probability, min(most * unit, max(least * unit, passing["novelty"] + last * unit)))
 
 
 def probability_tolerance(classifier: Classifier, pixels: np.ndarray, precision: str = "fp32") -> float:

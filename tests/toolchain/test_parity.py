@@ -17,7 +17,7 @@ from helpers import SAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgcls_infer import Predictor
-from imgcls_infer.manifest import MANIFEST_KEY, Manifest, Parity
+from imgcls_infer.manifest import MANIFEST_KEY, TOLERANCES, Manifest, Parity
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES
 from imgcls_infer.steps import shorthand
@@ -45,7 +45,16 @@ from imgcls.parity.probes import (
     border_pictures,
     thread_invariance,
 )
-from imgcls.parity.rounding import SPREAD, UNITS, Tolerances, logit_deviation, probability_tolerance, typical_pictures
+from imgcls.parity.rounding import (
+    MOST_INT8,
+    SPREAD,
+    UNITS,
+    Tolerances,
+    logit_deviation,
+    probability_tolerance,
+    tolerances,
+    typical_pictures,
+)
 from imgcls.parity.runtimes import Runtime, eager, run_module
 from imgcls.parity.verify import VerifyResult, default_tolerance, verify
 from imgcls.report.parity import write_parity
@@ -409,6 +418,17 @@ def test_the_tolerance_is_that_of_the_error_model_and_travels_in_the_file(traine
     assert report.tolerance == default_tolerance(trained[1], "fp32")
     assert Predictor(model_file).manifest.parity.tolerance == report.tolerance
     assert report.max_abs < report.tolerance < 1e-4
+
+
+@pytest.mark.parametrize("louder", [1, 1000])
+def test_what_passes_in_int8_is_bounded_however_much_rounding_could_do(trained, louder):
+    classifier = trained[1].classifier()
+    with torch.no_grad():
+        list(classifier.parameters())[-2].mul_(louder)  # the last layer's weights: logits that rounding moves far
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    allowed = tolerances(classifier, pixels, "int8").probability
+    assert TOLERANCES["int8"] <= allowed <= MOST_INT8
+    assert (allowed == MOST_INT8) == (louder > 1)
 
 
 def test_the_tolerance_grows_with_the_unit_and_with_the_depth(trained):

@@ -41,8 +41,9 @@ from imgcls.parity import runtimes
 from imgcls.parity.compare import ParityReport
 from imgcls.parity.runtimes import eager
 from imgcls.parity.verify import verify
-from imgcls.training import TrainResult, loop, train, train_config
+from imgcls.training import loop, train, train_config
 from imgcls.training.meter import Meter
+from imgcls.training.outcome import Trained
 
 CUDA = "CUDAExecutionProvider"
 NAMED = "torchvision/mobilenet_v3_small"
@@ -60,7 +61,7 @@ class Bench:
     work: Path
     vgg_epochs: int
 
-    def train(self, name: str, **options: Any) -> TrainResult:
+    def train(self, name: str, **options: Any) -> Trained:
         return train(self.config(name, **options))
 
     def config(self, name: str, **options: Any) -> TrainConfig:
@@ -185,13 +186,13 @@ class StopsAfter:
         return self.left < 0
 
 
-def nearness(one: TrainResult, other: TrainResult) -> str:
+def nearness(one: Trained, other: Trained) -> str:
     weights = other.checkpoint.state_dict
     largest = max(float((tensor - weights[name]).abs().max()) for name, tensor in one.checkpoint.state_dict.items())
     return f"{largest:.1e}, {loss_difference(one, other):.1e}"
 
 
-def loss_difference(one: TrainResult, other: TrainResult) -> float:
+def loss_difference(one: Trained, other: Trained) -> float:
     return max(abs(a["train_loss"] - b["train_loss"]) for a, b in zip(one.history, other.history, strict=True))
 
 

@@ -98,7 +98,7 @@ def test_the_hashes_are_the_files(unpacked):
 
 
 def test_the_predictors_part_of_the_wheel_is_under_80_kb_beside_the_model(unpacked):
-    """The server (29 KB) and the Ray recipe (4 KB) travel in the same wheel, each file with its two headers."""
+    """The server (30 KB) and the Ray recipe (4 KB) travel in the same wheel, each file with its two headers."""
     (wheel,) = (unpacked / "wheels").glob("imgcls_infer-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         packed = {
@@ -108,7 +108,7 @@ def test_the_predictors_part_of_the_wheel_is_under_80_kb_beside_the_model(unpack
     extras = sum(size for path, size in packed.items() if path.parts[0] in ("imgcls_serve", "imgcls_ray"))
     model = packed[Path("imgcls_infer/models/cifar10-cnn.onnx")]
     assert wheel.stat().st_size - model - extras < 80_000
-    assert extras < 33_000
+    assert extras < 36_000
 
 
 def test_a_bundle_for_a_raspberry_pi_holds_only_its_wheels(tmp_path):

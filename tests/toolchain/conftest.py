@@ -17,6 +17,7 @@ def own_folders(tmp_path_factory, monkeypatch):
     """Runs and caches go to temporary folders, never to the user's."""
     monkeypatch.chdir(tmp_path_factory.mktemp("work"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.delenv("COLUMNS", raising=False)  # in a pipe, lines are as long as they are
 
 
 @pytest.fixture(autouse=True, scope="session")

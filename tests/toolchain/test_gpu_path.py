@@ -300,7 +300,7 @@ def test_a_trainings_figures_are_without_tf32_and_its_steps_are_as_the_process_h
     )
     monkeypatch.setattr(loop, "write_checkpoint", lambda run, path, row: path.touch())
     monkeypatch.setattr(outcome, "write_checkpoint", lambda run, path, row, fitted: path.touch())
-    written = SimpleNamespace(state_dict=network.state_dict(), manifest=SimpleNamespace(weights_sha256=""))
+    written = SimpleNamespace(state_dict=network.state_dict(), manifest=SimpleNamespace(weights_sha256="", dataset={}))
     monkeypatch.setattr(outcome, "load_checkpoint", lambda *_, **__: written)
     train(config)
     steps = {seen[1:] for seen in network.seen if seen[0]}

@@ -603,7 +603,7 @@ def test_a_network_of_a_library_takes_its_own_pictures_where_none_are_asked_for(
 
 
 def test_training_a_network_with_batch_norm_takes_a_last_batch_of_one(here):
-    result = trained(here, "my_net.py:build", epochs=2, image_size=3)
+    result = trained(here, "my_net.py:build", epochs=2, image_size=8)
     assert result.checkpoint.state_dict["body.1.num_batches_tracked"] == 2  # the lone picture's do not count
 
 

@@ -140,7 +140,7 @@ def test_a_finished_run_is_found_finished_and_goes_on_from_undivided_weights(tra
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, 2.0, float("nan")])
 def test_a_share_is_between_0_and_1(tmp_path, share):
-    with pytest.raises(ImgclsError, match="right_share`? is"):
+    with pytest.raises(ImgclsError, match=r"right_share`? is"):
         train_config(tmp_path, tmp_path / "a.pth", right_share=share)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imgcls.check.labels import Outlier, WrongLabel
-from imgcls.check.pairs import Pair
+from imgcls.check.pairs import LEAK, Pair
 from imgcls.check.pictures import Pictures
 from imgcls.data.folder import Folder
 
@@ -91,7 +91,9 @@ class Findings:
         return [str(folder.root / name) for folder in self.folders for name in folder.empty]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: `pairs` nearest first, with the files as they were found."""
+        """For JSON: pairs nearest first, with the files as they were found. `further_pairs` are those of a test picture
+        that stands in `pairs` with a training picture that is nearer."""
+        pairs, further = self._by_test_picture()
         return {
             "schema": 1,
             "folders": [str(folder.root) for folder in self.folders],
@@ -99,7 +101,8 @@ class Findings:
             "classes": {name: list(counts) for name, *counts in zip(self.classes, *self.counts(), strict=True)},
             "sizes": self._sizes(),
             "compared_by": ["pixels", *([self.body] if self.body else [])],
-            "pairs": [self._pair(pair) for pair in self.pairs],
+            "pairs": [self._pair(pair) for pair in pairs],
+            "further_pairs": [self._pair(pair) for pair in further],
             **self._judgements(),
             "unreadable": [{"path": str(path), "reason": reason} for path, reason in self.unreadable],
             "heic": _texts(self.apple()),
@@ -107,6 +110,15 @@ class Findings:
             "hidden": _texts(self.hidden()),
             "empty": self.empty(),
         }
+
+    def _by_test_picture(self) -> tuple[list[Pair], list[Pair]]:
+        """The pairs, of train and test the nearest one of each test picture; and the others."""
+        found: tuple[list[Pair], list[Pair]] = ([], [])
+        seen: set[int] = set()
+        for pair in self.pairs:
+            found[pair.where == LEAK and pair.second in seen].append(pair)
+            seen |= {pair.second} if pair.where == LEAK else set()
+        return found
 
     def _sizes(self) -> dict[str, Any] | None:
         sides = self.pictures.sizes.min(1, initial=1 << 40)

@@ -198,6 +198,16 @@ def test_json_has_the_pairs_nearest_first_with_kind_and_distance(both):
     assert (document["wrong_labels"], document["compared_by"]) == (None, ["pixels"])
 
 
+def test_json_has_a_test_picture_once_with_the_nearest_training_picture(both):
+    shutil.copy(both / "train" / "ant" / "03.png", both / "test" / "ant" / "leak.png")
+    save(scene(3), both / "train" / "ant" / "near.jpg", quality=60)
+    document = json.loads(check(both, "--json")[1])
+    leaks = [pair for pair in document["pairs"] if pair["where"] == LEAK]
+    assert [Path(pair["first"]).name for pair in leaks] == ["03.png"]
+    assert [Path(pair["first"]).name for pair in document["further_pairs"]] == ["near.jpg"]
+    assert {pair["second"] for pair in leaks + document["further_pairs"]} == {str(both / "test" / "ant" / "leak.png")}
+
+
 def test_long_lists_are_cut_and_counted(scenes):
     for number in range(7):
         shutil.copy(scenes / "ant" / "00.png", scenes / "ant" / f"copy{number}.png")

@@ -112,7 +112,9 @@ def test_a_process_that_decodes_gives_the_same_pixels():
     decoder = DecoderClient(STAGE_1)
     try:
         decoder.ask(list(PICTURES.values()))
-        found, _ = decoder.answer()
+        found = []
+        while len(found) < len(PICTURES):  # a slow machine answers in parts
+            found += decoder.answer()[0]
     finally:
         decoder.close()
     for pixels, data in zip(found, PICTURES.values(), strict=True):

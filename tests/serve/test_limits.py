@@ -93,7 +93,7 @@ def test_what_the_headers_say_of_a_body_is_believed_or_refused_before_it_is_read
 @pytest.mark.parametrize("queue", [1, 2, 3])
 def test_a_gate_is_full_when_every_place_is_taken_and_not_before(queue):
     async def scenario() -> None:
-        gate = Gate(Limits(queue=queue, patience=0.01))
+        gate = Gate(Limits(queue=queue, patience=0.5))
         async with AsyncExitStack() as stack:
             for taken in range(queue):
                 assert (gate.inside, gate.full) == (taken, False)

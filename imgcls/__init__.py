@@ -37,9 +37,9 @@ if "OMP_WAIT_POLICY" not in os.environ:
     # very thread that they wait for (docs/training.md, "Busy machines"); libgomp reads this when torch is loaded
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-if available_cpus() < (os.cpu_count() or 1):
+if (_usable := available_cpus()) < (os.cpu_count() or 1):
     # torch counts the affinity mask and not the quota of a container, and threads above it wait in turns
-    os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
+    os.environ.setdefault("OMP_NUM_THREADS", str(_usable))
 
 _HOME = {
     "Checkpoint": "checkpoint",

@@ -12,7 +12,7 @@ checkpoint) or an ExportResult (the file).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -29,6 +29,7 @@ from imgcls.system.progress import hidden_bars
 from imgcls.training.loop import train as run_training
 from imgcls.training.outcome import Trained
 from imgcls.training.run_pictures import Scan, pictures_to_measure, training_dir
+from imgcls.training.sets import Report
 from imgcls.training.settings import asked, asked_anew
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from imgcls.parity.runtimes import Runtime
     from imgcls.parity.verify import VerifyResult
 
-Report = Callable[[str], None]
 Model = AnyPath | tuple[str, "Runtime"]
 
 

@@ -273,13 +273,12 @@ def _answers(predictor: Predictor, images: tuple[str, ...], recursive: bool, wor
         except ImageError as error:
             yield images[0], error
         return
-    from imgcls_infer.sources import STDIN, UnreadableError, expand
+    from imgcls_infer.sources import expand, name_of
 
     gc.enable()
     _end_on_sigterm()
     for source, answer in predictor.stream(expand(images, recursive, read_stdin), workers, processes=True):
-        name = source.name if isinstance(source, UnreadableError) else STDIN if isinstance(source, bytes) else source
-        yield name, answer
+        yield name_of(source), answer
 
 
 def read_stdin(size: int) -> bytes:

@@ -32,6 +32,11 @@ class UnreadableError(ImageError):
         self.name = name
 
 
+def name_of(found: Found) -> str:
+    """What a row of the answers calls it."""
+    return found.name if isinstance(found, UnreadableError) else STDIN if isinstance(found, bytes) else found
+
+
 def expand(arguments: Iterable[str], recursive: bool, read: Read) -> Iterator[Found]:
     """Paths, the bytes of a picture from standard input, and an UnreadableError for what has no pictures.
 

@@ -72,9 +72,7 @@ class Findings:
 
     def too_small(self) -> int:
         """Pictures whose shorter side is below `image_size`; 0 where nobody said it."""
-        return (
-            0 if self.image_size is None else int((self.pictures.sizes.min(1, initial=1 << 40) < self.image_size).sum())
-        )
+        return 0 if self.image_size is None else int((self.pictures.shorter_sides() < self.image_size).sum())
 
     def apple(self) -> list[Path]:
         """HEIC files, which are left out."""
@@ -121,10 +119,10 @@ class Findings:
         return found
 
     def _sizes(self) -> dict[str, Any] | None:
-        sides = self.pictures.sizes.min(1, initial=1 << 40)
+        sides = np.sort(self.pictures.shorter_sides())
         if not len(sides):
             return None
-        least, middle, most = (int(np.sort(sides)[index]) for index in (0, len(sides) // 2, -1))
+        least, middle, most = (int(sides[index]) for index in (0, len(sides) // 2, -1))
         return {
             "shorter_side": {"least": least, "middle": middle, "most": most},
             "image_size": self.image_size,

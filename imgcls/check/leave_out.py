@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from imgcls.check.findings import Findings
-from imgcls.check.pairs import ACROSS, LEAK, WITHIN
+from imgcls.check.pairs import ACROSS, LEAK, WITHIN, Pair
 from imgcls.data.exclude import list_lines
 from imgcls.system.files import AnyPath, write_atomically
 
+_OUT: dict[str, Callable[[Pair], set[int]]] = {
+    LEAK: lambda pair: {pair.first},
+    ACROSS: lambda pair: {pair.first, pair.second},
+    WITHIN: lambda pair: {pair.second},
+}
 _WHY = {
     LEAK: "the training picture of a pair in train and test",
     ACROSS: "both pictures of a pair with two labels: correct the wrong one, and remove the lines",
@@ -25,12 +31,8 @@ def proposed(found: Findings) -> dict[str, list[int]]:
     """The training pictures to leave out, by the place of the pair that speaks against them; each stands once."""
     taken: set[int] = set()
     chosen: dict[str, list[int]] = {}
-    for where in _WHY:
-        rows = {row for pair in found.where(where) for row in ((pair.first, pair.second) if where == ACROSS else ())}
-        if where == LEAK:
-            rows = {pair.first for pair in found.where(where)}
-        if where == WITHIN:
-            rows = {pair.second for pair in found.where(where)}
+    for where, out in _OUT.items():
+        rows = {row for pair in found.where(where) for row in out(pair)}
         chosen[where] = sorted(row for row in rows - taken if not found.pictures.tests[row])
         taken |= rows
     return chosen

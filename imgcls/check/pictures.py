@@ -15,7 +15,7 @@ from imgcls_infer.steps import Size
 from PIL import Image
 
 from imgcls.data.folder import Folder
-from imgcls.data.packed import run_ahead
+from imgcls.data.packed import in_chunks, run_ahead
 from imgcls.data.sizes import typical_size
 from imgcls.system.progress import progress_bar
 
@@ -24,8 +24,6 @@ SMALL_SIDE, MIDDLE_SIDE, LARGE_SIDE = 32, 64, 128
 
 FEW = 20_000
 """Up to so many pictures, the copies have LARGE_SIDE pixels a side, which are 1 GB."""
-
-_CHUNK = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +44,11 @@ class Pictures:
     sizes: np.ndarray
     small: np.ndarray
     unreadable: tuple[tuple[Path, str], ...]
+
+    def shorter_sides(self) -> np.ndarray:
+        """Int64 [N]: of each picture as decoded, in pixels."""
+        sides: np.ndarray = self.sizes.min(1)
+        return sides
 
 
 class _Look(NamedTuple):
@@ -97,8 +100,7 @@ def _side(paths: Sequence[Path]) -> int:
 
 
 def _look_at_all(paths: Sequence[Path], side: int) -> Iterator[_Look | ImageError]:
-    chunks = (paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK))
-    for looks in run_ahead(lambda chunk: [_look(path, side) for path in chunk], chunks):
+    for looks in run_ahead(lambda chunk: [_look(path, side) for path in chunk], in_chunks(paths)):
         yield from looks
 
 

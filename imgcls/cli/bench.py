@@ -9,7 +9,7 @@ import click
 
 from imgcls.cli.groups import GroupedCommand
 from imgcls.cli.options import BARE, DESCRIPTION, FILE, Whole, chosen_pictures, comparison_options, open_checkpoint
-from imgcls.cli.output import is_quiet, is_verbose, note, show_figures, show_json, tell, verbosity, wrapped
+from imgcls.cli.output import is_quiet, is_verbose, show_figures, show_json, verbosity, wrapped, wrote
 from imgcls.errors import ImgclsError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def command(
         from imgcls.report.bench import plot_bench
 
         plot_bench(result, plot)
-        (note if as_json or markdown else tell)(f"wrote {plot}")
+        wrote(str(plot), as_json or markdown)
     if not result:
         failed = ", ".join(row.file for row in result.rows if not row.parity)
         raise ImgclsError(f"{failed}: does not answer as its checkpoint does; imgcls verify --bisect says where")

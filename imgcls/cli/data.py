@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 from imgcls_infer.errors import counted
 
-from imgcls.cli.options import FILE
-from imgcls.cli.output import show_json
+from imgcls.cli.options import FILE, Whole
+from imgcls.cli.output import show_json, wrote
 from imgcls.errors import ImgclsError
 
 
@@ -35,7 +35,7 @@ def cifar10(to: Path, archive: Path | None) -> None:
 @command.command(epilog="Example: imgcls data check data --html check.html --fix leave-out.txt")
 @click.argument("folder", type=FILE)
 @click.option("--test", type=FILE, metavar="DIR", help="The test folder, where it does not lie in FOLDER as test/.")
-@click.option("--image-size", type=click.IntRange(8, 4096), help="Count the pictures that have fewer pixels a side.")
+@click.option("--image-size", type=Whole(8, 4096), help="Count the pictures that have fewer pixels a side.")
 @click.option(
     "--body/--no-body",
     default=True,
@@ -84,10 +84,10 @@ def check(
             click.echo(line)
     if html is not None:
         write_check(found, html)
-        click.echo(f"wrote {html}", err=as_json)
+        wrote(str(html), as_json)
     if fix is not None:
         count = write_list(found, fix)
-        click.echo(f"wrote {fix}: {counted(count, 'training picture')} to leave out", err=as_json)
+        wrote(f"{fix}: {counted(count, 'training picture')} to leave out", as_json)
     if not found:
         unreadable = counted(len(found.unreadable), "picture")
         raise ImgclsError(f"{folder}: {unreadable} can't be read; training would skip them")

@@ -23,13 +23,12 @@ from imgcls.cli.output import (
     console,
     is_quiet,
     is_verbose,
-    note,
     plain_table,
     show_figures,
     show_json,
-    tell,
     verbosity,
     wrapped,
+    wrote,
 )
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def command(
     if output is not None:
         explained = explain_answers(loaded, evaluation.wrong, device) if explain else None
         *files, last = write_evaluation(evaluation, loaded.manifest, output, explained)
-        (note if as_json else tell)(f"wrote {', '.join(files)} and {last} to {output}")
+        wrote(f"{', '.join(files)} and {last} to {output}", as_json)
 
 
 def _show_evaluation(evaluation: Evaluation, manifest: Manifest) -> None:

@@ -74,6 +74,11 @@ def tell(line: str) -> None:
         click.echo(line)
 
 
+def wrote(what: str, document: bool = False) -> None:
+    """A line on a file that was written. document: standard output has one document, and nothing else goes there."""
+    (note if document else tell)(f"wrote {what}")
+
+
 def width(otherwise: int) -> int:
     """Columns to fill: the terminal's, or those that COLUMNS says; `otherwise` in a pipe or a file."""
     said = os.environ.get("COLUMNS", "")

@@ -109,7 +109,7 @@ def _answers(model: _Model, sources: Iterable[Any]) -> Answers:
     """(name, answer) of each source, a few pictures at a time; an ImageError is its own answer."""
     from imgcls_infer.errors import ImageError
     from imgcls_infer.preprocess import preprocess_or_error
-    from imgcls_infer.sources import STDIN, UnreadableError
+    from imgcls_infer.sources import name_of
 
     remaining = iter(sources)
     while some := list(islice(remaining, _AT_ONCE)):
@@ -117,10 +117,7 @@ def _answers(model: _Model, sources: Iterable[Any]) -> Answers:
         prepared = [one if isinstance(one, ImageError) else preprocess_or_error(one, preprocessing) for one in some]
         predictions = _predictions(model, [one for one in prepared if not isinstance(one, ImageError)])
         for source, found in zip(some, prepared, strict=True):
-            name = (
-                source.name if isinstance(source, UnreadableError) else STDIN if isinstance(source, bytes) else source
-            )
-            yield name, found if isinstance(found, ImageError) else next(predictions)
+            yield name_of(source), found if isinstance(found, ImageError) else next(predictions)
 
 
 def _predictions(model: _Model, pixels: list[Any]) -> Iterator[Prediction]:

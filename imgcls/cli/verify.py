@@ -12,7 +12,7 @@ from imgcls_infer.errors import counted
 
 from imgcls.cli.groups import GroupedCommand
 from imgcls.cli.options import BARE, FILE, Number, comparison_options, is_original, open_checkpoint
-from imgcls.cli.output import is_quiet, is_verbose, note, show_figures, show_json, tell, verbosity, wrapped
+from imgcls.cli.output import is_quiet, is_verbose, note, show_figures, show_json, verbosity, wrapped, wrote
 from imgcls.config import TEST_DIR
 from imgcls.errors import ImgclsError
 
@@ -121,7 +121,7 @@ def _show(result: VerifyResult, findings: dict[str, str], report: Path | None, a
         from imgcls.report.parity import write_parity
 
         write_parity(result, report, tuple(findings.values()), shlex.join(["imgcls", *sys.argv[1:]]))
-        (note if as_json else tell)(f"wrote {report}")
+        wrote(str(report), as_json)
     if not result:
         halves = dict.fromkeys(half for found in result.reports for half in found.broken())
         raise ImgclsError(f"the exported model does not answer as its reference does; broken: {', '.join(halves)}")

@@ -103,7 +103,7 @@ def identity(preprocessing: Preprocessing) -> str:
 
 def contents(paths: Sequence[Path]) -> Iterator[bytes]:
     """32 bytes for each file, some files at a time: SHA-256 of its content, or of the error if it can't be read."""
-    return run_ahead(_contents, _chunks(paths))
+    return run_ahead(_contents, in_chunks(paths))
 
 
 def _contents(paths: Sequence[Path]) -> bytes:
@@ -162,10 +162,11 @@ def decode_all(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[
         with SILENCE:
             return [_decode_one(path, preprocessing) for path in chunk]
 
-    yield from (pixels for result in run_ahead(decode, _chunks(paths)) for pixels in result)
+    yield from (pixels for result in run_ahead(decode, in_chunks(paths)) for pixels in result)
 
 
-def _chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
+def in_chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    """The paths, so many at a time as a thread decodes in one go."""
     return (paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK))
 
 

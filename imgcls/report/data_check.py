@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from imgcls_infer.errors import ImageError, printable
+from imgcls_infer.errors import ImageError
 
+from imgcls.check.pairs import ACROSS, LEAK, WITHIN
 from imgcls.report.contact_sheet import thumbnail
-from imgcls.system.files import AnyPath, write_atomically
+from imgcls.report.page import data_uri, escaped, write_page
+from imgcls.system.files import AnyPath
 from imgcls.system.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ figure { margin: 0; width: 15.5rem } figure.one { width: 9.4rem } .both { displa
 figcaption { font-size: 13px; line-height: 1.4; overflow-wrap: anywhere }
 """
 _TITLES = {
-    "train and test": (
+    LEAK: (
         "In train and test",
         "A leak: the network has seen these test pictures, and the test figures are too good.",
     ),
-    "across classes": ("Across classes", "A label conflict: of the two labels of such a pair one is wrong."),
-    "within class": ("Within a class", "Pictures that are there more than once count more than others."),
+    ACROSS: ("Across classes", "A label conflict: of the two labels of such a pair one is wrong."),
+    WITHIN: ("Within a class", "Pictures that are there more than once count more than others."),
 }
 
 
@@ -60,13 +60,7 @@ def write_check(found: Findings, path: AnyPath) -> None:
     parts += _judged_sections(found)
     parts += _file_section(found)
     body = "\n".join(parts)
-    page = (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Check of {_text(str(found.root))}</title><style>{_STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n"
-    )
-    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_page(path, f"Check of {found.root}", _STYLE, body)
 
 
 def _summary(found: Findings) -> Iterator[str]:
@@ -76,15 +70,16 @@ def _summary(found: Findings) -> Iterator[str]:
     apart = [str(folder.root) for folder in found.folders[1:] if not folder.root.is_relative_to(found.root)]
     words = ["imgcls", "data", "check", str(found.root), *(["--test", *apart] if apart else [])]
     command = shlex.join([*words, "--html", "FILE.html"])
-    yield f"<h1>Check of {_text(str(found.root))}</h1>"
+    yield f"<h1>Check of {escaped(str(found.root))}</h1>"
     yield f"<p>{total:,} pictures in {len(found.classes):,} classes; {len(found.unreadable):,} can't be read. "
     yield f"Pairs that are there twice: {pairs}.</p>"
-    compared = f"pixels and {_text(found.body)}" if found.body else "pixels alone"
-    yield f'<p class="note"><code>{_text(command)}</code>, {datetime.now():%Y-%m-%d %H:%M}; compared by {compared}.</p>'
+    compared = f"pixels and {escaped(found.body)}" if found.body else "pixels alone"
+    when = f"{datetime.now():%Y-%m-%d %H:%M}"
+    yield f'<p class="note"><code>{escaped(command)}</code>, {when}; compared by {compared}.</p>'
     names = ["train", "test"][: len(found.folders)]
     head = "".join(f"<th>{name}</th>" for name in names)
     rows = "".join(
-        f"<tr><td>{_text(name)}</td>{''.join(f'<td>{count:,}</td>' for count in counts)}</tr>"
+        f"<tr><td>{escaped(name)}</td>{''.join(f'<td>{count:,}</td>' for count in counts)}</tr>"
         for name, *counts in zip(found.classes, *found.counts(), strict=True)
     )
     yield f"<table><tr><th>class</th>{head}</tr>{rows}</table>"
@@ -99,7 +94,7 @@ def _pair_section(found: Findings, pairs: Sequence[Pair], title: str, meaning: s
 def _pair(found: Findings, pair: Pair) -> str:
     kind = f"{pair.kind} {pair.distance:.2f}" if pair.distance else pair.kind
     first, second = (found.class_of(row) for row in (pair.first, pair.second))
-    labels = _text(first) if first == second else f'<b class="alarm">{_text(first)} / {_text(second)}</b>'
+    labels = escaped(first) if first == second else f'<b class="alarm">{escaped(first)} / {escaped(second)}</b>'
     names = "<br>".join(_name(found, row) for row in (pair.first, pair.second))
     return (
         f'<figure><div class="both">{_picture(found, pair.first)}{_picture(found, pair.second)}</div><figcaption>'
@@ -120,15 +115,15 @@ def _judged_sections(found: Findings) -> Iterator[str]:
     if outliers:
         yield f"<h2>Far from all others of the class: {len(outliers):,}</h2><p>Farthest first.{_cut(len(outliers))}</p>"
         figures = (
-            _figure(found, outlier.row, f"{_text(found.class_of(outlier.row))}, {outlier.score:.1f} spreads")
+            _figure(found, outlier.row, f"{escaped(found.class_of(outlier.row))}, {outlier.score:.1f} spreads")
             for outlier in outliers[:_SHOWN]
         )
         yield f'<div class="sheet">{"".join(figures)}</div>'
 
 
 def _labelled(found: Findings, label: WrongLabel) -> str:
-    suggested = _text(found.classes[label.suggested])
-    return f"labelled {_text(found.class_of(label.row))}, looks like <b>{suggested}</b>"
+    suggested = escaped(found.classes[label.suggested])
+    return f"labelled {escaped(found.class_of(label.row))}, looks like <b>{suggested}</b>"
 
 
 def _figure(found: Findings, row: int, caption: str) -> str:
@@ -145,7 +140,7 @@ def _file_section(found: Findings) -> Iterator[str]:
     lines += [f"not a picture in a class folder, left out: {path}" for path in found.stray()]
     lines += [f"empty class, left out: {name}" for name in found.empty()]
     if lines:
-        shown = "".join(f"<li>{_text(line)}</li>" for line in lines[: 5 * _SHOWN])
+        shown = "".join(f"<li>{escaped(line)}</li>" for line in lines[: 5 * _SHOWN])
         more = f"<p>and {len(lines) - 5 * _SHOWN:,} more</p>" if len(lines) > 5 * _SHOWN else ""
         yield f"<h2>Files: {len(lines):,}</h2><ul>{shown}</ul>{more}"
 
@@ -155,7 +150,7 @@ def _cut(count: int) -> str:
 
 
 def _name(found: Findings, row: int) -> str:
-    return _text(found.short(found.pictures.paths[row])).replace("/", "/<wbr>")
+    return escaped(found.short(found.pictures.paths[row])).replace("/", "/<wbr>")
 
 
 def _picture(found: Findings, row: int) -> str:
@@ -165,9 +160,4 @@ def _picture(found: Findings, row: int) -> str:
         thumbnail(found.pictures.paths[row]).save(file, "JPEG", quality=85)
     except ImageError:
         return '<img alt="can\'t be read any more">'
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode("ascii")}">'
-
-
-def _text(text: str) -> str:
-    """Text escaped for HTML, since names come from files and folders."""
-    return html.escape(printable(text))
+    return f'<img alt="" src="{data_uri(file.getvalue(), "jpeg")}">'

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgcls_infer.errors import counted, printable
+from imgcls_infer.errors import counted
 from imgcls_infer.manifest import Manifest
 from PIL import Image
 
+from imgcls.report.page import data_uri, escaped
 from imgcls.report.plots import plot_confusion, plot_curves
 from imgcls.report.tables import coverage_line, parity_rows, rules_line, scores_cells, scores_line
 from imgcls.shares import legend, percent
@@ -99,11 +98,11 @@ def _figures(row: Mapping[str, Any], name: str) -> tuple[str, str]:
 
 
 def _page(head: str, parts: Sequence[str]) -> str:
-    return f"<div><p><strong>{_text(head)}</strong></p>{''.join(parts)}</div>"
+    return f"<div><p><strong>{escaped(head)}</strong></p>{''.join(parts)}</div>"
 
 
 def _line(text: str) -> str:
-    return f"<p>{_text(text)}</p>" if text else ""
+    return f"<p>{escaped(text)}</p>" if text else ""
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -111,7 +110,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1)
     sides = ["left" if number < left else "right" for number in range(len(columns))]
     head, *body = (
         "".join(
-            f'<{tag} style="text-align: {side}">{_text(cell)}</{tag}>' for side, cell in zip(sides, row, strict=True)
+            f'<{tag} style="text-align: {side}">{escaped(cell)}</{tag}>' for side, cell in zip(sides, row, strict=True)
         )
         for tag, row in (("th", columns), *(("td", row) for row in rows))
     )
@@ -127,10 +126,5 @@ def _picture(name: str, draw: Callable[[Path], None]) -> str:
         draw(file)
         with Image.open(file) as image:
             image.convert("RGB").quantize(_COLOURS).save(file, optimize=True)  # a third of the bytes
-        data = base64.b64encode(file.read_bytes()).decode("ascii")
-    return f'<img alt="{name}" style="width: 100%; max-width: {_WIDTHS[name]}" src="data:image/png;base64,{data}">'
-
-
-def _text(text: str) -> str:
-    """Text escaped for HTML, since names come from files and folders."""
-    return html.escape(printable(text))
+        address = data_uri(file.read_bytes())
+    return f'<img alt="{name}" style="width: 100%; max-width: {_WIDTHS[name]}" src="{address}">'

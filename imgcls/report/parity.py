@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import platform
 from collections.abc import Sequence
@@ -13,15 +11,16 @@ from typing import TYPE_CHECKING
 
 import matplotlib.style
 import numpy as np
-from imgcls_infer.errors import counted, printable
+from imgcls_infer.errors import counted
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from imgcls.report.contact_sheet import thumbnail
+from imgcls.report.page import data_uri, escaped, write_page
 from imgcls.report.style import BLUE, GREY, ORANGE, SKY, STYLE
 from imgcls.report.tables import INT8_RULE, difference, parity_rows, parity_sentence
 from imgcls.shares import legend, percent
-from imgcls.system.files import AnyPath, write_atomically
+from imgcls.system.files import AnyPath
 from imgcls.system.progress import progress_bar
 from imgcls.system.versions import package_version
 
@@ -68,61 +67,55 @@ def write_parity(result: VerifyResult, path: AnyPath, findings: Sequence[str] = 
     skipped = f"; {result.skipped:,} could not be read" if result.skipped else ""
     passed, date = sum(map(bool, result.reports)), datetime.now().astimezone()
     answer = "answers" if len(result.reports) == 1 else "answer"
-    typed = f"<code>{_text(command)}</code>, " if command else ""
+    typed = f"<code>{escaped(command)}</code>, " if command else ""
     parts = [
-        f"<h1>Parity with {_text(result.against)} {_badge(bool(result))}</h1>",
+        f"<h1>Parity with {escaped(result.against)} {_badge(bool(result))}</h1>",
         f"<ul>{''.join(map(_summary, result.reports))}</ul>",
         f'<p class="note">{typed}{date:%Y-%m-%d %H:%M %Z}</p>',
         f"<p>{passed} of {counted(len(result.reports), 'runtime')} {answer} as it does. "
         f"{counted(first.count, 'picture')}{skipped}, from file to probability, in float32 (accuracy "
         f"{percent(first.reference_accuracy, first.labelled)}{legend(first.labelled)}).</p>",
-        f'<p class="note">{_text(manifest.arch)}, {len(manifest.classes)} classes, '
-        f"{manifest.preprocessing.describe()}; weights {_text(manifest.weights_sha256[:16])}. "
+        f'<p class="note">{escaped(manifest.arch)}, {len(manifest.classes)} classes, '
+        f"{manifest.preprocessing.describe()}; weights {escaped(manifest.weights_sha256[:16])}. "
         f"Verified with {_versions()}.</p>",
         _parity_table(result.reports),
-        *(f'<p class="found">{_text(finding)}</p>' for finding in findings),
+        *(f'<p class="found">{escaped(finding)}</p>' for finding in findings),
     ]
     with progress_bar("drawing the report", len(result.reports)) as advance:
         for report in result.reports:
             parts += _parity_section(result, report)
             advance(1)
     body = "\n".join(parts)
-    page = (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Parity: {_text(manifest.arch)}</title><style>{_PAGE_STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n"
-    )
-    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_page(path, f"Parity: {manifest.arch}", _PAGE_STYLE, body)
 
 
 def _summary(report: ParityReport) -> str:
-    name = f"{_text(Path(report.path).name)}, {_text(report.name)}"
-    return f"<li>{_badge(bool(report))} <b>{name}</b>: {_text(parity_sentence(report))}</li>"
+    name = f"{escaped(Path(report.path).name)}, {escaped(report.name)}"
+    return f"<li>{_badge(bool(report))} <b>{name}</b>: {escaped(parity_sentence(report))}</li>"
 
 
 def _parity_table(reports: Sequence[ParityReport]) -> str:
     """A row for each figure and a column for each runtime, so that it fits a narrow window."""
     rows = parity_rows(reports)
-    heads = "".join(f"<th>{_text(Path(report.path).name)}<br>{_text(report.name)}</th>" for report in reports)
+    heads = "".join(f"<th>{escaped(Path(report.path).name)}<br>{escaped(report.name)}</th>" for report in reports)
     lines = [f"<tr><td></td>{''.join(f'<td>{_badge(bool(report))}</td>' for report in reports)}</tr>"]
     for name in rows[0]:
         cells = "".join(f"<td>{row[name]}</td>" for row in rows)
-        lines.append(f'<tr><td class="left">{_text(name).replace("|d", "|Δ")}</td>{cells}</tr>')
+        lines.append(f'<tr><td class="left">{escaped(name).replace("|d", "|Δ")}</td>{cells}</tr>')
     return f'<div class="scroll"><table><tr><th></th>{heads}</tr>{"".join(lines)}</table></div>'
 
 
 def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
     """The section of one runtime: problems, probes, plots, and the pictures whose class differs."""
-    parts = [f"<h2>{_text(report.path)}, {_text(report.name)} {_badge(bool(report))}</h2>"]
-    parts += [f'<p class="problem">{_text(str(problem))}</p>' for problem in report.problems]
+    parts = [f"<h2>{escaped(report.path)}, {escaped(report.name)} {_badge(bool(report))}</h2>"]
+    parts += [f'<p class="problem">{escaped(str(problem))}</p>' for problem in report.problems]
     words = {
         "batches": "in batches of other sizes, against its own answers to each picture alone",
         "threads": "with other numbers of threads, against its own answers on one thread",
         "adversarial": "on adversarial pictures (flat, checkerboards, near the decision border), against the reference",
     }
     parts += [f"<p>max |Δp| {_moved(probe)} {words[probe.name]}.</p>" for probe in report.probes]
-    parts += [f'<p class="note">{_text(INT8_RULE)}.</p>'] if report.has_int8_rule else []
+    parts += [f'<p class="note">{escaped(INT8_RULE)}.</p>'] if report.has_int8_rule else []
     if result.reference is not None and report.outputs is not None:
         expected, actual = result.reference.probabilities, report.outputs.probabilities
         figure = plot_parity(expected, actual, report.tolerance)
@@ -172,7 +165,7 @@ def plot_parity(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> s
         _plot_differences(histogram, difference, tolerance)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110)
-    return _data_uri(file.getvalue())
+    return data_uri(file.getvalue())
 
 
 def _plot_differences(axes: Axes, difference: np.ndarray, tolerance: float) -> None:
@@ -196,11 +189,11 @@ def _plot_differences(axes: Axes, difference: np.ndarray, tolerance: float) -> N
 def _changed_picture(answer: ChangedAnswer) -> str:
     file = io.BytesIO()
     thumbnail(Path(answer.path)).save(file, "PNG")
-    caption = f'{_text(answer.reference)} became <span class="to">{_text(answer.candidate)}</span>'
-    caption += "" if answer.true is None else f"<br>true class: {_text(answer.true)}"
+    caption = f'{escaped(answer.reference)} became <span class="to">{escaped(answer.candidate)}</span>'
+    caption += "" if answer.true is None else f"<br>true class: {escaped(answer.true)}"
     return (
-        f'<figure><img alt="" src="{_data_uri(file.getvalue())}"><figcaption>{caption}<br>margin {answer.margin:.1e}'
-        f'<br><span class="note">{_text("/".join(Path(answer.path).parts[-2:]))}</span></figcaption></figure>'
+        f'<figure><img alt="" src="{data_uri(file.getvalue())}"><figcaption>{caption}<br>margin {answer.margin:.1e}'
+        f'<br><span class="note">{escaped("/".join(Path(answer.path).parts[-2:]))}</span></figcaption></figure>'
     )
 
 
@@ -212,12 +205,3 @@ def _versions() -> str:
 
 def _badge(passed: bool) -> str:
     return '<span class="ok">ok</span>' if passed else '<span class="failed">failed</span>'
-
-
-def _text(text: str) -> str:
-    """Text escaped for HTML, since names come from files and folders."""
-    return html.escape(printable(text))
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

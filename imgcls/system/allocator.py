@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # the names of malloc.h
-_TOP_PAD_BYTES = 128 << 10  # glibc's defaults, for what comes after
-_MMAP_MAX_COUNT = 65536
+_USUAL_BYTES, _USUAL_MMAPS = 128 << 10, 65536  # glibc's defaults, for what comes after
 
 
 @contextmanager
@@ -33,9 +32,9 @@ def freed_memory_is_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        library.mallopt(_MMAP_MAX, _MMAP_MAX_COUNT)
-        library.mallopt(_TRIM_THRESHOLD, _TOP_PAD_BYTES)
-        library.mallopt(_TOP_PAD, _TOP_PAD_BYTES)
+        library.mallopt(_MMAP_MAX, _USUAL_MMAPS)
+        library.mallopt(_TRIM_THRESHOLD, _USUAL_BYTES)
+        library.mallopt(_TOP_PAD, _USUAL_BYTES)
         library.malloc_trim(0)
 
 

@@ -44,12 +44,8 @@ class Trained:
         return str(self.path)
 
     def __repr__(self) -> str:
-        record = self.checkpoint.manifest.dataset
-        figures = [
-            f", {words} accuracy {percent(record[f'{name}_accuracy'], record[f'{name}_images'])}"
-            for name, words in (("val", "held out"), ("test", "test"))
-            if f"{name}_accuracy" in record
-        ]
+        shares = _accuracies(self.checkpoint.manifest.dataset)
+        figures = [f", {words} accuracy {share}" for words, share in shares]
         return f"{type(self).__name__}({self.path}: {counted(self._epochs, 'epoch')}{''.join(figures)})"
 
     def _repr_html_(self) -> str:
@@ -128,13 +124,18 @@ def finished(config: TrainConfig, run: Path, report: Report) -> Trained | None:
 
 def _kept_line(epoch: int, dataset: Mapping[str, Any]) -> str:
     """What the checkpoint's epoch gave, with the intervals that few pictures allow."""
-    figures = (
-        f"{name} {percent(dataset[f'{part}_accuracy'], dataset[f'{part}_images'])}"
-        for part, name in (("val", "held out"), ("test", "test"))
-        if f"{part}_images" in dataset
-    )
+    figures = (f"{words} {share}" for words, share in _accuracies(dataset))
     fewest = min((dataset[name] for name in ("val_images", "test_images") if name in dataset), default=0)
     return ", ".join([f"epoch {epoch} is kept", *figures]) + legend(fewest)
+
+
+def _accuracies(dataset: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of what a manifest says of the data: the accuracy on each set that the kept epoch was measured on, in words."""
+    return [
+        (words, percent(dataset[f"{name}_accuracy"], dataset[f"{name}_images"]))
+        for name, words in (("val", "held out"), ("test", "test"))
+        if f"{name}_accuracy" in dataset
+    ]
 
 
 def _written(config: TrainConfig) -> Checkpoint:

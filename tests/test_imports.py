@@ -228,6 +228,7 @@ LAYERS = {
     "imgcls_infer.steps": 2,
     "imgcls_infer.manifest": 3,
     "imgcls_infer.external": 2,
+    "imgcls_infer.png_plain": 0,
     "imgcls_infer.png_rows": 2,
     "imgcls_infer.container": 2,
     "imgcls_infer.cpus": 0,

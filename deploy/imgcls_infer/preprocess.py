@@ -36,6 +36,7 @@ from imgcls_infer import container
 from imgcls_infer.container import MAX_FILE_BYTES, MAX_PIXELS, MAX_WEBP_PIXELS, format_of
 from imgcls_infer.errors import ImageError, one_line
 from imgcls_infer.errors import printable as printable
+from imgcls_infer.png_plain import decode_plain
 from imgcls_infer.resample import run_steps
 from imgcls_infer.steps import DECODE, Decode, Preprocessing
 
@@ -148,6 +149,9 @@ def _decoded(source: Any, name: str, how: Preprocessing) -> Image.Image:
         data = bytes(source)
     else:
         return _from_array(source, name)
+    plain = decode_plain(data)
+    if plain is not None:
+        return plain
     image_class = _image_class(data, name)
     file = io.BytesIO(data)
     del data

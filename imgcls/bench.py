@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from imgcls_infer.errors import ImageError, ModelError
+from imgcls_infer.errors import ImageError, ModelError, counted
 from imgcls_infer.preprocess import preprocess
 
 from imgcls.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -269,7 +269,7 @@ def _sample(folder: Folder, checkpoint: Checkpoint, count: int) -> tuple[list[st
         paths.append(str(folder.paths[index]))
         labels.append(folder.labels[index])
     if not pixels:
-        raise DataError(f"{folder.root}: none of {len(order)} pictures can be read")
+        raise DataError(f"{folder.root}: none of {counted(len(order), 'picture')} can be read")
     return paths, np.stack(pixels), np.asarray(labels), Series(tuple(seconds))
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from imgcls_infer.cpus import available_cpus
-from imgcls_infer.errors import ImageError
+from imgcls_infer.errors import ImageError, counted
 from imgcls_infer.preprocess import SILENCE, describe, preprocess, read_file
 from imgcls_infer.steps import Preprocessing
 from PIL import Image
@@ -67,9 +67,8 @@ def pack_folder(
     images, reasons = found
     unreadable = tuple((path := folder.paths[index], f"{_name(path)}{reason}") for index, reason in reasons.items())
     if len(unreadable) == len(folder.paths):
-        raise DataError(
-            f"{folder.root}: none of its {len(folder.paths)} pictures can be read; the first: {unreadable[0][1]}"
-        )
+        count, first = counted(len(folder.paths), "picture"), unreadable[0][1]
+        raise DataError(f"{folder.root}: none of its {count} can be read; the first: {first}")
     labels, paths = np.asarray(folder.labels, np.int64), folder.paths
     if unreadable:
         kept = np.setdiff1d(np.arange(len(paths)), list(reasons))

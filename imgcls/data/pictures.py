@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from imgcls_infer.errors import ImageError
+from imgcls_infer.errors import ImageError, counted
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.steps import Preprocessing
 from torch import Tensor
@@ -169,7 +169,7 @@ class StreamedPictures:
         decoded = decode_all([self.folder.paths[index] for index in indices], self.preprocessing)
         pixels = [item for item in decoded if not isinstance(item, ImageError)]
         if not pixels:
-            raise DataError(f"{self.folder.root}: none of {len(indices)} pictures tried can be read")
+            raise DataError(f"{self.folder.root}: none of {counted(len(indices), 'picture')} tried can be read")
         return pixels
 
 

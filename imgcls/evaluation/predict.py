@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from imgcls_infer.errors import ImageError
+from imgcls_infer.errors import ImageError, counted
 from imgcls_infer.steps import Preprocessing, Size
 from torch import Tensor
 
@@ -94,7 +94,7 @@ def predict_folder(
             advance(len(batch))
     if not parts:
         count, reason = len(unreadable), unreadable[0][1]
-        raise DataError(f"{folder.root}: none of its {count} pictures can be read; the first: {reason}")
+        raise DataError(f"{folder.root}: none of its {counted(count, 'picture')} can be read; the first: {reason}")
     logits, novelties = zip(*parts, strict=True)
     novelty = None if novelties[0] is None else _finite("novelty is", torch.cat(novelties))
     return Predictions(

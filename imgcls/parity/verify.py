@@ -185,7 +185,7 @@ def _run_all(runtimes: list[Runtime], folder: Folder) -> tuple[list[Outputs], np
             kept += indices
             advance(seen)
     if not kept:
-        raise DataError(f"{folder.root}: none of its {len(folder.paths)} pictures can be read")
+        raise DataError(f"{folder.root}: none of its {counted(len(folder.paths), 'picture')} can be read")
     outputs = [Outputs(*(np.concatenate(part) for part in zip(*results, strict=True))) for results in collected]
     return outputs, np.concatenate(some)[:_PROBED], kept
 

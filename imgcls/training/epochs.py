@@ -34,7 +34,7 @@ class EpochFigures:
 
     def line(self, epochs: int) -> str:
         """For people, within 80 columns: the training's loss, all accuracies, pictures a second; `row` has the rest."""
-        parts = [f"epoch {self.epoch:>{len(str(epochs))}}/{epochs}"]
+        parts = [f"epoch {self.epoch:>{len(str(epochs))}}/{epochs}" if epochs else "solved"]
         if self.train is not None:
             parts.append(f"train loss {self.train.loss:.4f} {percent(self.train.accuracy)}")
         others = {"held out": self.val, "test": self.test}

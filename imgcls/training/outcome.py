@@ -98,7 +98,8 @@ def finish(run: Run) -> Trained:
     checkpoint = _written(run.config)
     if run.folder:
         run.folder.write_result(checkpoint.manifest.weights_sha256, run.recipe.epochs)
-        run.report(_kept_line(run.progress.kept()["epoch"], checkpoint.manifest.dataset))
+        kept = f"epoch {run.progress.kept()['epoch']}" if run.recipe.epochs else "the solved layer"
+        run.report(_kept_line(kept, checkpoint.manifest.dataset))
         run.tracking.finish(output, checkpoint.manifest.weights_sha256)
         run.report(f"wrote {output} ({megabytes(output.stat().st_size)})")
     return Trained(checkpoint, output, run.folder.path if run.folder else None, tuple(run.progress.history))
@@ -122,11 +123,11 @@ def finished(config: TrainConfig, run: Path, report: Report) -> Trained | None:
     return Trained(checkpoint, config.output, run, result["history"])
 
 
-def _kept_line(epoch: int, dataset: Mapping[str, Any]) -> str:
-    """What the checkpoint's epoch gave, with the intervals that few pictures allow."""
+def _kept_line(kept: str, dataset: Mapping[str, Any]) -> str:
+    """What the weights that are kept gave, with the intervals that few pictures allow."""
     figures = (f"{words} {share}" for words, share in _accuracies(dataset))
     fewest = min((dataset[name] for name in ("val_images", "test_images") if name in dataset), default=0)
-    return ", ".join([f"epoch {epoch} is kept", *figures]) + legend(fewest)
+    return ", ".join([f"{kept} is kept", *figures]) + legend(fewest)
 
 
 def _accuracies(dataset: Mapping[str, Any]) -> list[tuple[str, str]]:

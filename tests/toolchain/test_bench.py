@@ -132,7 +132,7 @@ def test_pictures_that_cant_be_read_are_left_out(trained, models, no_processes, 
     classes = trained[1].manifest.classes
     config = BenchConfig(trained[0], (models / "cnn.onnx",), repeats=1, batch_size=3)
     assert bench(trained[1], config, Folder(tmp_path, classes, (bad, good, good), (0, 0, 0))).pictures == 2
-    with pytest.raises(DataError, match="none of 1 pictures can be read"):
+    with pytest.raises(DataError, match="none of 1 picture can be read"):
         bench(trained[1], config, Folder(tmp_path, classes, (bad,), (0,)))
 
 

@@ -94,8 +94,8 @@ def test_an_epochs_line_fits_in_80_columns():
 def test_the_kept_epoch_is_told_with_the_intervals_of_few_pictures():
     dataset = {"val_images": 80, "val_accuracy": 0.75, "test_images": 2000, "test_accuracy": 0.5}
     told = "epoch 3 is kept, held out 75.00% (64.5-83.2), test 50.00%; in brackets: 95 % interval"
-    assert _kept_line(3, dataset) == told
-    assert _kept_line(1, {}) == "epoch 1 is kept"
+    assert _kept_line("epoch 3", dataset) == told
+    assert _kept_line("the solved layer", {}) == "the solved layer is kept"
 
 
 def test_an_evaluations_line_and_json_have_it():

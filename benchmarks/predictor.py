@@ -264,8 +264,9 @@ def make_photos(folder: Path, count: int, paths: Sequence[str]) -> list[str]:
     return photos
 
 
-def list_of_paths(model: Path, paths: Sequence[str | Path]) -> Run:
-    command = [sys.executable, "-m", "imgcls_infer", "--model", str(model), "--jsonl", "-"]
+def list_of_paths(model: Path | None, paths: Sequence[str | Path]) -> Run:
+    chosen = [] if model is None else ["--model", str(model)]
+    command = [sys.executable, "-m", "imgcls_infer", *chosen, "--jsonl", "-"]
     return process(command, "\n".join(map(str, paths)).encode())
 
 

@@ -123,6 +123,10 @@ class Limits:
     novelty: bool = True
 
 
+MOST_GOLDEN = 8
+"""Pictures that a checkpoint carries, at most."""
+
+
 @dataclass(frozen=True)
 class TrainConfig(_Configuration, SetAside, Limits):
     """One training run; training.train_config makes one from a network's recipe and what is given beside it.
@@ -138,7 +142,8 @@ class TrainConfig(_Configuration, SetAside, Limits):
     network's own.
     cache_dir: None takes the user's cache folder; cache_limit: bytes, 0 decodes the pictures anew in every epoch.
     cuda_graphs: replay a captured training step on CUDA. tracker: one of TRACKERS; None is TensorBoard, where it is
-    installed.
+    installed. golden: pictures of the test folder (of the training folder without one) that the checkpoint carries, for
+    its exports.
     """
 
     train_dir: Path
@@ -160,6 +165,7 @@ class TrainConfig(_Configuration, SetAside, Limits):
     cache_limit: int = 20_000_000_000
     cuda_graphs: bool = True
     tracker: str | None = None
+    golden: int = MOST_GOLDEN
 
     def __post_init__(self) -> None:
         super().__post_init__()

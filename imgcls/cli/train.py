@@ -25,7 +25,7 @@ from imgcls.cli.options import (
     triple,
 )
 from imgcls.cli.output import is_quiet, is_verbose, report_line, verbosity, wrapped
-from imgcls.config import OUTPUT, TEST_DIR, TRACKERS, TRAIN_DIR
+from imgcls.config import MOST_GOLDEN, OUTPUT, TEST_DIR, TRACKERS, TRAIN_DIR
 from imgcls.networks.registry import TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, known_names
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _GROUPS = {
     "Augmentation": ("shift", "flip", "colour", "cutout"),
     "Run": (
         *("output", "run_dir", "resume", "config", "seed", "save_every"),
-        *("right_share", "known_share", "novelty", "tracker", "quiet", "verbose"),
+        *("right_share", "known_share", "novelty", "golden", "tracker", "quiet", "verbose"),
     ),
     "Device": ("device", "threads", "bf16", "cuda_graphs"),
 }
@@ -198,6 +198,14 @@ def _recipe_option(*names: str, text: str, **attributes: Any) -> Callable[[Comma
     help="Share of the classes' pictures that is to be known: the others are `none of these`. Fitted likewise.",
 )
 @click.option("--novelty/--no-novelty", default=True, help="Tell pictures of no class by their features. Default: yes.")
+@click.option(
+    "--golden",
+    type=Whole(0, MOST_GOLDEN),
+    default=MOST_GOLDEN,
+    show_default=True,
+    help="Pictures of the test set (without one, of the training set) in the checkpoint, from which exports take their "
+    "golden samples. 0 leaves them out.",
+)
 @click.option(
     "--seed",
     type=SEED,

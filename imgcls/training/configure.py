@@ -13,7 +13,7 @@ import tomllib
 from imgcls_infer.errors import one_line
 from imgcls_infer.steps import JPEGS, MODES
 
-from imgcls.config import TRACKERS, Recipe, TrainConfig, todays
+from imgcls.config import MOST_GOLDEN, TRACKERS, Recipe, TrainConfig, todays
 from imgcls.errors import ImgclsError, OptionError
 from imgcls.networks.registry import FROZEN, NETWORKS, TUNED, TUNED_HELD_OUT, TUNED_PATIENCE, NetworkRow, find
 from imgcls.options import Allowed, Range, converted, kind_of, renamed, require_known
@@ -151,6 +151,7 @@ ALLOWED: dict[str, Allowed] = {
     "first_rate": Range(0, 1, low_open=True),
     "image_size": Range(8, 4096),
     "cache_limit": Range(0),
+    "golden": Range(0, MOST_GOLDEN),
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("one-cycle", "constant"),
     "resize": MODES,

@@ -20,13 +20,16 @@ from click.testing import CliRunner
 from helpers import SAMPLE, make_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from imgcls_infer import Predictor
 
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
+from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import pack_folder, pick_samples
 from imgcls.errors import ImgclsError, TrainingError
 from imgcls.evaluation import Scores, predict_logits, score
+from imgcls.export import export_model
 from imgcls.training import loop, run, train, train_config
 from imgcls.training.distributed import Group
 from imgcls.training.epochs import EpochFigures, Progress
@@ -474,6 +477,20 @@ def test_the_checkpoints_samples_are_of_the_test_folder_where_there_is_one(confi
     test = make_pictures(tmp_path / "test", {"ant": 1, "bee": 1, "cow": 1}, seed=1)
     checkpoint = train(config.changed(test_dir=test, epochs=1)).checkpoint
     assert checkpoint.samples == pick_samples(pack_folder(scan_folder(test), checkpoint.manifest.preprocessing))
+
+
+@pytest.mark.parametrize("golden", [0, 3])
+def test_a_checkpoint_carries_as_many_pictures_as_were_asked_for(config, golden):
+    asked = config.changed(golden=golden)
+    train(asked)
+    assert len(load_checkpoint(asked.output).samples) == golden
+
+
+def test_an_export_of_a_checkpoint_without_pictures_has_none_either(config):
+    asked = config.changed(golden=0)
+    checkpoint = train(asked).checkpoint
+    made = export_model(ExportConfig(asked.output, output=asked.output.with_suffix(".onnx")), checkpoint)
+    assert Predictor(made.path, "cpu").golden == []
 
 
 def test_an_epochs_seconds_are_those_of_its_steps_however_often_it_is_saved(config, monkeypatch):

@@ -104,7 +104,7 @@ def draw(points: dict[str, Points], titles: dict[str, str], path: Path) -> None:
             if name != "training":
                 axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.25 * max(value for _, value in found))
         figure.savefig(path, metadata={"Date": None})
 
 

@@ -37,6 +37,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     # very thread that they wait for (docs/training.md, "Busy machines"); libgomp reads this when torch is loaded
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+threads_given = "OMP_NUM_THREADS" in os.environ  # by the user: see imgcls.system.threads
 if (_usable := available_cpus()) < (os.cpu_count() or 1):
     # torch counts the affinity mask and not the quota of a container, and threads above it wait in turns
     os.environ.setdefault("OMP_NUM_THREADS", str(_usable))

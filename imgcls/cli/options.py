@@ -14,6 +14,7 @@ from imgcls_infer.steps import MODES
 from imgcls.cli.output import note
 from imgcls.config import TEST_DIR, Recipe
 from imgcls.networks.registry import FROZEN, NETWORKS, OTHERS, TUNED, is_outside
+from imgcls.system.threads import use_threads
 
 if TYPE_CHECKING:
     from imgcls.checkpoint import Checkpoint
@@ -54,15 +55,14 @@ def threads_option(function: Command) -> Command:
         type=Whole(1, 1024),
         expose_value=False,
         callback=_use_threads,
-        help="Threads of PyTorch on the CPU. Default: the CPUs that this process may use, or OMP_NUM_THREADS.",
+        help="Threads of PyTorch on the CPU. Default: OMP_NUM_THREADS, or the CPUs that this process may use, of which "
+        "imgcls train takes fewer where other programs keep them busy and fewer are faster.",
     )(function)
 
 
 def _use_threads(context: click.Context, parameter: click.Parameter, count: int | None) -> None:
     if count is not None:
-        import torch
-
-        torch.set_num_threads(count)
+        use_threads(count)
 
 
 def triple(text: str) -> tuple[float, float, float]:

@@ -82,6 +82,13 @@ class Learner:
         self.average.update()
         self.meter.count(losses.detach(), logits.detach(), labels)
 
+    def rehearse(self, share: Share) -> None:
+        """As much work as a step, on one batch, which leaves nothing behind: in eval mode, without moving a weight."""
+        self.model.train(False)
+        batch, labels = self._feed.batch(share.rows, share.pictures)
+        F.cross_entropy(self.model.logits(batch, self.model.bf16), labels).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
     @contextmanager
     def _own_statistics(self, pictures: int) -> Iterator[None]:
         """One picture alone has no statistics to normalise a batch by: the running ones take their place."""

@@ -21,6 +21,7 @@ from imgcls.errors import TrainingError
 from imgcls.evaluation import Scores
 from imgcls.networks.registry import NetworkRow, find
 from imgcls.system.device import in_words
+from imgcls.system.threads import threads_are_given
 from imgcls.training.advice import advice, facts_of
 from imgcls.training.configure import with_enough_steps
 from imgcls.training.cuda_graphs import GraphedStep
@@ -33,6 +34,7 @@ from imgcls.training.model import Model, build_model, on_features, with_features
 from imgcls.training.run_folder import RunFolder, load_state, random_state, restore_random_state
 from imgcls.training.sets import Report, Sets, load_sets
 from imgcls.training.start import Start, read_start
+from imgcls.training.threads import settle_threads
 from imgcls.training.trackers import Tracking
 
 
@@ -150,6 +152,7 @@ class Run:
             **self.progress.state_dict(),
             "random": random_state(self.device),
             "fingerprint": self.fingerprint,
+            "threads": torch.get_num_threads(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -195,6 +198,10 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
         model = replace(model, learns=group.parallel(model.learns))
     feed = Feed(train, data.train_rows, augmentation, config, size, device, group)
     learner = Learner(model, feed, recipe, feed.steps * recipe.epochs, weights, device, group.size)
+    if state and device.type == "cpu" and not threads_are_given():
+        torch.set_num_threads(state.get("threads", torch.get_num_threads()))
+    elif device.type == "cpu" and group.size == 1 and recipe.epochs:
+        settle_threads(learner, feed, report)
     if _can_be_replayed(config, device, group, feed):
         learner.run = GraphedStep(learner.learn, recipe.batch_size)
     fingerprint = data.train.fingerprint()

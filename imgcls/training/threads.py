@@ -1,0 +1,61 @@
+"""The number of threads of a run whose machine is busy with other programs, found by trying.
+
+torch's threads wait for each other several hundred times a step. Where other programs take the same CPUs, the one that
+is waited for may not be running, so fewer threads can be several times as fast (docs/training.md, "Busy machines").
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import count as numbers
+
+import torch
+from imgcls_infer.errors import counted
+
+from imgcls.system.threads import busy_cpus, threads_are_given
+from imgcls.training.feed import Feed, Share
+from imgcls.training.learner import Learner
+from imgcls.training.sets import Report
+
+_BUSY = 0.5  # CPUs short of the threads from which on it is worth trying
+_GAIN = 1.15  # of fewer threads, below which all are taken
+_SECONDS, _STEPS = 0.4, 3  # a number of threads is tried for, at least
+
+
+def settle_threads(learner: Learner, feed: Feed, report: Report) -> None:
+    """Take fewer threads if that makes the steps faster, and say so. Nothing that the run learns changes by trying.
+
+    feed: its first batch is what they are tried on. Does nothing where the user has chosen the number, or the CPUs are
+    free.
+    """
+    most = torch.get_num_threads()
+    if most == 1 or threads_are_given():
+        return
+    busy, cpus = busy_cpus()
+    if not cpus or cpus - busy > most - _BUSY:
+        return
+    share, seconds = next(feed.shares(0)), {}
+    for number in (most >> shift for shift in range(most.bit_length())):
+        torch.set_num_threads(number)
+        seconds[number] = _seconds_of_step(learner, share)
+        if seconds[number] > _GAIN * min(seconds.values()):  # fewer still are slower still
+            break
+    best = min(seconds, key=lambda number: seconds[number])
+    gain = seconds[most] / seconds[best]
+    torch.set_num_threads(best if gain >= _GAIN else most)
+    if gain >= _GAIN:
+        report(
+            f"other programs keep {busy:.1f} of {counted(cpus, 'CPU')} busy: {counted(best, 'thread')} instead of "
+            f"{most}, {gain:.1f}x as fast now; --threads decides"
+        )
+
+
+def _seconds_of_step(learner: Learner, share: Share) -> float:
+    learner.rehearse(share)  # what is made for the first time
+    started = time.perf_counter()
+    for steps in numbers(1):
+        learner.rehearse(share)
+        took = time.perf_counter() - started
+        if steps >= _STEPS and took >= _SECONDS:
+            return took / steps
+    raise AssertionError

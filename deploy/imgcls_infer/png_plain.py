@@ -37,10 +37,10 @@ def decode_plain(data: bytes) -> Image.Image | None:
     plain = kind == _AFTER_SIZE and name == b"IDAT" and _HEAD.size + length + 4 + len(_END) == len(data)
     if not plain or not 0 < width * height <= LARGEST_PIXELS or zlib.crc32(data[12:29]) != checksum:
         return None
-    image = Image.new("RGB", (width, height), None)
     try:
+        image = Image.new("RGB", (width, height), None)
         image.frombytes(data[_HEAD.size : _HEAD.size + length], "zip", "RGB")
-    except ValueError:  # the compressed data are damaged
+    except (ValueError, MemoryError):  # the compressed data are damaged; Pillow's reader says so
         return None
     # where they end early, the rest stays black
     return image if any(image.getpixel((width - 1, height - 1))) else None  # type: ignore[arg-type]

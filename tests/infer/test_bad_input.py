@@ -230,11 +230,13 @@ def test_a_pil_image_of_a_mode_without_agreed_rgb_is_an_image_error(mode):
 
 
 def test_running_out_of_memory_is_an_image_error(monkeypatch):
-    def exhausted(self):
+    def exhausted(self, *arguments):
         raise MemoryError
 
     monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", exhausted)
-    assert "not enough memory" in refusal(whole("PNG"))
+    monkeypatch.setattr(Image.Image, "frombytes", exhausted)  # of plain PNG files
+    for kind in ("PNG", "JPEG"):
+        assert "not enough memory" in refusal(whole(kind))
 
 
 def test_a_source_is_described_by_its_path_or_its_kind(tmp_path: Path):

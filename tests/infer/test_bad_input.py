@@ -233,10 +233,11 @@ def test_running_out_of_memory_is_an_image_error(monkeypatch):
     def exhausted(self, *arguments):
         raise MemoryError
 
+    files = [whole("PNG"), whole("JPEG")]
     monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", exhausted)
     monkeypatch.setattr(Image.Image, "frombytes", exhausted)  # of plain PNG files
-    for kind in ("PNG", "JPEG"):
-        assert "not enough memory" in refusal(whole(kind))
+    for data in files:
+        assert "not enough memory" in refusal(data)
 
 
 def test_a_source_is_described_by_its_path_or_its_kind(tmp_path: Path):

@@ -183,6 +183,7 @@ def test_bgr_is_named(tmp_path, monkeypatch):
         return Image.fromarray(np.array(honest(image, name, alpha))[:, :, ::-1].copy())
 
     monkeypatch.setattr(preprocess, "_to_rgb", bgr)
+    monkeypatch.setattr(preprocess, "decode_plain", lambda data: None)
     result = checked(path)
     assert result.broken() == (FILE_TO_PIXELS,)
     assert "not checked, its samples are PNG pictures" in result.verdicts[1]  # they do not decode as they did either

@@ -198,10 +198,11 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
         model = replace(model, learns=group.parallel(model.learns))
     feed = Feed(train, data.train_rows, augmentation, config, size, device, group)
     learner = Learner(model, feed, recipe, feed.steps * recipe.epochs, weights, device, group.size)
+    fewer_threads = ""
     if state and device.type == "cpu" and not threads_are_given():
         torch.set_num_threads(state.get("threads", torch.get_num_threads()))
     elif device.type == "cpu" and group.size == 1 and recipe.epochs:
-        settle_threads(learner, feed, report)
+        fewer_threads = settle_threads(learner, feed)
     if _can_be_replayed(config, device, group, feed):
         learner.run = GraphedStep(learner.learn, recipe.batch_size)
     fingerprint = data.train.fingerprint()
@@ -209,6 +210,8 @@ def prepare(config: TrainConfig, device: torch.device, group: Group, report: Rep
         config, row, preprocessing, data, model, feed, learner, train, test, fingerprint, device, group, report, solved
     )
     _open(run, resume, state)
+    if fewer_threads:
+        run.say(fewer_threads)
     if not resume:
         for line in advice(facts_of(config, row, size, data)):
             run.say(line)

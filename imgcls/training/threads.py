@@ -15,25 +15,24 @@ from imgcls_infer.errors import counted
 from imgcls.system.threads import busy_cpus, threads_are_given
 from imgcls.training.feed import Feed, Share
 from imgcls.training.learner import Learner
-from imgcls.training.sets import Report
 
 _BUSY = 0.5  # CPUs short of the threads from which on it is worth trying
 _GAIN = 1.15  # of fewer threads, below which all are taken
 _SECONDS, _STEPS = 0.4, 3  # a number of threads is tried for, at least
 
 
-def settle_threads(learner: Learner, feed: Feed, report: Report) -> None:
-    """Take fewer threads if that makes the steps faster, and say so. Nothing that the run learns changes by trying.
+def settle_threads(learner: Learner, feed: Feed) -> str:
+    """Take fewer threads if that makes the steps faster. Returns a line about it for people, else an empty text.
 
-    feed: its first batch is what they are tried on. Does nothing where the user has chosen the number, or the CPUs are
-    free.
+    feed: its first batch is what they are tried on; nothing that the run learns changes by it. Does nothing where the
+    user has chosen the number, or the CPUs are free.
     """
     most = torch.get_num_threads()
     if most == 1 or threads_are_given():
-        return
+        return ""
     busy, cpus = busy_cpus()
     if not cpus or cpus - busy > most - _BUSY:
-        return
+        return ""
     share, seconds = next(feed.shares(0)), {}
     for number in (most >> shift for shift in range(most.bit_length())):
         torch.set_num_threads(number)
@@ -43,11 +42,12 @@ def settle_threads(learner: Learner, feed: Feed, report: Report) -> None:
     best = min(seconds, key=lambda number: seconds[number])
     gain = seconds[most] / seconds[best]
     torch.set_num_threads(best if gain >= _GAIN else most)
-    if gain >= _GAIN:
-        report(
-            f"other programs keep {busy:.1f} of {counted(cpus, 'CPU')} busy: {counted(best, 'thread')} instead of "
-            f"{most}, {gain:.1f}x as fast now; --threads decides"
-        )
+    if gain < _GAIN:
+        return ""
+    return (
+        f"other programs keep {busy:.1f} of {counted(cpus, 'CPU')} busy: {counted(best, 'thread')} instead of {most}, "
+        f"{gain:.1f}x as fast now; --threads decides"
+    )
 
 
 def _seconds_of_step(learner: Learner, share: Share) -> float:

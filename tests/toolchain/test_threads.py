@@ -85,10 +85,11 @@ def test_trying_changes_nothing_that_a_run_learns(config, tmp_path, monkeypatch)
     plain = train(config.changed(output=tmp_path / "plain.pth", run_dir=tmp_path / "plain"))
     tried = []
 
-    def settle(learner, feed, report):
+    def settle(learner, feed):
         for _ in range(3):
             learner.rehearse(next(feed.shares(0)))
             tried.append(1)
+        return ""
 
     monkeypatch.setattr(runs, "settle_threads", settle)
     assert train(config).checkpoint.manifest.weights_sha256 == plain.checkpoint.manifest.weights_sha256

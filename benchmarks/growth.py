@@ -17,11 +17,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
 import matplotlib.style
+from few_pictures import draw
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from predictor import list_of_paths
@@ -41,7 +42,9 @@ def training(options: argparse.Namespace) -> Iterator[tuple[int, float]]:
     for count in TRAINING:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            found = _part(options.data / "train", count, folder / "train")
+            pictures = options.data / "train"
+            each = count // sum(path.is_dir() for path in pictures.iterdir())
+            found = sum(1 for _ in draw(pictures, each, 0, folder / "train").glob("*/*"))
             command = [sys.executable, "-m", "imgcls", "train", "--train", "train", "--no-test", "--device", "cpu"]
             command += ["--epochs", str(options.epochs), "-o", "net.pth"]
             environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
@@ -50,18 +53,6 @@ def training(options: argparse.Namespace) -> Iterator[tuple[int, float]]:
             after = os.times()
             own = after.children_user - before.children_user + after.children_system - before.children_system
             yield found, own
-
-
-def _part(root: Path, count: int, folder: Path) -> int:
-    """Links to `count` pictures, the same number of each class. Returns how many there are."""
-    classes = sorted(path for path in root.iterdir() if path.is_dir())
-    found = 0
-    for source in classes:
-        (folder / source.name).mkdir(parents=True)
-        for path in sorted(source.iterdir())[: count // len(classes)]:
-            (folder / source.name / path.name).symlink_to(path.resolve())
-            found += 1
-    return found
 
 
 def predictor(options: argparse.Namespace) -> Iterator[tuple[int, float]]:
@@ -86,21 +77,21 @@ def server(options: argparse.Namespace) -> Iterator[tuple[int, float]]:
 
 
 MEASURED = {
-    "training": (training, "training pictures", "CPU seconds", "`imgcls train`, {epochs} epochs"),
-    "predictor": (predictor, "pictures", "MiB", "`imgcls-infer`, largest memory"),
-    "server": (server, "requests answered", "MiB", "`imgcls-serve`, memory"),
+    "training": (training, "training pictures", "CPU seconds", "imgcls train, {epochs} epochs"),
+    "predictor": (predictor, "pictures", "MiB", "imgcls-infer, largest memory"),
+    "server": (server, "requests answered", "MiB", "imgcls-serve, memory"),
 }
 """Name -> what gives the points, both axes, and the title."""
 
 
-def draw(points: dict[str, Points], titles: dict[str, str], path: Path) -> None:
-    """A plot for each, beside each other. Memory begins at zero and counts pictures by powers of ten."""
+def plot(points: dict[str, Points], titles: dict[str, str], path: Path) -> None:
+    """The plots beside each other: from zero upwards; pictures and requests on a logarithmic axis, but for training."""
     with matplotlib.style.context((*STYLE, {"font.family": families()})):
         figure = Figure(figsize=(4 * len(points), 3.2), layout="constrained")
         for axes, (name, found) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
             _, across, up, _ = MEASURED[name]
             axes.plot(*zip(*found, strict=True), marker="o", color=BLUE)
-            axes.set(xlabel=across, ylabel=up, title=titles[name].replace("`", ""))
+            axes.set(xlabel=across, ylabel=up, title=titles[name])
             if name != "training":
                 axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -119,11 +110,11 @@ def main() -> None:
         for count, value in give(options):
             points[name].append((count, value))
             print(f"| {count:,} | {value:,.1f} |", flush=True)
-    draw(points, titles, options.output)
+    plot(points, titles, options.output)
     print(f"\nwrote {options.output}")
 
 
-def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with train/ and test/")
     parser.add_argument("--model", type=Path, help="ONNX file of predictor and server; default: the built-in one")
@@ -131,7 +122,7 @@ def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(MEASURED))
     parser.add_argument("-o", "--output", type=Path, default=Path("growth.svg"))
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     if set(options.only) - set(MEASURED):
         parser.error(f"--only is none of {', '.join(MEASURED)}")
     return options

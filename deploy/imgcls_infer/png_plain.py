@@ -1,5 +1,5 @@
-"""The plainest kind of PNG file, decoded in half of the time: small, 8-bit RGB, and nothing in it but one row of pixels
-after another.
+"""The plainest kind of PNG file, decoded in three quarters of the time: small, 8-bit RGB, and with no chunk beside the
+three that every PNG file has.
 
 Pillow's PNG reader walks over the chunks in Python, which takes longer than the pixels of a thumbnail. Files of exactly
 three chunks (IHDR, one IDAT, IEND) leave it nothing to read, so their compressed data go straight to the decoder in C

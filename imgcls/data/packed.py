@@ -18,6 +18,7 @@ from imgcls_infer.preprocess import SILENCE, describe, preprocess, read_file
 from imgcls_infer.steps import Preprocessing
 from PIL import Image
 
+from imgcls.config import MOST_GOLDEN
 from imgcls.data.cache import Cache
 from imgcls.data.folder import Folder, unlabelled_folder
 from imgcls.errors import DataError
@@ -116,7 +117,7 @@ def _read(path: Path) -> bytes:
         return str(error).encode()
 
 
-def pick_samples(packed: PackedImages, count: int = 8) -> tuple[bytes, ...]:
+def pick_samples(packed: PackedImages, count: int = MOST_GOLDEN) -> tuple[bytes, ...]:
     """PNG bytes of `count` pictures: the first of each class, then the second of each class, and so on."""
     nth = np.zeros(len(packed.labels), np.int64)  # for each picture, the number of earlier ones of its class
     for label in range(len(packed.classes)):

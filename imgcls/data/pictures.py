@@ -15,6 +15,7 @@ from imgcls_infer.preprocess import preprocess
 from imgcls_infer.steps import Preprocessing
 from torch import Tensor
 
+from imgcls.config import MOST_GOLDEN
 from imgcls.data.folder import Folder
 from imgcls.data.packed import PackedImages, decode_all, encode_png, identity, pick_samples, run_ahead
 from imgcls.errors import DataError
@@ -157,7 +158,7 @@ class StreamedPictures:
         return "files:" + hashlib.sha256(digest.hexdigest().encode()).hexdigest()
 
     def sample_pngs(self) -> tuple[bytes, ...]:
-        chosen = [self.folder.labels.index(label) for label in sorted(set(self.folder.labels))][:8]
+        chosen = [self.folder.labels.index(label) for label in sorted(set(self.folder.labels))][:MOST_GOLDEN]
         return tuple(encode_png(pixels) for pixels in self._decode(chosen))
 
     def statistics_sample(self) -> np.ndarray:

@@ -77,8 +77,8 @@ def write_checkpoint(run: Run, path: Path, row: dict[str, Any], fitted: Fitted =
         source=dict(network.source) if run.preprocessing == network.preprocessing else {},
         acceptance=fitted.acceptance,
     )
-    samples = (data.test or data.train).sample_pngs() if config.golden else ()
-    return save_checkpoint(path, run.model.weights.plain_state(), manifest, samples[: config.golden], fitted.novelty)
+    samples = (data.test or data.train).sample_pngs()[: config.golden]
+    return save_checkpoint(path, run.model.weights.plain_state(), manifest, samples, fitted.novelty)
 
 
 def finish(run: Run) -> Trained:

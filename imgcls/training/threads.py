@@ -7,7 +7,6 @@ is waited for may not be running, so fewer threads can be several times as fast 
 from __future__ import annotations
 
 import time
-from itertools import count as numbers
 
 import torch
 from imgcls_infer.errors import counted
@@ -16,9 +15,9 @@ from imgcls.system.threads import busy_cpus, threads_are_given
 from imgcls.training.feed import Feed, Share
 from imgcls.training.learner import Learner
 
-_BUSY = 0.5  # CPUs short of the threads from which on it is worth trying
-_GAIN = 1.15  # of fewer threads, below which all are taken
-_SECONDS, _STEPS = 0.4, 3  # a number of threads is tried for, at least
+_BUSY = 0.5  # fewer threads are tried where at least so many of the CPUs that all would take are busy
+_GAIN = 1.15  # fewer threads are taken where they are at least so many times as fast
+_SECONDS, _STEPS = 0.4, 3  # each number of threads is tried for at least so long, and so many steps
 
 
 def settle_threads(learner: Learner, feed: Feed) -> str:
@@ -41,9 +40,10 @@ def settle_threads(learner: Learner, feed: Feed) -> str:
             break
     best = min(seconds, key=lambda number: seconds[number])
     gain = seconds[most] / seconds[best]
-    torch.set_num_threads(best if gain >= _GAIN else most)
     if gain < _GAIN:
+        torch.set_num_threads(most)
         return ""
+    torch.set_num_threads(best)
     return (
         f"other programs keep {busy:.1f} of {counted(cpus, 'CPU')} busy: {counted(best, 'thread')} instead of {most}, "
         f"{gain:.1f}x as fast now; --threads decides"
@@ -51,11 +51,9 @@ def settle_threads(learner: Learner, feed: Feed) -> str:
 
 
 def _seconds_of_step(learner: Learner, share: Share) -> float:
-    learner.rehearse(share)  # what is made for the first time
-    started = time.perf_counter()
-    for steps in numbers(1):
+    learner.rehearse(share)  # the first one makes buffers that the others find
+    steps, started = 0, time.perf_counter()
+    while steps < _STEPS or time.perf_counter() - started < _SECONDS:
         learner.rehearse(share)
-        took = time.perf_counter() - started
-        if steps >= _STEPS and took >= _SECONDS:
-            return took / steps
-    raise AssertionError
+        steps += 1
+    return (time.perf_counter() - started) / steps

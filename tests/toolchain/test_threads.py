@@ -131,7 +131,6 @@ def test_a_system_that_does_not_say_counts_as_free(tmp_path):
 
 
 def test_a_thread_that_computes_keeps_a_cpu_busy():
-
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         try:
             assert busy_cpus(seconds=0.5)[0] > 0.4

@@ -15,14 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from imgcls_infer.errors import ImageError, ModelError, counted
 from imgcls_infer.preprocess import preprocess
 
@@ -38,6 +36,7 @@ from imgcls.parity.verify import default_tolerances, run_in_batches
 from imgcls.shares import interval_of
 from imgcls.system.files import AnyPath
 from imgcls.system.progress import Advance, progress_bar
+from imgcls.system.threads import torch_threads
 from imgcls.system.versions import package_version
 
 SCHEMA = 1
@@ -193,7 +192,7 @@ def bench(checkpoint: Checkpoint, config: BenchConfig, folder: Folder | AnyPath)
     """
     folder = as_folder(folder, checkpoint.manifest.classes)
     paths, pixels, labels, stage_1 = _sample(folder, checkpoint, config.pictures)
-    with tempfile.TemporaryDirectory() as temporary, _torch_threads(config.threads):
+    with tempfile.TemporaryDirectory() as temporary, torch_threads(config.threads):
         own = Path(temporary, "checkpoint.pth")  # describes itself, even if the checkpoint is a bare .pth
         save_checkpoint(own, checkpoint.network(), checkpoint.manifest, novelty=checkpoint.novelty)
         start = partial(
@@ -375,16 +374,6 @@ def _turns(count: int, turn: int) -> list[int]:
 def _steps(config: BenchConfig, candidates: int, pictures: int) -> int:
     passes = pictures + -(-pictures // config.batch_size)
     return config.repeats * (candidates + passes) + (config.repeats + 1) * candidates
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _machine() -> dict[str, str]:

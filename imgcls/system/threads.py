@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import imgcls
@@ -19,6 +21,22 @@ def use_threads(count: int) -> None:
 
     torch.set_num_threads(count)
     _given = True
+
+
+@contextmanager
+def torch_threads(count: int | None = None) -> Iterator[None]:
+    """Have torch take this many threads inside (None: as many as now), and as many as before afterwards, whatever has
+    been chosen inside.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def threads_are_given() -> bool:

@@ -17,6 +17,7 @@ from imgcls.system.device import resolve_device
 from imgcls.system.files import AnyPath, require_writable
 from imgcls.system.interrupts import Interrupts
 from imgcls.system.progress import progress_bar
+from imgcls.system.threads import torch_threads
 from imgcls.training.distributed import process_group
 from imgcls.training.epochs import EpochFigures
 from imgcls.training.memory import enough_memory
@@ -37,7 +38,12 @@ def train(config: TrainConfig, report: Report = lambda line: None, resume: AnyPa
     require_writable(config.output)
     require_tracker(config.tracker)
     folder = Path(resume) if resume else None
-    with enough_memory(), freed_memory_is_kept(), process_group(resolve_device(config.device)) as (group, device):
+    with (
+        enough_memory(),
+        freed_memory_is_kept(),
+        torch_threads(),
+        process_group(resolve_device(config.device)) as (group, device),
+    ):
         report = report if group.leads else _silent
         if folder and (result := finished(config, folder, report)):
             return result

@@ -49,13 +49,14 @@ def lines_of(config) -> list[str]:
     return lines
 
 
-def test_the_fastest_number_of_threads_is_taken_and_told(config, busy):
+def test_the_fastest_number_of_threads_is_taken_and_told(config, tmp_path, busy):
     busy({4: 0.3, 2: 0.1, 1: 0.2})
     lines = lines_of(config)
-    assert torch.get_num_threads() == 2
     told = "other programs keep 4.0 of 4 CPUs busy: 2 threads instead of 4, 3.0x as fast now; --threads decides"
     assert told in lines
     assert any(line.endswith("on cpu (threads: 2)") for line in lines)
+    assert load_state(tmp_path / "run")["threads"] == 2
+    assert torch.get_num_threads() == 4  # the run is over: a program that calls it has its threads again
 
 
 @pytest.mark.parametrize(
@@ -67,17 +68,17 @@ def test_the_fastest_number_of_threads_is_taken_and_told(config, busy):
         ({4: 0.3, 2: 0.1, 1: 0.2}, 4.0, True),  # --threads or OMP_NUM_THREADS
     ],
 )
-def test_all_threads_are_taken_where_nothing_speaks_against_it(config, busy, seconds, others, given):
+def test_all_threads_are_taken_where_nothing_speaks_against_it(config, tmp_path, busy, seconds, others, given):
     busy(seconds, others, given)
     assert not any("busy" in line for line in lines_of(config))
-    assert torch.get_num_threads() == 4
+    assert load_state(tmp_path / "run")["threads"] == 4
 
 
-def test_nothing_is_tried_where_the_system_does_not_tell_its_load(config, busy, monkeypatch):
+def test_nothing_is_tried_where_the_system_does_not_tell_its_load(config, tmp_path, busy, monkeypatch):
     busy({})
     monkeypatch.setattr(threads, "busy_cpus", lambda: (0.0, 0))
     lines_of(config)
-    assert torch.get_num_threads() == 4
+    assert load_state(tmp_path / "run")["threads"] == 4
 
 
 def test_trying_changes_nothing_that_a_run_learns(config, tmp_path, monkeypatch):
@@ -99,10 +100,9 @@ def test_trying_changes_nothing_that_a_run_learns(config, tmp_path, monkeypatch)
 def test_a_run_that_goes_on_takes_the_threads_that_it_had(config, tmp_path, busy):
     busy({4: 0.3, 2: 0.1, 1: 0.2})
     lines_of(config)
-    assert load_state(tmp_path / "run")["threads"] == 2
-    torch.set_num_threads(4)
+    busy({}, given=False)  # nothing is tried again
     train(load_config(tmp_path / "run").changed(epochs=3), resume=tmp_path / "run")
-    assert torch.get_num_threads() == 2
+    assert load_state(tmp_path / "run")["threads"] == 2
 
 
 # --- what others leave ---

@@ -20,6 +20,7 @@ from imgcls.networks.pooling import PoolFold
 from imgcls.networks.registry import NetworkRow, build_network
 from imgcls.system.device import float32, has_bf16_units
 from imgcls.system.progress import progress_bar
+from imgcls.training.dropout import with_cheap_masks
 from imgcls.training.sets import Report
 from imgcls.training.start import Start
 
@@ -109,6 +110,8 @@ def build_model(
     assert recipe.std is not None
     torch.manual_seed(config.seed)
     network = build_network(row, len(classes), size, recipe.dropout)
+    if device.type == "cpu":
+        with_cheap_masks(network)
     if row.note:
         report(f"{row.name}: {row.note}")
     fresh: tuple[str, ...] = ()

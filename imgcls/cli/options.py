@@ -13,7 +13,7 @@ from imgcls_infer.steps import MODES
 
 from imgcls.cli.output import note
 from imgcls.config import TEST_DIR, Recipe
-from imgcls.networks.registry import FROZEN, NETWORKS, OTHERS, TUNED, is_outside
+from imgcls.networks.registry import FROZEN, NETWORKS, OTHERS, RECIPES, TUNED, is_outside
 from imgcls.system.threads import use_threads
 
 if TYPE_CHECKING:
@@ -76,18 +76,24 @@ def triple(text: str) -> tuple[float, float, float]:
 
 def recipe_values(field: str) -> str:
     """What a run has for a field, for help: `Default: cnn 0.004, others 0.001; with --freeze 0.001; article 0.001`."""
-    default, article = (_by_network(recipe, field) for recipe in ("default", "article"))
+    default = _usual(_by_network("default", field))
     ways = {"with --pretrained": TUNED, "with --freeze": FROZEN}
     others = {way: _value(changed[field]) for way, changed in ways.items() if field in changed}
-    told = [f"{name} {value}" for name, value in {**others, "article": article}.items() if value != default]
+    told = [f"{name} {value}" for name, value in others.items() if value != default]
+    for recipe in RECIPES[1:]:
+        own = _by_network(recipe, field)
+        if any(value != _by_network("default", field)[name] for name, value in own.items()):
+            told.append(f"{recipe} {_usual(own)}")
     return "; ".join([f"Default: {default}", *told])
 
 
-def _by_network(recipe: str, field: str) -> str:
-    """The value of a recipe's field; where networks differ, of those that have a recipe of their own, then `others`."""
-    values = {
-        name: _value(getattr(recipes[recipe], field)) for name, recipes in _recipes().items() if recipe in recipes
-    }
+def _by_network(recipe: str, field: str) -> dict[str, str]:
+    """The value of a recipe's field, by the networks that have the recipe."""
+    return {name: _value(getattr(recipes[recipe], field)) for name, recipes in _recipes().items() if recipe in recipes}
+
+
+def _usual(values: Mapping[str, str]) -> str:
+    """In one text: the networks that differ from the last one, and that."""
     *_, usual = values.values()
     own = [f"{name} {value}" for name, value in values.items() if value != usual]
     return ", ".join([*own, f"others {usual}"]) if own else usual

@@ -125,6 +125,9 @@ def _late(module: str, name: str) -> Callable[..., Any]:
     return lambda *arguments: getattr(import_module(module), name)(*arguments)
 
 
+RECIPES = ("default", "best", "article")
+"""The names that recipes have; not every network has each of them."""
+
 # As the article trains: no augmentation, no schedule, float32. Why not its learning rate of 0.01: docs/training.md
 _ARTICLE = Recipe(
     name="article",
@@ -137,6 +140,19 @@ _ARTICLE = Recipe(
     resize="squash",
     mean=HALF,
     std=HALF,
+)
+
+_CNN = Recipe(
+    name="default",
+    epochs=20,
+    batch_size=128,
+    optimizer="adamw",
+    learning_rate=0.004,
+    weight_decay=0.05,
+    label_smoothing=0.05,
+    shift=0.0625,
+    flip=True,
+    dropout=0.1,
 )
 
 OTHERS: Mapping[str, Recipe] = {
@@ -294,18 +310,8 @@ register(
         heads=("fc1_layer", "fc2_layer"),
         renamed=_late("imgcls.networks.cnn", "renamed"),
         recipes={
-            "default": Recipe(
-                name="default",
-                epochs=20,
-                batch_size=128,
-                optimizer="adamw",
-                learning_rate=0.004,
-                weight_decay=0.05,
-                label_smoothing=0.05,
-                shift=0.0625,
-                flip=True,
-                dropout=0.1,
-            ),
+            "default": _CNN,
+            "best": replace(_CNN, name="best", epochs=100, shift=0.125),
             "article": _ARTICLE,
         },
     )

@@ -85,7 +85,7 @@ def _from_weights(recipe: Recipe, row: NetworkRow) -> Recipe:
     """To learn on from weights that were trained before: a network with published weights is fine-tuned, any other
     takes its own recipe with a tenth of the peak learning rate. The article's stays as it is."""
     recipe = replace(recipe, mean=None, std=None)
-    if recipe.name != "default":
+    if recipe.name == "article":
         return recipe
     if row.published is None:
         return replace(recipe, learning_rate=recipe.learning_rate / 10)
@@ -95,7 +95,7 @@ def _from_weights(recipe: Recipe, row: NetworkRow) -> Recipe:
 def _frozen(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
     """The last layer alone learns. It is solved (training.probe), unless the recipe or an option is of steps; steps see
     the same pictures in every epoch, so that features are computed once."""
-    solved = recipe.name == "default" and not options.keys() & _OF_STEPS
+    solved = recipe.name != "article" and not options.keys() & _OF_STEPS
     return replace(recipe, **FROZEN, mean=None, std=None, probe=solved)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner
 from helpers import make_pictures
 from PIL import Image
@@ -16,7 +18,7 @@ from imgcls.data.folder import scan_folder
 from imgcls.data.sizes import typical_size
 from imgcls.networks.registry import NETWORKS, SMALL_PRETRAINED, find
 from imgcls.training import train, train_config
-from imgcls.training.advice import Facts, _better, advice
+from imgcls.training.advice import Facts, _better, advice, facts_of
 
 COMMAND = "imgcls train --arch efficientnet_lite0 --pretrained"
 PLENTY = Facts({"ant": 5000, "bee": 5000}, 10_000, (32, 32), (32, 32), 128, 20, COMMAND)
@@ -30,6 +32,7 @@ def test_of_plenty_nothing_is_said():
 FEW = "pictures a class are few for a network from scratch; better:"
 UNEVEN = "pictures a class: uneven; `class_weights` makes the rare classes count as much"
 DEPENDS = "pictures a class: so few that the result depends on which they are; take more where you can"
+ALONE = "pictures a class: so few that the last layer alone is as good, in seconds: `freeze`"
 LOST = "and details are lost; `image_size` 128 keeps more"
 STEPS = "are few for a network from scratch;"
 
@@ -50,6 +53,21 @@ STEPS = "are few for a network from scratch;"
 def test_few_or_uneven_pictures_a_class_are_said(counts, command, line):
     facts = replace(PLENTY, counts=dict(zip(("ant", "bee"), counts, strict=True)), command=command, batch_size=1)
     assert advice(facts) == ([line] if line else [])
+
+
+@pytest.mark.parametrize(("fewest", "tuned", "line"), [(7, True, ALONE), (8, True, DEPENDS), (7, False, DEPENDS)])
+def test_fine_tuning_from_very_few_names_the_layer_alone(fewest, tuned, line):
+    facts = replace(PLENTY, counts={"ant": fewest, "bee": 9}, command="", batch_size=1, tuned=tuned)
+    assert advice(facts) == [f"{fewest} (ant) to 9 (bee) {line}"]
+
+
+def test_a_run_that_fine_tunes_or_freezes_says_so_to_the_advice(tmp_path):
+    for freeze in (False, True):
+        config = train_config(tmp_path, tmp_path / "a.pth", arch="efficientnet_lite0", pretrained=True, freeze=freeze)
+        sets = SimpleNamespace(classes=("ant",), class_counts=lambda: torch.tensor([5]), test=None, folder=None)
+        assert facts_of(config, find("efficientnet_lite0"), (224, 224), sets).tuned is not freeze
+    scratch = train_config(tmp_path, tmp_path / "a.pth")
+    assert not facts_of(scratch, find("cnn"), (32, 32), sets).tuned
 
 
 @pytest.mark.parametrize(

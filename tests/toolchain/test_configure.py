@@ -15,6 +15,7 @@ from imgcls.cli import command
 from imgcls.cli.train import command as train_command
 from imgcls.config import Recipe, TrainConfig
 from imgcls.errors import ImgclsError
+from imgcls.networks.registry import RECIPES
 from imgcls.training import train_config
 from imgcls.training.configure import config_text, read_config
 from imgcls.training.run_folder import load_config
@@ -75,7 +76,10 @@ def test_every_field_is_an_option_whose_help_has_the_recipes_values():
         "Default: cnn 0.004, vgg16 0.0005, others 0.001; with --pretrained 0.0004; with --freeze 0.001; article 0.001."
     )
     assert told in options["learning_rate"].help
-    assert "Default: 20; with --pretrained 12; article 5." in options["epochs"].help
+    assert "Default: 20; with --pretrained 12; best 100; article 5." in options["epochs"].help
+    assert "Default: cnn 128, vgg16 128, others 32; with --pretrained 16; article 32." in options["batch_size"].help
+    assert "Default: cnn 0.1, others its own; article its own." in options["dropout"].help
+    assert options["recipe"].type.choices == RECIPES
 
 
 def test_a_file_stands_for_options_and_the_command_line_goes_before_it(here):
@@ -110,7 +114,7 @@ def test_a_runs_own_file_starts_the_same_run_again(here):
         ("a.json", '{"mean": [1, 2]}', "not three numbers"),
         ("a.json", '{"flip": 1}', "flip is 1, not true or false"),
         ("a.json", '{"train_dir": 3}', "train_dir is 3, not a path"),
-        ("a.json", '{"recipe": "best"}', "no recipe 'best' for 'cnn'; known: default, article"),
+        ("a.json", '{"recipe": "long"}', "no recipe 'long' for 'cnn'; known: default, best, article"),
         ("a.json", '{"learning_rate": NaN}', "--learning-rate is nan; give a finite number"),
     ],
 )

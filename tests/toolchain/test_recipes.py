@@ -108,7 +108,7 @@ def test_fine_tuning_holds_pictures_out_and_a_frozen_body_takes_them_as_they_are
     assert (given.recipe.least_steps, given.val_fraction, given.patience) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("recipe", ["default", "article"])
+@pytest.mark.parametrize("recipe", ["default", "best", "article"])
 @pytest.mark.parametrize(
     ("arch", "start"),
     [
@@ -125,12 +125,16 @@ def test_a_recipe_from_weights_that_were_trained_is_another_in_these_fields_alon
     tmp_path, arch, recipe, start, freeze
 ):
     start = {name: tmp_path / "a.pth" if name == "weights" else value for name, value in start.items()}
+    if recipe not in find(arch).recipes:
+        with pytest.raises(ImgclsError, match=f"no recipe '{recipe}' for '{arch}'; known: default, article"):
+            train_config(tmp_path, tmp_path / "b.pth", arch=arch, recipe=recipe, **start)
+        return
     if freeze and not start:
         with pytest.raises(ImgclsError, match="freeze"):
             train_config(tmp_path, tmp_path / "b.pth", arch=arch, recipe=recipe, freeze=True, **start)
         return
     expected = find(arch).recipe(recipe)
-    default = recipe == "default"  # the article's stays as it is
+    default = recipe != "article"  # the article's stays as it is
     if start:
         expected = replace(expected, mean=None, std=None)
     if freeze:
@@ -145,6 +149,14 @@ def test_a_recipe_from_weights_that_were_trained_is_another_in_these_fields_alon
     config = train_config(tmp_path, tmp_path / "b.pth", arch=arch, recipe=recipe, freeze=freeze, **start, **given)
     by_steps = {"probe": False} if freeze else {"least_steps": 0}
     assert config.recipe == replace(expected, **given, **by_steps)
+
+
+def test_the_best_recipe_of_the_cnn_takes_longer_and_shifts_further(tmp_path):
+    best = train_config(tmp_path, tmp_path / "a.pth", recipe="best").recipe
+    default = train_config(tmp_path, tmp_path / "a.pth").recipe
+    assert best.epochs > 2 * default.epochs
+    assert best.shift > default.shift
+    assert replace(best, name="default", epochs=default.epochs, shift=default.shift) == default
 
 
 def test_half_a_normalisation_is_refused(tmp_path):

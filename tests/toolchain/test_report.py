@@ -27,9 +27,9 @@ from imgcls.evaluation.predict import Predictions
 from imgcls.evaluation.rules import RuleScores
 from imgcls.evaluation.saliency import Explanation
 from imgcls.evaluation.separation import roc, separation
-from imgcls.evaluation.unknown import Detector, score_unknown
+from imgcls.evaluation.unknown import Detector, UnknownAnswer, score_unknown
 from imgcls.report import contact_sheet, plots
-from imgcls.report.contact_sheet import write_contact_sheet
+from imgcls.report.contact_sheet import write_contact_sheet, write_unknown_sheet
 from imgcls.report.evaluation import FILES, write_evaluation
 from imgcls.report.plots import plot_confusion, plot_curves, plot_reliability, plot_risk, plot_roc
 from imgcls.system import versions
@@ -263,6 +263,18 @@ def test_the_contact_sheet_shows_the_files_own_pixels(answer, tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     np.testing.assert_array_equal(sheet[46 : 46 + 168, 14 : 14 + 168], answer[1])
     np.testing.assert_array_equal(sheet[314 : 314 + 168, 14 : 14 + 168], answer[1])  # the seventh: the second row
+
+
+def test_a_tile_of_an_unknown_picture_tells_its_novelty_where_there_is_one(answer, tmp_path):
+    drawn = []
+    for number, novelty in enumerate((None, 0.25, 0.75)):
+        wrong = UnknownAnswer(answer[0].path, "ant", 0.9, novelty)
+        write_unknown_sheet([wrong], "", tmp_path / f"{number}.png")
+        sheet = np.asarray(Image.open(tmp_path / f"{number}.png"))
+        np.testing.assert_array_equal(sheet[46 : 46 + 168, 14 : 14 + 168], answer[1])
+        drawn.append(sheet[46 + 168 :])
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[1], drawn[2])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (900, 600), (32, 32)])

@@ -13,6 +13,7 @@ from imgcls.networks import classifier as classifiers
 from imgcls.networks.classifier import split_head
 from imgcls.networks.novelty import Novelty, outside, subspace
 from imgcls.training import acceptance, outcome, train, train_config
+from imgcls.training.calibration import probability_limit
 
 
 @pytest.fixture
@@ -80,12 +81,36 @@ def test_the_temperature_goes_into_the_last_layer(trained, monkeypatch):
         torch.testing.assert_close(cooled.state_dict[name] * divisor, tensor)
 
 
+def test_both_limits_are_those_of_answers_at_that_temperature(trained, monkeypatch):
+    seen = []
+    original = acceptance.held_out_answers
+    monkeypatch.setattr(acceptance, "held_out_answers", lambda run: seen.append(original(run)) or seen[-1])
+    monkeypatch.setattr(acceptance, "fitted_temperature", lambda logits, labels: 0.5)
+    checkpoint, _, _ = trained(right_share=0.95, known_share=0.8, epochs=12)
+    rules, features = checkpoint.manifest.acceptance, seen[0].features
+    logits = split_head(checkpoint.network(), "fc2_layer")[1](features).detach()
+    torch.testing.assert_close(logits / 2, seen[0].logits, atol=1e-4, rtol=1e-4)
+    confidence, predicted = (found.numpy() for found in logits.double().softmax(1).max(1))
+    expected = probability_limit(confidence, predicted == seen[0].labels.numpy(), 0.95)
+    assert 0 < rules.coverage < 1
+    assert (rules.probability, rules.coverage) == pytest.approx(expected, abs=1e-4)
+    known = Novelty(checkpoint.novelty)(features, logits) <= rules.novelty
+    assert float(known.double().mean()) == pytest.approx(0.8, abs=0.02)
+
+
+def test_as_many_held_out_pictures_as_it_takes_are_enough(trained, monkeypatch):
+    monkeypatch.setattr(acceptance, "FEWEST", 60)
+    assert trained()[0].manifest.acceptance.pictures == 60
+
+
 def test_no_temperature_where_the_last_layer_does_not_give_the_logits(trained, monkeypatch):
     original = acceptance.answers_on
     monkeypatch.setattr(
         acceptance, "answers_on", lambda run, rows: (f := original(run, rows))._replace(logits=f.logits + 1)
     )
     checkpoint, _, lines = trained()
+    monkeypatch.setattr(acceptance, "fitted_temperature", lambda logits, labels: 1.0)
+    assert checkpoint.manifest.weights_sha256 == trained("plain")[0].manifest.weights_sha256
     assert checkpoint.manifest.training["calibration"]["temperature"] == 1
     assert "no temperature: the logits of cnn are not those of its last layer, fc2_layer" in lines
 

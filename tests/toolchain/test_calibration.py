@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from imgcls.evaluation import calibration_bins, expected_calibration_error
+from imgcls.training import calibration
 from imgcls.training.calibration import chance_right, fitted_temperature, novelty_limit, probability_limit
 
 
@@ -31,6 +35,14 @@ def test_a_temperature_stays_near_one_where_pictures_are_few():
     right = logits.argmax(1)  # every answer is right: the likelihood alone would cool without end
     assert 0.6 < fitted_temperature(logits, right) < 1
     assert 1 / 8 <= fitted_temperature(logits * 1000, labels) <= 8
+
+
+def test_the_temperature_is_the_likeliest_one_under_its_prior():
+    """log T has a standard deviation of 0.5 before any picture is seen: the whole loss has no slope there."""
+    logits, labels = world(40)
+    log_t = torch.tensor(math.log(fitted_temperature(logits * 3, labels)), dtype=torch.float64, requires_grad=True)
+    loss = F.cross_entropy(logits.double() * 3 / log_t.exp(), labels, reduction="sum") + (log_t / 0.5) ** 2 / 2
+    assert abs(float(torch.autograd.grad(loss, log_t)[0])) < 1e-4
 
 
 def held_out(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -74,6 +86,26 @@ def test_the_chance_of_a_right_answer_follows_what_was_seen_and_stays_with_the_c
     assert np.abs(chance_right(confidence, overconfident) - (confidence - 0.2)).mean() < 0.05
     assert chance_right(np.array([0.8]), np.array([True]))[0] == pytest.approx(0.8, abs=0.03)
     assert np.isfinite(chance_right(np.array([1.0, 0.3]), np.array([False, True]))).all()
+
+
+def test_the_chance_is_the_likeliest_curve_under_its_priors():
+    """Its slope has a standard deviation of 0.25 around 1, its shift 0.5 around 0."""
+    confidence, right = held_out(60)
+    odds = torch.from_numpy(np.log(confidence / (1 - confidence)))
+    found = torch.from_numpy(chance_right(confidence, right)).logit()
+    slope = (found.max() - found.min()) / (odds.max() - odds.min())
+    curve = torch.stack([found.max() - slope * odds.max(), slope]).requires_grad_(True)
+    torch.testing.assert_close(found, curve.detach()[0] + slope * odds)
+    likelihood = F.binary_cross_entropy_with_logits(
+        curve[0] + curve[1] * odds, torch.from_numpy(right).double(), reduction="sum"
+    )
+    prior = (curve[0] / 0.5) ** 2 / 2 + ((curve[1] - 1) / 0.25) ** 2 / 2
+    assert torch.autograd.grad(likelihood + prior, curve)[0].abs().max() < 1e-6
+
+
+def test_a_share_that_is_just_reached_is_reached(monkeypatch):
+    monkeypatch.setattr(calibration, "chance_right", lambda confidence, right: np.full(len(confidence), 0.75))
+    assert probability_limit(np.linspace(0.5, 1, 8), np.ones(8, bool), 0.75) == (0.0, 1.0)
 
 
 def test_the_share_of_known_pictures_stays_at_or_below_the_limit():

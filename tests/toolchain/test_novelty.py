@@ -68,3 +68,11 @@ def test_a_small_change_of_the_features_stays_small(features, novelty):
 
 def test_features_that_are_all_zero_have_a_finite_novelty(novelty):
     assert novelty(torch.zeros(1, 40), torch.zeros(1, 3)).isfinite().all()
+
+
+def test_the_usual_top_logit_is_the_median_and_the_parts_are_balanced_by_their_spread():
+    logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 0.0], [0.0, 50.0]])
+    sines = torch.tensor([0.1, 0.3, 0.2, 0.6])
+    usual, balance = tensors(torch.eye(2), sines, logits)["logit"]
+    assert float(usual) == 2.0  # torch's median takes the lower one of two
+    assert float(balance) == pytest.approx(0.5 * float(sines.std() / torch.tensor([1.0, 2.0, 3.0, 50.0]).std()))

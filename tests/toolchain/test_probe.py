@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from imgcls.training.probe import _FOLDS, _logits, _Problem, fold_numbers, solve
+from imgcls.training.probe import _FOLDS, _cross_validated, _logits, _Problem, fold_numbers, solve
 
 CPU = torch.device("cpu")
 
@@ -81,3 +81,21 @@ def test_weights_of_classes_count(cloud):
     weighted = solve(features, labels, 3, 0, torch.tensor([10.0, 1.0, 1.0]))
     answers = [F.linear(features, p.weight, p.bias).argmax(1) for p in (weighted, solve(features, labels, 3, 0, None))]
     assert (answers[0] == 0).sum() > (answers[1] == 0).sum()
+
+
+def test_a_single_worse_strength_does_not_end_the_search_and_two_in_a_row_do():
+    """The losses on left-out pictures, by strength; the search is given solutions that have them."""
+    losses = {1.0: 0.9, 0.3: 0.8, 0.1: 0.85, 0.03: 0.5, 0.01: 0.6, 0.003: 0.7, 0.001: 0.1, 0.0003: 0.1}
+    tried = []
+
+    class Given(_Problem):
+        def solution(self, rows, strength, start):
+            tried.append(strength)
+            level = torch.tensor(losses[strength]).expm1().log()  # log(1 + e^level) is the loss of class 0
+            return torch.stack([torch.zeros(2), torch.stack([torch.tensor(0.0), level])])
+
+    problem = Given(torch.zeros(10, 1), torch.zeros(10, dtype=torch.int64), 2, None)
+    strength, logits = _cross_validated(problem, torch.arange(10) % 5)
+    assert strength == 0.03
+    assert float(F.cross_entropy(logits, problem.labels)) == pytest.approx(0.5)
+    assert list(dict.fromkeys(tried)) == [1.0, 0.3, 0.1, 0.03, 0.01, 0.003]

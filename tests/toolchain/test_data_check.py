@@ -17,6 +17,7 @@ from imgcls.check import check_folder
 from imgcls.check.body import installed_body
 from imgcls.check.labels import has_cleanlab, outliers, wrong_labels
 from imgcls.check.pairs import ACROSS, LEAK, NEAR, SAME_FILE, SAME_PIXELS, WITHIN
+from imgcls.check.search import candidates
 from imgcls.check.signatures import mirrored, signatures
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
@@ -139,6 +140,63 @@ def test_changed_copies_are_found_by_pixels_and_a_body(tmp_path):
     names = {found.pictures.paths[pair.second].stem for pair in found.pairs}
     assert names == {f"z-{name}" for name in CHANGES}
     assert len(found.pairs) == len(CHANGES)
+
+
+def low_frequencies(picture: Image.Image) -> np.ndarray:
+    """The definition, in float64: up to 8 half waves a side, by the root of their frequency, colour twice."""
+    levels = np.asarray(picture.convert("RGB"), float)
+    channels = levels @ np.array([[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]]).T
+    places, vector = (2 * np.arange(32) + 1) * np.pi / 64, []
+    for channel in range(3):
+        for down in range(8):
+            for across in range(8):
+                if 0 < down**2 + across**2 <= 64:
+                    waves = np.outer(np.cos(down * places), np.cos(across * places))
+                    unit = waves / np.linalg.norm(waves)
+                    weight = (2 if channel else 1) * (down**2 + across**2) ** 0.25
+                    vector.append(weight * (unit * channels[..., channel]).sum())
+    return np.array(vector) / np.linalg.norm(vector)
+
+
+def test_the_likeness_of_two_signatures_is_the_cosine_of_their_low_frequencies():
+    pictures = [scene(number, 32) for number in range(4)]
+    found = signatures(np.stack([np.asarray(picture) for picture in pictures]))
+    whole = torch.cat([found.even, found.odd], 1).double().numpy()
+    expected = np.stack([low_frequencies(picture) for picture in pictures])
+    np.testing.assert_allclose(whole @ whole.T, expected @ expected.T, atol=1e-5)
+    turned = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]
+    mirror = signatures(np.stack([np.asarray(picture) for picture in turned]))
+    np.testing.assert_allclose(mirror.odd, -found.odd, atol=1e-5)
+
+
+def test_only_the_same_picture_has_a_distance_of_0(scenes):
+    pixels = np.asarray(scene(2)).copy()
+    pixels[40, 40, 1] ^= 1
+    save(Image.fromarray(pixels), scenes / "ant" / "touched.png")
+    (pair,) = check_folder(scenes, body=False).pairs
+    assert (pair.kind, pair.distance) == (NEAR, 1e-4)
+
+
+def test_a_mirror_image_is_the_nearest_candidate_and_as_near_as_a_copy():
+    """A copy that is a little paler, and its mirror image: the same distance, and found with one candidate each."""
+    pale = ImageEnhance.Contrast(scene(3)).enhance(0.9)
+    turned = pale.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    rows = []
+    for copy in (pale, turned):
+        small = np.stack([np.asarray(picture) for picture in [scene(number) for number in range(8)] + [copy]])
+        found = candidates(signatures(small), 1, 0.08)
+        assert (found.first.tolist(), found.second.tolist()) == ([3], [8])
+        rows.append((float(found.distance[0]), bool(found.mirrored[0])))
+    assert [mirror for _, mirror in rows] == [False, True]
+    assert rows[1][0] == pytest.approx(rows[0][0], abs=2e-3)
+    assert rows[0][0] < 0.01
+
+
+def test_each_pair_of_a_group_of_candidates_is_there_once():
+    alike = [ImageEnhance.Contrast(scene(3)).enhance(factor) for factor in (1.0, 0.9, 0.8)]
+    small = np.stack([np.asarray(picture) for picture in [*alike, scene(1), scene(2)]])
+    found = candidates(signatures(small), 3, 0.08)
+    assert list(zip(found.first.tolist(), found.second.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2)]
 
 
 def test_the_edges_of_a_mirror_image_are_those_of_the_mirrored_picture():

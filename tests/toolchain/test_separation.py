@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgcls.errors import DataError
-from imgcls.evaluation.separation import roc, separation
+from imgcls.evaluation.separation import accepted_count, roc, separation
 
 INFINITY = float("inf")
 
@@ -31,6 +31,11 @@ def test_the_threshold_is_the_lowest_that_accepts_95_percent_of_the_known(known,
     assert found.recall == sum(own <= found.threshold for own in known) / len(known) >= 0.95
     assert found.fpr95 == sum(other <= found.threshold for other in unknown) / len(unknown)
     assert (found.known, found.unknown) == (len(known), len(unknown))
+
+
+@pytest.mark.parametrize(("count", "share", "accepted"), [(100, 0.07, 7), (20, 0.95, 19), (21, 0.95, 20), (3, 0.0, 1)])
+def test_a_share_that_rounds_up_in_binary_accepts_no_picture_more(count, share, accepted):
+    assert accepted_count(count, share) == accepted
 
 
 @given(scores, scores)

@@ -89,6 +89,13 @@ def test_a_folder_of_a_known_class_is_no_unknown_one(tmp_path):
         unknown_folder(tmp_path / "nowhere", ("bee",))
 
 
+@pytest.mark.parametrize(("named", "classed"), [("BEE", "bee"), ("bee", "BEE"), ("stra\u00dfe", "STRASSE")])
+def test_a_known_class_is_known_however_its_letters_are_written(tmp_path, named, classed):
+    make_pictures(tmp_path / "others", {named: 1})
+    with pytest.raises(DataError, match=f"{classed} is one of the classes"):
+        unknown_folder(tmp_path / "others", (classed,))
+
+
 def test_a_known_picture_is_no_unknown_one_whatever_its_name():
     same = predictions([[0.0, 1.0]], first=1)
     with pytest.raises(DataError, match=r"unknown.0\.png: is the same picture as known.1\.png"):

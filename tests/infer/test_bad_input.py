@@ -119,6 +119,28 @@ def test_a_png_whose_compressed_lines_end_early_is_refused_and_not_filled_with_b
         assert "its compressed data end before the last row" in refusal(png_with_lines(height, fewer, mode, interlaced))
 
 
+def white_png(width: int, height: int, depth: int, data: bytes, interlaced: bool = False) -> bytes:
+    """A grey PNG whose rows, each behind its filter's number, are `data`."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, interlaced))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("depth", "width", "bytes_a_row"), [(1, 6, 1), (1, 9, 2), (2, 5, 2), (4, 3, 2)])
+def test_a_png_of_pixels_smaller_than_a_byte_that_lacks_its_last_row_is_refused(depth, width, bytes_a_row):
+    rows = 8 * (b"\0" + b"\xff" * bytes_a_row)
+    assert (decode_rgb(white_png(width, 8, depth, rows), "whole") == 255).all()
+    assert "its compressed data end before the last row" in refusal(
+        white_png(width, 8, depth, rows[: -1 - bytes_a_row])
+    )
+
+
+def test_an_interlaced_png_of_one_column_has_no_rows_of_the_passes_that_it_lacks():
+    """Of the seven passes only the first, the third and the fifth have a column: 1, 1 and 2 rows of 8."""
+    rows = 8 * b"\0\xff"
+    assert decode_rgb(white_png(1, 8, 8, rows, interlaced=True), "whole").shape == (8, 1, 3)
+    assert (decode_rgb(white_png(1, 8, 8, rows, interlaced=True), "whole") == 255).all()
+
+
 def test_a_png_that_ends_in_black_is_whole():
     black = np.zeros((9, 8, 3), np.uint8)
     for mode in ("1", "L", "P", "RGB", "RGBA", "I;16"):

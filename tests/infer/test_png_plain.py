@@ -13,7 +13,7 @@ from imgcls_infer.png_plain import LARGEST_BYTES, LARGEST_PIXELS, decode_plain
 from imgcls_infer.preprocess import preprocess
 from PIL import Image
 
-from .pictures import chunk, encode, noise
+from .pictures import chunk, encode, exif, noise, png
 
 POLICY = shorthand(8)
 
@@ -103,12 +103,21 @@ def test_other_files_are_left_to_pillows_reader(name):
 
 
 def test_an_exif_orientation_is_never_passed_over():
-    exif = Image.Exif()
-    exif[0x0112] = 3
+    turned = Image.Exif()
+    turned[0x0112] = 3
     pixels = noise(8, 8) | 1
-    data = encode(pixels, "PNG", exif=exif)
+    data = encode(pixels, "PNG", exif=turned)
     assert decode_plain(data) is None
     assert np.array_equal(preprocess(data, POLICY), pixels[::-1, ::-1])
+
+
+def test_a_chunk_between_the_pixels_and_the_end_is_never_passed_over():
+    """PNG allows EXIF there too, though Pillow writes it before the pixels."""
+    pixels = noise(8, 8) | 1
+    turned = png(pixels, 2, after=[chunk(b"eXIf", exif(orientation=3)[6:])])
+    assert decode_plain(png(pixels, 2)) is not None
+    assert decode_plain(turned) is None
+    assert np.array_equal(preprocess(turned, POLICY), pixels[::-1, ::-1])
 
 
 def test_large_files_and_pictures_are_left_to_pillows_reader():

@@ -203,6 +203,8 @@ def test_scaled_decoding_is_written_as_schema_2_and_read_back():
         (Crop((8, 9)),),
         (Crop((8, 8)), Pad((8, 9))),
         (Resize("long", (9, 9)), Pad((8, 8))),
+        (Resize("exact", (9, 9)), Pad((8, 8))),  # a larger side stays as it is
+        (Resize("exact", (7, 9)), Pad((8, 8))),
     ],
 )
 def test_steps_that_do_not_end_in_the_inputs_size_are_refused(steps):

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from imgcls_infer import ImageError, ModelError
 from imgcls_infer.preprocess import preprocess
-from imgcls_infer.resample import run_steps
+from imgcls_infer.resample import _box_inside, run_steps
 from imgcls_infer.steps import (
     ALPHAS,
     EDGES,
@@ -140,6 +140,23 @@ def test_the_rounding_ratio_divides_twice_and_differs_from_half_even_in_halves(s
     assert found[side] in (nearest[side], max(1, round(length / (factor.denominator / factor.numerator))))
     if found != nearest:
         assert (factor * length).denominator == 2
+
+
+@pytest.mark.parametrize(
+    ("length", "other", "size", "ratio", "half_even"),
+    [(585, 576, 224, 227, 228), (621, 576, 224, 241, 242), (1139, 1088, 224, 235, 234)],
+)
+def test_halves_that_two_divisions_miss(length, other, size, ratio, half_even):
+    """By numbers: timm's size of the longer side, and the one that one division gives."""
+    for rounding, expected in (("ratio", ratio), ("half_even", half_even)):
+        assert Resize("short", (size, size), "bilinear", rounding).target(length, other) == (expected, size)
+
+
+def test_a_crop_that_is_a_pixel_larger_than_the_picture_reaches_over_one_edge():
+    steps = (Crop((5, 5), "floor"),)
+    assert steps[0].box(4, 4) == (-1, -1, 4, 4)
+    assert _box_inside(steps, 4, 4) is None
+    assert _box_inside(steps, 5, 5) == (0, 0, 5, 5)
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.sampled_from(OFFSETS))

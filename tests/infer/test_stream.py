@@ -121,7 +121,10 @@ def test_an_accelerator_gets_batches_of_one_size_from_one_thread_at_a_time(tiny_
 
 def test_an_accelerator_gets_a_fixed_batch_as_it_is(write):
     path = write("model.onnx", good_onnx(image_shape=(3, SIDE, SIDE, 3)))
-    recorder, answers = recorded(Predictor(path, "cpu", 1), CUDA)
+    predictor = Predictor(path, "cpu", 1)
+    assert predictor._at_once(64) == 63  # full batches
+    assert predictor._at_once(2) == 3
+    recorder, answers = recorded(predictor, CUDA)
     assert len(answers) == 90
     assert set(recorder.sizes) == {3}
     assert len(recorder.sizes) < 90

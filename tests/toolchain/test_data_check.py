@@ -21,7 +21,7 @@ from imgcls.check.search import candidates
 from imgcls.check.signatures import mirrored, signatures
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
-from imgcls.data.exclude import read_list
+from imgcls.data.exclude import list_lines, read_list
 from imgcls.data.folder import Folder
 from imgcls.errors import DataError
 
@@ -167,6 +167,15 @@ def test_the_likeness_of_two_signatures_is_the_cosine_of_their_low_frequencies()
     turned = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]
     mirror = signatures(np.stack([np.asarray(picture) for picture in turned]))
     np.testing.assert_allclose(mirror.odd, -found.odd, atol=1e-5)
+
+
+def test_an_edge_counts_by_the_root_of_its_step():
+    """Two upright edges, the right one four times as high."""
+    grey = np.full((1, 32, 32, 3), 100, np.uint8)
+    grey[:, :, 8:] = 110
+    grey[:, :, 24:] = 150
+    rightward = signatures(grey).edges.view(8, 8, 8)[0].float()  # directions, then cells down and across
+    assert float(rightward[4, 6] / rightward[4, 2]) == pytest.approx(2, rel=0.01)
 
 
 def test_only_the_same_picture_has_a_distance_of_0(scenes):
@@ -405,3 +414,15 @@ def test_a_picture_far_from_its_class_is_an_outlier():
     features, labels = clusters()
     features[7] = -4 * features[:40].mean(0)
     assert next(iter(outliers(features, labels, 2))).row == 7
+
+
+def test_every_name_comes_back_from_a_list(tmp_path):
+    files = [tmp_path / name for name in ("#1.png", "ant/#2.png", " 3.png", "4 .png")]
+    (tmp_path / "ant").mkdir()
+    outside = tmp_path.parent / f"{tmp_path.name}-5.png"
+    for file in (*files, outside):
+        file.touch()
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(list_lines([*files, outside], listed)))
+    assert {name for _, name in read_list(listed)} == {"#1.png", "#2.png", " 3.png", "4 .png", outside.name}
+    assert "ant/#2.png" in listed.read_text().splitlines()

@@ -131,6 +131,16 @@ def test_classes_called_train_and_test_are_classes(tmp_path):
     assert find_sets(tmp_path / "root", 0.0) == (tmp_path / "root", None, 0.2)
 
 
+def test_hidden_entries_say_nothing_and_suffixes_may_be_in_capitals(tmp_path):
+    make_pictures(tmp_path / "root/train", {"ant": 2}, size=8)
+    (tmp_path / "root/train/.cover.png").write_bytes(b"a file manager's")
+    (tmp_path / "root/test/.cache").mkdir(parents=True)  # no class in it
+    assert find_sets(tmp_path / "root", 0.0) == (tmp_path / "root/train", None, 0.2)
+    picture = next((tmp_path / "root/train/ant").iterdir())
+    picture.rename(tmp_path / "root/train/LOUD.PNG")  # a class called train, with a folder in it
+    assert find_sets(tmp_path / "root", 0.0) == (tmp_path / "root", None, 0.2)
+
+
 @pytest.mark.parametrize(
     ("folders", "split", "message"),
     [

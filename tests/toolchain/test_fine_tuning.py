@@ -18,7 +18,7 @@ from imgcls.training import loop, outcome, train, train_config
 from imgcls.training.configure import with_enough_steps
 from imgcls.training.epochs import Progress
 from imgcls.training.held_out import held_out_answers, training_features
-from imgcls.training.learner import Learner, rate_groups
+from imgcls.training.learner import Learner, _scheduler, rate_groups
 from imgcls.training.run_folder import load_config
 
 HALF = (0.5, 0.5, 0.5)
@@ -257,10 +257,24 @@ def test_a_run_has_enough_steps(make, pictures, batch, epochs, patience):
     assert with_enough_steps(given, pictures) is given
 
 
+def test_each_group_of_layers_has_its_share_of_the_peak():
+    groups = rate_groups(nn.Sequential(*(nn.Linear(2, 2) for _ in range(8))), 0.1)
+    optimizer = torch.optim.SGD([{**group, "lr": 1.0} for group in groups], lr=1.0)
+    scheduler = _scheduler(optimizer, replace(find("cnn").recipe("default"), learning_rate=0.4), 20)
+    rates = []
+    for _ in range(20):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    peaks = [max(column) for column in zip(*rates, strict=True)]
+    assert peaks == pytest.approx([0.4 * group["share"] for group in groups])
+
+
 def test_layers_learn_at_rates_that_rise_with_their_depth():
     network = nn.Sequential(*(nn.Linear(2, 2) for _ in range(16)))
     groups = rate_groups(network, 0.1)
     assert [group["share"] for group in groups] == pytest.approx([0.1 ** (1 - number / 7) for number in range(8)])
+    assert [len(group["params"]) for group in groups] == [4] * 8  # two layers each
     ordered = [own for group in groups for own in group["params"]]
     assert [id(own) for own in ordered] == [id(own) for own in network.parameters()]
     assert len(rate_groups(network, 1.0)) == 32  # of one rate: no groups

@@ -43,6 +43,8 @@ def test_the_training_pictures_features_are_those_of_the_kept_weights(run):
     features, labels = training_features(found)
     assert features.shape == (12, 500)
     assert torch.equal(labels, found.data.train.labels[found.data.train_rows])
+    spaced, _ = training_features(found, 5)  # no more than 5, from all classes
+    torch.testing.assert_close(spaced, features[::3])
 
 
 def test_nothing_is_said_where_nothing_is_held_out(run):

@@ -12,24 +12,20 @@ from torch import Tensor, nn
 _WORDS = 1 << 16
 
 
-class Dropout(nn.Module):
+class Dropout(nn.Dropout):
     """In training mode, values are set to zero with probability p, to the nearest 1/65,536, and all others divided by
     the share that stays, so that the mean stays as it is. In eval mode the identity. 0 < p < 1.
 
     Draws from torch's default generator on the CPU: four values a 64-bit number.
     """
 
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self._dropped = min(max(round(p * _WORDS), 1), _WORDS - 1)
-
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        count = x.numel()
+        dropped, count = min(max(round(self.p * _WORDS), 1), _WORDS - 1), x.numel()
         drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)  # all 64 bits
-        kept = drawn.view(torch.int16)[:count].view(x.shape) >= self._dropped - _WORDS // 2
-        return x * kept.to(x.dtype).mul_(_WORDS / (_WORDS - self._dropped))
+        kept = drawn.view(torch.int16)[:count].view(x.shape) >= dropped - _WORDS // 2
+        return x * kept.to(x.dtype).mul_(_WORDS / (_WORDS - dropped))
 
 
 def with_cheap_masks(network: nn.Module) -> None:

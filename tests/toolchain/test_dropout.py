@@ -76,6 +76,7 @@ def test_torchs_own_dropout_alone_is_replaced_wherever_it_stands():
     kinds = [type(network[0]), type(network[1][0]), type(network[2]), type(network[3]), type(network[4])]
     assert kinds == [Dropout, Dropout, Own, nn.Dropout, nn.Dropout]
     assert not network[1][0].training
+    assert network[1][0].p == 0.2  # networks ask their layers for it
 
 
 def test_a_run_on_the_cpu_draws_them(tmp_path, monkeypatch):

@@ -246,6 +246,43 @@ def test_the_figures_are_those_of_their_definitions():
     assert found.top5_agreement == 1.0  # of three classes
 
 
+def test_tiny_probabilities_have_no_part_in_the_relative_difference():
+    rows = [np.array([[1 - 1e-4 - low, 1e-4, low]], np.float32) for low in (1e-6, 5e-5)]
+    found = measure(*(Outputs(np.log(row), row) for row in rows))
+    assert found.max_relative == pytest.approx(4.9e-5, rel=1e-2)  # of the first column, not 49 of the last
+
+
+def test_classes_in_another_order_are_compared_by_name():
+    """Three in a circle, whose order backwards is another one."""
+    expected, order = answers(4), [2, 0, 1]
+    turned = replace(MANIFEST, classes=tuple(MANIFEST.classes[index] for index in order))
+    actual = Outputs(expected.logits[:, order], expected.probabilities[:, order])
+    report = compared(expected, actual, 1e-3, turned)
+    assert (report.differences.max_abs, report.differences.max_logit) == (0, 0)
+    assert np.array_equal(report.outputs.logits, expected.logits)
+    assert [str(problem) for problem in report.problems] == [
+        f"{PIXELS_TO_PROBABILITIES}: the manifest's classes is not the checkpoint's"
+    ]
+
+
+def test_the_first_class_is_a_true_one_too_and_an_unknown_one_counts_for_nothing():
+    expected, actual = answers(5), answers(6)
+    labels = np.array([0, -1] * 10)
+    report = compare(
+        expected, actual, MANIFEST, MANIFEST, labels, ["p"] * 20, name="n", path="p", tolerance=Tolerances(1.0)
+    )
+    assert report.labelled == 10
+    assert report.accuracy == (actual.probabilities[::2].argmax(1) == 0).mean()
+    assert report.reference_accuracy == (expected.probabilities[::2].argmax(1) == 0).mean()
+    assert {answer.true for answer in report.changed} == {"a", None}
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad"])
+def test_other_answers_are_put_down_to_the_preprocessing_where_that_is_another(resize):
+    report = compared(answers(5), answers(6), 1e-3, replace(MANIFEST, preprocessing=shorthand(8, resize)))
+    assert report.broken() == ((PIXELS_TO_PROBABILITIES if resize == "crop" else FILE_TO_PIXELS),)
+
+
 def test_top_5_counts_the_set_and_not_its_order():
     logits = np.array([[9, 8, 7, 6, 5, 1, 0], [9, 8, 7, 6, 5, 4, 0]], np.float32)
     moved = np.array([[8, 9, 7, 6, 5, 1, 0], [9, 8, 7, 6, 4, 5, 0]], np.float32)

@@ -110,8 +110,8 @@ def _recipe_option(*names: str, text: str, **attributes: Any) -> Callable[[Comma
     type=click.Choice(RECIPES),
     default="default",
     show_default=True,
-    help="Sets the defaults of the options below. best: of the CNN, for more accuracy in five times as long. article: "
-    "the training of the article.",
+    help="Sets the defaults of the options below. best: more epochs for more accuracy, "
+    "cnn only. article: the training of the article.",
 )
 @click.option(
     "--image-size", "--imgsz", type=Whole(8, 4096), help="Pixels a side. Default: the network's own; cnn, vgg16: 32."

@@ -142,19 +142,6 @@ _ARTICLE = Recipe(
     std=HALF,
 )
 
-_CNN = Recipe(
-    name="default",
-    epochs=20,
-    batch_size=128,
-    optimizer="adamw",
-    learning_rate=0.004,
-    weight_decay=0.05,
-    label_smoothing=0.05,
-    shift=0.0625,
-    flip=True,
-    dropout=0.1,
-)
-
 OTHERS: Mapping[str, Recipe] = {
     "default": Recipe(
         name="default",
@@ -171,6 +158,10 @@ OTHERS: Mapping[str, Recipe] = {
     )
 }
 """The recipes of networks that have none of their own."""
+
+_CNN = replace(
+    OTHERS["default"], batch_size=128, learning_rate=0.004, shift=0.0625, dropout=0.1, clip_norm=0.0, resize="crop"
+)
 
 TUNED: Mapping[str, Any] = {
     "epochs": 12,

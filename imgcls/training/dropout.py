@@ -1,7 +1,7 @@
 """Dropout whose masks cost less to draw than torch's on the CPU.
 
-torch draws one random number of 64 bits for each value there, on one thread, whatever the number of threads: 8 % of a
-step of the article's CNN on two cores (docs/training.md, "Dropout on the CPU"). Sixteen bits decide as well.
+torch draws a random number of 64 bits for each value there, on one thread, however many the step has. Sixteen bits
+decide as well; docs/training.md, "Dropout on the CPU", has what that gains.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Dropout(nn.Dropout):
 
 
 def with_cheap_masks(network: nn.Module) -> None:
-    """Put this module's Dropout in the place of torch's. Subclasses of torch's, and those with hooks, stay."""
+    """Put this module's Dropout in the place of torch's. Subclasses of torch's, and those with forward hooks, stay."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout and 0 < child.p < 1 and not child._forward_hooks:

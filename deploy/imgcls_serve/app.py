@@ -7,11 +7,10 @@ import base64
 import io
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import anyio
 import numpy as np
 from imgcls_infer import __version__
 from imgcls_infer.errors import ImageError, ModelError, printable
@@ -28,13 +27,15 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from imgcls_serve import open_inference
-from imgcls_serve.batching import Batcher, Batching, Outputs
+from imgcls_serve.batching import Answer, Batcher, Batching
 from imgcls_serve.hosts import KnownHosts
-from imgcls_serve.limits import Gate, Limits, before, read_body, unless_gone, whole_number
+from imgcls_serve.limits import Gate, Limits, read_body, unless_gone, whole_number
 from imgcls_serve.metrics import Measured, Metrics
 from imgcls_serve.notify import notify_ready
 from imgcls_serve.open_inference import ProtocolError
 from imgcls_serve.strict_json import StrictJSONResponse
+
+Found = TypeVar("Found")
 
 _LOG = logging.getLogger(__name__)
 _TOP_K = 5
@@ -113,7 +114,7 @@ class _Service:
 
     async def predict(self, request: Request) -> Response:
         """A picture (the body), or several (a form's files). A form's picture that fails is a row among the others."""
-        async with self._admitted() as deadline:
+        async with self._gate.place() as deadline:
             top_k, with_pixels = _top_k(request), _flag(request, "pixels")
             kind = _content_type(request)
             body = await read_body(request, self._limits, deadline)
@@ -134,18 +135,17 @@ class _Service:
     ) -> list[dict[str, Any]]:
         """A row for each picture: its answer, or its error. with_pixels: and what the network has seen of it."""
         seen: dict[int, np.ndarray] | None = {} if with_pixels else None
-        with self._answer_before(deadline):
-            found = await unless_gone(request, self._batcher.classify(pictures, seen))
+        found = await self._answered(request, self._batcher.classify(pictures, seen), deadline)
         rows = [self._row(outputs, top_k) for outputs in found]
         for position, pixels in (seen or {}).items():
             rows[position]["pixels"] = await asyncio.to_thread(_png, pixels)
         return rows
 
-    def _row(self, outputs: Outputs | BaseException, top_k: int) -> dict[str, Any]:
+    def _row(self, outputs: Answer, top_k: int) -> dict[str, Any]:
         if isinstance(outputs, ImageError):
             self._metrics.picture_errors.inc()
             return {"error": str(outputs)}
-        if isinstance(outputs, BaseException):
+        if isinstance(outputs, Exception):
             raise outputs
         prediction = self._predictor.prediction(*outputs[1:])
         self._metrics.unknown_answers.inc(not prediction.known)
@@ -154,15 +154,10 @@ class _Service:
 
     # --- limits ---
 
-    @asynccontextmanager
-    async def _admitted(self) -> AsyncIterator[float]:
-        """Hold a place for the request. Gives the event loop's time by which it must be answered."""
-        deadline = anyio.current_time() + self._limits.timeout
-        async with self._gate.place():
-            yield deadline
-
-    def _answer_before(self, deadline: float) -> AbstractContextManager[None]:
-        return before(deadline, 504, f"no answer within {self._limits.timeout:g} s; the server is overloaded")
+    async def _answered(self, request: Request, answer: asyncio.Future[Found], deadline: float) -> Found:
+        """The answer, if it is there in time and the client still waits for it."""
+        late = f"no answer within {self._limits.timeout:g} s; the server is overloaded"
+        return await unless_gone(request, answer, deadline, late)
 
     # --- about the service ---
 
@@ -214,11 +209,13 @@ class _Service:
     async def v2_infer(self, request: Request) -> Response:
         """Inference: pixels after stage 1 in, the model's outputs out."""
         self._require_model(request)
-        async with self._admitted() as deadline:
+        async with self._gate.place() as deadline:
             body = await read_body(request, self._limits, deadline)
-            with self._answer_before(deadline):
-                inference = await self._parsed(request, body)
-                found = await unless_gone(request, asyncio.gather(*map(self._batcher.submit, inference.pixels)))
+            inference = await self._answered(request, asyncio.ensure_future(self._parsed(request, body)), deadline)
+            found = await self._answered(request, self._batcher.submit(list(inference.pixels)), deadline)
+            for answer in found:
+                if isinstance(answer, Exception):
+                    raise answer
             arrays = map(np.stack, zip(*found, strict=True))
             outputs = dict(zip(self._predictor.outputs, arrays, strict=True))
             content, headers = open_inference.render_inference(self._name, inference, outputs)

@@ -15,9 +15,8 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Optional, Union
 
 import numpy as np
@@ -31,9 +30,9 @@ from imgcls_serve.metrics import Metrics
 
 Outputs = tuple[np.ndarray, ...]
 """A picture's row of each of the model's outputs (Predictor.run)."""
-Keep = Callable[[np.ndarray], None]
-Encoded = tuple[bytes, "asyncio.Future[Outputs]", Keep]
-"""A picture file, the answer to come, and what takes its pixels after stage 1."""
+
+Answer = Union[Outputs, Exception]
+"""What came of a picture: the outputs for it, or why there are none."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,46 @@ class Batching:
     decode_threads: int = 1
 
 
+class _Request:
+    """The answers to a request's pictures, and a future of all of them, which may be cancelled.
+
+    seen: takes the pixels after stage 1 of each picture that can be read, uint8 [H, W, 3], by its position.
+    """
+
+    def __init__(self, pictures: int, seen: Optional[dict[int, np.ndarray]] = None) -> None:
+        self.answers: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+        self.seen = seen
+        self._found: dict[int, Answer] = {}
+        self._pictures = pictures
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for the answers any more."""
+        return self.answers.done()
+
+    def set(self, position: int, answer: Answer) -> None:
+        """A picture's answer. Only the event loop's thread may call this."""
+        self._found[position] = answer
+        if len(self._found) == self._pictures and not self.over:
+            self.answers.set_result([self._found[position] for position in range(self._pictures)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """A picture file of a request."""
+
+    request: _Request
+    position: int
+    data: bytes
+
+
 @dataclass(frozen=True, eq=False)
 class _Waiting:
+    """A picture's pixels after stage 1, which wait to be run."""
+
+    request: _Request
+    position: int
     pixels: np.ndarray
-    answer: asyncio.Future[Outputs]
     since: float = field(default_factory=time.monotonic)
 
 
@@ -63,8 +98,8 @@ class Batcher:
         self._predictor = predictor
         self._batching = batching
         self._metrics = metrics
-        self._decoders: Decoders[Encoded] = Decoders(
-            self._decode, batching.decode_threads, lambda encoded: decoding_seconds(encoded[0])
+        self._decoders: Decoders[_Encoded] = Decoders(
+            self._decode, batching.decode_threads, lambda encoded: decoding_seconds(encoded.data)
         )
         self._runner = threading.Thread(target=self._work, name="session", daemon=True)
         self._changed = threading.Condition()  # guards what follows
@@ -92,28 +127,26 @@ class Batcher:
 
     def classify(
         self, pictures: Sequence[bytes], seen: Optional[dict[int, np.ndarray]] = None
-    ) -> asyncio.Future[list[Union[Outputs, BaseException]]]:
-        """A future of the answers to a request's picture files, errors among them. It may be cancelled.
+    ) -> asyncio.Future[list[Answer]]:
+        """A future of the answers to a request's picture files, at least one. It may be cancelled.
 
         seen: takes the pixels after stage 1 of each picture that can be read, uint8 [H, W, 3], by its position.
         """
-        keep = _forgotten if seen is None else seen.__setitem__
-        keepers = [partial(keep, position) for position in range(len(pictures))]
-        answers: list[asyncio.Future[Outputs]] = [asyncio.get_running_loop().create_future() for _ in pictures]
+        request = _Request(len(pictures), seen)
         with self._changed:
             self._decoding += len(pictures)
-        request = self._decoders.add(zip(pictures, answers, keepers, strict=True))
-        together = asyncio.gather(*answers, return_exceptions=True)
-        together.add_done_callback(lambda _: self._forget(len(self._decoders.drop(request))))
-        return together
+        share = self._decoders.add(_Encoded(request, *picture) for picture in enumerate(pictures))
+        request.answers.add_done_callback(lambda _: self._forget(len(self._decoders.drop(share))))
+        return request.answers
 
-    def submit(self, pixels: np.ndarray) -> asyncio.Future[Outputs]:
-        """A future of the answer to pixels after stage 1, uint8 [height, width, 3]. It may be cancelled."""
-        answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+    def submit(self, pixels: Sequence[np.ndarray]) -> asyncio.Future[list[Answer]]:
+        """A future of the answers to a request's pixels after stage 1, at least one uint8 [height, width, 3]. It may be
+        cancelled."""
+        request = _Request(len(pixels))
         with self._changed:
-            self._waiting.append(_Waiting(pixels, answer))
+            self._waiting += [_Waiting(request, *picture) for picture in enumerate(pixels)]
             self._changed.notify()
-        return answer
+        return request.answers
 
     def _forget(self, pictures: int) -> None:
         """Stop waiting for so many pictures that will not be decoded."""
@@ -122,18 +155,19 @@ class Batcher:
                 self._decoding -= pictures
                 self._changed.notify()
 
-    def _decode(self, encoded: Encoded) -> None:
-        picture, answer, keep = encoded
+    def _decode(self, encoded: _Encoded) -> None:
+        request, position = encoded.request, encoded.position
         waiting = []
         try:
-            found = preprocess_or_error(picture, self._predictor.manifest.preprocessing)
+            found = preprocess_or_error(encoded.data, self._predictor.manifest.preprocessing)
             if isinstance(found, ImageError):
-                _deliver([answer], [found])
+                _deliver([encoded], [found])
             else:
-                keep(found)
-                waiting = [_Waiting(found, answer)]
+                if request.seen is not None:
+                    request.seen[position] = found
+                waiting = [_Waiting(request, position, found)]
         except Exception as error:
-            _deliver([answer], [error])
+            _deliver([encoded], [error])
         finally:
             with self._changed:
                 self._decoding -= 1
@@ -143,25 +177,25 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._gather():
             try:
-                results: list[Union[Outputs, Exception]] = list(zip(*self._run(batch), strict=True))
+                answers: list[Answer] = list(zip(*self._run(batch), strict=True))
             except Exception as error:  # each request that waits for this batch reports it
-                results = [error] * len(batch)
-            _deliver([entry.answer for entry in batch], results)
+                answers = [error] * len(batch)
+            _deliver(batch, answers)
 
     def _gather(self) -> list[_Waiting]:
-        """The next batch: the waiting pictures, max_batch at most, without those whose answers were cancelled.
+        """The next batch: the waiting pictures, max_batch at most, without those of requests that are over.
 
-        Empty only when the batcher stops. An answer may be cancelled at any moment, also between two looks at it.
+        Empty only when the batcher stops. A request may be cancelled at any moment, also between two looks at it.
         """
         with self._changed:
             while not self._stopping:
-                while self._waiting and self._waiting[0].answer.done():
+                while self._waiting and self._waiting[0].request.over:
                     self._waiting.popleft()
                 count = min(len(self._waiting), self._batching.max_batch)
                 left = self._waiting[0].since + self._batching.max_delay - time.monotonic() if count else None
                 if left is not None and (count == self._batching.max_batch or self._decoding == 0 or left <= 0):
                     taken = [self._waiting.popleft() for _ in range(count)]
-                    if batch := [entry for entry in taken if not entry.answer.done()]:
+                    if batch := [entry for entry in taken if not entry.request.over]:
                         return batch
                 else:
                     self._changed.wait(left)
@@ -176,21 +210,12 @@ class Batcher:
         return outputs
 
 
-def _forgotten(position: int, pixels: np.ndarray) -> None:
-    """Keep nothing of a picture."""
-
-
-def _deliver(answers: list[asyncio.Future[Outputs]], results: Sequence[Union[Outputs, Exception]]) -> None:
-    """Hand results to the event loop that waits for them, in one call."""
+def _deliver(pictures: Sequence[Union[_Encoded, _Waiting]], answers: Sequence[Answer]) -> None:
+    """Hand answers to the event loop that waits for them, in one call."""
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        answers[0].get_loop().call_soon_threadsafe(_set_results, answers, results)
+        pictures[0].request.answers.get_loop().call_soon_threadsafe(_set, pictures, answers)
 
 
-def _set_results(answers: list[asyncio.Future[Outputs]], results: Sequence[Union[Outputs, Exception]]) -> None:
-    for answer, result in zip(answers, results, strict=True):
-        if answer.done():
-            continue
-        if isinstance(result, Exception):
-            answer.set_exception(result)
-        else:
-            answer.set_result(result)
+def _set(pictures: Sequence[Union[_Encoded, _Waiting]], answers: Sequence[Answer]) -> None:
+    for picture, answer in zip(pictures, answers, strict=True):
+        picture.request.set(picture.position, answer)

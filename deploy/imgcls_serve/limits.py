@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -57,43 +57,46 @@ class Gate:
         return self._places.value == 0
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Hold a place for a request. Raises HTTPException 503 if none becomes free in time."""
+    async def place(self) -> AsyncIterator[float]:
+        """Hold a place for a request. Gives the event loop's time by which it must be answered.
+
+        Raises HTTPException 503 if no place becomes free in time.
+        """
+        deadline = asyncio.get_running_loop().time() + self._limits.timeout
+        try:
+            self._places.acquire_nowait()
+        except anyio.WouldBlock:
+            await self._wait()
+        try:
+            yield deadline
+        finally:
+            self._places.release()
+
+    async def _wait(self) -> None:
         with anyio.move_on_after(self._limits.patience) as moment:
             await self._places.acquire()
         if moment.cancelled_caught:
             raise HTTPException(503, "too many requests at once; try again", {"Retry-After": "1"})
-        try:
-            yield
-        finally:
-            self._places.release()
 
 
-@contextmanager
-def before(deadline: float, status: int, detail: str) -> Iterator[None]:
-    """The body ends by `deadline` (event loop's time), or it is cancelled and HTTPException `status` raised."""
-    with anyio.CancelScope(deadline=deadline) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise HTTPException(status, detail, {"Connection": "close"})
+async def unless_gone(request: Request, answer: asyncio.Future[Answer], deadline: float, late: str) -> Answer:
+    """The answer, once it is there. Otherwise it is cancelled.
 
-
-async def unless_gone(request: Request, answer: asyncio.Future[Answer]) -> Answer:
-    """The answer, once it is there. If the client leaves before, the answer is cancelled and ClientDisconnect raised.
-
-    The request's body must have been read.
+    The request's body must have been read. Raises ClientDisconnect if the client leaves before, and HTTPException 504
+    that says `late` at `deadline` (event loop's time).
     """
+    left = deadline - asyncio.get_running_loop().time()
     try:
-        done, _ = await asyncio.wait([answer], timeout=UNWATCHED)
+        done, _ = await asyncio.wait([answer], timeout=min(UNWATCHED, left))
         if not done:
             gone = asyncio.ensure_future(_left(request))
             first: list[asyncio.Future[Any]] = [answer, gone]
             try:
-                await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(first, timeout=max(0.0, left - UNWATCHED), return_when=asyncio.FIRST_COMPLETED)
             finally:
                 gone.cancel()
             if not answer.done():
-                raise ClientDisconnect
+                raise ClientDisconnect if gone.done() else HTTPException(504, late, {"Connection": "close"})
         return answer.result()
     finally:
         answer.cancel()
@@ -113,11 +116,14 @@ async def read_body(request: Request, limits: Limits, deadline: float) -> bytes:
     if length is None or length > limits.max_bytes:
         raise too_large
     body = bytearray()
-    with before(deadline, 408, f"the request did not arrive within {limits.timeout:g} s"):
+    with anyio.CancelScope(deadline=deadline) as scope:
         async for chunk in request.stream():
             if len(body) + len(chunk) > limits.max_bytes:
                 raise too_large
             body += chunk
+    if scope.cancelled_caught:
+        detail = f"the request did not arrive within {limits.timeout:g} s"
+        raise HTTPException(408, detail, {"Connection": "close"})
     return bytes(body)
 
 

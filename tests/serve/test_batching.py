@@ -113,11 +113,11 @@ def test_batches_go_on_after_one_whose_only_picture_was_cancelled_while_it_was_t
         batcher = Batcher(tiny, Batching(), Metrics())
         with batcher.started(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "create_future", lambda: Leaving(loop=loop))
-            leaving = batcher.submit(pixels)
+            leaving = batcher.submit([pixels])
             patch.undo()
             while not leaving.found:
                 await asyncio.sleep(0.001)
-            assert len(await asyncio.wait_for(batcher.submit(pixels), PATIENCE)) == 2
+            assert [len(answer) for answer in await asyncio.wait_for(batcher.submit([pixels]), PATIENCE)] == [2]
             assert batcher.running
 
     asyncio.run(scenario())
@@ -130,10 +130,10 @@ def test_pictures_cancelled_in_the_middle_of_the_queue_are_not_run(held):
     async def scenario() -> None:
         batcher = Batcher(held, Batching(), Metrics())
         with batcher.started():
-            first = batcher.submit(pixels())
+            first = batcher.submit([pixels()])
             while not held.sizes:
                 await asyncio.sleep(0.001)
-            waiting = [batcher.submit(pixels()) for _ in range(5)]
+            waiting = [batcher.submit([pixels()]) for _ in range(5)]
             waiting[1].cancel()
             waiting[3].cancel()
             held.go.set()
@@ -147,7 +147,7 @@ def test_a_batcher_that_has_nothing_to_do_ends_with_its_context(tiny):
     async def scenario() -> Batcher:
         batcher = Batcher(tiny, Batching(), Metrics())
         with batcher.started():
-            await batcher.submit(np.zeros((8, 8, 3), np.uint8))
+            await batcher.submit([np.zeros((8, 8, 3), np.uint8)])
             await asyncio.sleep(0.02)  # its thread waits for more by now
         return batcher
 

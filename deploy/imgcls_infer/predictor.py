@@ -109,7 +109,7 @@ class Prediction:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
-        order = np.argsort(-self.probabilities, kind="stable")[:k]
+        order = (-self.probabilities).argsort(kind="stable")[:k].tolist()
         return [(self.classes[index], float(self.probabilities[index])) for index in order]
 
     def to_dict(self, k: int) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class _Service:
 
     async def predict(self, request: Request) -> Response:
         """A picture (the body), or several (a form's files). A form's picture that fails is a row among the others."""
-        async with self._gate.place() as deadline:
+        async with self._gate as deadline:
             top_k, with_pixels = _top_k(request), _flag(request, "pixels")
             kind = _content_type(request)
             body = await read_body(request, self._limits, deadline)
@@ -209,7 +209,7 @@ class _Service:
     async def v2_infer(self, request: Request) -> Response:
         """Inference: pixels after stage 1 in, the model's outputs out."""
         self._require_model(request)
-        async with self._gate.place() as deadline:
+        async with self._gate as deadline:
             body = await read_body(request, self._limits, deadline)
             inference = await self._answered(request, asyncio.ensure_future(self._parsed(request, body)), deadline)
             found = await self._answered(request, self._batcher.submit(list(inference.pixels)), deadline)

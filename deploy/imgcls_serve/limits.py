@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -56,9 +54,8 @@ class Gate:
         """Whether there is no place left."""
         return self._places.value == 0
 
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[float]:
-        """Hold a place for a request. Gives the event loop's time by which it must be answered.
+    async def __aenter__(self) -> float:
+        """Take a place for a request. Gives the event loop's time by which it must be answered.
 
         Raises HTTPException 503 if no place becomes free in time.
         """
@@ -67,10 +64,10 @@ class Gate:
             self._places.acquire_nowait()
         except anyio.WouldBlock:
             await self._wait()
-        try:
-            yield deadline
-        finally:
-            self._places.release()
+        return deadline
+
+    async def __aexit__(self, *_: object) -> None:
+        self._places.release()
 
     async def _wait(self) -> None:
         with anyio.move_on_after(self._limits.patience) as moment:
@@ -115,16 +112,20 @@ async def read_body(request: Request, limits: Limits, deadline: float) -> bytes:
     length = whole_number(request.headers.get("content-length", "0"))
     if length is None or length > limits.max_bytes:
         raise too_large
-    body = bytearray()
+    chunks, size, more = [], 0, True
     with anyio.CancelScope(deadline=deadline) as scope:
-        async for chunk in request.stream():
-            if len(body) + len(chunk) > limits.max_bytes:
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunks.append(message.get("body", b""))
+            size, more = size + len(chunks[-1]), message.get("more_body", False)
+            if size > limits.max_bytes:
                 raise too_large
-            body += chunk
     if scope.cancelled_caught:
         detail = f"the request did not arrive within {limits.timeout:g} s"
         raise HTTPException(408, detail, {"Connection": "close"})
-    return bytes(body)
+    return b"".join(chunks)
 
 
 def whole_number(text: str) -> int | None:

@@ -56,6 +56,17 @@ class Metrics:
             "imgcls_unknown_answers", "Pictures answered none of these.", registry=self.registry
         )
 
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+
+    def answered(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count an answered request."""
+        if (endpoint, status) not in self._answered:  # prometheus_client takes longer to find them
+            known = self.requests.labels(endpoint, status), self.seconds.labels(endpoint)
+            self._answered[endpoint, status] = known
+        count, time_taken = self._answered[endpoint, status]
+        count.inc()
+        time_taken.observe(seconds)
+
 
 class Measured:
     """ASGI middleware: counts each request by endpoint and status, and its time."""
@@ -82,5 +93,4 @@ class Measured:
         finally:
             # the handler's name and not the path, which is the client's to choose: each would be a series of its own
             endpoint = getattr(scope.get("endpoint"), "__name__", "none")
-            self.metrics.requests.labels(endpoint, status).inc()
-            self.metrics.seconds.labels(endpoint).observe(time.perf_counter() - started)
+            self.metrics.answered(endpoint, status, time.perf_counter() - started)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 from imgcls_infer.errors import ModelError
@@ -10,11 +11,16 @@ from starlette.responses import JSONResponse
 
 
 def strict_json(document: Any, **layout: Any) -> str:
-    """layout: options of json.dumps. Raises ModelError: numbers that are not finite can only come from the model."""
+    """layout: options of json.JSONEncoder. Raises ModelError: numbers that are not finite can only come from the model."""
     try:
-        return json.dumps(document, allow_nan=False, **layout)
+        return _encoder(**layout).encode(document)
     except ValueError as error:
         raise ModelError("the model's answer has numbers that are not finite; export it again") from error
+
+
+@cache
+def _encoder(**layout: Any) -> json.JSONEncoder:
+    return json.JSONEncoder(allow_nan=False, **layout)
 
 
 class StrictJSONResponse(JSONResponse):

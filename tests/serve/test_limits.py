@@ -97,10 +97,10 @@ def test_a_gate_is_full_when_every_place_is_taken_and_not_before(queue):
         async with AsyncExitStack() as stack:
             for taken in range(queue):
                 assert (gate.inside, gate.full) == (taken, False)
-                await stack.enter_async_context(gate.place())
+                await stack.enter_async_context(gate)
             assert (gate.inside, gate.full) == (queue, True)
             with pytest.raises(HTTPException) as caught:
-                await stack.enter_async_context(gate.place())
+                await stack.enter_async_context(gate)
             assert (caught.value.status_code, caught.value.headers) == (503, {"Retry-After": "1"})
         assert (gate.inside, gate.full) == (0, False)
 

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import pytest
 from imgcls_serve import decoders, server
 from imgcls_serve.limits import Gate, Limits, read_body, whole_number
+from imgcls_serve.server import _Joined
 from infer.pictures import encode, noise
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -363,6 +364,35 @@ def test_nothing_more_is_read_while_a_client_is_far_ahead_of_its_answers(waiting
     flow.pause_reading()
     flow.resume_reading()
     assert transport.resume_reading.called == reads
+
+
+class Recorded:
+    """A transport that keeps what it is told to do."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, bytes]] = []
+
+    def write(self, data: bytes) -> None:
+        self.calls.append(("write", data))
+
+    def close(self) -> None:
+        self.calls.append(("close", b""))
+
+
+def test_what_is_written_in_one_turn_of_the_event_loop_is_sent_together_and_before_the_connection_is_closed():
+    async def scenario() -> list[tuple[str, bytes]]:
+        recorded = Recorded()
+        joined = _Joined(recorded, asyncio.get_running_loop())
+        for piece in (b"head", b"body"):
+            joined.write(piece)
+        assert recorded.calls == []
+        await asyncio.sleep(0)
+        joined.write(b"next")
+        joined.close()
+        await asyncio.sleep(0)
+        return recorded.calls
+
+    assert asyncio.run(scenario()) == [("write", b"headbody"), ("write", b"next"), ("close", b"")]
 
 
 def test_what_is_no_http_is_a_bad_request_in_json(tiny):

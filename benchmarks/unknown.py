@@ -223,13 +223,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Row]:
     rows: dict[str, Row] = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
     for seed in range(arguments.draws):
         for body in arguments.body or BODIES:
-            for name, job in JOBS.items():
+            for name in arguments.job or JOBS:
                 key = f"{seed} {body} {name}"
                 if key in rows:
                     continue
                 with tempfile.TemporaryDirectory() as folder:
                     arguments.folder = folder
-                    rows[key] = job(arguments.data, body, seed, arguments)
+                    rows[key] = JOBS[name](arguments.data, body, seed, arguments)
                 arguments.rows.write_text(json.dumps(rows, indent=1))
                 print(key, json.dumps(rows[key]), flush=True)
     return rows
@@ -305,6 +305,9 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("unknown-rows.json"), help="where the rows are kept")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--body", action="append", choices=list(BODIES), help="default: both")
+    parser.add_argument(
+        "--job", action="append", choices=list(JOBS), help="number of classes in training; default: both"
+    )
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--epochs", type=int, help="of fine-tuning; default: the recipe's")
     parser.add_argument("--each", type=int, default=100, help="training pictures a class")

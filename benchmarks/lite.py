@@ -14,7 +14,9 @@ pictures are real: CIFAR-10's, and photographs, whole and cut out, in odd sizes 
 - as its README shows: the same for the transforms of the package's README, which are EfficientNet's (bilinear, straight
   to the side, ImageNet's mean and std), stated to `imgcls adopt` by --steps, --mean and --std (--readme adds this row);
 - the browser page's JavaScript: its stage 1 and onnxruntime-web, in node, on the pictures that are PNG files, against
-  imgcls-infer (where `npm ci` has run in deploy/edge/web).
+  imgcls-infer (where `npm ci` has run in deploy/edge/web);
+- the browser page in Chromium, with the file as its model: all pictures, which the browser opens itself where they are
+  JPEG, WebP or GIF, against imgcls-infer; then the page's own self-check.
 
 Exits with 1 unless every picture gets the reference's class and max |dp| is at most 1e-5.
 """
@@ -24,12 +26,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -55,6 +61,8 @@ SAMPLE = ROOT / "data" / "sample" / "test"
 WEB = ROOT / "deploy" / "edge" / "web"
 BAR = 1e-5
 COUNT = 100  # of each: CIFAR-10's pictures, and photographs
+PATIENCE = 900  # seconds for the page's answers
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SMALLEST = 16  # pixels a side of a cut-out
 TRAINED: tuple[Triple, Triple] = ((127 / 255,) * 3, (128 / 255,) * 3)
 IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -188,15 +196,61 @@ def in_node(model: Path, predictor: Predictor, paths: Sequence[Path]) -> Row | s
     if done.returncode:
         sys.exit(f"error: {command[1]}: {done.stderr.strip()}")
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    expected = [predictor.predict(path) for path in chosen]
-    hashes = [
-        hashlib.sha256(preprocess(path, predictor.manifest.preprocessing).tobytes()).hexdigest() for path in chosen
-    ]
+    return against_predictor("the browser page's JavaScript in node", predictor, chosen, answers)
+
+
+def against_predictor(name: str, predictor: Predictor, paths: Sequence[Any], answers: Sequence[Any]) -> Row:
+    """A row of answers of the page's JavaScript. answers: `pixels` and `probabilities` of each picture."""
+    policy = predictor.manifest.preprocessing
+    hashes = [hashlib.sha256(preprocess(path, policy).tobytes()).hexdigest() for path in paths]
     pixels = sum(answer["pixels"] == own for answer, own in zip(answers, hashes, strict=True))
-    found = np.array([answer["probabilities"] for answer in answers])
-    return Row(
-        "the browser page's JavaScript in node", np.array([one.probabilities for one in expected]), found, pixels
-    )
+    expected = np.array([predictor.predict(path).probabilities for path in paths])
+    return Row(name, expected, np.array([answer["probabilities"] for answer in answers]), pixels)
+
+
+class Site(SimpleHTTPRequestHandler):
+    """Serves a folder, and keeps what is posted to it."""
+
+    def do_POST(self) -> None:
+        self.server.report.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))  # type: ignore[attr-defined]
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def in_chromium(model: Path, predictor: Predictor, paths: Sequence[Path], folder: Path) -> Row | str:
+    """The browser page with the file as its model, in Chromium; why not, where it can't run."""
+    browser = next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if browser is None:
+        return "Chromium is not installed: the browser page was not run"
+    command = ["make", "-C", str(ROOT), "web", f"WEB={folder}", f"WEB_MODEL={model}"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        return "`make web` fails: the browser page was not run"
+    shutil.copy(Path(__file__).with_suffix(".html"), folder / "test.html")
+    names = [f"{number}{path.suffix}" for number, path in enumerate(paths)]
+    for name, path in zip(names, paths, strict=True):
+        shutil.copy(path, folder / name)
+    (folder / "pictures.json").write_text(json.dumps(names))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Site, directory=str(folder)))
+    server.report = queue.Queue()  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    address = f"http://127.0.0.1:{server.server_port}/test.html"
+    shown = subprocess.Popen([browser, *options, address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        report = server.report.get(timeout=PATIENCE)  # type: ignore[attr-defined]
+    except queue.Empty:
+        sys.exit(f"error: the page did not answer within {PATIENCE} s")
+    finally:
+        shown.terminate()
+        shown.wait()
+        server.shutdown()
+    if "error" in report:
+        sys.exit(f"error: the page in Chromium: {report['error']}")
+    print(f"The page's self-check in Chromium: {report['check']}")
+    return against_predictor("the browser page in Chromium", predictor, paths, report["answers"])
 
 
 # --- files ---
@@ -243,15 +297,18 @@ def main() -> int:
             steps = f"resize short {side} bilinear, crop {side}"
             other = exported(options.number, folder, steps=steps, mean=shown.mean, std=shown.std)
             rows += compare(Predictor(other, provider="cpu", threads=1), network, paths, shown)
-        browser = in_node(model.resolve(), predictor, paths)
-        if isinstance(browser, Row):
-            rows.append(browser)
+        pages = [
+            in_node(model.resolve(), predictor, paths),
+            in_chromium(model.resolve(), predictor, paths, folder / "web"),
+        ]
+        rows += [page for page in pages if isinstance(page, Row)]
         show(
             rows,
             f"EfficientNet-Lite{options.number}, {options.count} pictures of CIFAR-10, {options.count} photographs",
         )
-    if isinstance(browser, str):
-        print(f"note: {browser}")
+    for page in pages:
+        if isinstance(page, str):
+            print(f"note: {page}")
     return 0 if all(rows) else 1
 
 

@@ -16,6 +16,7 @@ from imgcls.errors import TrainingError
 from imgcls.networks.registry import NETWORKS, TUNED, Published, find
 from imgcls.training import loop, outcome, train, train_config
 from imgcls.training.configure import with_enough_steps
+from imgcls.training.ema import Average
 from imgcls.training.epochs import Progress
 from imgcls.training.held_out import held_out_answers, training_features
 from imgcls.training.learner import Learner, _scheduler, rate_groups
@@ -287,6 +288,20 @@ def test_each_group_has_its_own_peak_and_keeps_it_after_a_resume(trained):
         [run.recipe.learning_rate * g["share"] for g in groups]
     )
     assert groups[0]["share"] == pytest.approx(TUNED["first_rate"])
+
+
+def test_the_share_of_the_first_weights_is_theirs_after_a_resume_too():
+    """And not that of what the network held before its state was read."""
+
+    def weights(values):
+        return [nn.Parameter(torch.tensor(values))]
+
+    begun, resumed = (Average(weights(values), 0.0, 0.25) for values in ([4.0, 8.0], [100.0, 100.0]))
+    resumed.load(begun.tensors, begun.start)
+    resumed._parameters[0].data = torch.tensor([0.0, 4.0])
+    with resumed.in_place():
+        assert resumed._parameters[0].tolist() == [1.0, 5.0]
+    assert resumed._parameters[0].tolist() == [0.0, 4.0]
 
 
 def test_a_run_of_before_has_none_of_the_new_options(make, tmp_path):

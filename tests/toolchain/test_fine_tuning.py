@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -288,6 +289,14 @@ def test_each_group_has_its_own_peak_and_keeps_it_after_a_resume(trained):
         [run.recipe.learning_rate * g["share"] for g in groups]
     )
     assert groups[0]["share"] == pytest.approx(TUNED["first_rate"])
+
+
+@pytest.mark.parametrize(("pictures", "own"), [(1, [False, False]), (2, [True, False]), (9, [True, False])])
+def test_one_picture_alone_is_normalised_by_the_running_statistics_and_two_by_their_own(pictures, own):
+    norms = [nn.BatchNorm2d(2), nn.BatchNorm2d(2).eval()]
+    with Learner._own_statistics(SimpleNamespace(_norms=norms), pictures):
+        assert [norm.training for norm in norms] == own
+    assert [norm.training for norm in norms] == [True, False]
 
 
 def test_the_share_of_the_first_weights_is_theirs_after_a_resume_too():

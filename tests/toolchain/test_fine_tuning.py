@@ -172,6 +172,7 @@ def test_fine_tuning_that_does_not_help_is_not_kept(trained, monkeypatch):
         ([0.86, 0.85, 0.86], 0),  # as good as the beginning is not better
         ([0.86, 0.85, 0.862], 2),
         ([0.86, 0.88, 0.855], 1),
+        ([0.86, 1.0, 0.9, 1.0], 3),  # no error at all is left
     ],
 )
 def test_the_latest_epoch_is_kept_that_few_pictures_do_not_tell_from_the_best(accuracies, kept):

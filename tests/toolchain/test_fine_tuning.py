@@ -183,6 +183,16 @@ def test_the_latest_epoch_is_kept_that_few_pictures_do_not_tell_from_the_best(ac
     assert progress.kept()["val_accuracy"] == accuracies[kept]
 
 
+@pytest.mark.parametrize(("side", "told"), [(8, True), (9, False)])
+def test_a_checkpoint_says_where_its_preprocessing_comes_from_if_it_has_that_one(trained, monkeypatch, side, told):
+    source = {"library": "torchvision", "name": "Tiny_Weights.DEFAULT"}
+    own = NETWORKS["tiny"].stage_1(8, None)
+    monkeypatch.setitem(NETWORKS, "tiny", replace(NETWORKS["tiny"], source=source, preprocessing=own))
+    result, run, _ = trained(freeze=True, image_size=side)
+    assert (run.preprocessing == own) == told
+    assert result.checkpoint.manifest.source == (source if told else {})
+
+
 def test_weights_of_the_same_classes_are_epoch_0_as_they_are(trained, make, tmp_path):
     first, _, _ = trained(freeze=True)
     result, run, _ = trained(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,6 @@ class Adoption:
     """How an original becomes one of ours. notes: for people, what was found out or left out.
 
     pictures: of the samples, after stage 1, as PNG. batch: pictures that the graph takes at once; None is any number.
-    tolerance: largest honest |dp| to the original.
     """
 
     original: Original
@@ -51,12 +51,15 @@ class Adoption:
     model: onnx.ModelProto
     pictures: tuple[bytes, ...]
     batch: int | None
-    tolerance: float
     notes: tuple[str, ...]
 
     @property
     def reference(self) -> Run:
         return self.original.reference(self.terms)
+
+    def tolerance_of(self, pixels: np.ndarray) -> Tolerances:
+        """Largest honest differences to the original on some pictures, uint8 [N, H, W, 3]."""
+        return Tolerances(_tolerance(self.model, self.batch, self.terms, self.manifest, pixels))
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def adopt_onnx(config: AdoptConfig) -> AdoptResult:
     adoption = prepare(config)
     golden = answered(adoption.reference, list(adoption.pictures))
     files = make_golden_files(adoption.reference, golden, adoption.manifest)
-    manifest, model = adoption.manifest, adoption.model
+    # what is measured on a picture needs the weights in the graph
+    manifest, model = adoption.manifest, deepcopy(adoption.model) if config.external_data else adoption.model
     weights = take_weights_out(model, path.name) if config.external_data else None
     if weights:
         manifest = replace(manifest, parity=Parity(weights_beside=weights.name))
@@ -89,9 +93,7 @@ def adopt_onnx(config: AdoptConfig) -> AdoptResult:
         with weights.beside(path) if weights else contextlib.nullcontext(), new_file(path) as temporary:
             file.write(temporary, manifest)
             name = f"the original {adoption.original.name}"
-            parity = check_against(
-                open_onnx(temporary), adoption.reference, Tolerances(adoption.tolerance), golden, sizes, name
-            )
+            parity = check_against(open_onnx(temporary), adoption.reference, adoption.tolerance_of, golden, sizes, name)
             file.seal(temporary, replace(manifest, parity=parity))
             manifest = open_onnx(temporary).manifest
         remove_old_weights(path, keep=weights.name if weights else "")
@@ -112,9 +114,8 @@ def prepare(config: AdoptConfig) -> Adoption:
     terms = replace(terms, scores=scores_kind(original, original.scores(terms, typical), config.scores))
     manifest = _manifest(config, original, terms, preprocessing)
     model, batch = _wrapped(original, terms, manifest, typical)
-    tolerance = _tolerance(model, batch, terms, manifest, typical)
     notes = _notes(original, terms, batch)
-    return Adoption(original, terms, manifest, model, pictures, batch, tolerance, notes)
+    return Adoption(original, terms, manifest, model, pictures, batch, notes)
 
 
 def _preprocessing(config: AdoptConfig, original: Original, layout: str) -> Preprocessing:

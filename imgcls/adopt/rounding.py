@@ -13,7 +13,8 @@ and the graph carries it on; with u half a unit in the last place of 1 in the va
 - of everything else, a list of exact operators excepted: u^2 / 3 (4 max|y|)^2. An operator that is not known here
   never counts as exact.
 
-float32 noise is planted 2^10 times larger and divided again, since float32 rounds itself.
+float32 noise is planted 2^10 times larger and divided again, since float32 rounds itself. Where that moves an output
+out of proportion, noise of its real size is planted, too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from imgcls.adopt.original import plain_session
-from imgcls.parity.rounding import SPREAD, UNITS
+from imgcls.parity.rounding import BENT, SPREAD, UNITS
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ROUNDED_ONCE = {"Add", "Sub", "Mul", "Div", "Sqrt", "Sum", "DequantizeLinear", "LeakyRelu", "PRelu"}
@@ -65,14 +66,29 @@ def deviations(model: onnx.ModelProto, pixels: np.ndarray) -> tuple[float, float
     half = any(unit != "fp32" for _, unit in kinds.values())
     scale = 1.0 if half else _MAGNIFIED
     clean = plain_session(model.SerializeToString()).run(["logits", "probabilities"], {"image": pixels})
+    sigmas = _sigmas(model, kinds, pixels, clean, scale)
+    bent = [scale * sigma > BENT * np.abs(values).max() for sigma, values in zip(sigmas, clean, strict=True)]
+    if any(bent) and scale > 1:
+        plain = _sigmas(model, kinds, pixels, clean, 1.0)
+        sigmas = [max(pair) if own else pair[0] for own, *pair in zip(bent, sigmas, plain, strict=True)]
+    return sigmas[0], sigmas[1]
+
+
+def _sigmas(
+    model: onnx.ModelProto,
+    kinds: dict[str, tuple[int, str]],
+    pixels: np.ndarray,
+    clean: list[np.ndarray],
+    scale: float,
+) -> list[float]:
+    """sigma of each output by noise that is planted `scale` times larger. clean: the outputs without noise."""
     noisy = plain_session(_with_noise(model, kinds, scale).SerializeToString())
     squares = [np.zeros(values.shape) for values in clean]
     for _ in range(_DRAWS):
         found = noisy.run(["logits", "probabilities"], {"image": pixels})
         for square, values, expected in zip(squares, found, clean, strict=True):
             square += ((values.astype(np.float64) - expected) / scale) ** 2
-    of_logits, of_probabilities = (float((square.max() / _DRAWS) ** 0.5) for square in squares)
-    return of_logits, of_probabilities
+    return [float((square.max() / _DRAWS) ** 0.5) for square in squares]
 
 
 def _float_values(model: onnx.ModelProto) -> dict[str, tuple[int, str]]:

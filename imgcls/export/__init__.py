@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -233,37 +234,46 @@ def check(
     a probability or a novelty differs from the reference by more than the rounding model allows the file's precision
     (imgcls.parity.rounding).
     """
-    pictures = typical_pictures(golden, model.manifest.preprocessing.size)
-    tolerance = tolerances(reference, pictures, model.manifest.precision)
-    return check_against(model, run_module(reference), tolerance, golden, batch_sizes)
+    precision = model.manifest.precision
+    return check_against(
+        model, run_module(reference), lambda pixels: tolerances(reference, pixels, precision), golden, batch_sizes
+    )
 
 
 def check_against(
     model: Runtime,
     expected: Run,
-    tolerance: Tolerances,
+    tolerance_of: Callable[[np.ndarray], Tolerances],
     golden: list[GoldenSample],
     batch_sizes: tuple[int, ...] = BATCH_SIZES,
     reference: str = "PyTorch",
 ) -> Parity:
-    """As `check`, with a tolerance that is known and any reference. reference: its name in the message.
+    """As `check`, with any reference. reference: its name in the message. tolerance_of: pictures uint8 [N, H, W, 3] to
+    the largest differences that rounding explains.
 
+    A network's answers to noise may hang on rounding far more than those to pictures. So noise that differs by more
+    than typical pictures may is judged by the tolerance of its own, and does not count in max_abs_diff then.
     Raises ExportError.
     """
     size = model.manifest.preprocessing.size
-    allowed = {"": tolerance.probability, " in the novelty": tolerance.novelty or 0.0}
+    tolerance = tolerance_of(typical_pictures(golden, size))
     largest: dict[str, float] = {}
     for count in batch_sizes:
         pixels = _noise_after(golden, size, count)
-        answers = zip(allowed, model.run(pixels)[1:], expected(pixels)[1:], strict=False)
+        answers = zip(_allowed(tolerance), model.run(pixels)[1:], expected(pixels)[1:], strict=False)
         for output, found, known in answers:
-            difference = float(np.abs(found - known).max())
-            if not difference <= allowed[output]:  # NaN fails too
+            allowed = _allowed(tolerance)[output]
+            differences = np.abs(found - known).reshape(count, -1).max(1)
+            worst = int(differences.argmax())  # NaN is the largest
+            within = differences <= allowed
+            if not within[worst] and worst >= len(golden) and within[: len(golden)].all():
+                allowed = max(allowed, _allowed(tolerance_of(pixels[worst : worst + 1]))[output])
+            if not differences[worst] <= allowed:
                 raise ExportError(
-                    f"the file differs from {reference}{output} by {difference:.2e} "
-                    f"(allowed: {allowed[output]:.1e}); not written{_other_way(model.manifest.precision)}"
+                    f"the file differs from {reference}{output} by {differences[worst]:.2e} "
+                    f"(allowed: {allowed:.1e}); not written{_other_way(model.manifest.precision)}"
                 )
-            largest[output] = max(largest.get(output, 0.0), difference)
+            largest[output] = max(largest.get(output, 0.0), float(differences[within].max(initial=0.0)))
     return replace(
         model.manifest.parity,
         max_abs_diff=largest[""],
@@ -333,6 +343,11 @@ def _calibration_pictures(config: ExportConfig, manifest: Manifest) -> np.ndarra
     if len(readable) < 2:
         raise DataError(f"{config.calibration}: int8 needs at least 2 readable pictures, better 1,000")
     return np.stack(readable)
+
+
+def _allowed(tolerance: Tolerances) -> dict[str, float]:
+    """By what a message says of the output, in the order of the outputs after the logits."""
+    return {"": tolerance.probability, " in the novelty": tolerance.novelty or 0.0}
 
 
 def _noise_after(golden: list[GoldenSample], size: Size, count: int) -> np.ndarray:

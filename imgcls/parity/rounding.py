@@ -65,6 +65,10 @@ _DRAWS = 8
 _MAGNIFIED = 2.0**10
 """float32 noise is planted this many times larger, and divided again: what float32 rounds itself is then lost in it."""
 
+BENT = 0.1
+"""Of a value's largest cell: where noise that is magnified moves it by more, the network does not carry noise on in
+proportion any more, and dividing it again gives too little. Noise of its real size is planted there too."""
+
 _NOISE_SEED = 0
 _PIXELS = 1 << 16  # of all typical pictures together, where there are more than two; of one batch
 
@@ -179,18 +183,32 @@ def deviations(
     largest: dict[str, float] = {}
     with torch.no_grad():
         for batch in torch.from_numpy(pixels).split(batch_size(pixels.shape[1:3])):
-            rounding = _Rounding(scale)
-            clean = run(batch, rounding)
-            squares = {name: torch.zeros_like(value) for name, value in clean.items() if value.is_floating_point()}
-            for _ in range(_DRAWS):
-                rounding.draw()
-                noisy = run(batch, rounding)
-                for name, square in squares.items():
-                    square += ((noisy[name] - clean[name]).nan_to_num(0.0) / scale) ** 2  # a mask is infinite
-            for name, square in squares.items():
-                sigma = float((square.max() / _DRAWS) ** 0.5) if square.numel() else 0.0
-                largest[name] = max(largest.get(name, 0.0), sigma)
+            rounding = _Rounding()
+            clean = {name: value for name, value in run(batch, rounding).items() if value.is_floating_point()}
+            sigmas = _sigmas(run, batch, rounding, clean, scale)
+            bent = [name for name, value in clean.items() if scale * sigmas[name] > BENT * _largest(value)]
+            if bent and scale > 1:
+                plain = _sigmas(run, batch, rounding, clean, 1.0)
+                sigmas |= {name: max(sigmas[name], plain[name]) for name in bent}
+            largest = {name: max(largest.get(name, 0.0), sigma) for name, sigma in sigmas.items()}
     return largest
+
+
+def _sigmas(
+    run: Callable[[Tensor, _Rounding], Values], batch: Tensor, rounding: _Rounding, clean: Values, scale: float
+) -> dict[str, float]:
+    """sigma of each value by noise that is planted `scale` times larger."""
+    squares = {name: torch.zeros_like(value) for name, value in clean.items()}
+    for _ in range(_DRAWS):
+        rounding.draw(scale)
+        noisy = run(batch, rounding)
+        for name, square in squares.items():
+            square += ((noisy[name] - clean[name]).nan_to_num(0.0) / scale) ** 2  # a mask is infinite
+    return {name: (_largest(square) / _DRAWS) ** 0.5 for name, square in squares.items()}
+
+
+def _largest(value: Tensor) -> float:
+    return float(value.abs().max()) if value.numel() else 0.0
 
 
 class _Recorder(fx.Interpreter):
@@ -213,10 +231,10 @@ class _Rounding(TorchDispatchMode):
     The runs must take the same operations in the same order.
     """
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.precision = "fp32"
-        self.scale = scale
+        self.scale = 1.0  # of the noise that is planted
         self.noise: list[list[Tensor | None]] = []  # standard deviations, by operation and its output
         self.position: int | None = None  # of the operation in a run with noise
         self.generator = torch.Generator().manual_seed(_NOISE_SEED)
@@ -228,9 +246,9 @@ class _Rounding(TorchDispatchMode):
         with self:
             yield
 
-    def draw(self) -> None:
-        """The next run is one with noise."""
-        self.position = 0
+    def draw(self, scale: float) -> None:
+        """The next run is one with noise, `scale` times as large as an operation's own rounding."""
+        self.position, self.scale = 0, scale
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}

@@ -131,3 +131,27 @@ def test_the_tolerance_is_of_the_difference_of_two_runs(logits, expected, monkey
     assert rounding.probability_tolerance(onnx.ModelProto(), None, logits) == 8 * UNITS["fp32"]
     monkeypatch.setattr(rounding, "deviations", lambda model, pixels: (9.0, 9.0))
     assert rounding.probability_tolerance(onnx.ModelProto(), None, logits) == 1
+
+
+@pytest.mark.parametrize("factor", [1e2, 1e6, 1e9])
+def test_an_answer_that_hangs_on_rounding_has_a_deviation_as_large_as_its_error(factor):
+    """A sine of up to 1e10 turns: magnified noise moves it no further than noise of the real size does."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), np.uint8)
+    constants = {"shape": np.array([0, 48]), "factor": np.float32(factor / 7)}
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["float", "shape"], ["flat"]),
+        helper.make_node("Mul", ["flat", "factor"], ["turns"]),
+        helper.make_node("Sin", ["turns"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, pixels.shape)
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (3, 48)) for name in ("logits", "probabilities")]
+    stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "net", [image], outputs, stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    turns = pixels.reshape(3, 48).astype(np.float64) * np.float32(factor / 7)
+    error = np.abs(plain_session(model.SerializeToString()).run(None, {"image": pixels})[0] - np.sin(turns)).max()
+    logits, probabilities = rounding.deviations(model, pixels)
+    assert error / SPREAD < logits < max(100 * error, 1.01)
+    assert 0 < probabilities < logits

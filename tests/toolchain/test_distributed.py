@@ -48,6 +48,16 @@ def test_each_process_measures_its_part_of_the_pictures_and_the_sums_are_of_all(
         torch.testing.assert_close(torch.stack(parts).sum(0), whole)
 
 
+def test_each_process_draws_dropout_of_its_own(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr(Group, "parallel", lambda _, module: module)
+    config = train_config(pictures, tmp_path / "a.pth", device="cpu", cache_dir=tmp_path / "cache")
+    seeds = []
+    for rank in range(3):
+        prepare(config, torch.device("cpu"), Group(rank, 3), lambda line: None, None)
+        seeds.append(torch.initial_seed())
+    assert len(set(seeds)) == 3
+
+
 @pytest.mark.parametrize("batch", [33, 32], ids=["shares of 17 and 16", "a last batch of 1, and so a share of none"])
 def test_two_processes_share_97_pictures_and_learn_the_same_as_one(tmp_path, batch):
     """Without dropout, which differs between processes."""

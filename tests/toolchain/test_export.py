@@ -22,13 +22,13 @@ from imgcls.checkpoint import Checkpoint, weights_sha256
 from imgcls.cli import command
 from imgcls.config import HALF, ExportConfig
 from imgcls.errors import ExportError
-from imgcls.export import FORMATS, export_model
+from imgcls.export import FORMATS, check_against, export_model
 from imgcls.export.formats import open_exported
 from imgcls.export.graph import _multiply_adds
 from imgcls.export.info import info
 from imgcls.networks.registry import build_network
 from imgcls.parity.rounding import Tolerances
-from imgcls.parity.runtimes import run_module
+from imgcls.parity.runtimes import Runtime, golden_samples, run_module
 
 FILES = sorted(name for name, chosen in FORMATS.items() if chosen.folder is None)
 export_module = sys.modules["imgcls.export"]
@@ -179,6 +179,54 @@ def test_a_file_that_fails_its_own_check_is_not_left_lying(trained, tmp_path, mo
         export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx"), checkpoint)
     assert (tmp_path / "a.onnx").read_bytes() == b"yesterday's"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.onnx"]
+
+
+@pytest.fixture
+def checked(trained):
+    """Checks a file whose answers to its sample and to noise are off by so much. typical, noisy: what is allowed."""
+    checkpoint = trained[1]
+    expected = run_module(checkpoint.classifier())
+    golden = golden_samples(checkpoint.classifier(), list(checkpoint.samples[:1]))
+    seen = []
+
+    def check_it(sample, noise, typical=0.01, noisy=0.5):
+        def run(pixels):
+            logits, probabilities = expected(pixels)
+            off = np.full_like(probabilities, noise)
+            off[: len(golden)] = sample
+            return logits, probabilities + off
+
+        def tolerance_of(pixels):
+            seen.append(len(pixels))
+            return Tolerances(typical if len(seen) == 1 else noisy)
+
+        runtime = Runtime("a runtime", run, checkpoint.manifest)
+        return check_against(runtime, expected, tolerance_of, golden, (1, 3)), seen[1:]
+
+    return check_it
+
+
+def test_noise_whose_answer_hangs_on_rounding_is_judged_by_the_rounding_of_its_own(checked):
+    parity, measured = checked(0.001, 0.4)
+    assert measured == [1]  # one picture, and none of the samples
+    assert (parity.max_abs_diff, parity.tolerance) == (pytest.approx(0.001, abs=1e-6), 0.01)
+
+
+@pytest.mark.parametrize("noise", [0.6, float("nan")])
+def test_noise_that_differs_by_more_than_its_rounding_is_an_error(checked, noise):
+    with pytest.raises(ExportError, match=r"by (6\.00e-01|nan) \(allowed: 5\.0e-01\)"):
+        checked(0.001, noise)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_a_sample_is_judged_by_what_typical_pictures_may_differ_by(checked, noise):
+    with pytest.raises(ExportError, match=r"\(allowed: 1\.0e-02\)"):
+        checked(0.02, noise)
+
+
+def test_noise_is_not_measured_where_it_differs_as_little_as_typical_pictures(checked):
+    parity, measured = checked(0.001, 0.005)
+    assert (parity.max_abs_diff, measured) == (pytest.approx(0.005, abs=1e-6), [])
 
 
 def test_a_network_left_in_training_mode_is_exported_for_inference(trained, tmp_path):

@@ -525,7 +525,7 @@ def test_the_variance_of_a_layer_is_that_of_the_page(kind, precision):
             expected = UNITS["fp32"] ** 2 / 3 * ((n / 2 + 1) * products + n / 3 * y**2 + y**2)
         else:
             expected = UNITS[precision] ** 2 / 3 * (2 * products + y**2)
-        seen = rounding._Rounding(1.0)
+        seen = rounding._Rounding()
         with seen.of(precision):
             module(x)
         found = seen.noise[-1][0] ** 2
@@ -620,6 +620,18 @@ def test_an_operation_that_rounds_never_counts_as_exact(operation, precision):
 )
 def test_an_operation_that_moves_values_is_exact(operation):
     assert deviation_of(operation) == 0
+
+
+@pytest.mark.parametrize("factor", [1e2, 1e4, 1e6, 1e9])
+def test_an_answer_that_hangs_on_rounding_has_a_deviation_as_large_as_its_error(factor):
+    """A sine of up to 1e10 turns: magnified noise moves it no further than noise of the real size does."""
+
+    def operation(x):
+        return (x.flatten(1) * (factor / 7)).sin()
+
+    pixels = torch.from_numpy(typical_pictures([], 4)).permute(0, 3, 1, 2)
+    error = (operation(pixels.float()) - operation(pixels.double())).abs().max()
+    assert error / SPREAD < deviation_of(operation) < max(100 * error, 1.01)
 
 
 def test_noise_runs_leave_the_network_as_it_was(trained):

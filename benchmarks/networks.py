@@ -281,7 +281,7 @@ def _decide(network: nn.Module, logits: Tensor, pictures: Tensor) -> None:
     heads = [
         module
         for module in network.modules()
-        if getattr(module, "out_features", getattr(module, "out_channels", 0)) == len(CLASSES)
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module.weight.shape[0] == len(CLASSES)
     ]
     for head in heads:
         if head.bias is not None:
@@ -389,8 +389,13 @@ def padding_shifted(model: onnx.ModelProto) -> str | None:
 
 
 def epsilon_off(model: onnx.ModelProto) -> str | None:
-    """A norm adds 1e-3 to the variance."""
-    node = middle([node for node in model.graph.node if "Normalization" in node.op_type])
+    """A norm adds 1e-3 to the variance, where it added less."""
+
+    def epsilon(node: onnx.NodeProto) -> float:
+        return next((entry.f for entry in node.attribute if entry.name == "epsilon"), 1e-5)
+
+    found = [node for node in model.graph.node if "Normalization" in node.op_type]
+    node = middle([node for node in found if epsilon(node) < 5e-4])
     if node is None:
         return None
     kept = [entry for entry in node.attribute if entry.name != "epsilon"]

@@ -14,6 +14,7 @@ without tracing, and gets the variance of its own rounding:
   int8: weights have steps s_w = max|w| / 127 per channel, inputs s_x = (max - min) / 255; a value rounded to a step s
   is off with variance s^2 / 12: s_w^2 / 12 sum x^2 + s_x^2 / 12 sum w^2.
 - Averages and sums over cells: the same sum, with weights of 1 / n or 1, in float32.
+- Normalisations: as every other operation, and the sums of a group's mean and variance, whose errors its cells share.
 - Every other operation is measured: it runs once more in float64 on the same inputs, and e is what float32 gives more.
   Where that is 0 everywhere (a view, a maximum, a rectifier) it is exact. Otherwise its variance is
   LIBRARIES^2 (e^2 + u^2 / 3 y^2): other libraries have other exponentials, and sum a norm's squares in another order.
@@ -33,7 +34,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -235,7 +236,7 @@ class _Rounding(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.precision = "fp32"
         self.scale = 1.0  # of the noise that is planted
-        self.noise: list[list[Tensor | None]] = []  # standard deviations, by operation and its output
+        self.noise: list[list[list[_Noise]]] = []  # by operation and its output
         self.position: int | None = None  # of the operation in a run with noise
         self.generator = torch.Generator().manual_seed(_NOISE_SEED)
 
@@ -256,14 +257,23 @@ class _Rounding(TorchDispatchMode):
             call = _Call(func, args, kwargs)
             value = func(*args, **kwargs)
             outputs = enumerate(_floats(value))
-            self.noise.append([call.deviation(output, index, self.precision) for index, output in outputs])
+            self.noise.append([call.noise(output, index, self.precision) for index, output in outputs])
             return value
         value = func(*args, **kwargs)
         planned, self.position = self.noise[self.position], self.position + 1
-        for output, noise in zip(_floats(value), planned, strict=True):
-            if noise is not None:
-                output.add_(self.scale * noise * torch.randn(output.shape, generator=self.generator))
+        for output, noises in zip(_floats(value), planned, strict=True):
+            for deviation, draws in noises:
+                drawn = self.scale * deviation * torch.randn(draws, generator=self.generator)
+                output.add_(drawn.reshape(output.shape))
         return value
+
+
+class _Noise(NamedTuple):
+    """deviation: standard deviations, of the output's cells. draws: shape of the normal numbers that they are times:
+    the same as the deviation's, or 1 where cells have an error in common."""
+
+    deviation: Tensor
+    draws: Sequence[int]
 
 
 class _Call:
@@ -276,8 +286,17 @@ class _Call:
         self.args, self.kwargs = tree_map(_copied, (args, kwargs)) if func._schema.is_mutable else (args, kwargs)
         self.others: dict[torch.dtype, list[Tensor]] = {}
 
-    def deviation(self, y: Tensor, index: int, precision: str) -> Tensor | None:
-        """Standard deviation of the rounding of its `index`-th output y, elementwise; None where that is exact."""
+    def noise(self, y: Tensor, index: int, precision: str) -> list[_Noise]:
+        """The rounding of its `index`-th output y; empty where that is exact."""
+        deviation = self._deviation(y, index, precision)
+        if deviation is None:
+            return []
+        name = self.func.overloadpacket.__name__
+        norm = _NORMS[name](y, *self.args) if name in _NORMS and not index and precision == "fp32" else None
+        return [_Noise(deviation, y.shape), *(norm.common_noise() if norm else ())]
+
+    def _deviation(self, y: Tensor, index: int, precision: str) -> Tensor | None:
+        """Standard deviation of each cell's own rounding; None where that is exact."""
         if self.func.is_view or not y.numel():
             return None
         name = self.func.overloadpacket.__name__
@@ -329,6 +348,46 @@ class _Call:
             return _floats(self.func(*args, **kwargs))
         except (RuntimeError, TypeError):  # no such kernel
             return []
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """A normalisation of x to y, [groups, cells]: each group by its own mean and variance. gain: of its cells.
+
+    The mean and the variance are sums, whose errors all cells of the group have in common: an average over cells keeps
+    them, where it takes the cells' own errors away.
+    """
+
+    x: Tensor
+    y: Tensor
+    gain: Tensor
+
+    def common_noise(self) -> tuple[_Noise, _Noise]:
+        """That of the mean, which moves the cells, and of the variance, which scales them."""
+        count, unit = self.x.shape[1], UNITS["fp32"] / 3**0.5
+        variance, mean = torch.var_mean(self.x, 1, correction=0, keepdim=True)
+        of_mean = unit * torch.sqrt((variance + mean**2) / 2 + (count / 3 + 1) * mean**2)
+        of_scale = unit * (count / 3 + 2) ** 0.5 / 2  # squares pull one way; a root halves a relative error
+        draws = (len(self.x), 1)
+        return _Noise(self.gain * of_mean * variance.clamp_min(1e-12).rsqrt(), draws), _Noise(self.y * of_scale, draws)
+
+
+def _layer_norm(y: Tensor, x: Tensor, shape: Sequence[int], weight: Tensor | None, *_: Any) -> _Norm:
+    rows = (-1, math.prod(shape))
+    gain = torch.ones(shape) if weight is None else weight.abs()
+    return _Norm(x.reshape(rows), y.reshape(rows), gain.reshape(1, -1))
+
+
+def _group_norm(
+    y: Tensor, x: Tensor, weight: Tensor | None, _: Any, n: int, c: int, __: int, groups: int, *___: Any
+) -> _Norm:
+    rows = (n * groups, -1)
+    gain = torch.ones(c) if weight is None else weight.abs()
+    gain = gain.reshape(1, c, *[1] * (x.dim() - 2)).expand_as(x).reshape(rows)
+    return _Norm(x.reshape(rows), y.reshape(rows), gain)
+
+
+_NORMS: Mapping[str, Callable[..., _Norm]] = {"native_layer_norm": _layer_norm, "native_group_norm": _group_norm}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from click.testing import CliRunner
 from helpers import SAMPLE
 from hypothesis import given, settings
@@ -620,6 +621,39 @@ def test_an_operation_that_rounds_never_counts_as_exact(operation, precision):
 )
 def test_an_operation_that_moves_values_is_exact(operation):
     assert deviation_of(operation) == 0
+
+
+def one_by_one(x, groups, gain):
+    """A normalisation whose mean and variance are sums of float32, one value after the other, over [groups, cells]."""
+    cells = x.reshape(groups, -1).numpy()
+    mean = np.cumsum(cells, 1, dtype=np.float32)[:, -1:] / np.float32(cells.shape[1])
+    centred = cells - mean
+    variance = np.cumsum(centred**2, 1, dtype=np.float32)[:, -1:] / np.float32(cells.shape[1])
+    return torch.from_numpy(centred / np.sqrt(variance + np.float32(1e-5))).reshape(x.shape) * gain
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["group", "layer"])
+def test_what_the_cells_of_a_normalisation_have_in_common_goes_through_an_average(kind, seed):
+    """Its mean and its variance, which another library may sum one value after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, 16, 48, 48, generator=generator) * 3 + 2
+    gain = torch.rand(16, generator=generator).reshape(1, 16, 1, 1) + 0.5
+
+    def normed():
+        if kind == "group":
+            return F.group_norm(x, 1, gain.flatten(), None)
+        return F.layer_norm(x, x.shape[1:], gain[0].expand(x.shape[1:]).contiguous(), None)
+
+    def run(image, seen):
+        with seen.of("fp32"):
+            return {"normed": (value := normed()), "average": F.avg_pool2d(value, 16)}
+
+    ours, theirs = normed(), one_by_one(x, 1, gain)
+    sigmas = rounding.deviations(run, np.zeros((1, 2, 2, 3), np.uint8))
+    for name, change in (("normed", lambda value: value), ("average", lambda value: F.avg_pool2d(value, 16))):
+        difference = float((change(ours) - change(theirs)).abs().max())
+        assert difference < SPREAD * 2**0.5 * sigmas[name] < 1e-3
 
 
 @pytest.mark.parametrize("factor", [1e2, 1e4, 1e6, 1e9])

@@ -13,12 +13,12 @@ from unittest.mock import Mock
 
 import pytest
 from imgcls_serve import decoders, server
-from imgcls_serve.limits import Gate, Limits, read_body, whole_number
+from imgcls_serve.limits import Gate, Limits, read_body, unless_gone, whole_number
 from imgcls_serve.server import _Joined
 from infer.pictures import encode, noise
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -193,6 +193,32 @@ def infer(client, pictures):
     return client.post("/v2/models/tiny/infer", json={"inputs": [data]})
 
 
+def test_a_body_that_its_client_breaks_off_is_not_taken_for_a_whole_one():
+    messages = [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive():
+        return messages.pop(0)
+
+    async def read() -> None:
+        await read_body(Request({"type": "http", "headers": []}, receive), Limits(), deadline=PATIENCE * 1e6)
+
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(read())
+
+
+def test_a_body_that_does_not_come_in_time_ends_its_connection():
+    async def receive():
+        await asyncio.sleep(PATIENCE)
+
+    async def read() -> None:
+        request = Request({"type": "http", "headers": []}, receive)
+        await read_body(request, Limits(), asyncio.get_running_loop().time() + 0.02)
+
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(read())
+    assert (caught.value.status_code, caught.value.headers) == (408, {"Connection": "close"})
+
+
 # --- the queue ---
 
 
@@ -236,6 +262,60 @@ def test_an_upload_that_does_not_end_is_given_up_and_its_place_is_free(tiny):
         assert b" 408 " in answer.splitlines()[0]
         assert b"did not arrive within 0.3 s" in answer
         assert post(client, PICTURE).status_code == 200
+
+
+def waited(answer_after, seconds, leaves_after=PATIENCE):
+    """What `unless_gone` gives or raises, its seconds, and whether the watch over the client has ended."""
+    watched = []
+
+    async def receive():
+        try:
+            await asyncio.sleep(leaves_after)
+        finally:
+            watched.append("ended")
+        return {"type": "http.disconnect"}
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        answer = loop.create_future()
+        loop.call_later(answer_after, lambda: answer.done() or answer.set_result("answer"))
+        started = loop.time()
+        request = Request({"type": "http", "headers": []}, receive)
+        try:
+            found = await unless_gone(request, answer, started + seconds, "too late")
+        except (HTTPException, ClientDisconnect) as error:
+            found = error
+        taken = loop.time() - started
+        await asyncio.sleep(0)
+        assert answer.cancelled() == (found != "answer")
+        return found, taken, list(watched)
+
+    return asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("unwatched", "seconds", "answer_after", "watched"),
+    [(9, 9, 0.01, []), (0.01, 9, 0.05, ["ended"])],
+    ids=["at once", "later, when the client is watched"],
+)
+def test_an_answer_is_waited_for(monkeypatch, unwatched, seconds, answer_after, watched):
+    monkeypatch.setattr("imgcls_serve.limits.UNWATCHED", unwatched)
+    assert waited(answer_after, seconds)[0::2] == ("answer", watched)
+
+
+@pytest.mark.parametrize("unwatched", [0.0, 0.3, 9.0])
+def test_an_answer_is_waited_for_as_long_as_it_may_take(monkeypatch, unwatched):
+    monkeypatch.setattr("imgcls_serve.limits.UNWATCHED", unwatched)
+    error, taken, _ = waited(PATIENCE, 0.35)
+    assert (error.status_code, error.detail, error.headers) == (504, "too late", {"Connection": "close"})
+    assert 0.34 < taken < 0.6
+
+
+def test_nobody_waits_for_an_answer_whose_client_has_left(monkeypatch):
+    monkeypatch.setattr("imgcls_serve.limits.UNWATCHED", 0.01)
+    error, taken, _ = waited(PATIENCE, PATIENCE, leaves_after=0.05)
+    assert isinstance(error, ClientDisconnect)
+    assert taken < PATIENCE / 2
 
 
 def test_an_answer_that_does_not_come_in_time_is_504_and_nobody_waits_for_it_any_more(held):

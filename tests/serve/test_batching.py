@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from imgcls_infer import ImageError
+from imgcls_infer import ImageError, ModelError
 from imgcls_serve import batching
 from imgcls_serve.batching import Batcher, Batching
 from imgcls_serve.metrics import Metrics
@@ -141,6 +141,23 @@ def test_pictures_cancelled_in_the_middle_of_the_queue_are_not_run(held):
 
     asyncio.run(scenario())
     assert held.sizes == [1, 3]
+
+
+def test_every_picture_of_a_batch_that_fails_gets_the_error(tiny, monkeypatch):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+
+    def fail(_):
+        raise ModelError("it does not run")
+
+    monkeypatch.setattr(tiny, "run", fail)
+
+    async def scenario() -> list[list[str]]:
+        batcher = Batcher(tiny, Batching(), Metrics())
+        with batcher.started():
+            waiting = [batcher.submit([pixels, pixels]), batcher.submit([pixels])]
+            return [list(map(str, answers)) for answers in await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE)]
+
+    assert asyncio.run(scenario()) == [["it does not run"] * 2, ["it does not run"]]
 
 
 def test_a_batcher_that_has_nothing_to_do_ends_with_its_context(tiny):

@@ -406,6 +406,20 @@ def test_a_client_that_sends_requests_and_reads_no_answer_is_closed(tiny, monkey
         assert post(client, PICTURE).status_code == 200
 
 
+def test_a_connection_waits_for_its_client_as_soon_as_the_system_takes_no_more(tiny, monkeypatch):
+    limits = []
+    made = server._Protocol.connection_made
+
+    def noting(self, transport):
+        made(self, transport)
+        limits.append(transport.get_write_buffer_limits())
+
+    monkeypatch.setattr(server._Protocol, "connection_made", noting)
+    with serving(tiny) as client:
+        assert client.get("/healthz").status_code == 200
+    assert limits == [(0, 0)]
+
+
 def test_a_client_that_reads_slowly_gets_the_whole_answer(monkeypatch):
     monkeypatch.setattr(server, "_UNREAD_SECONDS", 0.1)
     whole = Response(bytes(20_000_000))

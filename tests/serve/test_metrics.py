@@ -65,3 +65,14 @@ def test_what_is_no_request_is_not_counted(kind):
     assert not any(
         sample.name == "imgcls_requests_total" for family in metrics.registry.collect() for sample in family.samples
     )
+
+
+def test_the_seconds_of_a_request_are_added_up_by_its_handler():
+    metrics = Metrics()
+    for endpoint, status, seconds in (("predict", 200, 0.2), ("predict", 422, 0.3), ("model", 200, 4.0)):
+        metrics.answered(endpoint, status, seconds)
+    found = {
+        name: metrics.registry.get_sample_value(f"imgcls_request_seconds_{name}", {"endpoint": "predict"})
+        for name in ("sum", "count")
+    }
+    assert found == {"sum": pytest.approx(0.5), "count": 2}

@@ -529,7 +529,7 @@ def test_the_variance_of_a_layer_is_that_of_the_page(kind, precision):
         seen = rounding._Rounding()
         with seen.of(precision):
             module(x)
-        found = seen.noise[-1][0] ** 2
+        found = seen.noise[-1][0][0].deviation ** 2
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 

@@ -278,11 +278,8 @@ def _enlarge(weight: Tensor) -> None:
 
 def _decide(network: nn.Module, logits: Tensor, pictures: Tensor) -> None:
     """Centre and scale the head, so that pictures differ and the top logit leads by LEAD in the median."""
-    heads = [
-        module
-        for module in network.modules()
-        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module.weight.shape[0] == len(CLASSES)
-    ]
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    heads = [m for m in layers if m.weight.shape[0] == len(CLASSES) and m.weight.shape[1] > 3]  # and no stem
     for head in heads:
         if head.bias is not None:
             head.bias -= logits.mean(0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from imgcls_infer.errors import ModelError
 from imgcls_serve import open_inference
 from imgcls_serve.open_inference import BINARY_HEADER, Inference, ProtocolError, parse_inference
 from infer.tiny import SIDE
@@ -47,6 +48,16 @@ def test_an_answer_has_the_id_of_its_request(given):
     inference = parse_inference(body, headers[BINARY_HEADER], (SIDE, SIDE))
     document = json.loads(open_inference.render_inference("tiny", inference, arrays)[0])
     assert document.get("id") == given.get("id")
+
+
+def test_a_model_that_fails_is_500_and_says_so(tiny, monkeypatch):
+    def fail(_):
+        raise ModelError("the model does not run (planted)")
+
+    monkeypatch.setattr(tiny, "run", fail)
+    with serving(tiny) as client:
+        response = ask(client)
+    assert (response.status_code, response.json()) == (500, {"error": "the model does not run (planted)"})
 
 
 # --- sizes ---

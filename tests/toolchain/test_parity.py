@@ -632,12 +632,15 @@ def one_by_one(x, groups, gain):
     return torch.from_numpy(centred / np.sqrt(variance + np.float32(1e-5))).reshape(x.shape) * gain
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("offset", [0.0, 2.0], ids=["scaled", "moved"])
 @pytest.mark.parametrize("kind", ["group", "layer"])
-def test_what_the_cells_of_a_normalisation_have_in_common_goes_through_an_average(kind, seed):
+def test_what_the_cells_of_a_normalisation_have_in_common_goes_through_an_average(kind, offset, seed):
     """Its mean and its variance, which another library may sum one value after the other."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(1, 16, 48, 48, generator=generator) * 3 + 2
+    x = torch.randn(1, 16, 48, 48, generator=generator) * 3 + offset
+    if not offset:
+        x[:, :, :16, :16] += 3  # an average that is not 0, so that a factor changes it
     gain = torch.rand(16, generator=generator).reshape(1, 16, 1, 1) + 0.5
 
     def normed():
@@ -654,6 +657,33 @@ def test_what_the_cells_of_a_normalisation_have_in_common_goes_through_an_averag
     for name, change in (("normed", lambda value: value), ("average", lambda value: F.avg_pool2d(value, 16))):
         difference = float((change(ours) - change(theirs)).abs().max())
         assert difference < SPREAD * 2**0.5 * sigmas[name] < 1e-3
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_the_cells_of_a_normalisation_have_its_gain_and_their_group(groups):
+    generator = torch.Generator().manual_seed(groups)
+    x, weight = torch.randn(3, 8, 5, 4, generator=generator), torch.rand(8, generator=generator) + 0.5
+    plain, y = F.group_norm(x, groups), F.group_norm(x, groups, weight)
+    norm = rounding._group_norm(y, x, weight, None, 3, 8, 20, groups, 1e-5)
+    assert norm.x.shape == (3 * groups, 160 // groups)
+    torch.testing.assert_close(norm.y, norm.gain * plain.reshape(norm.y.shape))
+    assert rounding._group_norm(y, x, None, None, 3, 8, 20, groups, 1e-5).gain.unique().tolist() == [1.0]
+    gain = torch.rand(5, 4, generator=generator) + 0.5
+    y = F.layer_norm(x, (5, 4), gain)
+    norm = rounding._layer_norm(y, x, (5, 4), gain, None, 1e-5)
+    torch.testing.assert_close(norm.y, norm.gain * F.layer_norm(x, (5, 4)).reshape(24, 20))
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_a_deviation_is_that_of_the_worst_picture_whichever_batch_it_is_in(order):
+    def run(image, seen):
+        with seen.of("fp32"):
+            return {"y": image.float() * 0.3}
+
+    pixels = np.stack([np.full((300, 300, 3), value, np.uint8) for value in (200, 1)])
+    found, worst = (rounding.deviations(run, chosen)["y"] for chosen in (pixels[order], pixels[:1]))
+    assert rounding.batch_size((300, 300)) == 1
+    assert found == pytest.approx(worst, rel=0.3)
 
 
 @pytest.mark.parametrize("factor", [1e2, 1e4, 1e6, 1e9])

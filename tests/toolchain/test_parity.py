@@ -18,6 +18,7 @@ from helpers import SAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgcls_infer import Predictor
+from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import MANIFEST_KEY, TOLERANCES, Manifest, Parity
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES
@@ -27,6 +28,7 @@ from onnx import numpy_helper
 from imgcls.cli import command
 from imgcls.config import ExportConfig
 from imgcls.data.folder import scan_folder
+from imgcls.data.packed import encode_png
 from imgcls.errors import DataError
 from imgcls.export import export_model
 from imgcls.export.formats import open_exported
@@ -657,6 +659,16 @@ def test_what_the_cells_of_a_normalisation_have_in_common_goes_through_an_averag
     for name, change in (("normed", lambda value: value), ("average", lambda value: F.avg_pool2d(value, 16))):
         difference = float((change(ours) - change(theirs)).abs().max())
         assert difference < SPREAD * 2**0.5 * sigmas[name] < 1e-3
+
+
+@pytest.mark.parametrize(("side", "count"), [(8, 16), (128, 4), (300, 2)])
+def test_typical_pictures_are_the_samples_and_then_noise(side, count):
+    colours = [(value, 0, 255 - value) for value in (10, 20, 30)]
+    samples = [GoldenSample(encode_png(np.full((side, side, 3), colour, np.uint8)), ()) for colour in colours]
+    pictures = typical_pictures(samples, side)
+    assert pictures.shape == (count, side, side, 3)
+    assert [tuple(picture[0, 0]) for picture in pictures[:3]] == colours[:count]
+    assert all(picture.std() > 50 for picture in pictures[3:])
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 
 
 def strict_json(document: Any, **layout: Any) -> str:
-    """layout: options of json.JSONEncoder. Raises ModelError: numbers that are not finite can only come from the model."""
+    """layout: of json.JSONEncoder. Raises ModelError: numbers that are not finite can only come from the model."""
     try:
         return _encoder(**layout).encode(document)
     except ValueError as error:

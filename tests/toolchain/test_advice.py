@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -133,7 +134,7 @@ def test_the_better_command_is_for_the_same_pictures_and_is_one_that_exists(tmp_
         assert expected in line
         assert line.endswith("--output models/mine-pretrained.pth")
         name, *words = shlex.split(line)[1:]
-        command.commands[name].make_context(name, words)
+        command.commands[name].make_context(name, words, parent=click.Context(command, **command.context_settings))
     assert NETWORKS[SMALL_PRETRAINED].published
 
 

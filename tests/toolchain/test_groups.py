@@ -40,7 +40,8 @@ def test_each_name_in_a_group_is_an_option_and_in_no_other(grouped):
 def test_the_words_that_people_type_are_options_too():
     typed = {"--lr": "0.5", "--imgsz": "64", "--batch": "7", "--color": "0.25", "--crop": "0.125", "--model": "vgg16"}
     words = [word for pair in typed.items() for word in pair]
-    given = train_command.make_context("train", words).params
+    parent = click.Context(command, **command.context_settings)
+    given = train_command.make_context("train", words, parent).params
     named = ("learning_rate", "image_size", "batch_size", "colour", "shift", "arch")
     assert [given[name] for name in named] == [0.5, 64, 7, 0.25, 0.125, "vgg16"]
 

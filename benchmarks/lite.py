@@ -209,10 +209,14 @@ def against_predictor(name: str, predictor: Predictor, paths: Sequence[Any], ans
 
 
 class Site(SimpleHTTPRequestHandler):
-    """Serves a folder, and keeps what is posted to it."""
+    """Serves a folder, and puts what is posted to it into `reports`."""
+
+    def __init__(self, *arguments: Any, reports: queue.Queue[Any], **options: Any) -> None:
+        self.reports = reports
+        super().__init__(*arguments, **options)
 
     def do_POST(self) -> None:
-        self.server.report.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))  # type: ignore[attr-defined]
+        self.reports.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(204)
         self.end_headers()
 
@@ -233,14 +237,14 @@ def in_chromium(model: Path, predictor: Predictor, paths: Sequence[Path], folder
     for name, path in zip(names, paths, strict=True):
         shutil.copy(path, folder / name)
     (folder / "pictures.json").write_text(json.dumps(names))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Site, directory=str(folder)))
-    server.report = queue.Queue()  # type: ignore[attr-defined]
+    reports: queue.Queue[Any] = queue.Queue()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Site, directory=str(folder), reports=reports))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     address = f"http://127.0.0.1:{server.server_port}/test.html"
     shown = subprocess.Popen([browser, *options, address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        report = server.report.get(timeout=PATIENCE)  # type: ignore[attr-defined]
+        report = reports.get(timeout=PATIENCE)
     except queue.Empty:
         sys.exit(f"error: the page did not answer within {PATIENCE} s")
     finally:

@@ -279,7 +279,7 @@ def _enlarge(weight: Tensor) -> None:
 def _decide(network: nn.Module, logits: Tensor, pictures: Tensor) -> None:
     """Centre and scale the head, so that pictures differ and the top logit leads by LEAD in the median."""
     layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
-    heads = [m for m in layers if m.weight.shape[0] == len(CLASSES) and m.weight.shape[1] > 3]  # and no stem
+    heads = [m for m in layers if m.weight.shape[0] == len(CLASSES) and m.weight.shape[1] > 3]  # a stem takes 3
     for head in heads:
         if head.bias is not None:
             head.bias -= logits.mean(0)

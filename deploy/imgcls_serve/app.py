@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from imgcls_infer import __version__
@@ -34,8 +34,6 @@ from imgcls_serve.metrics import Measured, Metrics
 from imgcls_serve.notify import notify_ready
 from imgcls_serve.open_inference import ProtocolError
 from imgcls_serve.strict_json import StrictJSONResponse
-
-Found = TypeVar("Found")
 
 _LOG = logging.getLogger(__name__)
 _TOP_K = 5
@@ -135,7 +133,7 @@ class _Service:
     ) -> list[dict[str, Any]]:
         """A row for each picture: its answer, or its error. with_pixels: and what the network has seen of it."""
         seen: dict[int, np.ndarray] | None = {} if with_pixels else None
-        found = await self._answered(request, self._batcher.classify(pictures, seen), deadline)
+        found = await unless_gone(request, self._batcher.classify(pictures, seen), self._limits, deadline)
         rows = [self._row(outputs, top_k) for outputs in found]
         for position, pixels in (seen or {}).items():
             rows[position]["pixels"] = await asyncio.to_thread(_png, pixels)
@@ -151,13 +149,6 @@ class _Service:
         self._metrics.unknown_answers.inc(not prediction.known)
         self._metrics.unsure_answers.inc(prediction.unsure)
         return prediction.to_dict(top_k)
-
-    # --- limits ---
-
-    async def _answered(self, request: Request, answer: asyncio.Future[Found], deadline: float) -> Found:
-        """The answer, if it is there in time and the client still waits for it."""
-        late = f"no answer within {self._limits.timeout:g} s; the server is overloaded"
-        return await unless_gone(request, answer, deadline, late)
 
     # --- about the service ---
 
@@ -211,8 +202,10 @@ class _Service:
         self._require_model(request)
         async with self._gate as deadline:
             body = await read_body(request, self._limits, deadline)
-            inference = await self._answered(request, asyncio.ensure_future(self._parsed(request, body)), deadline)
-            found = await self._answered(request, self._batcher.submit(list(inference.pixels)), deadline)
+            parsed = asyncio.ensure_future(self._parsed(request, body))
+            inference = await unless_gone(request, parsed, self._limits, deadline)
+            pixels = list(inference.pixels)
+            found = await unless_gone(request, self._batcher.submit(pixels), self._limits, deadline)
             for answer in found:
                 if isinstance(answer, Exception):
                     raise answer

@@ -10,7 +10,7 @@ import anyio
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-Answer = TypeVar("Answer")
+Found = TypeVar("Found")
 
 UNWATCHED = 0.1
 """Seconds that an answer may take before the server looks whether its client is still there."""
@@ -76,11 +76,11 @@ class Gate:
             raise HTTPException(503, "too many requests at once; try again", {"Retry-After": "1"})
 
 
-async def unless_gone(request: Request, answer: asyncio.Future[Answer], deadline: float, late: str) -> Answer:
+async def unless_gone(request: Request, answer: asyncio.Future[Found], limits: Limits, deadline: float) -> Found:
     """The answer, once it is there. Otherwise it is cancelled.
 
     The request's body must have been read. Raises ClientDisconnect if the client leaves before, and HTTPException 504
-    that says `late` at `deadline` (event loop's time).
+    at `deadline` (event loop's time).
     """
     left = deadline - asyncio.get_running_loop().time()
     try:
@@ -93,7 +93,10 @@ async def unless_gone(request: Request, answer: asyncio.Future[Answer], deadline
             finally:
                 gone.cancel()
             if not answer.done():
-                raise ClientDisconnect if gone.done() else HTTPException(504, late, {"Connection": "close"})
+                if gone.done():
+                    raise ClientDisconnect
+                detail = f"no answer within {limits.timeout:g} s; the server is overloaded"
+                raise HTTPException(504, detail, {"Connection": "close"})
         return answer.result()
     finally:
         answer.cancel()

@@ -81,7 +81,7 @@ def adopt_onnx(config: AdoptConfig) -> AdoptResult:
     adoption = prepare(config)
     golden = answered(adoption.reference, list(adoption.pictures))
     files = make_golden_files(adoption.reference, golden, adoption.manifest)
-    # what is measured on a picture needs the weights in the graph
+    # tolerance_of needs the graph with its weights
     manifest, model = adoption.manifest, deepcopy(adoption.model) if config.external_data else adoption.model
     weights = take_weights_out(model, path.name) if config.external_data else None
     if weights:

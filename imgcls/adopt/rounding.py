@@ -19,6 +19,7 @@ out of proportion, noise of its real size is planted, too.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from imgcls.adopt.original import plain_session
-from imgcls.parity.rounding import BENT, SPREAD, UNITS
+from imgcls.parity.rounding import SPREAD, UNITS, sigmas_by
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ROUNDED_ONCE = {"Add", "Sub", "Mul", "Div", "Sqrt", "Sum", "DequantizeLinear", "LeakyRelu", "PRelu"}
@@ -46,7 +47,6 @@ _KINDS = {
     "tensor(bfloat16)": (TensorProto.BFLOAT16, "bf16"),
 }
 _DRAWS = 8
-_MAGNIFIED = 2.0**10
 
 
 def probability_tolerance(model: onnx.ModelProto, pixels: np.ndarray, logits: bool) -> float:
@@ -64,31 +64,28 @@ def deviations(model: onnx.ModelProto, pixels: np.ndarray) -> tuple[float, float
     """sigma of `logits` and of `probabilities`: root mean square over draws, the largest of pictures and classes."""
     kinds = _float_values(model)
     half = any(unit != "fp32" for _, unit in kinds.values())
-    scale = 1.0 if half else _MAGNIFIED
-    clean = plain_session(model.SerializeToString()).run(["logits", "probabilities"], {"image": pixels})
-    sigmas = _sigmas(model, kinds, pixels, clean, scale)
-    bent = [scale * sigma > BENT * np.abs(values).max() for sigma, values in zip(sigmas, clean, strict=True)]
-    if any(bent) and scale > 1:
-        plain = _sigmas(model, kinds, pixels, clean, 1.0)
-        sigmas = [max(pair) if own else pair[0] for own, *pair in zip(bent, sigmas, plain, strict=True)]
-    return sigmas[0], sigmas[1]
+    names = ["logits", "probabilities"]
+    found = plain_session(model.SerializeToString()).run(names, {"image": pixels})
+    clean = dict(zip(names, found, strict=True))
+    sizes = {name: float(np.abs(values).max()) for name, values in clean.items()}
+    sigmas = sigmas_by(partial(_sigmas, model, kinds, pixels, clean), sizes, magnified=not half)
+    return sigmas["logits"], sigmas["probabilities"]
 
 
 def _sigmas(
     model: onnx.ModelProto,
     kinds: dict[str, tuple[int, str]],
     pixels: np.ndarray,
-    clean: list[np.ndarray],
+    clean: dict[str, np.ndarray],
     scale: float,
-) -> list[float]:
+) -> dict[str, float]:
     """sigma of each output by noise that is planted `scale` times larger. clean: the outputs without noise."""
     noisy = plain_session(_with_noise(model, kinds, scale).SerializeToString())
-    squares = [np.zeros(values.shape) for values in clean]
+    squares = {name: np.zeros(values.shape) for name, values in clean.items()}
     for _ in range(_DRAWS):
-        found = noisy.run(["logits", "probabilities"], {"image": pixels})
-        for square, values, expected in zip(squares, found, clean, strict=True):
-            square += ((values.astype(np.float64) - expected) / scale) ** 2
-    return [float((square.max() / _DRAWS) ** 0.5) for square in squares]
+        for name, values in zip(clean, noisy.run(list(clean), {"image": pixels}), strict=True):
+            squares[name] += ((values.astype(np.float64) - clean[name]) / scale) ** 2
+    return {name: float((square.max() / _DRAWS) ** 0.5) for name, square in squares.items()}
 
 
 def _float_values(model: onnx.ModelProto) -> dict[str, tuple[int, str]]:

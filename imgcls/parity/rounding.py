@@ -14,7 +14,9 @@ without tracing, and gets the variance of its own rounding:
   int8: weights have steps s_w = max|w| / 127 per channel, inputs s_x = (max - min) / 255; a value rounded to a step s
   is off with variance s^2 / 12: s_w^2 / 12 sum x^2 + s_x^2 / 12 sum w^2.
 - Averages and sums over cells: the same sum, with weights of 1 / n or 1, in float32.
-- Normalisations: as every other operation, and the sums of a group's mean and variance, whose errors its cells share.
+- Layer and group norms in fp32 are measured like every other operation. The errors of a group's mean m and variance v
+  over n cells, which the cells share, come on top: one moves all of them, with a variance of the gain's square times
+  u^2 / 3 ((v + m^2) / 2 + (n / 3 + 1) m^2) / v, and one scales them, u^2 / 3 (n / 3 + 2) / 4 y^2.
 - Every other operation is measured: it runs once more in float64 on the same inputs, and e is what float32 gives more.
   Where that is 0 everywhere (a view, a maximum, a rectifier) it is exact. Otherwise its variance is
   LIBRARIES^2 (e^2 + u^2 / 3 y^2): other libraries have other exponentials, and sum a norm's squares in another order.
@@ -34,6 +36,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,9 +69,9 @@ _DRAWS = 8
 _MAGNIFIED = 2.0**10
 """float32 noise is planted this many times larger, and divided again: what float32 rounds itself is then lost in it."""
 
-BENT = 0.1
-"""Of a value's largest cell: where noise that is magnified moves it by more, the network does not carry noise on in
-proportion any more, and dividing it again gives too little. Noise of its real size is planted there too."""
+_BENT = 0.1
+"""A share of a value's largest cell. Where magnified noise moves a value by more, the network no longer carries noise
+on in proportion, and dividing by the magnification gives too little."""
 
 _NOISE_SEED = 0
 _PIXELS = 1 << 16  # of all typical pictures together, where there are more than two; of one batch
@@ -180,19 +183,35 @@ def deviations(
     run: Callable[[Tensor, _Rounding], Values], pixels: np.ndarray, precision: str = "fp32"
 ) -> dict[str, float]:
     """sigma of each value that `run` gives, under the rounding that it is handed."""
-    scale = _MAGNIFIED if precision == "fp32" else 1.0
     largest: dict[str, float] = {}
     with torch.no_grad():
         for batch in torch.from_numpy(pixels).split(batch_size(pixels.shape[1:3])):
             rounding = _Rounding()
             clean = {name: value for name, value in run(batch, rounding).items() if value.is_floating_point()}
-            sigmas = _sigmas(run, batch, rounding, clean, scale)
-            bent = [name for name, value in clean.items() if scale * sigmas[name] > BENT * _largest(value)]
-            if bent and scale > 1:
-                plain = _sigmas(run, batch, rounding, clean, 1.0)
-                sigmas |= {name: max(sigmas[name], plain[name]) for name in bent}
+            sizes = {name: _largest(value) for name, value in clean.items()}
+            planted = partial(_sigmas, run, batch, rounding, clean)
+            sigmas = sigmas_by(planted, sizes, magnified=precision == "fp32")
             largest = {name: max(largest.get(name, 0.0), sigma) for name, sigma in sigmas.items()}
     return largest
+
+
+def sigmas_by(
+    planted: Callable[[float], dict[str, float]], sizes: Mapping[str, float], magnified: bool
+) -> dict[str, float]:
+    """sigma of each value of a network or graph.
+
+    planted: sigma of each value by noise that is planted so many times larger and divided again. sizes: each value's
+    largest cell. magnified: whether float32 is what rounds; a value that magnified noise moves out of proportion gets
+    the sigma by noise of its real size, if that is larger.
+    """
+    if not magnified:
+        return planted(1.0)
+    sigmas = planted(_MAGNIFIED)
+    bent = [name for name, size in sizes.items() if _MAGNIFIED * sigmas[name] > _BENT * size]
+    if bent:
+        plain = planted(1.0)
+        sigmas |= {name: max(sigmas[name], plain[name]) for name in bent}
+    return sigmas
 
 
 def _sigmas(
@@ -269,8 +288,8 @@ class _Rounding(TorchDispatchMode):
 
 
 class _Noise(NamedTuple):
-    """deviation: standard deviations, of the output's cells. draws: shape of the normal numbers that they are times:
-    the same as the deviation's, or 1 where cells have an error in common."""
+    """deviation: standard deviation of each cell. draws: shape of the normal numbers that multiply it: that of the
+    deviation, or with a 1 where cells share an error."""
 
     deviation: Tensor
     draws: Sequence[int]

@@ -4,7 +4,7 @@ Every float value of the graph gets normal noise as large as the rounding of the
 and the graph carries it on; with u half a unit in the last place of 1 in the value's type, the noise's variance is
 
 - of a sum of n products (Conv, ConvTranspose, Gemm, MatMul), with Q the sum of the squared products:
-  u^2 / 3 ((n/2 + 1) Q + (n/3 + 1) y^2), as parity.rounding derives it; u^2 / 3 (2 Q + y^2) in 16 bits;
+  u^2 / 3 ((n/2 + 1) Q + (n/3 + 1) y^2), as parity.operations derives it; u^2 / 3 (2 Q + y^2) in 16 bits;
 - of what is rounded once (Add, Sub, Mul, Div, Sqrt, a Cast to 16 bits): u^2 / 3 y^2;
 - of means of n values: u^2 / 3 (mean of x^2 / 2 + (n/3 + 1) y^2), of sums n times that on their squares; u^2 / 3 y^2
   in 16 bits, where sums are float32;
@@ -27,7 +27,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from imgcls.adopt.original import plain_session
-from imgcls.parity.rounding import SPREAD, UNITS, sigmas_by
+from imgcls.parity.operations import UNITS
+from imgcls.parity.rounding import SPREAD, sigmas_by
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ROUNDED_ONCE = {"Add", "Sub", "Mul", "Div", "Sqrt", "Sum", "DequantizeLinear", "LeakyRelu", "PRelu"}

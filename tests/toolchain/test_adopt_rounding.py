@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from imgcls.adopt import rounding
 from imgcls.adopt.original import plain_session
-from imgcls.parity.rounding import SPREAD, UNITS
+from imgcls.parity.operations import UNITS
+from imgcls.parity.rounding import SPREAD
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(0, 1, (2, 3, 5, 6)).astype(np.float32)

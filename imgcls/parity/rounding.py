@@ -49,6 +49,9 @@ _NOISE_SEED = 0
 _PIXELS = 1 << 16  # of all typical pictures together, where there are more than two; of one batch
 
 Values = dict[str, Tensor]
+Seen = Callable[[str, Tensor], None]
+"""What is told the name of a value and the value, which an operation after it may change in place."""
+Within = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -109,15 +112,16 @@ def output_deviations(classifier: Classifier, pixels: np.ndarray, precision: str
     pixels: uint8 [N, H, W, 3]. Nothing is traced.
     """
 
-    def run(image: Tensor, rounding: _Rounding) -> Values:
+    def run(image: Tensor, rounding: _Rounding, seen: Seen) -> None:
         with rounding.of("fp32"):
             normalised = classifier.normalise(image)
         with rounding.of(precision), plain_attention():
             logits, features = classifier.answers(normalised)
-        if classifier.novelty is None:
-            return {"logits": logits}
-        with rounding.of("fp32"):
-            return {"logits": logits, "novelty": classifier.novelty(features, logits)}
+        seen("logits", logits)
+        if classifier.novelty is not None:
+            with rounding.of("fp32"):
+                novelty = classifier.novelty(features, logits)
+            seen("novelty", novelty)
 
     return deviations(run, pixels, precision)
 
@@ -136,30 +140,38 @@ def logit_deviation(classifier: Classifier, pixels: np.ndarray, precision: str =
 def node_deviations(graph: fx.GraphModule, pixels: np.ndarray) -> dict[str, float]:
     """sigma of what each node of a graph of ATen operators gives, float32, by the node's name."""
 
-    def run(image: Tensor, rounding: _Rounding) -> Values:
-        with rounding.of("fp32"):
-            return node_values(graph, image)
+    def run(image: Tensor, rounding: _Rounding, seen: Seen) -> None:
+        _run_nodes(graph, image, seen, partial(rounding.of, "fp32"))
 
     return deviations(run, pixels, "fp32")
 
 
 def node_values(graph: fx.GraphModule, image: Tensor) -> Values:
     """What the nodes of a traced classifier give for image uint8 [N, H, W, 3]: tensors by the node's name."""
-    recorder = _Recorder(graph)
+    values: Values = {}
+    _run_nodes(graph, image, lambda name, value: values.update({name: value.clone()}), contextlib.nullcontext)
+    return values
+
+
+def _run_nodes(graph: fx.GraphModule, image: Tensor, seen: Seen, within: Within) -> None:
     with torch.no_grad(), plain_attention():
-        recorder.run(image)
-    return recorder.values
+        _Watched(graph, seen, within).run(image)
 
 
 def deviations(
-    run: Callable[[Tensor, _Rounding], Values], pixels: np.ndarray, precision: str = "fp32"
+    run: Callable[[Tensor, _Rounding, Seen], None], pixels: np.ndarray, precision: str = "fp32"
 ) -> dict[str, float]:
-    """sigma of each value that `run` gives, under the rounding that it is handed."""
+    """sigma of each value that `run` tells of, under the rounding that it is handed."""
     largest: dict[str, float] = {}
     with torch.no_grad():
         for batch in torch.from_numpy(pixels).split(batch_size(pixels.shape[1:3])):
-            rounding = _Rounding()
-            clean = {name: value for name, value in run(batch, rounding).items() if value.is_floating_point()}
+            rounding, clean = _Rounding(), Values()
+
+            def keep(name: str, value: Tensor, clean: Values = clean) -> None:
+                if value.is_floating_point():
+                    clean[name] = value.clone()
+
+            run(batch, rounding, keep)
             sizes = {name: _largest(value) for name, value in clean.items()}
             planted = partial(_sigmas, run, batch, rounding, clean)
             sigmas = sigmas_by(planted, sizes, magnified=precision == "fp32")
@@ -187,15 +199,21 @@ def sigmas_by(
 
 
 def _sigmas(
-    run: Callable[[Tensor, _Rounding], Values], batch: Tensor, rounding: _Rounding, clean: Values, scale: float
+    run: Callable[[Tensor, _Rounding, Seen], None], batch: Tensor, rounding: _Rounding, clean: Values, scale: float
 ) -> dict[str, float]:
-    """sigma of each value by noise that is planted `scale` times larger."""
+    """sigma of each value by noise that is planted `scale` times larger.
+
+    A noisy value is used as it comes: of all values at once, the clean ones and the sums of squares alone are kept.
+    """
     squares = {name: torch.zeros_like(value) for name, value in clean.items()}
+
+    def add(name: str, noisy: Tensor) -> None:
+        if name in squares:
+            squares[name] += ((noisy - clean[name]).nan_to_num(0.0) / scale) ** 2  # a mask is infinite
+
     for _ in range(_DRAWS):
         rounding.draw(scale)
-        noisy = run(batch, rounding)
-        for name, square in squares.items():
-            square += ((noisy[name] - clean[name]).nan_to_num(0.0) / scale) ** 2  # a mask is infinite
+        run(batch, rounding, add)
     return {name: (_largest(square) / _DRAWS) ** 0.5 for name, square in squares.items()}
 
 
@@ -203,17 +221,18 @@ def _largest(value: Tensor) -> float:
     return float(value.abs().max()) if value.numel() else 0.0
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps what its nodes give."""
+class _Watched(fx.Interpreter):
+    """Runs a graph, each node inside a context, and tells what its nodes give."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, seen: Seen, within: Within) -> None:
         super().__init__(graph)
-        self.values: Values = {}
+        self._seen, self._within = seen, within
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        with self._within():
+            value = super().run_node(n)
         if isinstance(value, Tensor) and n.op not in ("get_attr", "placeholder"):
-            self.values[n.name] = value.clone()  # the next one may work in place
+            self._seen(n.name, value)
         return value
 
 

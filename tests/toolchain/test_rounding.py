@@ -223,9 +223,11 @@ def test_what_the_cells_of_a_normalisation_have_in_common_goes_through_an_averag
             return F.group_norm(x, 1, gain.flatten(), None)
         return F.layer_norm(x, x.shape[1:], gain[0].expand(x.shape[1:]).contiguous(), None)
 
-    def run(image, seen):
-        with seen.of("fp32"):
-            return {"normed": (value := normed()), "average": F.avg_pool2d(value, 16)}
+    def run(image, rounds, seen):
+        with rounds.of("fp32"):
+            average = F.avg_pool2d(value := normed(), 16)
+        seen("normed", value)
+        seen("average", average)
 
     ours, theirs = normed(), one_by_one(x, 1, gain)
     sigmas = rounding.deviations(run, np.zeros((1, 2, 2, 3), np.uint8))
@@ -261,9 +263,10 @@ def test_the_cells_of_a_normalisation_have_its_gain_and_their_group(groups):
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
 def test_a_deviation_is_that_of_the_worst_picture_whichever_batch_it_is_in(order):
-    def run(image, seen):
-        with seen.of("fp32"):
-            return {"y": image.float() * 0.3}
+    def run(image, rounds, seen):
+        with rounds.of("fp32"):
+            y = image.float() * 0.3
+        seen("y", y)
 
     pixels = np.stack([np.full((300, 300, 3), value, np.uint8) for value in (200, 1)])
     found, worst = (rounding.deviations(run, chosen)["y"] for chosen in (pixels[order], pixels[:1]))

@@ -93,11 +93,11 @@ def test_a_file_stands_for_options_and_the_command_line_goes_before_it(here):
 
 
 def test_a_runs_own_file_starts_the_same_run_again(here):
-    assert run("--config", "run.toml").exit_code == 0
-    first = load_config(Path("runs/from-file"))
-    result = run("--config", "runs/from-file/config.json", "--output", "again.pth")
+    assert run("--config", "run.toml", "--run-dir", "first").exit_code == 0
+    first = load_config(Path("first"))
+    result = run("--config", "first/config.json", "--output", "again.pth")
     assert result.exit_code == 0, result.output
-    assert load_config(Path("runs/again")) == first.changed(output=Path("again.pth"))
+    assert load_config(Path("runs/again")) == first.changed(output=Path("again.pth"), run_dir=None)
     manifests = [load_checkpoint(Path(name)).manifest for name in ("again.pth", "from-file.pth")]
     assert manifests[0].weights_sha256 == manifests[1].weights_sha256
 

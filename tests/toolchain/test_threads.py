@@ -109,9 +109,9 @@ def test_a_run_that_goes_on_takes_the_threads_that_it_had(config, tmp_path, busy
 
 
 def write_stat(root: Path, ticks: dict[int, tuple[int, int]]) -> None:
-    """ticks: by CPU, busy and idle ones."""
+    """ticks: by CPU, busy and idle ones, half of which it waits for disks."""
     (root / "proc").mkdir(exist_ok=True)
-    lines = [f"cpu{cpu} {busy} 0 0 {idle} 0 0 0 0 0 0" for cpu, (busy, idle) in ticks.items()]
+    lines = [f"cpu{cpu} {busy} 0 0 {idle // 2} {idle - idle // 2} 0 0 0 0 0" for cpu, (busy, idle) in ticks.items()]
     (root / "proc/stat").write_text("\n".join(["cpu 9 9 9 9 9 9 9 9 9 9", *lines, "intr 5", "ctxt 7"]) + "\n")
 
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
-from helpers import ROOT
+from helpers import ROOT, make_pictures
 from imgcls_infer import Predictor
 from imgcls_infer.manifest import MANIFEST_KEY
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import self_check
+from imgcls_infer.steps import Decode
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -425,6 +426,9 @@ def test_the_command_adopts_and_verify_compares_with_the_original_on_loose_pictu
     assert document["passed"] is True
     assert "original.onnx" in document["reference"]
     assert document["reference_accuracy"] is None
+    labelled = make_pictures(tmp_path / "labelled", {"ant": 2, "bee, or wasp": 2, "cow": 2, "dog": 2}, size=16)
+    document = json.loads(run("verify", path, adopted, "--data", labelled, "--json").stdout)
+    assert document["reference_accuracy"] is not None
     page = tmp_path / "page.html"
     done = run("verify", path, adopted, "--data", PHOTOGRAPHS, "--report", page)
     assert done.exit_code == 0, done.output
@@ -444,6 +448,9 @@ def test_verify_finds_a_changed_adopted_file_and_refuses_another_original(tmp_pa
     done = run("verify", path, adopted, "--data", PHOTOGRAPHS)
     assert done.exit_code == 1
     assert "pixels -> probabilities" in done.output
+    for option in (("--run", tmp_path), ("--eager", "cpu"), ("--bisect",), ("--arch", "cnn")):
+        done = run("verify", path, adopted, "--data", PHOTOGRAPHS, *option)
+        assert (done.exit_code, "takes neither" in done.output) == (2, True)
     change(path, infinite)
     done = run("verify", path, adopted, "--data", PHOTOGRAPHS)
     assert done.exit_code == 1
@@ -476,6 +483,10 @@ def test_steps_may_come_from_a_json_file(tmp_path):
     done = run("adopt", *words(path), "--classes", ",".join(CLASSES), "--steps", file)
     assert done.exit_code == 0, done.output
     assert Predictor(tmp_path / "adopted.onnx").manifest.preprocessing == stated
+    file.write_text(json.dumps(stated._replace(decode=Decode(exif=False, alpha="white")).to_dict()))
+    done = run("adopt", *words(path), "--classes", ",".join(CLASSES), "--steps", file, "--alpha", "drop")
+    assert done.exit_code == 0, done.output
+    assert Predictor(tmp_path / "adopted.onnx").manifest.preprocessing.decode == Decode(exif=False, alpha="drop")
     file.write_text("{}")
     done = run("adopt", *words(path), "--classes", ",".join(CLASSES), "--steps", file)
     assert done.exit_code == 1

@@ -246,6 +246,13 @@ def test_each_figure_of_the_table_stands_in_its_column(trained, models, no_proce
         ("99 ms", ""),
     )
     assert cells["pictures/s in 4s"] == ("40", "2.0x")
+    ratios = {name: Series((factor,)) for name, factor in (("load", 3), ("cold_start", 5), ("memory", 7))}
+    units = dict.fromkeys(ratios, Series((1.0,)))
+    document = replace(result, rows=(replace(reference, **units), replace(own, **ratios))).to_dict()
+    assert document["runtimes"][1]["ratios"] == {
+        "size": own.size / reference.size,
+        **{"load": 3, "cold_start": 5, "peak_memory": 7, "latency": 0.5, "pictures_per_second": 2},
+    }
 
 
 def test_the_first_start_of_a_process_warms_the_systems_cache_and_does_not_count(monkeypatch):

@@ -21,9 +21,10 @@ from imgcls.check.search import candidates
 from imgcls.check.signatures import mirrored, signatures
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
-from imgcls.data.exclude import list_lines, read_list
-from imgcls.data.folder import Folder
+from imgcls.data.exclude import list_lines, read_list, without
+from imgcls.data.folder import Folder, scan_folder
 from imgcls.errors import DataError
+from imgcls.report import data_check
 
 needs_body = pytest.mark.skipif(installed_body() is None, reason="the weights of efficientnet_lite0 are not installed")
 needs_cleanlab = pytest.mark.skipif(not has_cleanlab(), reason="cleanlab is not installed")
@@ -256,8 +257,11 @@ def test_json_has_the_pairs_nearest_first_with_kind_and_distance(both):
     shutil.copy(both / "train" / "ant" / "00.png", both / "test" / "ant" / "leak.png")
     save(scene(7), both / "train" / "bee" / "near.jpg", quality=60)
     code, output = check(both, "--json")
-    document = json.loads(output)
     assert code == 0
+    page = both / "check.html"
+    written = CliRunner().invoke(command, ["data", "check", str(both), "--no-body", "--json", "--html", str(page)])
+    assert (written.stdout, written.stderr) == (output, f"wrote {page}\n")
+    document = json.loads(output)
     assert [(pair["kind"], pair["where"]) for pair in document["pairs"]] == [(SAME_FILE, LEAK), (NEAR, WITHIN)]
     assert document["pairs"][0]["first"] == str(both / "train" / "ant" / "00.png")
     assert document["pairs"][0]["distance"] == 0 < document["pairs"][1]["distance"]
@@ -292,6 +296,15 @@ def test_the_page_holds_its_pictures_itself(scenes, tmp_path):
     assert "http" not in page
     assert "&lt;copy&gt;.png" in page
     assert "Across classes: 1" in page
+
+
+def test_a_page_says_how_many_files_it_leaves_out(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_check, "_SHOWN", 1)  # and five times as many files
+    for number in range(7):
+        (scenes / "ant" / f"{number}.txt").write_text("x")
+    check(scenes, "--html", tmp_path / "check.html")
+    page = (tmp_path / "check.html").read_text(encoding="utf-8")
+    assert (page.count(".txt</li>"), "Files: 7" in page, "<p>and 2 more</p>" in page) == (5, True, True)
 
 
 def test_heic_files_are_named_with_what_to_do(scenes):
@@ -362,6 +375,15 @@ def test_a_list_takes_comments_windows_line_ends_and_absolute_paths(scenes):
     listed.write_text("gone.png\n")
     with pytest.raises(DataError, match="no such file; correct"):
         read_list(listed)
+
+
+def test_a_list_counts_for_the_same_folder_by_whichever_link_it_is_reached(scenes):
+    link = scenes.with_name("link")
+    link.symlink_to(scenes)
+    for listed, trained in ((scenes, link), (link, scenes)):
+        (scenes.parent / "list.txt").write_text(f"{listed}/ant/00.png\n")
+        left = without(scan_folder(trained), read_list(scenes.parent / "list.txt"))
+        assert (len(left.paths), left.paths[0].name, left.labels.count(0)) == (11, "01.png", 5)
 
 
 # --- labels ---

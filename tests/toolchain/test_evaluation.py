@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from helpers import SAMPLE, make_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgcls_infer.manifest import Acceptance
+from imgcls_infer.steps import shorthand
 
 from imgcls.checkpoint import save_checkpoint
 from imgcls.cli import command
@@ -199,6 +201,14 @@ def test_answers_that_are_no_numbers_are_an_error(trained, sample):
     state["fc2_layer.weight"][3] = 3e38  # finite, and its sums are not
     with pytest.raises(CheckpointError, match="not finite on 500 of 500"):
         evaluate_folder(replace(trained[1], state_dict=state), sample, "cpu")
+
+
+def test_a_novelty_that_is_no_number_is_an_error(sample, monkeypatch):
+    """It would be called known or unknown at random."""
+    nothing = torch.full((500,), math.nan)
+    monkeypatch.setattr(predict, "predict", lambda classifier, images: (torch.zeros(500, 10), nothing))
+    with pytest.raises(CheckpointError, match="novelty is not finite on 500 of 500 pictures"):
+        predict.predict_folder(None, sample, shorthand(8))
 
 
 def test_pictures_and_labels_stay_together_whatever_is_unreadable(trained, sample, tmp_path, monkeypatch):

@@ -113,7 +113,8 @@ def test_a_quiet_evaluation_is_its_line_of_figures(trained, monkeypatch):
 def test_a_verbose_evaluation_lists_wrong_answers_and_how_many_more(trained):
     done = CliRunner().invoke(command, ["eval", str(trained[0]), "--data", TEST, "-v", "--wrong", "2"])
     assert done.output.count(" taken for ") == 2
-    assert " more; --wrong shows as many as you like" in done.output
+    wrong = 500 - round(500 * trained[1].manifest.dataset["test_accuracy"])
+    assert f"and {wrong - 2} more; --wrong shows as many as you like" in done.output
 
 
 @pytest.mark.parametrize(("count", "noun", "text"), [(1, "picture", "1 picture"), (0, "picture", "0 pictures")])
@@ -139,6 +140,9 @@ def test_verify_says_what_it_means():
     changed = (ChangedAnswer("a.png", "ant", "bee", 1e-5, "bee"),)
     told = "another class for 1 of 10,000 pictures, each too close to call (margin up to 1.0e-05); largest"
     assert parity_sentence(a_report(changed=changed)).startswith(told)
+    further = ChangedAnswer("b.png", "ant", "bee", 3e-6, "bee"), ChangedAnswer("c.png", "ant", "bee", 1.5e-5, "bee")
+    told = "another class for 3 of 10,000 pictures, each too close to call (margin up to 1.5e-05)"
+    assert parity_sentence(a_report(changed=changed + further)).startswith(told)
     assert parity_sentence(a_report(changed=changed, problems=("x",))).startswith(
         "another class for 1 of 10,000 pictures;"
     )

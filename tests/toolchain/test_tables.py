@@ -9,6 +9,7 @@ import pytest
 from imgcls import shares
 from imgcls.bench import Series
 from imgcls.report import tables
+from imgcls.report.bench import _panels
 from imgcls.report.tables import bench_cells, bench_markdown, parity_cells, scores_cells, scores_line
 
 
@@ -98,6 +99,21 @@ def test_the_figures_of_a_bench_stand_in_their_columns_with_their_ratios():
         "accuracy": ("100.00%", ""),
     }
     assert {ratio for _, ratio in reference.values()} == {""}
+
+
+def test_the_bars_of_a_bench_have_the_units_of_their_titles():
+    drawn = [
+        (title.partition(": ")[0], value(row(1.0, Series((1e6,)))))
+        for _, title, value in _panels(result(row(1.0, None)))
+    ]
+    assert drawn == [
+        ("cold start of a process, one picture file (s)", 2.0),
+        ("peak memory of that process (MB)", 1.0),
+        ("file size (MB)", 1.0),
+        ("load in a running process (ms)", 1000.0),
+        ("one picture", 3000.0),
+        ("pictures/s in batches of 64", 16.0),
+    ]
 
 
 @pytest.mark.parametrize(("first", "second"), [(None, Series((1e6,))), (Series((1e6,)), None), (None, None)])

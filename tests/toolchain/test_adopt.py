@@ -420,9 +420,10 @@ def test_the_command_adopts_and_verify_compares_with_the_original_on_loose_pictu
     assert "16 x 16: crop; no exif" in done.output
     adopted = tmp_path / "adopted.onnx"
     assert Predictor(adopted).manifest.classes[1] == "bee, or wasp"
-    done = run("verify", path, adopted, "--data", PHOTOGRAPHS, "--json")
+    done = run("verify", path, adopted, "--data", PHOTOGRAPHS, "--json", "--report", tmp_path / "beside.html")
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
+    assert done.stderr == f"wrote {tmp_path / 'beside.html'}\n"
     assert document["passed"] is True
     assert "original.onnx" in document["reference"]
     assert document["reference_accuracy"] is None

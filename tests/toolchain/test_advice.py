@@ -123,6 +123,12 @@ def test_the_typical_size_is_the_median_of_readable_headers(tmp_path):
     assert typical_size([]) is None
 
 
+def test_the_typical_size_is_that_of_all_classes_and_not_of_the_first_files(tmp_path):
+    root = make_pictures(tmp_path / "small", {"ant": 1}, size=8)
+    large = make_pictures(tmp_path / "large", {"bee": 1}, size=40)
+    assert typical_size([root / "ant" / "00.png"] * 32 + [large / "bee" / "00.png"] * 64) == (40, 40)
+
+
 def test_the_better_command_is_for_the_same_pictures_and_is_one_that_exists(tmp_path):
     for options, expected in (
         ({"test_dir": "my test"}, "--train 'my train' --test 'my test' --arch efficientnet_lite0 --pretrained"),

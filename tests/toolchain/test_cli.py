@@ -77,8 +77,9 @@ def test_golden_samples_may_be_left_out_or_be_any_pictures(bare, tmp_path):
 
 @pytest.mark.parametrize(("resize", "expected"), [(None, "squash"), ("pad", "pad"), ("crop", "crop")])
 def test_a_bare_checkpoint_is_resized_as_it_is_described(bare, resize, expected):
-    loaded = open_checkpoint(bare, "cnn", TEN, 32, resize, (0.5,) * 3, (0.5,) * 3)
+    loaded = open_checkpoint(bare, "cnn", ", ".join("abcdefghij"), 32, resize, (0.5,) * 3, (0.5,) * 3)
     assert loaded.manifest.preprocessing == shorthand(32, expected)
+    assert loaded.manifest.classes == tuple("abcdefghij")
 
 
 @pytest.mark.parametrize("left_out", ["--arch", "--image-size", "--mean", "--std", "--classes"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image, ImageEnhance
 
 from imgcls.check import check_folder
 from imgcls.check.body import installed_body
-from imgcls.check.labels import has_cleanlab, outliers, wrong_labels
+from imgcls.check.labels import WrongLabel, has_cleanlab, outliers, wrong_labels
 from imgcls.check.pairs import ACROSS, LEAK, NEAR, SAME_FILE, SAME_PIXELS, WITHIN
 from imgcls.check.search import candidates
 from imgcls.check.signatures import mirrored, signatures
@@ -296,6 +297,16 @@ def test_the_page_holds_its_pictures_itself(scenes, tmp_path):
     assert "http" not in page
     assert "&lt;copy&gt;.png" in page
     assert "Across classes: 1" in page
+
+
+def test_a_page_says_what_a_picture_is_labelled_as_and_what_it_looks_like():
+    found = SimpleNamespace(classes=("ant", "bee"), class_of=lambda row: "ant")
+    assert data_check._labelled(found, WrongLabel(0, 1, 0.1)) == "labelled ant, looks like <b>bee</b>"
+
+
+@pytest.mark.parametrize("option", ["--html", "--fix"])
+def test_a_file_that_can_not_be_written_is_told_before_anything_is_checked(scenes, option):
+    assert check(scenes, option, scenes) == (1, f"error: {scenes}: is a folder; name a file\n")
 
 
 def test_a_page_says_how_many_files_it_leaves_out(scenes, tmp_path, monkeypatch):

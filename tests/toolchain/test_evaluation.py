@@ -338,11 +338,13 @@ def test_what_can_not_be_done_is_one_line_and_exit_code_1(trained, tmp_path, pic
 def test_the_command_tells_known_from_unknown_and_explains(trained, tmp_path):
     known = make_pictures(tmp_path / "test", {"cat": 3, "dog": 3})
     unknown = make_pictures(tmp_path / "static", {"a": 4}, seed=5)
+    (unknown / "a" / "bad.png").write_bytes(b"no picture")
     result = run(trained[0], "--data", known, "-o", tmp_path / "out", "--explain", "--unknown", unknown)
     assert result.exit_code == 0, result.output
     assert sorted(os.listdir(tmp_path / "out")) == sorted([*FILES, "roc.png", "unknown.png"])
     assert "known against unknown, highest probability: AUROC" in result.output
     assert "4 of 4 unknown pictures get an answer that counts" in result.output
+    assert f"skipped 1 unreadable picture; the first: {unknown / 'a' / 'bad.png'}: not a" in result.stderr
     assert "accuracy of the most confident: 100%" in result.output
 
 

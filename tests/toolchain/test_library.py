@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -223,7 +224,9 @@ def test_a_notebook_gets_tables_and_plots(result):
     assert [page.count("<img ") for page in pages] == [1, 0, 1]
     assert all("<table " in page and len(page) < 300_000 for page in pages)
     assert "models/cnn.pth" in pages[0]
-    assert "test accuracy" in pages[0]
+    cells = re.findall(r">([^<>]+)</t[hd]>", pages[0])
+    assert cells[:5] == ["epoch", "training loss", "training accuracy", "test loss", "test accuracy"]
+    assert [cells[6], cells[8]] == [f"{result.history[0][name]:.4f}" for name in ("train_loss", "test_loss")]
     assert "ok: 1 of 1 runtime answers as PyTorch eager (cpu) does, on 12 pictures" in pages[1]
     assert "macro F1" in pages[2]
 

@@ -203,6 +203,7 @@ def test_risk_is_drawn_over_coverage_and_the_models_own_threshold_is_marked(figu
     curve, _, own = axes.lines
     assert curve.get_xydata().tolist() == [[0.25, 0], [0.5, 0], [0.75, pytest.approx(1 / 3)], [1, 0.25]]
     assert own.get_xydata().tolist() == [[0.5, 0]]
+    assert (axes.get_xlabel().split()[0], axes.get_ylabel().split()[0]) == ("coverage", "risk")
     assert own.get_label() == "unsure below 0.75: 50.0% answered, 100.0% right"
     for threshold in (None, 0.95):  # none of its own, and one that no answer reaches
         plot_risk(risk_coverage(confidence, right), threshold, Path("unused"))
@@ -273,6 +274,14 @@ def test_the_contact_sheet_shows_the_files_own_pixels(answer, tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     np.testing.assert_array_equal(sheet[46 : 46 + 168, 14 : 14 + 168], answer[1])
     np.testing.assert_array_equal(sheet[314 : 314 + 168, 14 : 14 + 168], answer[1])  # the seventh: the second row
+
+
+def test_a_tile_of_a_wrong_answer_tells_both_classes_and_how_sure_it_was(answer, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(contact_sheet, "_write_sheet", lambda tiles, *others: drawn.extend(tiles))
+    write_contact_sheet([answer[0]], "", tmp_path / "sheet.png")
+    told = [text for text, colour in drawn[0].captions]
+    assert told == ["true: ant", "predicted: bee", "probability 90.00%", "noise.png"]
 
 
 def test_a_tile_of_an_unknown_picture_tells_its_novelty_where_there_is_one(answer, tmp_path):

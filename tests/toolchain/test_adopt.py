@@ -358,6 +358,13 @@ def test_normalisation_that_cant_be_meant_is_told(tmp_path, options, said):
         config(tmp_path / "original.onnx", **options)
 
 
+def test_normalisation_of_bytes_is_that_of_shares_for_a_file_and_for_a_network(tmp_path):
+    stated = {"mean": (51.0, 102.0, 204.0), "std": (25.5, 51.0, 51.0), "pixel_range": 255}
+    network = AdoptNetworkConfig("torchvision/resnet18", tmp_path / "a.pth", **stated)
+    for found in (network, config(tmp_path / "original.onnx", **stated)):
+        assert found.normalisation == ((0.2, 0.4, 0.8), (0.1, 0.2, 0.2))
+
+
 def test_a_file_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
     path = Graph().write(tmp_path / "original.onnx")
 

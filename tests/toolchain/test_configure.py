@@ -82,6 +82,15 @@ def test_every_field_is_an_option_whose_help_has_the_recipes_values():
     assert options["recipe"].type.choices == RECIPES
 
 
+def test_the_defaults_in_the_help_are_those_of_the_library():
+    shown = {option.name: option.default for option in train_command.params if getattr(option, "show_default", None)}
+    shown["cache_limit"] = int(1e9 * shown["cache_limit"])
+    own = {field.name: field.default for field in fields(TrainConfig) if field.name in shown}
+    apart = {"train_dir", "test_dir", "output", "recipe"}  # the library has to be told
+    assert {name: own[name] for name in own.keys() - apart} == {name: shown[name] for name in own.keys() - apart}
+    assert {"right_share", "known_share", "golden", "cache_limit"} <= own.keys()
+
+
 def test_a_file_stands_for_options_and_the_command_line_goes_before_it(here):
     result = run("--config", "run.toml", "--epochs", "1", "--output", "given.pth")
     assert result.exit_code == 0, result.output

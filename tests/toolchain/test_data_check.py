@@ -383,9 +383,14 @@ def test_a_list_takes_comments_windows_line_ends_and_absolute_paths(scenes):
     listed = scenes / "list.txt"
     listed.write_bytes(b"# why\r\n\r\nant/00.png\r\n" + str(scenes / "ant" / "01.png").encode() + b"\n")
     assert {name for _, name in read_list(listed)} == {"00.png", "01.png"}
-    listed.write_text("gone.png\n")
-    with pytest.raises(DataError, match="no such file; correct"):
-        read_list(listed)
+    for names, others in (
+        ("gone", ""),
+        ("gone lost", "; 1 more is missing"),
+        ("gone lost away", "; 2 more are missing"),
+    ):
+        listed.write_text("".join(f"{name}.png\n" for name in names.split()))
+        with pytest.raises(DataError, match=f"line 1: .*gone.png: no such file{others}; correct the list"):
+            read_list(listed)
 
 
 def test_a_list_counts_for_the_same_folder_by_whichever_link_it_is_reached(scenes):

@@ -20,7 +20,7 @@ from imgcls.errors import DeviceError, TrainingError
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.registry import find
 from imgcls.parity.runtimes import run_module
-from imgcls.system.device import float32, resolve_device
+from imgcls.system.device import float32, has_bf16_units, resolve_device
 from imgcls.training import cuda_graphs, learner, loop, model, outcome, run, sets, train, train_config
 from imgcls.training.cuda_graphs import GraphedStep
 from imgcls.training.distributed import Group, _own_gpu, process_group
@@ -43,6 +43,12 @@ def test_a_gpu_is_one_of_those_that_are_here(monkeypatch, name, exists):
     else:
         with pytest.raises(DeviceError, match="there is no cuda:2; this machine has 2 GPUs"):
             resolve_device(name)
+
+
+@pytest.mark.parametrize(("units", "found"), [(("amx_bf16",), True), (("avx512_bf16",), True), (("avx2",), False)])
+def test_a_processor_has_bf16_units_of_either_kind(monkeypatch, units, found):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(units, True))
+    assert has_bf16_units(CPU) is found
 
 
 @pytest.mark.parametrize(("local", "found"), [(0, "cuda:0"), (1, "cuda:1"), (2, None)])

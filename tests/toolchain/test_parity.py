@@ -741,9 +741,11 @@ def test_of_many_changed_answers_the_page_shows_those_of_the_largest_margin(samp
         compare_module.ChangedAnswer(path, f"c{number}", "ant", number / 100, "ant") for number in range(26)
     )
     report = compare_module.ParityReport("m", "a.onnx", 99, compare_module.Differences(), 0.9, 0.9, 1e-5, changed)
-    section = "".join(_parity_section(VerifyResult((report,), 0, MANIFEST), report))
+    result = VerifyResult((report,), 0, MANIFEST)
+    section = "".join(_parity_section(result, report))
     assert re.findall(r"<figcaption>c(\d+) became", section) == [str(number) for number in range(25, 1, -1)]
     assert "26 of 99 pictures get another class; the 24 with the largest margin in the reference, and 2 more" in section
+    assert "<p>and 21 more</p>" in result._repr_html_()
 
 
 def test_the_report_as_json(trained, model_file, sample):

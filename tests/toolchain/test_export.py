@@ -384,6 +384,8 @@ def test_info_command(exported):
     assert f"  weights         {sha256[:12]}\n" in shown.output
     assert sha256 not in shown.output
     assert ("fc1_layer" in shown.output) == (exported[0].suffix == ".onnx")
+    if exported[0].suffix == ".onnx":
+        assert shown.output.split()[-5:] == ["all", "541,094", "2,164.4", "kB", "3,318,664"]  # 4 bytes each
 
 
 def test_info_as_json_has_everything_in_full(exported):

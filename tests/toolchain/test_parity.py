@@ -46,7 +46,7 @@ from imgcls.parity.rounding import (
 )
 from imgcls.parity.runtimes import Runtime, eager
 from imgcls.parity.verify import VerifyResult, default_tolerance, verify
-from imgcls.report.parity import write_parity
+from imgcls.report.parity import _parity_section, write_parity
 from imgcls.report.tables import parity_cells
 
 
@@ -458,6 +458,19 @@ def test_the_page_holds_everything_in_one_file(trained, model_file, sample, tmp_
     assert "conv2_layer is the first node" in page
     assert page.count("data:image/png;base64,") == 2 + min(24, len(result.reports[0].changed))
     assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+
+def test_of_many_changed_answers_the_page_shows_those_of_the_largest_margin(sample):
+    path = str(sample.paths[0])
+    changed = tuple(
+        compare_module.ChangedAnswer(path, f"c{number}", "ant", number / 100, "ant") for number in range(26)
+    )
+    report = compare_module.ParityReport("m", "a.onnx", 99, compare_module.Differences(), 0.9, 0.9, 1e-5, changed)
+    result = VerifyResult((report,), 0, MANIFEST)
+    section = "".join(_parity_section(result, report))
+    assert re.findall(r"<figcaption>c(\d+) became", section) == [str(number) for number in range(25, 1, -1)]
+    assert "26 of 99 pictures get another class; the 24 with the largest margin in the reference, and 2 more" in section
+    assert "<p>and 21 more</p>" in result._repr_html_()
 
 
 def test_the_report_as_json(trained, model_file, sample):

@@ -13,6 +13,7 @@ from imgcls_infer.manifest import MANIFEST_KEY, Manifest
 from imgcls.errors import ExportError
 from imgcls.export.cold_start import torch_script
 from imgcls.export.format import Converted, Format, Job
+from imgcls.networks.onnx_graph import quiet_torch
 from imgcls.parity.runtimes import open_torch_export
 
 
@@ -26,7 +27,8 @@ def to_torch_export(job: Job) -> Converted:
         2, *job.classifier.size, 3, dtype=torch.uint8
     )  # 2: a batch of 1 would be taken for a constant
     try:
-        program = torch.export.export(job.classifier, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        with quiet_torch():
+            program = torch.export.export(job.classifier, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # torch's exporter raises its own, torch._dynamo's and Python's exceptions
         raise ExportError(f"torch.export can't capture this network ({one_line(error)})") from error
 

@@ -27,7 +27,7 @@ def to_torchscript(job: Job) -> Converted:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that TorchScript is deprecated
         try:
-            module = torch.jit.freeze(torch.jit.trace(job.classifier, (example,)))
+            module = torch.jit.freeze(torch.jit.trace(job.classifier, (example,), check_trace=False))
         except RuntimeError as error:
             raise ExportError(f"torch can't trace this network ({one_line(error)})") from error
 

@@ -18,9 +18,7 @@ from torch import nn
 
 from imgcls.errors import ImgclsError
 from imgcls.networks.registry import OTHERS, NetworkRow
-from imgcls.networks.skeleton import head_paths, require_logits, set_dropout
-
-_SIZE = (224, 224)  # heads are the same at any size
+from imgcls.networks.skeleton import head_paths, require_classifier, require_logits, set_dropout
 
 
 def names() -> tuple[str, ...]:
@@ -40,13 +38,12 @@ def row(name: str, weights_name: str | None) -> NetworkRow:
     if not callable(function):
         raise ImgclsError(f"{path}: has no function {function_name!r}")
     recorded = f"{path.name}:{function_name}"
-    build = partial(_build, recorded, path, function)
     return NetworkRow(
         name=recorded,
-        build=build,
+        build=partial(_build, recorded, path, function),
         smallest=1,
         heads=(),
-        find_heads=cache(lambda: head_paths(lambda classes: build(classes, _SIZE, None))),
+        find_heads=cache(lambda: head_paths(partial(_made, recorded, path, function))),
         recipes=OTHERS,
         outside=True,
     )
@@ -55,13 +52,19 @@ def row(name: str, weights_name: str | None) -> NetworkRow:
 def _build(
     name: str, path: Path, function: Callable[[int], Any], classes: int, size: Size, dropout: float | None
 ) -> nn.Module:
+    network = _made(name, path, function, classes)
+    set_dropout(name, network, dropout)
+    with _own_errors(path):
+        require_logits(name, network, classes, size)
+        require_classifier(name, network, size)
+    return network
+
+
+def _made(name: str, path: Path, function: Callable[[int], Any], classes: int) -> nn.Module:
     with _own_errors(path):
         network = function(classes)
     if not isinstance(network, nn.Module):
         raise ImgclsError(f"{name} gives a {type(network).__name__}, not a torch.nn.Module")
-    set_dropout(name, network, dropout)
-    with _own_errors(path):
-        require_logits(name, network, classes, size)
     return network
 
 

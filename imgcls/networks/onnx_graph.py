@@ -81,7 +81,7 @@ def strip(model: onnx.ModelProto) -> None:
 
 def _export(classifier: Classifier, opset: int) -> torch.onnx.ONNXProgram:
     example = torch.zeros(2, *classifier.size, 3, dtype=torch.uint8)  # 2: a batch of 1 would be taken for a constant
-    with _quiet(), plain_attention():
+    with quiet_torch(), plain_attention():
         with torch.no_grad():
             classifier(example)  # what a network keeps from its first run on (as TinyViT its biases) is a constant then
         try:
@@ -211,14 +211,14 @@ def plain_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_torch() -> Iterator[None]:
     """torch's exporter prints and warns about its own internals; errors still come as exceptions."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    printed = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

@@ -18,7 +18,7 @@ from torchvision import models
 
 from imgcls.checkpoint import load_checkpoint, load_weights
 from imgcls.config import ExportConfig
-from imgcls.errors import CheckpointError, ImgclsError, TrainingError
+from imgcls.errors import CheckpointError, ExportError, ImgclsError, TrainingError
 from imgcls.export import export_model
 from imgcls.networks.classifier import ends_in
 from imgcls.networks.efficientnet_lite import Block
@@ -39,6 +39,7 @@ LITE = pytest.param(
     ),
 )
 MY_NET = """
+import torch
 from torch import nn
 
 
@@ -85,6 +86,31 @@ def needs_96(classes):
 
 def raising_deeper(classes):
     return raising(classes)
+
+
+def softmaxed(classes):
+    return nn.Sequential(Net(classes), nn.Softmax(1))
+
+
+def needs_16(classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 6), nn.Linear(6, classes))
+    net[1].bias.data = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+    return net
+
+
+def attending(classes):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    tokens = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Flatten(2), nn.Unflatten(1, (4, 2)), nn.Flatten(2))
+    return nn.Sequential(tokens, nn.TransformerEncoder(layer, 1), nn.Flatten(), nn.Linear(32, classes))
+
+
+class Branching(Net):
+    def forward(self, x):
+        return super().forward(x * 2 if x.sum() > 0 else x)
+
+
+def branching(classes):
+    return Branching(classes)
 """
 
 
@@ -433,11 +459,12 @@ def test_a_branch_that_training_skips_for_some_pictures_counts_more_for_the_othe
     [
         ("nothing", r"^my_net\.py: has no function 'nothing'"),
         ("too_many", r"^my_net\.py:too_many tells 7 classes apart, not 2"),
-        ("raising", r"^my_net\.py, line 25: IndexError: list index out of range"),
-        ("raising_deeper", r"^my_net\.py, line 25: IndexError"),
+        ("raising", r"^my_net\.py, line 26: IndexError: list index out of range"),
+        ("raising_deeper", r"^my_net\.py, line 26: IndexError"),
         ("a_tuple", r"^my_net\.py:a_tuple gives a tuple, not a tensor of logits"),
         ("a_map", r"^my_net\.py:a_map gives a tensor \[1, 2, 14, 14\] for one picture, not logits \[1, 2\]"),
         ("no_module", r"^my_net\.py:no_module gives a int, not a torch\.nn\.Module"),
+        ("softmaxed", r"^my_net\.py:softmaxed gives probabilities; have it give logits"),
         ("needs_96", r"^my_net\.py: RuntimeError: mat1 and mat2"),
     ],
 )
@@ -472,6 +499,28 @@ def test_a_users_network_goes_the_whole_way_and_is_named_each_time(here):
     load_checkpoint(result.path, arch="moved/my_net.py:build").network()
     with pytest.raises(CheckpointError, match=r"is a my_net\.py:build, not a my_net\.py:too_many"):
         load_checkpoint(result.path, arch="moved/my_net.py:too_many")
+
+
+def test_a_users_network_of_one_size_that_sets_its_own_weights_is_only_run_at_that_size(here):
+    assert find("my_net.py:needs_16").head_layers == ("2",)
+    assert trained(here, "my_net.py:needs_16").checkpoint.manifest.preprocessing.size == (16, 16)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt", "pt2"])
+def test_torchs_own_transformer_is_exported_in_every_format(here, suffix):
+    """Its layers take a fused path in eval mode, which torch.jit.trace finds another way each time."""
+    result = trained(here, "my_net.py:attending")
+    exported = export_model(ExportConfig(result.path, output=here / f"net.{suffix}"), result.checkpoint)
+    assert exported.manifest.parity.max_abs_diff < 1e-5
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_a_network_that_branches_on_its_pictures_is_refused_in_one_line_and_torch_prints_nothing(here, suffix, capfd):
+    result = trained(here, "my_net.py:branching")
+    capfd.readouterr()
+    with pytest.raises(ExportError, match="this network"):
+        export_model(ExportConfig(result.path, output=here / f"net.{suffix}"), result.checkpoint)
+    assert capfd.readouterr() == ("", "")
 
 
 # --- transformers ---

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from imgcls_infer.errors import ImageError, ModelError, one_line
+from imgcls_infer.errors import ImageError, ModelError, counted, one_line
 from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import Manifest, Parity
 from imgcls_infer.steps import Size
@@ -259,7 +259,7 @@ def check_against(
     largest: dict[str, float] = {}
     for count in batch_sizes:
         pixels = _noise_after(golden, size, count)
-        answers = zip(typical, model.run(pixels)[1:], expected(pixels)[1:], strict=False)
+        answers = zip(typical, _answers(model, pixels), expected(pixels)[1:], strict=False)
         for output, found, known in answers:
             allowed = typical[output]
             differences = np.abs(found - known).reshape(count, -1).max(1)
@@ -283,6 +283,16 @@ def check_against(
         golden_samples=len(golden),
         runtime=model.name,
     )
+
+
+def _answers(model: Runtime, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The file's outputs after the logits. Raises ExportError where it does not run with so many pictures."""
+    try:
+        return model.run(pixels)[1:]
+    except Exception as error:  # every runtime has its own
+        raise ExportError(
+            f"the file does not run with {counted(len(pixels), 'picture')} at once ({one_line(error)}); not written"
+        ) from error
 
 
 def _require_one_answer(expected: Run, pictures: np.ndarray, tolerance: Tolerances, reference: str) -> None:

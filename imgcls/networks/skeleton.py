@@ -84,9 +84,9 @@ def head_paths(build: Callable[[int], nn.Module]) -> tuple[str, ...]:
 def require_logits(name: str, network: nn.Module, classes: int, size: Size) -> None:
     """Run one black picture through a network. Raises ImgclsError where the answer is no tensor [N, classes], and
     whatever the network raises. A skeleton is not run."""
-    if _is_skeleton(network):
+    if is_skeleton(network):
         return
-    with _evaluating(network):
+    with evaluating(network):
         answer = network(torch.zeros(1, 3, *size))
     if not isinstance(answer, Tensor):
         raise ImgclsError(f"{name} gives a {type(answer).__name__}, not a tensor of logits [N, classes]")
@@ -101,31 +101,33 @@ def require_logits(name: str, network: nn.Module, classes: int, size: Size) -> N
 def require_classifier(name: str, network: nn.Module, size: Size) -> None:
     """Run noise through a network that gives logits. Raises ImgclsError where it gives probabilities, or where its
     answer to a picture is another one each time, or depends on the pictures beside it. A skeleton is not run."""
-    if _is_skeleton(network):
+    if is_skeleton(network):
         return
     noise = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
-    with _evaluating(network):
+    with evaluating(network):
         alone, again, together = (network(part) for part in (noise[:1], noise[:1], noise))
     if bool((together >= 0).all()) and torch.allclose(together.sum(1), torch.ones(3), atol=1e-4):
         raise ImgclsError(f"{name} gives probabilities; have it give logits, without the softmax at its end")
-    if not _alike(alone, again):
+    if not alike(alone, again):
         raise ImgclsError(f"{name} answers the same picture otherwise each time; have it be random in training alone")
-    if not _alike(alone, together[:1]):
+    if not alike(alone, together[:1]):
         raise ImgclsError(f"{name} answers a picture otherwise beside other pictures; have it treat each one alone")
 
 
-def _alike(first: Tensor, second: Tensor) -> bool:
-    """But for rounding, which a network with random weights may magnify."""
+def alike(first: Tensor, second: Tensor) -> bool:
+    """Whether two answers are the same but for rounding, which a network with random weights may magnify."""
     first, second = first.nan_to_num(), second.nan_to_num()
     return bool((first - second).abs().max() <= 0.001 * first.abs().max())
 
 
-def _is_skeleton(network: nn.Module) -> bool:
+def is_skeleton(network: nn.Module) -> bool:
+    """Whether it can't be run, since it has no weights."""
     return any(parameter.is_meta for parameter in network.parameters())
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network is in eval mode, and nothing is kept for gradients, while this lasts."""
     was_training = network.training
     network.eval()
     with torch.inference_mode():

@@ -72,8 +72,8 @@ class ExportResult:
 def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
     """Write the checkpoint's classifier in config.format, check the file against PyTorch, and give it its name.
 
-    Raises ExportError if the format or the precision is unknown, a weight is not finite, or the file fails its check
-    (it does not get its name then); DataError if there are no calibration pictures.
+    Raises ExportError if the format or the precision is unknown, or the file fails its check (it does not get its name
+    then); CheckpointError if a weight is not finite; DataError if there are no calibration pictures.
     """
     name, path = destination(config)
     config, chosen = replace(config, format=name), FORMATS[name]
@@ -113,7 +113,7 @@ class _Pipeline:
     @classmethod
     def of(cls, config: ExportConfig, chosen: Format, checkpoint: Checkpoint, name: str) -> _Pipeline:
         """name: file name of the model."""
-        reference = _finite(checkpoint).classifier()
+        reference = checkpoint.classifier()
         golden = golden_samples(reference, list(checkpoint.samples[: config.golden]))
         classifier, note = _folded(reference) if config.fold else (reference, "")
         converted = chosen.convert(_job(config, chosen, name, reference, classifier, checkpoint.manifest, golden))
@@ -205,14 +205,6 @@ def _other_way(precision: str) -> str:
     if precision == "int8":
         return "; try fp16, or calibrate on more pictures"
     return "" if precision == "fp32" else "; try fp32"
-
-
-def _finite(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint itself. Raises ExportError if a weight is not finite, since every answer would then be NaN."""
-    for name, tensor in checkpoint.state_dict.items():
-        if not tensor.isfinite().all():
-            raise ExportError(f"the checkpoint's {name} is not finite; train again with a smaller learning rate")
-    return checkpoint
 
 
 def _folded(reference: Classifier) -> tuple[Classifier, str]:

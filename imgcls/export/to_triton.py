@@ -42,7 +42,7 @@ def describe(name: str, manifest: Manifest, _: str | None) -> dict[str, str]:
     """
     if not _NAME.fullmatch(name):
         raise ExportError(f"Triton can't call a model {name!r}; name the folder with letters, digits, '.', '_' and '-'")
-    if broken := [label for label in manifest.classes if len(label.splitlines()) != 1]:
+    if broken := [label for label in manifest.classes if label.splitlines() != [label]]:
         raise ExportError(f"Triton's labels.txt holds one class a line; the name {broken[0]!r} breaks it")
     height, width = manifest.preprocessing.size
     config = _CONFIG.format(

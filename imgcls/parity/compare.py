@@ -223,7 +223,7 @@ def measure(expected: Outputs, actual: Outputs) -> Differences:
         max_abs=float(difference.max()),
         p999_abs=float(np.quantile(difference, 0.999)),
         mean_abs=float(difference.mean()),
-        max_relative=float(np.max(difference[counted] / p[counted])),
+        max_relative=float(np.max(difference[counted] / p[counted], initial=0.0)),
         max_logit=float(np.abs(actual.logits.astype(np.float64) - expected.logits).max()),
         max_kl=max(0.0, float(np.max(divergence))),
         mean_kl=max(0.0, float(divergence.mean())),

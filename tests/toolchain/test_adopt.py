@@ -619,6 +619,8 @@ def test_a_network_that_computes_with_its_weights_while_it_is_made_is_adopted(tm
         ({"weights": "other.pth"}, "no such checkpoint"),
         ({"weights": "nan.pth"}, "finite"),
         ({"output": "weights.pth"}, "would overwrite the weights"),
+        ({"output": "link.pth"}, "would overwrite the weights"),
+        ({"arch": "torchvision/resnet18", "steps": None, "size": (64, 64)}, "at another size than its own"),
         ({"arch": "torchvision/resnet1"}, "did you mean torchvision/resnet"),
     ],
     ids=str,
@@ -627,6 +629,7 @@ def test_a_network_that_cant_be_adopted_is_one_line(tmp_path, function, changes,
     arch, weights = function
     state = torch.load(weights, weights_only=True)
     torch.save({**state, "2.bias": state["2.bias"] * float("nan")}, tmp_path / "nan.pth")
+    (tmp_path / "link.pth").symlink_to(weights)
     paths = {name: tmp_path / changes[name] for name in ("weights", "output") if changes.get(name)}
     options = {"arch": arch, "output": tmp_path / "net.pth", "weights": weights, **STATED, **changes, **paths}
     with pytest.raises(ImgclsError) as raised:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +25,7 @@ from imgcls.config import BenchConfig, ExportConfig
 from imgcls.data.folder import Folder, scan_folder
 from imgcls.errors import DataError, ImgclsError
 from imgcls.export import export_model
-from imgcls.export.cold_start import ColdStart
+from imgcls.export.cold_start import ColdStart, predictor_command
 from imgcls.export.formats import format_of
 from imgcls.report.bench import plot_bench
 from imgcls.report.tables import _compared, bench_cells, short_names
@@ -77,6 +78,12 @@ def test_the_short_scripts_run(trained, models, name):
     seconds, peak = module.run_process(format_of(models / name).cold_start(start), name)
     assert seconds > 0.1
     assert peak is None or peak > 1e8
+
+
+def test_a_new_predictor_gets_the_threads_and_the_provider_that_are_measured():
+    command = predictor_command(ColdStart(Path("a.onnx"), 3, "a.png", shorthand(8), provider="cuda"))
+    options = dict(zip(command[3:-1:2], command[4:-1:2], strict=True))
+    assert options == {"--model": "a.onnx", "--provider": "cuda", "--threads": "3"}
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "wait4"), reason="this system does not say a process's peak memory")

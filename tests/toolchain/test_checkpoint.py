@@ -41,6 +41,13 @@ def test_a_checkpoint_survives_the_file_bit_for_bit(trained, tmp_path):
         assert torch.equal(loaded.state_dict[name], tensor)
 
 
+def test_a_network_that_learns_on_leaves_its_checkpoint_as_it_was(trained):
+    checkpoint = load_checkpoint(trained[0])
+    for parameter in checkpoint.network().parameters():
+        parameter.data.zero_()
+    assert weights_sha256(checkpoint.state_dict) == checkpoint.manifest.weights_sha256
+
+
 def test_an_article_style_file_gives_the_same_logits_as_its_network(tmp_path):
     network = build_network("cnn", 10, 32).eval()
     image = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)

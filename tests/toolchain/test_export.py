@@ -21,7 +21,7 @@ from imgcls_infer.steps import shorthand
 from imgcls.checkpoint import Checkpoint, weights_sha256
 from imgcls.cli import command
 from imgcls.config import HALF, ExportConfig
-from imgcls.errors import ExportError
+from imgcls.errors import CheckpointError, ExportError
 from imgcls.export import FORMATS, check_against, export_model
 from imgcls.export.formats import open_exported
 from imgcls.export.graph import _multiply_adds
@@ -123,7 +123,8 @@ def test_a_fixed_batch_takes_any_number_of_pictures_all_the_same(trained, tmp_pa
     path, checkpoint = trained
     export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx", batch=batch), checkpoint)
     model = onnx.load(tmp_path / "a.onnx")
-    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == batch
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    assert {value.type.tensor_type.shape.dim[0].dim_value for value in values} == {batch}
     for count in (1, 3, 7):
         pixels = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), np.uint8)
         expected = run_module(checkpoint.classifier())(pixels)[1]
@@ -224,6 +225,14 @@ def test_a_sample_is_judged_by_what_typical_pictures_may_differ_by(checked, nois
         checked(0.02, noise, batches=(3,))
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_file_is_checked_on_its_samples_and_then_on_noise(trained, count):
+    golden = golden_samples(trained[1].classifier(), list(trained[1].samples[:2]))
+    pictures = export_module._noise_after(golden, (32, 32), count)
+    known = [any(np.array_equal(picture, sample.pixels()) for sample in golden) for picture in pictures]
+    assert known == [True, True, False][:count]
+
+
 def test_noise_is_not_measured_where_it_differs_as_little_as_typical_pictures(checked):
     parity, measured = checked(0.001, 0.005)
     assert (parity.max_abs_diff, measured) == (pytest.approx(0.005, abs=1e-6), [])
@@ -255,7 +264,7 @@ def test_a_network_left_in_training_mode_is_exported_for_inference(trained, tmp_
 
 def test_an_export_never_overwrites_its_checkpoint(trained, tmp_path):
     path = shutil.copy(trained[0], tmp_path / "cnn.pt")
-    for output in (None, path):
+    for output in (None, path, os.path.relpath(path)):
         with pytest.raises(ExportError, match="overwrite"):
             export_model(ExportConfig(path, "torchscript", output), trained[1])
 
@@ -320,10 +329,11 @@ def test_what_is_no_regular_file_is_never_replaced(trained, tmp_path, kind):
     assert not path.is_file()
 
 
-def test_a_checkpoint_that_is_not_finite_is_not_exported(trained, tmp_path):
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_checkpoint_that_is_not_finite_is_not_exported(trained, tmp_path, value):
     path, checkpoint = trained
-    state = {**checkpoint.state_dict, "fc1_layer.bias": torch.full((500,), torch.nan)}
-    with pytest.raises(ExportError, match=r"fc1_layer\.bias .*not finite"):
+    state = {**checkpoint.state_dict, "fc1_layer.bias": torch.full((500,), value)}
+    with pytest.raises(CheckpointError, match=r"fc1_layer\.bias .*not finite"):
         export_model(ExportConfig(path, output=tmp_path / "a.onnx"), replace(checkpoint, state_dict=state))
     assert list(tmp_path.iterdir()) == []
 

@@ -82,7 +82,8 @@ def test_the_same_checkpoint_gives_the_same_two_files(trained, exported, tmp_pat
 
 def test_a_new_export_removes_the_old_ones_weights_and_nothing_else(trained, exported, tmp_path):
     path, checkpoint = trained
-    others = ["cnn.onnx.data", "other.onnx.0123456789abcdef.data", "cnn.onnx.0123456789abcdef.data.bak"]
+    digest = "0123456789abcdef"
+    others = ["cnn.onnx.data", "cnn.onnx.mine.data", f"other.onnx.{digest}.data", f"cnn.onnx.{digest}.data.bak"]
     for name in others:
         (tmp_path / name).write_bytes(b"not ours")
     arguments = ["export", str(path), "--external-data", "--precision", "fp16", "-o", str(exported.path)]

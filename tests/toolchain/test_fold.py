@@ -210,6 +210,11 @@ def hooked(convolution):
     return convolution
 
 
+def hooked_before(convolution):
+    convolution.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+    return convolution
+
+
 class Twice(nn.Module):
     """One batch norm after two convolutions."""
 
@@ -254,6 +259,7 @@ def test_a_batch_norm_right_after_a_convolution_goes(network):
         (nn.Sequential(Standardised(3, 4, 3), nn.BatchNorm2d(4)), nn.BatchNorm2d),
         (nn.Sequential(parametrised(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)), nn.BatchNorm2d),
         (nn.Sequential(hooked(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)), nn.BatchNorm2d),
+        (nn.Sequential(hooked_before(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)), nn.BatchNorm2d),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), nn.BatchNorm2d),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), nn.GroupNorm),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4)), nn.InstanceNorm2d),
@@ -307,8 +313,14 @@ def test_arguments_beside_the_pictures_keep_their_defaults():
     assert max(differences(plain.double())) < 1e-11
 
 
-def test_pictures_need_not_be_square():
-    plain = Classifier(Narrow(4), (40, 24), MEAN, STD).eval()
+def pooled_to(size):
+    """Of pictures of 40 x 24 pixels, 5 x 3 cells pooled to that size."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(8), nn.AdaptiveAvgPool2d(size), nn.Flatten(1))
+
+
+@pytest.mark.parametrize("network", [Narrow(4), pooled_to((None, 2)), pooled_to((2, None)), pooled_to((5, 2))])
+def test_pictures_need_not_be_square(network):
+    plain = Classifier(network, (40, 24), MEAN, STD).eval()
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 40, 24, 3), np.uint8))
     torch.testing.assert_close(fold_classifier(plain)(images), plain(images), rtol=1e-4, atol=1e-5)
 

@@ -292,7 +292,8 @@ def test_a_name_that_triton_could_not_take_is_an_error(trained, name):
         describe_triton(name, trained[1].manifest, None)
 
 
-def test_a_class_of_two_lines_is_an_error(trained):
-    classes = ("a\nb", *trained[1].manifest.classes[1:])
+@pytest.mark.parametrize("label", ["a\nb", "a\n", "\na"])
+def test_a_class_that_is_not_one_line_is_an_error(trained, label):
+    classes = (label, *trained[1].manifest.classes[1:])
     with pytest.raises(ExportError, match="one class a line"):
         describe_triton("cnn", replace(trained[1].manifest, classes=classes), None)

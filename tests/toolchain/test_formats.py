@@ -6,6 +6,7 @@ The toy format is an archive of numpy arrays: the weights, and the manifest and 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from imgcls.data.folder import Folder, scan_folder
 from imgcls.errors import ExportError
 from imgcls.export.cold_start import torch_script
 from imgcls.export.format import Converted, Format
-from imgcls.export.formats import FORMATS, format_of, open_exported, register
+from imgcls.export.formats import FORMATS, format_of, open_exported, open_on_each, register
 from imgcls.export.info import info
 from imgcls.parity.runtimes import Runtime, run_module
 
@@ -127,8 +128,17 @@ def test_the_command_line_offers_every_format():
     assert all(known.suffix in output.help for known in FORMATS.values())
 
 
+def test_a_reader_gets_the_provider_and_the_threads_that_are_asked_for(monkeypatch):
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], read=lambda *given: given))
+    assert open_exported("a.onnx", "cuda", 3) == (Path("a.onnx"), "cuda", 3)
+    assert open_on_each(Path("a.onnx"), ("cpu", "cuda")) == [(Path("a.onnx"), name, None) for name in ("cpu", "cuda")]
+
+
 def test_a_sealed_onnx_file_is_the_model_serialised_whole(trained, tmp_path):
     export_model(ExportConfig(trained[0], output=tmp_path / "a.onnx"), trained[1])
     content = (tmp_path / "a.onnx").read_bytes()
-    assert onnx.load_from_string(content).SerializeToString(deterministic=True) == content
+    model = onnx.load_from_string(content)
+    assert model.SerializeToString(deterministic=True) == content
+    keys = [entry.key for entry in model.metadata_props]
+    assert len(set(keys)) == len(keys)  # the manifest without figures is gone
     assert format_of(tmp_path / "a.ONNX") is FORMATS["onnx"]

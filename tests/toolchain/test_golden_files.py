@@ -15,7 +15,7 @@ from imgcls_infer.selfcheck import pixels_sha256
 from imgcls_infer.steps import Crop, Decode, Preprocessing, Resize, shorthand
 from PIL import Image, ImageFilter
 
-from imgcls.export.golden_files import make_golden_files
+from imgcls.export.golden_files import _odd, make_golden_files
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.registry import build_network
 from imgcls.parity.runtimes import run_module
@@ -115,7 +115,14 @@ def test_every_file_shows_another_resize(files, mode):
     assert sorted(width > height for width, height in sizes) == [False, False, True, True]
 
 
-def test_files_are_decoded_as_the_model_wants_them():
+@pytest.mark.parametrize("side", [32, 224, 384, 512, 1024])
+@pytest.mark.parametrize("times", [1, 4])
+def test_files_of_large_models_are_small_and_oblong_all_the_same(side, times):
+    sizes = [_odd(side, index, times) for index in range(4)]
+    assert len({*sizes}) == 4
+    assert all(length % 2 for size in sizes for length in size)
+    assert all(max(size) > 1.1 * min(size) for size in sizes)
+    assert max(map(max, sizes)) <= 650 * times
     """Without EXIF and transparency, rectangular: the pixels and their decoded hash are stage 1's own."""
     preprocessing = Preprocessing(
         (SIDE, SIDE + 8), (Resize("short", (SIDE + 9, SIDE + 9)), Crop((SIDE, SIDE + 8))), Decode(False, "drop")

@@ -21,6 +21,7 @@ from imgcls.config import ExportConfig
 from imgcls.errors import CheckpointError, ExportError, ImgclsError, TrainingError
 from imgcls.export import export_model
 from imgcls.networks.classifier import ends_in
+from imgcls.networks.efficientnet_lite import Block
 from imgcls.networks.registry import NETWORKS, build_network, find, find_recorded
 from imgcls.networks.skeleton import bare, head_paths, misfit, skeleton
 from imgcls.parity.bisect import bisect
@@ -83,6 +84,10 @@ def no_module(classes):
 
 def needs_96(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 96 * 96, classes))
+
+
+def raising_deeper(classes):
+    return raising(classes)
 
 
 def softmaxed(classes):
@@ -473,6 +478,22 @@ def test_each_efficientnet_lite_sees_the_centre_of_32_pixels_more(number):
     assert head_paths(lambda classes: row.build(classes, (64, 64), None)) == row.heads
 
 
+@pytest.mark.parametrize(("asked", "share"), [(None, 0.2), (0.0, 0.0), (0.5, 0.5)])
+def test_efficientnet_lite_drops_its_own_share_where_nothing_else_is_asked_for(asked, share):
+    with skeleton():
+        network = build_network("efficientnet_lite0", 2, 32, dropout=asked)
+    assert [module.p for module in network.modules() if isinstance(module, nn.Dropout)] == [share]
+
+
+def test_a_branch_that_training_skips_for_some_pictures_counts_more_for_the_others():
+    """So that it gives as much on average as in evaluation."""
+    torch.manual_seed(0)
+    block = Block(2, 2, 1, 3, 1, (4, 4), skipped=0.25)
+    shares = block._some(torch.ones(400, 2, 4, 4, dtype=torch.float64))
+    torch.testing.assert_close(shares.unique(), torch.tensor([0, 1 / 0.75], dtype=torch.float64))
+    assert shares.mean() == pytest.approx(1, abs=0.1)
+
+
 # --- a function of one's own ---
 
 
@@ -482,6 +503,7 @@ def test_each_efficientnet_lite_sees_the_centre_of_32_pixels_more(number):
         ("nothing", r"^my_net\.py: has no function 'nothing'"),
         ("too_many", r"^my_net\.py:too_many tells 7 classes apart, not 2"),
         ("raising", r"^my_net\.py, line 26: IndexError: list index out of range"),
+        ("raising_deeper", r"^my_net\.py, line 26: IndexError"),
         ("a_tuple", r"^my_net\.py:a_tuple gives a tuple, not a tensor of logits"),
         ("a_map", r"^my_net\.py:a_map gives a tensor \[1, 2, 14, 14\] for one picture, not logits \[1, 2\]"),
         ("no_module", r"^my_net\.py:no_module gives a int, not a torch\.nn\.Module"),
@@ -502,8 +524,10 @@ def test_what_is_wrong_with_a_users_function_is_one_line_of_its_file(here, funct
 )
 def test_a_users_file_that_does_not_load_says_where(here, text, message):
     Path("other.py").write_text(text)
+    before = sys.path.copy()
     with pytest.raises(ImgclsError, match=message):
         find("other.py:build")
+    assert sys.path == before
     with pytest.raises(ImgclsError, match=r"gone\.py: no such file"):
         find("gone.py:build")
 
@@ -588,6 +612,8 @@ def test_a_folders_network_is_trained_from_its_weights(here, folder):
     [
         ({"auto_map": {"AutoModel": "code.Model"}}, "auto_map, which would run or fetch"),
         ({"inner": {"backbone": "someone/resnet"}}, "backbone, which would run or fetch"),
+        ({"quantization_config": {"load_in_8bit": True}}, "quantization_config, which would run or fetch"),
+        ({"use_timm_backbone": True}, "use_timm_backbone, which would run or fetch"),
         ({"model_type": "timm_wrapper"}, "name it timm/NAME"),
         ({"model_type": "no_such"}, "transformers makes no image classifier of it"),
         ({"model_type": "gpt2"}, "transformers makes no image classifier of it"),
@@ -635,6 +661,7 @@ def test_a_folders_network_is_built_for_height_and_width(folder, size):
         ({"id2label": None, "num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2")),
         ({"id2label": {}}, ("LABEL_0", "LABEL_1")),
         ({"id2label": {"0": 7, "1": "b"}}, ("7", "b")),
+        ({"id2label": {str(number): f"c{number}" for number in range(11)}}, tuple(f"c{n}" for n in range(11))),
     ],
 )
 def test_a_folders_labels_are_in_the_order_of_their_numbers(folder, labels, names):
@@ -705,6 +732,7 @@ def test_a_network_of_a_library_takes_its_own_pictures_where_none_are_asked_for(
     assert row.stage_1(None, None) == row.preprocessing
     assert row.stage_1(96, None).steps == (Resize("short", (96, 96)), Crop((96, 96)))
     assert row.stage_1(None, "squash").steps == (Resize("exact", (224, 224)),)
+    assert find("efficientnet_lite0").stage_1(96, None).filters == ("bicubic",)
     assert find("cnn").stage_1(None, "crop").size == find("vgg16").stage_1(None, "crop").size == (32, 32)
 
 

@@ -10,6 +10,7 @@ from torchvision.transforms import functional as tv
 from imgcls.errors import ImgclsError
 from imgcls.networks.classifier import Classifier, split_head
 from imgcls.networks.cnn import CNN
+from imgcls.networks.onnx_graph import plain_attention
 from imgcls.networks.precision import narrow
 from imgcls.networks.registry import build_network, find
 from imgcls.training import train_config
@@ -39,6 +40,18 @@ def test_cnn_is_the_articles_to_the_parameter():
     assert network.dropout_layer.p == 0.25
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_attention_is_torchs_fast_one_again_after_a_trace_if_it_was(before):
+    usual = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(before)
+    try:
+        with plain_attention():
+            assert not torch.backends.mha.get_fastpath_enabled()
+        assert torch.backends.mha.get_fastpath_enabled() == before
+    finally:
+        torch.backends.mha.set_fastpath_enabled(usual)
+
+
 @given(size=st.integers(8, 80), classes=st.integers(1, 20))
 @settings(deadline=None, max_examples=20)
 def test_another_image_size_changes_only_the_first_linear_layer(size, classes):
@@ -57,6 +70,8 @@ def test_a_picture_of_the_wrong_size_is_refused_not_split_into_four():
 def test_too_small_pictures_and_unknown_networks_are_refused():
     with pytest.raises(ImgclsError, match="at least 8"):
         build_network("cnn", 10, 7)
+    with pytest.raises(ImgclsError, match="at least 8 pixels a side, got 40 x 7"):
+        build_network("cnn", 10, (40, 7))
     with pytest.raises(ImgclsError, match="at least 32"):
         build_network("vgg16", 10, 31)
     with pytest.raises(ImgclsError, match="resnet"):

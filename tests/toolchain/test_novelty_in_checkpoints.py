@@ -161,6 +161,7 @@ def test_a_damaged_novelty_is_refused_in_one_line_with_the_file(saved, change, m
     ("changes", "message"),
     [
         ({"basis": torch.full((4, 2), float("nan"))}, "novelty holds what is no finite number"),
+        ({"logit": torch.tensor([1.0, float("inf")])}, "novelty holds what is no finite number"),
         ({"basis": torch.ones(4)}, r"novelty's basis is torch.float32 \[4\], not"),
         ({"basis": torch.ones(4, 2, dtype=torch.float64)}, "basis is torch.float64"),
         ({"basis": torch.ones(4, 0)}, r"basis is torch.float32 \[4, 0\]"),

@@ -137,7 +137,8 @@ def test_pretrained_normalises_as_imagenets_weights_want_it(make, monkeypatch):
     assert (recipe.mean, recipe.std) == IMAGENET
 
 
-def test_what_is_fetched_is_checked_by_its_hash(monkeypatch):
+@pytest.mark.parametrize("name", ["vgg16", "torchvision/vgg16"])
+def test_what_is_fetched_is_checked_by_its_hash(monkeypatch, name):
     asked = []
 
     def fetch(url, *args, **kwargs):
@@ -145,7 +146,7 @@ def test_what_is_fetched_is_checked_by_its_hash(monkeypatch):
         return {}
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fetch)
-    read_start(find("vgg16"), None)
+    read_start(find(name), None)
     assert asked == [("https://download.pytorch.org/models/vgg16-397923af.pth", True)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -74,6 +75,8 @@ def test_all_layers_are_integers_and_the_logits_are_not_rounded(exported):
     assert (operators["Conv"], operators["Gemm"]) == (3, 2)
     quantised = [name for name in weights(exported.path) if name.endswith(".weight_quantized")]
     assert len(quantised) == 5 - floats
+    for name in quantised:  # a scale a channel
+        assert len(weights(exported.path)[name.replace("_quantized", "_scale")]) == len(weights(exported.path)[name])
     assert set(operators) <= {
         *("Transpose", "Cast", "Add", "Conv", "Relu", "MaxPool", "Reshape", "Gemm", "Softmax"),
         *("QuantizeLinear", "DequantizeLinear"),
@@ -141,6 +144,30 @@ def test_the_mean_error_of_rounded_weights_is_taken_out_of_the_biases(trained, f
     ]
     errors = [np.abs((logits[0] - found).mean(0)).mean() for found in logits[1:]]
     assert errors[1] < 0.8 * errors[0]
+
+
+def test_the_correction_of_a_bias_is_the_nearest_number_of_its_units(monkeypatch):
+    monkeypatch.setattr(quantize, "_mean_output", lambda *_: 0.5 * np.array([0.6, 1.4, -0.6, -1.4]))
+    ones, unit = np.ones((4, 1), np.float32), np.float32(0.5)
+    graphs = [
+        {"w": ones, "b": ones[:, 0]},
+        {"w_quantized": ones, "w_scale": ones[:, 0], "b_quantized": np.full(4, 7, np.int32), "b_quantized_scale": unit},
+    ]
+    layer = onnx.helper.make_node("Gemm", ["x", "w", "b"], ["y"])
+    exact, rounded = (
+        onnx.helper.make_model(
+            onnx.helper.make_graph(
+                [layer],
+                "g",
+                [],
+                [],
+                [numpy_helper.from_array(np.asarray(value), name) for name, value in graph.items()],
+            )
+        )
+        for graph in graphs
+    )
+    quantize._correct_biases(rounded, exact, {"x": ones})
+    assert numpy_helper.to_array(rounded.graph.initializer[2]).tolist() == [8, 8, 6, 6]
 
 
 def test_one_half_of_the_pictures_calibrates_and_the_other_judges(floats, monkeypatch):
@@ -241,8 +268,10 @@ def test_int8_needs_calibration_pictures(trained, tmp_path):
     broken = tmp_path / "pictures" / checkpoint.manifest.classes[0]
     broken.mkdir(parents=True)
     (broken / "a.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="at least 2 readable"):
-        export_model(ExportConfig(path, precision="int8", calibration=tmp_path / "pictures"), checkpoint)
+    for _ in range(2):
+        with pytest.raises(DataError, match="at least 2 readable"):
+            export_model(ExportConfig(path, precision="int8", calibration=tmp_path / "pictures"), checkpoint)
+        shutil.copy(next((SAMPLE / "train").glob("*/*.png")), broken / "b.png")
 
 
 @pytest.mark.parametrize(

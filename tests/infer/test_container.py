@@ -284,7 +284,7 @@ def test_a_delta_goes_over_columns_and_whole_rows(monkeypatch):
 
 def test_an_odd_number_of_literal_pixels_is_followed_by_a_byte_of_padding(monkeypatch):
     monkeypatch.setattr(container, "MAX_RUNS", 2**12)
-    row = b"\0\x63" + b"\5" * 99 + b"\0" + b"\1\5\0\0"
+    row = b"\0\x63" + b"\5" * 99 + b"\5" + b"\1\5\0\0"
     container.check("Bmp", bmp(100, 400, 1, row * 400), "picture")
 
 

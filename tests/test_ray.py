@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import imgcls_ray
 import numpy as np
 import pytest
-from imgcls_infer import InferError, Predictor
+from imgcls_infer import InferError, ModelError, Predictor
 from imgcls_ray import BatchClassifier, classify
 from infer import novel
 from infer.pictures import encode
@@ -74,6 +74,13 @@ def test_the_driver_writes_a_line_for_each_name_that_it_was_given(in_process, tm
     assert {len(row.get("top", "12")) for row in map(json.loads, output.read_text().splitlines())} == {2}
     assert in_process.workers == 3
     assert 1 <= in_process.blocks <= len(PICTURES) + 1
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_model_that_is_not_there_is_one_error_of_the_driver(tmp_path):
+    with pytest.raises(ModelError, match="no such model file"):
+        classify(PICTURES[:1], tmp_path / "answers.jsonl", tmp_path / "none.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

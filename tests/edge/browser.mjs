@@ -112,6 +112,15 @@ async function useAnotherModel(file) {
   return released;
 }
 
+/** What the page says when it checks another model, and how it looks. */
+async function checkAnotherModel(file) {
+  put([await fileOf(file)], "model-file");
+  await waited(() => $("model-name").innerText === file);
+  $("self-check").click();
+  await waited(() => !$("check").hidden);
+  return [$("check-verdict").innerText, $("check-verdict").className];
+}
+
 async function usePage(name) {
   await waited(() => frame.contentDocument.documentElement.dataset.ready);
   await choose(`/pictures/${name}`);
@@ -183,7 +192,9 @@ async function everything() {
   const camera = await useCamera();
   const others = await (await fetch("models.json")).json();
   const released = await useAnotherModel(others.models[0]);
-  const own = { pictures, vectors, options, checks: await model.selfCheck(), page, several, hurried, camera, released };
+  const verdicts = [await checkAnotherModel("broken.onnx"), await checkAnotherModel(others.models[1])];
+  const used = { page, several, hurried, camera, released, verdicts };
+  const own = { pictures, vectors, options, checks: await model.selfCheck(), ...used };
   const models = {};
   for (const file of others.models) models[file] = await withModel(file, others.pictures);
   return { ...own, models };

@@ -23,7 +23,7 @@ from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.steps import Crop, Pad, Preprocessing, Resize
 from infer import novel
 from infer.pictures import encode, exif, noise
-from infer.tiny import good_onnx, tiny_manifest, tiny_novelty
+from infer.tiny import good_onnx, tiny_golden, tiny_manifest, tiny_novelty
 from PIL import Image, ImageCms
 
 ROOT = Path(__file__).parents[2]
@@ -174,6 +174,8 @@ def site(tmp_path_factory):
         (folder / "test" / name).write_bytes(encode(pixels, "PNG"))
     for name, make in MODELS.items():
         (folder / "test" / name).write_bytes(make())
+    wrong = [replace(sample, probabilities=(0.0, 0.0, 1.0)) for sample in tiny_golden()]
+    (folder / "test" / "broken.onnx").write_bytes(good_onnx(golden=golden_to_json([*wrong, *tiny_golden()])))
     (folder / "test" / "models.json").write_text(json.dumps({"models": list(MODELS), "pictures": list(KINDS)}))
     return folder
 
@@ -291,6 +293,11 @@ def test_what_was_chosen_last_stays_whatever_was_on_its_way(report):
 
 def test_the_camera_takes_a_picture_and_is_off_afterwards(report):
     assert report[1]["camera"] == {"said": ["Take the picture", "Camera"], "states": ["ended"]}
+
+
+def test_a_self_check_that_fails_says_so_and_looks_so(report):
+    passed = "Passed: 0 files give the same pixels bit for bit, 2 samples PyTorch's probabilities"
+    assert report[1]["verdicts"] == [["Failed: 2 of 4 checks", "bad"], [passed, "good"]]
 
 
 def test_another_model_frees_the_one_before(report):

@@ -114,6 +114,10 @@ REFUSED = {
     "gif, long comments": (gif(b"!\xfe" + (b"\xff" + bytes(255)) * 5000 + b"\0"), "GIF comments"),
     "gif, junk": (gif(bytes(MANY)), "GIF blocks"),
     "gif, blocks behind an empty one": (gif(b"!\xf9\0" + b"\x2c" + bytes(45) + b"!\xfe" + b"\1x" * MANY), "GIF blocks"),
+    "gif, blocks behind an empty loop count": (
+        gif(b"!\xff\x0bNETSCAPE2.0\0" + b"\x2c" + bytes(45) + b"!\xfe" + b"\1x" * MANY),
+        "GIF blocks",
+    ),
     "bmp, runs of a pixel": (bmp(2000, 2000, 1, b"\1\5" * (RUNS + 9)), "runs"),
     "bmp, runs of a pixel, its top line first": (bmp(2000, -2000, 1, b"\1\5" * (RUNS + 9)), "runs"),
     "bmp, ends of lines": (bmp(4000, 4000, 1, b"\1\5\0\0" * 4000), "runs"),

@@ -338,6 +338,20 @@ def test_stopping_wakes_who_waits_for_an_answer():
     preparer.close()
 
 
+def test_a_decoder_that_starts_while_its_stream_is_stopped_is_ended(monkeypatch):
+    preparer = DecoderPreparer(here, POLICY)  # type: ignore[arg-type]
+
+    def stopped_meanwhile(policy):
+        process = DecoderClient(policy)
+        preparer.stop()
+        return process
+
+    monkeypatch.setattr(decoder_client, "DecoderClient", stopped_meanwhile)
+    preparer._start()
+    assert preparer._decoder._process.wait(timeout=5) == -signal.SIGKILL  # type: ignore[union-attr]
+    preparer.close()
+
+
 @needs_proc
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
 def test_decoders_end_with_the_process_that_started_them(tiny_path, tmp_path, how):

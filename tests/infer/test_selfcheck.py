@@ -162,6 +162,8 @@ def test_another_resize_is_named(tmp_path, monkeypatch):
     honest = resample._resample
     monkeypatch.setattr(resample, "_resample", lambda *given: flipped_bit(honest(*given)))
     assert "resize otherwise" in only_this_half(checked(path), FILE_TO_PIXELS)
+    monkeypatch.setattr(preprocess, "exif_orientation", lambda exif: 1)  # nor is all decoded as it was
+    assert "resize otherwise" in only_this_half(checked(path), FILE_TO_PIXELS)
 
 
 def test_another_resize_policy_in_the_manifest_is_named(tmp_path):

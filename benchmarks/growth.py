@@ -26,7 +26,7 @@ from few_pictures import draw
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from predictor import list_of_paths
-from serve import _client, _in_process, _metrics, _server
+from serve import client, in_process, metrics_of, running_server
 
 from imgcls.report.style import BLUE, STYLE, families
 
@@ -66,12 +66,12 @@ def server(options: argparse.Namespace) -> Iterator[tuple[int, float]]:
     """Requests that one server has answered, and MiB."""
     paths = sorted((options.data / "test").rglob("*.png"))
     pictures = [path.read_bytes() for path in paths[:: max(1, len(paths) // 256)]]
-    with _server(options, "--queue", 10_000) as port:
+    with running_server(options, "--queue", 10_000) as port:
         for count in SERVER:
             answered = 0.0
             while answered < count:
-                _in_process(_client, port, pictures, 1.0, 32, 1)
-                figures = _metrics(port)
+                in_process(client, port, pictures, 1.0, 32, 1)
+                figures = metrics_of(port)
                 answered = figures["imgcls_batch_size_sum"]
             yield int(answered), figures["process_resident_memory_bytes"] / 2**20
 

@@ -93,15 +93,15 @@ def _throughput(options: argparse.Namespace, pictures: list[bytes]) -> Table:
     sizes: dict[str, list[float]] = {name: [] for name in kinds}
     costs: dict[str, list[float]] = {name: [] for name in rates}
     for _ in range(options.rounds):
-        rate, cost = _in_process(_predictor_loop, options.model, options.threads, pictures, options.seconds)
+        rate, cost = in_process(_predictor_loop, options.model, options.threads, pictures, options.seconds)
         rates[loop].append(rate)
         costs[loop].append(cost)
         for name, (flags, form) in kinds.items():
-            with _server(options, *flags, "--queue", 10_000) as port:
-                before = _metrics(port)
+            with running_server(options, *flags, "--queue", 10_000) as port:
+                before = metrics_of(port)
                 connections = max(1, options.connections // form)
-                load = _in_process(_client, port, pictures, options.seconds, connections, form)
-                after = _metrics(port)
+                load = in_process(client, port, pictures, options.seconds, connections, form)
+                after = metrics_of(port)
             spent = {key: after[key] - before[key] for key in after if key in before}
             sizes[name].append(spent["imgcls_batch_size_sum"] / spent["imgcls_batch_size_count"])
             costs[name].append(spent["process_cpu_seconds_total"] / spent["imgcls_batch_size_sum"])
@@ -131,8 +131,8 @@ def _overload(options: argparse.Namespace, pictures: list[bytes]) -> Table:
     loads: dict[str, list[Load]] = {name: [] for name in kinds}
     for _ in range(options.rounds):
         for name, (queue, pause) in kinds.items():
-            with _server(options, "--queue", queue) as port:
-                loads[name].append(_in_process(_client, port, pictures, options.seconds, connections, 1, pause))
+            with running_server(options, "--queue", queue) as port:
+                loads[name].append(in_process(client, port, pictures, options.seconds, connections, 1, pause))
     title = f"overload, {connections} connections"
     table = Table("", "answered/s", "refused", "failed", "p50 ms", "p99 ms", title=title)
     for name, found in loads.items():
@@ -157,8 +157,8 @@ def _neighbours(options: argparse.Namespace, pictures: list[bytes]) -> Table:
         rows.append((name, [slow] * forms, ["--decode-threads", threads] if threads else []))
     table = Table("others send", "answered/s", "p50 ms", "longest ms", title="an ordinary client's pictures")
     for name, forms, flags in rows:
-        with _server(options, *flags) as port, _senders(port, forms):
-            load = _in_process(_client, port, pictures, options.seconds, 1, 1)
+        with running_server(options, *flags) as port, _senders(port, forms):
+            load = in_process(client, port, pictures, options.seconds, 1, 1)
         rate, typical = f"{load.pictures:,.0f}", f"{1e3 * load.percentile(50):,.1f}"
         table.add_row(name, rate, typical, f"{1e3 * load.longest:,.0f}")
     return table
@@ -202,14 +202,14 @@ _TABLES = {"throughput": _throughput, "overload": _overload, "neighbours": _neig
 # --- processes ---
 
 
-def _in_process(function, *arguments):
+def in_process(function, *arguments):
     """A function's result, from a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 @contextmanager
-def _server(options: argparse.Namespace, *flags: object) -> Iterator[int]:
+def running_server(options: argparse.Namespace, *flags: object) -> Iterator[int]:
     """The port of a server that runs as long as the context lasts."""
     command = [sys.executable, "-m", "imgcls_serve", "--port", "0", *map(str, flags)]
     for name in ("model", "threads"):
@@ -248,7 +248,7 @@ def _predictor_loop(
 # --- the client ---
 
 
-def _client(
+def client(
     port: int, pictures: Sequence[bytes], seconds: float, connections: int, form: int, pause: float = 1.0
 ) -> Load:
     """form: pictures a request; 1 sends a picture as the body. pause: seconds that a refused client waits."""
@@ -302,7 +302,7 @@ def _request(pictures: Sequence[bytes]) -> bytes:
     return "\r\n".join((*lines, "\r\n")).encode() + body
 
 
-def _metrics(port: int) -> dict[str, float]:
+def metrics_of(port: int) -> dict[str, float]:
     """Sample (name and labels) -> value."""
     with urlopen(f"http://127.0.0.1:{port}/metrics") as response:
         lines = response.read().decode().splitlines()

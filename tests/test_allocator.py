@@ -50,6 +50,7 @@ def test_buffers_that_come_and_go_meet_no_page_faults_in_the_block_and_their_mem
 
 
 @glibc_only
-def test_an_allocator_that_the_environment_tunes_is_left_alone() -> None:
+@pytest.mark.parametrize("tuned", [{"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}], ids=str)
+def test_an_allocator_that_the_environment_tunes_is_left_alone(tuned: dict[str, str]) -> None:
     pages = (64 << 20) // resource.getpagesize()
-    assert _run("kept", MALLOC_ARENA_MAX="2")[1] > pages
+    assert _run("kept", **tuned)[1] > pages

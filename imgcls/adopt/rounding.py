@@ -4,11 +4,13 @@ Every float value of the graph gets normal noise as large as the rounding of the
 and the graph carries it on; with u half a unit in the last place of 1 in the value's type, the noise's variance is
 
 - of a sum of n products (Conv, ConvTranspose, Gemm, MatMul), with Q the sum of the squared products:
-  u^2 / 3 ((n/2 + 1) Q + (n/3 + 1) y^2), as parity.rounding derives it; u^2 / 3 (2 Q + y^2) in 16 bits;
+  u^2 / 3 ((n/2 + 1) Q + (n/3 + 1) y^2), as parity.operations derives it; u^2 / 3 (2 Q + y^2) in 16 bits;
 - of what is rounded once (Add, Sub, Mul, Div, Sqrt, a Cast to 16 bits): u^2 / 3 y^2;
 - of means of n values: u^2 / 3 (mean of x^2 / 2 + (n/3 + 1) y^2), of sums n times that on their squares; u^2 / 3 y^2
   in 16 bits, where sums are float32;
 - of activations that are x times something bounded (HardSwish, Gelu ...): u^2 / 3 (2 x)^2;
+- of layer and instance norms, like of everything else below, and on top what the cells of a group have in common by its
+  mean and variance, as parity.operations has it, with the largest gain for all of them;
 - of Softmax, whose exponentials are off by u times their arguments: u^2 / 3 (8 y)^2;
 - of everything else, a list of exact operators excepted: u^2 / 3 (4 max|y|)^2. An operator that is not known here
   never counts as exact.
@@ -27,11 +29,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from imgcls.adopt.original import plain_session
-from imgcls.parity.rounding import SPREAD, UNITS, sigmas_by
+from imgcls.parity.operations import UNITS
+from imgcls.parity.rounding import SPREAD, sigmas_by
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ROUNDED_ONCE = {"Add", "Sub", "Mul", "Div", "Sqrt", "Sum", "DequantizeLinear", "LeakyRelu", "PRelu"}
 _ACTIVATIONS = {"HardSwish", "Gelu", "Elu", "Selu", "Celu", "Mish", "Swish"}
+_NORMS = {"LayerNormalization", "InstanceNormalization"}
 _MEANS = {"GlobalAveragePool", "AveragePool", "ReduceMean"}
 _EXACT = {
     *("Abs", "ArgMax", "Ceil", "Clip", "Compress", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Dropout"),
@@ -134,9 +138,14 @@ class _Builder:
             kind, unit = kinds[name]
             value = self._node("Cast", clean[name], to=TensorProto.FLOAT)
             sigma = self._sigma(node, value, unit)
-            draw = self._node("RandomNormalLike", value, seed=float(len(self.nodes)))
-            moved = self._node("Add", value, self._node("Mul", draw, sigma))
+            moved = self._node("Add", value, self._node("Mul", self._draw(value), sigma))
+            if node.op_type in _NORMS and unit == "fp32":
+                moved = self._node("Add", moved, self._common(node, value))
             self.nodes.append(helper.make_node("Cast", [moved], [name], to=kind))
+
+    def _draw(self, like: str) -> str:
+        """Normal numbers, in the shape of a value."""
+        return self._node("RandomNormalLike", like, seed=float(len(self.nodes)))
 
     def _sigma(self, node: onnx.NodeProto, value: str, unit: str) -> str:
         """The standard deviation of the noise: of the value's shape, or one number."""
@@ -180,6 +189,35 @@ class _Builder:
         ours = self._node("Mul", self._times(count, 1 / 2), reduced.output[0])
         theirs = self._node("Add", self._times(terms, 1 / 3), self._constant(1.0))
         return self._node("Add", ours, self._node("Mul", theirs, self._node("Mul", value, value)))
+
+    def _common(self, node: onnx.NodeProto, value: str) -> str:
+        """Noise that all cells of a group share: that of its mean, which moves them, and of its variance, which scales
+        them. Of the value's shape."""
+        groups = self._grouped(node, node.input[0])  # [A, B, cells]
+        count = self._node("Cast", self._shape(groups, -1), to=TensorProto.FLOAT)
+        mean = self._node("GlobalAveragePool", groups)
+        variance = self._node("GlobalAveragePool", self._square(self._node("Sub", groups, mean)))
+        mean_square = self._square(mean)
+        of_cells = self._times(self._node("Add", variance, mean_square), 1 / 2)
+        of_sum = self._node("Mul", self._node("Add", self._times(count, 1 / 3), self._constant(1.0)), mean_square)
+        least = self._node("Max", variance, self._constant(1e-12))
+        ratio = self._node("Div", self._node("Add", of_cells, of_sum), least)
+        gain = self._node("ReduceMax", self._node("Abs", node.input[1]), keepdims=0)
+        moving = self._node("Mul", self._node("Sqrt", ratio), gain)
+        pull = self._node("Sqrt", self._node("Add", self._times(count, 1 / 3), self._constant(2.0)))
+        scaling = self._node("Mul", self._grouped(node, value), self._times(pull, 1 / 2))
+        moves, scales = (self._node("Mul", noise, self._draw(mean)) for noise in (moving, scaling))
+        step = UNITS["fp32"] / 3**0.5 * self.scale
+        both = self._times(self._node("Add", moves, scales), step)
+        return self._node("Reshape", both, self._node("Shape", value))
+
+    def _grouped(self, node: onnx.NodeProto, value: str) -> str:
+        """A norm's input or output with the cells of each group along the last of three axes."""
+        if node.op_type == "InstanceNormalization":
+            return self._node("Reshape", value, self._store(np.array([0, 0, -1], np.int64)))
+        cells = self._node("Reshape", self._node("Size", node.input[1]), self._store(np.array([1], np.int64)))
+        shape = self._node("Concat", self._store(np.array([1, -1], np.int64)), cells, axis=0)
+        return self._node("Reshape", value, shape)
 
     def _terms(self, node: onnx.NodeProto) -> str:
         """How many products each sum has: of the second factor all but the outputs' axis; of MatMul the shared axis."""

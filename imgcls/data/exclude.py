@@ -30,7 +30,8 @@ def read_list(path: Path) -> frozenset[Place]:
     ]
     if missing := [(number, file) for number, file in named if not os.path.lexists(file)]:
         number, file = missing[0]
-        others = f"; {len(missing) - 1:,} more are missing" if len(missing) > 1 else ""
+        more = len(missing) - 1
+        others = f"; {more:,} more {'is' if more == 1 else 'are'} missing" if more else ""
         raise DataError(f"{path}, line {number}: {file}: no such file{others}; correct the list or remove the line")
     return frozenset(place_of(file) for _, file in named)
 

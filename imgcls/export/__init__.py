@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from imgcls_infer.errors import ImageError, ModelError, one_line
+from imgcls_infer.errors import ImageError, ModelError, counted, one_line
 from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import Manifest, Parity
 from imgcls_infer.steps import Size
@@ -32,6 +32,10 @@ from imgcls.parity.probes import BATCH_SIZES
 from imgcls.parity.rounding import Tolerances, tolerances, typical_pictures
 from imgcls.parity.runtimes import Run, Runtime, golden_samples, run_module
 from imgcls.system.files import megabytes, new_file, new_folder, one_writer, real_file, require_replaceable
+
+_SAME = 1e-5
+"""Largest difference of a network's probabilities for a picture that is put down to rounding, whatever the tolerance: a
+random network's tolerance may be anything."""
 
 _LACKS = {  # option: why a format that lacks it refuses it, in the words of the error
     "batch": "takes any number of pictures",
@@ -253,15 +257,17 @@ def check_against(
 
     A network's answers to noise may hang on rounding far more than those to pictures. So noise that differs by more
     than typical pictures may is judged by the tolerance of its own, and does not count in max_abs_diff then.
-    Raises ExportError.
+    Raises ExportError, also where the reference itself has no one answer to a picture.
     """
     size = model.manifest.preprocessing.size
-    tolerance = tolerance_of(typical_pictures(golden, size))
+    pictures = typical_pictures(golden, size)
+    tolerance = tolerance_of(pictures)
     typical = _allowed(tolerance)
+    _require_one_answer(expected, pictures, tolerance, reference)
     largest: dict[str, float] = {}
     for count in batch_sizes:
         pixels = _noise_after(golden, size, count)
-        answers = zip(typical, model.run(pixels)[1:], expected(pixels)[1:], strict=False)
+        answers = zip(typical, _answers(model, pixels), expected(pixels)[1:], strict=False)
         for output, found, known in answers:
             allowed = typical[output]
             differences = np.abs(found - known).reshape(count, -1).max(1)
@@ -285,6 +291,25 @@ def check_against(
         golden_samples=len(golden),
         runtime=model.name,
     )
+
+
+def _answers(model: Runtime, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The file's outputs after the logits. Raises ExportError where it does not run with so many pictures."""
+    try:
+        return model.run(pixels)[1:]
+    except Exception as error:  # every runtime has its own
+        raise ExportError(
+            f"the file does not run with {counted(len(pixels), 'picture')} at once ({one_line(error)}); not written"
+        ) from error
+
+
+def _require_one_answer(expected: Run, pictures: np.ndarray, tolerance: Tolerances, reference: str) -> None:
+    """Raises ExportError where the reference's answer to a picture changes from run to run, or with its batch."""
+    alone, again, together = (expected(part)[1] for part in (pictures[:1], pictures[:1], pictures))
+    if np.abs(alone - again).max() > _SAME:
+        raise ExportError(f"{reference} answers the same picture otherwise each time: a part of the network is random")
+    if np.abs(alone - together[:1]).max() > max(_SAME, tolerance.probability):
+        raise ExportError(f"{reference} answers a picture otherwise beside other pictures: their answers are mixed")
 
 
 def _require_options(config: ExportConfig, chosen: Format) -> None:

@@ -6,13 +6,12 @@ import io
 from pathlib import Path
 
 import torch
-from imgcls_infer.errors import one_line
 from imgcls_infer.golden import GOLDEN_KEY, golden_to_json
 from imgcls_infer.manifest import MANIFEST_KEY, Manifest
 
-from imgcls.errors import ExportError
 from imgcls.export.cold_start import torch_script
 from imgcls.export.format import Converted, Format, Job
+from imgcls.networks.onnx_graph import capture
 from imgcls.parity.runtimes import open_torch_export
 
 
@@ -22,16 +21,10 @@ def to_torch_export(job: Job) -> Converted:
     The program: uint8 [N, H, W, 3] -> (logits, probabilities), float32 [N, K] each, and the novelty, float32
     [N], where the classifier gives one. Raises ExportError.
     """
-    example = torch.zeros(
-        2, *job.classifier.size, 3, dtype=torch.uint8
-    )  # 2: a batch of 1 would be taken for a constant
-    try:
-        program = torch.export.export(job.classifier, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    except Exception as error:  # torch's exporter raises its own, torch._dynamo's and Python's exceptions
-        raise ExportError(f"torch.export can't capture this network ({one_line(error)})") from error
-
+    program = capture(job.classifier)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+        for told in ("stack_trace", "from_node"):  # paths of this machine, and what strict capturing began with
+            node.meta.pop(told, None)
     program.example_inputs = None  # torch would save them as a pickle
 
     def write(path: Path, manifest: Manifest) -> None:

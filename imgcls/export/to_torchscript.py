@@ -14,6 +14,7 @@ from imgcls_infer.manifest import MANIFEST_KEY, Manifest
 from imgcls.errors import ExportError
 from imgcls.export.cold_start import torch_script
 from imgcls.export.format import Converted, Format, Job
+from imgcls.networks.onnx_graph import FROZEN_BATCH
 from imgcls.parity.runtimes import open_torchscript
 
 
@@ -27,9 +28,10 @@ def to_torchscript(job: Job) -> Converted:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that TorchScript is deprecated
         try:
-            module = torch.jit.freeze(torch.jit.trace(job.classifier, (example,)))
+            module = torch.jit.freeze(torch.jit.trace(job.classifier, (example,), check_trace=False))
         except RuntimeError as error:
             raise ExportError(f"torch can't trace this network ({one_line(error)})") from error
+    _require_any_batch(module, example)
 
     def write(path: Path, manifest: Manifest) -> None:
         extra = {MANIFEST_KEY: manifest.to_json(), GOLDEN_KEY: golden_to_json(list(job.golden))}
@@ -40,6 +42,14 @@ def to_torchscript(job: Job) -> Converted:
         path.write_bytes(content.getbuffer())
 
     return Converted(write)  # torch can only write a whole archive, so sealing writes it again
+
+
+def _require_any_batch(module: torch.nn.Module, example: torch.Tensor) -> None:
+    """Raises ExportError where it runs with as many pictures as the example has and with no other number."""
+    try:
+        module(torch.cat([example, example[:1]]))  # fewer might be repeated until they are as many
+    except RuntimeError as error:
+        raise ExportError(f"torch can't trace this network ({FROZEN_BATCH})") from error
 
 
 TORCHSCRIPT = Format(

@@ -12,15 +12,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from imgcls_infer.errors import one_line
 from imgcls_infer.steps import Size
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from imgcls.errors import ImgclsError
 from imgcls.networks.registry import OTHERS, NetworkRow
-from imgcls.networks.skeleton import head_paths, require_logits, set_dropout
+from imgcls.networks.skeleton import (
+    alike,
+    evaluating,
+    head_paths,
+    is_skeleton,
+    require_classifier,
+    require_logits,
+    set_dropout,
+)
 
-_SIZE = (224, 224)  # heads are the same at any size
+_SIZE = (224, 224)  # that lazy layers are made for where only the last one's shape is asked for
 
 
 def names() -> tuple[str, ...]:
@@ -40,13 +50,12 @@ def row(name: str, weights_name: str | None) -> NetworkRow:
     if not callable(function):
         raise ImgclsError(f"{path}: has no function {function_name!r}")
     recorded = f"{path.name}:{function_name}"
-    build = partial(_build, recorded, path, function)
     return NetworkRow(
         name=recorded,
-        build=build,
+        build=partial(_build, recorded, path, function),
         smallest=1,
         heads=(),
-        find_heads=cache(lambda: head_paths(lambda classes: build(classes, _SIZE, None))),
+        find_heads=cache(lambda: head_paths(partial(_shaped, recorded, path, function))),
         recipes=OTHERS,
         outside=True,
     )
@@ -55,14 +64,48 @@ def row(name: str, weights_name: str | None) -> NetworkRow:
 def _build(
     name: str, path: Path, function: Callable[[int], Any], classes: int, size: Size, dropout: float | None
 ) -> nn.Module:
+    network = _made(name, path, function, classes)
+    set_dropout(name, network, dropout)
+    with _own_errors(path):
+        require_logits(name, network, classes, size)
+        require_classifier(name, network, size)
+        _require_state(name, network, partial(_made, name, path, function, classes), size)
+    return network
+
+
+def _made(name: str, path: Path, function: Callable[[int], Any], classes: int) -> nn.Module:
     with _own_errors(path):
         network = function(classes)
     if not isinstance(network, nn.Module):
         raise ImgclsError(f"{name} gives a {type(network).__name__}, not a torch.nn.Module")
-    set_dropout(name, network, dropout)
-    with _own_errors(path):
-        require_logits(name, network, classes, size)
     return network
+
+
+def _shaped(name: str, path: Path, function: Callable[[int], Any], classes: int) -> nn.Module:
+    """The network with all its weights' shapes: lazy layers have theirs once they have run."""
+    network = _made(name, path, function, classes)
+    if any(map(is_lazy, network.parameters())):
+        with _own_errors(path):
+            require_logits(name, network, classes, _SIZE)
+    return network
+
+
+def _require_state(name: str, network: nn.Module, make: Callable[[], nn.Module], size: Size) -> None:
+    """Raises ImgclsError where another network with the same weights answers otherwise: what a checkpoint does not hold
+    is lost. A skeleton is not run."""
+    if is_skeleton(network):
+        return
+    with torch.random.fork_rng(devices=[]):
+        other = make()
+    noise = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    with evaluating(network), evaluating(other):
+        other(noise)  # lazy layers
+        other.load_state_dict(network.state_dict())
+        if not alike(network(noise), other(noise)):
+            raise ImgclsError(
+                f"{name} makes another network each time, even with the same weights: what it draws is in no state "
+                "dict; have it be a parameter or a persistent buffer"
+            )
 
 
 @cache

@@ -13,14 +13,18 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import torch
 from imgcls_infer.errors import one_line
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from imgcls.errors import ExportError
 from imgcls.networks.classifier import Classifier
@@ -34,6 +38,10 @@ _WRAPPERS = re.compile(r"^(network\.)+")  # the Classifier's own name for its ne
 _LAST = re.compile(r"^last(\.network)?(?![^. ])")  # the Classifier's name for the last layer where it holds that apart
 _NOVELTY = "novelty"
 _OWN_WEIGHTS = ("Conv", "ConvTranspose", "Gemm")
+
+
+FROZEN_BATCH = "its code takes how many pictures there are for a fixed number, as `len(x)` may; use x.shape[0]"
+_ANY_BATCH = ({0: torch.export.Dim("batch")},)
 
 
 @dataclass(frozen=True)
@@ -81,35 +89,77 @@ def strip(model: onnx.ModelProto) -> None:
 
 def _export(classifier: Classifier, opset: int) -> torch.onnx.ONNXProgram:
     example = torch.zeros(2, *classifier.size, 3, dtype=torch.uint8)  # 2: a batch of 1 would be taken for a constant
-    with _quiet(), plain_attention():
+    with quiet_torch(), plain_attention():
         with torch.no_grad():
             classifier(example)  # what a network keeps from its first run on (as TinyViT its biases) is a constant then
+        outputs = ["logits", "probabilities", *([] if classifier.novelty is None else [_NOVELTY])]
+        exported = _to_onnx(classifier, example, outputs, opset)
+        if not _batch(exported.model_proto).dim_param:
+            exported = _to_onnx(_from_source(classifier, example), example, outputs, opset)
+    return exported
+
+
+def _to_onnx(
+    network: Classifier | ExportedProgram, example: Tensor, outputs: list[str], opset: int
+) -> torch.onnx.ONNXProgram:
+    try:
+        exported = torch.onnx.export(
+            network,
+            (example,),
+            input_names=["image"],
+            output_names=outputs,
+            opset_version=opset,
+            dynamic_shapes=_ANY_BATCH,
+            dynamo=True,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(f"torch can't export this network at opset {opset} ({one_line(_first(error))})") from error
+    assert exported is not None
+    return exported
+
+
+def capture(classifier: Classifier) -> ExportedProgram:
+    """A classifier, in eval mode and on the CPU, as a graph of ATen operators for any number of pictures.
+
+    Raises ExportError.
+    """
+    example = torch.zeros(2, *classifier.size, 3, dtype=torch.uint8)  # 2: a batch of 1 would be taken for a constant
+    with quiet_torch():
         try:
-            program = torch.onnx.export(
-                classifier,
-                (example,),
-                input_names=["image"],
-                output_names=["logits", "probabilities", *([] if classifier.novelty is None else [_NOVELTY])],
-                opset_version=opset,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                dynamo=True,
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            raise ExportError(
-                f"torch can't export this network at opset {opset} ({one_line(error.__cause__ or error)})"
-            ) from error
-    assert program is not None
-    return program
+            return torch.export.export(classifier, (example,), dynamic_shapes=_ANY_BATCH)
+        except Exception as error:  # torch's exporter raises its own, torch._dynamo's and Python's exceptions
+            if "Constraints violated" not in str(error):
+                raise ExportError(f"torch.export can't capture this network ({one_line(error)})") from error
+        return _from_source(classifier, example)
+
+
+def _from_source(classifier: Classifier, example: Tensor) -> ExportedProgram:
+    """As `capture`, by reading the network's code, in which `len(x)` is no number yet, as it is where the code runs."""
+    try:
+        return torch.export.export(classifier, (example,), dynamic_shapes=_ANY_BATCH, strict=True)
+    except Exception as error:  # as in `capture`
+        raise ExportError(f"torch can't export this network ({FROZEN_BATCH})") from error
+
+
+def _batch(model: onnx.ModelProto) -> onnx.TensorShapeProto.Dimension:
+    dimension: onnx.TensorShapeProto.Dimension = model.graph.input[0].type.tensor_type.shape.dim[0]
+    return dimension
 
 
 def _check_opset(model: onnx.ModelProto, opset: int) -> None:
     found = next(entry.version for entry in model.opset_import if entry.domain == "")
     if found != opset:
         raise ExportError(f"torch wrote opset {found} instead of {opset}; use `opset` {found}")
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    if not batch.dim_param:
-        raise ExportError(f"torch froze the batch size to {batch.dim_value}; this is a bug, please report it")
+    if not _batch(model).dim_param:
+        raise ExportError(f"torch can't export this network ({FROZEN_BATCH})")
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error that led to all the others."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _origins(graph: onnx.GraphProto, program: ExportedProgram) -> dict[str, str]:
@@ -194,31 +244,44 @@ def _unused(name: str, taken: set[str]) -> str:
     return free
 
 
+class _OneHead(TorchFunctionMode):
+    """Attention of [N, L, E] runs as that of one head, [N, 1, L, E]: the exporter takes no other."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is not scaled_dot_product_attention or args[0].dim() != 3:
+            return func(*args, **kwargs)
+        mask = kwargs.pop("attn_mask", args[3] if len(args) > 3 else None)
+        mask = mask.unsqueeze(1) if mask is not None and mask.dim() == 3 else mask
+        query, key, value = (x.unsqueeze(1) for x in args[:3])
+        return func(query, key, value, mask, *args[4:], **kwargs).squeeze(1)
+
+
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
     """While this lasts, attention runs as the products and the softmax that it is made of.
 
     Their rounding is known; and a graph that is traced so is one of the memory layout that they give, which the
-    exporter's own decomposition expects.
+    exporter's own decomposition expects. Of attention without an axis of heads, too.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _OneHead():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_torch() -> Iterator[None]:
     """torch's exporter prints and warns about its own internals; errors still come as exceptions."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    printed = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

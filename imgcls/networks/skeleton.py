@@ -81,21 +81,58 @@ def head_paths(build: Callable[[int], nn.Module]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.rpartition(".")[0] for name in changed))
 
 
-@torch.inference_mode()
 def require_logits(name: str, network: nn.Module, classes: int, size: Size) -> None:
     """Run one black picture through a network. Raises ImgclsError where the answer is no tensor [N, classes], and
     whatever the network raises. A skeleton is not run."""
-    if any(parameter.is_meta for parameter in network.parameters()):
+    if is_skeleton(network):
         return
-    was_training = network.training
-    answer = network.eval()(torch.zeros(1, 3, *size))
-    network.train(was_training)
+    with evaluating(network):
+        answer = network(torch.zeros(1, 3, *size))
     if not isinstance(answer, Tensor):
         raise ImgclsError(f"{name} gives a {type(answer).__name__}, not a tensor of logits [N, classes]")
     if answer.ndim != 2 or len(answer) != 1:
         raise ImgclsError(f"{name} gives a tensor {list(answer.shape)} for one picture, not logits [1, {classes}]")
     if answer.shape[1] != classes:
         raise ImgclsError(f"{name} tells {answer.shape[1]:,} classes apart, not {classes:,}")
+    if answer.dtype != torch.float32:
+        raise ImgclsError(f"{name} gives logits of {answer.dtype}; have it give torch.float32")
+
+
+def require_classifier(name: str, network: nn.Module, size: Size) -> None:
+    """Run noise through a network that gives logits. Raises ImgclsError where it gives probabilities, or where its
+    answer to a picture is another one each time, or depends on the pictures beside it. A skeleton is not run."""
+    if is_skeleton(network):
+        return
+    noise = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
+    with evaluating(network):
+        alone, again, together = (network(part) for part in (noise[:1], noise[:1], noise))
+    if bool((together >= 0).all()) and torch.allclose(together.sum(1), torch.ones(3), atol=1e-4):
+        raise ImgclsError(f"{name} gives probabilities; have it give logits, without the softmax at its end")
+    if not alike(alone, again):
+        raise ImgclsError(f"{name} answers the same picture otherwise each time; have it be random in training alone")
+    if not alike(alone, together[:1]):
+        raise ImgclsError(f"{name} answers a picture otherwise beside other pictures; have it treat each one alone")
+
+
+def alike(first: Tensor, second: Tensor) -> bool:
+    """Whether two answers are the same but for rounding, which a network with random weights may magnify."""
+    first, second = first.nan_to_num(), second.nan_to_num()
+    return bool((first - second).abs().max() <= 0.001 * first.abs().max())
+
+
+def is_skeleton(network: nn.Module) -> bool:
+    """Whether it can't be run, since it has no weights."""
+    return any(parameter.is_meta for parameter in network.parameters())
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network is in eval mode, and nothing is kept for gradients, while this lasts."""
+    was_training = network.training
+    network.eval()
+    with torch.inference_mode():
+        yield
+    network.train(was_training)
 
 
 def checked(name: str, network: nn.Module, classes: int, size: Size) -> nn.Module:

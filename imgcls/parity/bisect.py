@@ -28,7 +28,8 @@ from imgcls.errors import ExportError
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.fold import fold_classifier
 from imgcls.networks.onnx_graph import OnnxGraph, own_path, trace
-from imgcls.parity.rounding import SPREAD, UNITS, batch_size, node_deviations, node_values, typical_pictures
+from imgcls.parity.operations import UNITS
+from imgcls.parity.rounding import SPREAD, batch_size, node_deviations, node_values, typical_pictures
 from imgcls.parity.runtimes import open_onnx
 from imgcls.system.files import AnyPath
 

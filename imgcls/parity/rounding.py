@@ -1,33 +1,12 @@
 """How far may two honest runtimes differ? A model of rounding error through the depth of the network, not taste.
 
-A runtime rounds each operation its own way: sums in another order, in wider or narrower blocks, fused or not. Each
-rounding is an independent relative error, uniform within half a unit in the last place: its variance is u^2 / 3, with
-u = 2^-24 (fp32), 2^-11 (fp16), 2^-8 (bf16). Every operation that the network runs is seen as PyTorch dispatches it,
-without tracing, and gets the variance of its own rounding:
-
-- Convolutions and matrix products, y = sum of n products w x, with Q = sum of (w x)^2.
-  fp32: the sum's k-th partial result is rounded. With signs as they fall its square is about k/n Q, plus (k/n y)^2
-  where the products pull one way; summed over k that is n/2 Q + n/3 y^2 (the square-root law of N. Higham and T. Mary,
-  A New Approach to Probabilistic Rounding Error Analysis, SIAM J. Sci. Comput. 41(5), 2019; there as a bound, here as
-  a variance). Folding rounds each weight once more: + Q. Variance: u^2 / 3 ((n/2 + 1) Q + n/3 y^2 + y^2).
-  fp16, bf16: weights and inputs are rounded, sums are float32, the output is rounded: u^2 / 3 (2 Q + y^2).
-  int8: weights have steps s_w = max|w| / 127 per channel, inputs s_x = (max - min) / 255; a value rounded to a step s
-  is off with variance s^2 / 12: s_w^2 / 12 sum x^2 + s_x^2 / 12 sum w^2.
-- Averages and sums over cells: the same sum, with weights of 1 / n or 1, in float32.
-- Layer and group norms in fp32 are measured like every other operation. The errors of a group's mean m and variance v
-  over n cells, which the cells share, come on top: one moves all of them, with a variance of the gain's square times
-  u^2 / 3 ((v + m^2) / 2 + (n / 3 + 1) m^2) / v, and one scales them, u^2 / 3 (n / 3 + 2) / 4 y^2.
-- Every other operation is measured: it runs once more in float64 on the same inputs, and e is what float32 gives more.
-  Where that is 0 everywhere (a view, a maximum, a rectifier) it is exact. Otherwise its variance is
-  LIBRARIES^2 (e^2 + u^2 / 3 y^2): other libraries have other exponentials, and sum a norm's squares in another order.
-  fp16, bf16: e is what rounded inputs and weights change, and the variance is e^2 + u^2 / 3 y^2.
-  An operation that cannot run so counts with e = u (|y| + max|x|): never as exact.
-
-What an operation's error does further on is not modelled but measured: normal noise of that variance is put on every
-operation's output at once, and the network carries it on. The root mean square over draws, at its largest over
-pictures and values, is a value's deviation sigma. Two runtimes differ by sqrt(2) sigma; SPREAD times that passes. Of
-softmax, |dp| <= max|dz| / 2, since the derivatives of p sum to at most 2 p (1 - p) <= 1/2. The novelty's deviation is
-its own: its operations are noted and measured like the network's, in float32 in every precision, as files have it.
+Every operation that the network runs is seen as PyTorch dispatches it, without tracing, and imgcls.parity.operations
+gives the variance of its own rounding. What that error does further on is not modelled but measured: normal noise of
+that variance is put on every operation's output at once, and the network carries it on. The root mean square over
+draws, at its largest over pictures and values, is a value's deviation sigma. Two runtimes differ by sqrt(2) sigma;
+SPREAD times that passes. Of softmax, |dp| <= max|dz| / 2, since the derivatives of p sum to at most 2 p (1 - p) <= 1/2.
+The novelty's deviation is its own: its operations are noted and measured like the network's, in float32 in every
+precision, as files have it.
 """
 
 from __future__ import annotations
@@ -37,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,20 +25,13 @@ from imgcls_infer.manifest import TOLERANCES
 from imgcls_infer.steps import Size, sides
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.onnx_graph import plain_attention
-from imgcls.networks.precision import NARROW
+from imgcls.parity.operations import UNITS, Call, Noise, floats
 
 SPREAD = 6.0
 """Deviations that pass. A normal value lies beyond 6 once in 5e8; 10,000 pictures have 1e5 probabilities."""
-
-UNITS = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
-"""Half a unit in the last place of 1, by precision."""
-
-LIBRARIES = 4.0
-"""How many times torch's own error in a measured operation another library's may be."""
 
 MOST_INT8 = 0.4
 """Largest |dp| that passes in int8, whatever the model of rounding allows: a file beyond it does not answer as the
@@ -77,6 +49,9 @@ _NOISE_SEED = 0
 _PIXELS = 1 << 16  # of all typical pictures together, where there are more than two; of one batch
 
 Values = dict[str, Tensor]
+Seen = Callable[[str, Tensor], None]
+"""What is told the name of a value and the value, which an operation after it may change in place."""
+Within = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -137,15 +112,16 @@ def output_deviations(classifier: Classifier, pixels: np.ndarray, precision: str
     pixels: uint8 [N, H, W, 3]. Nothing is traced.
     """
 
-    def run(image: Tensor, rounding: _Rounding) -> Values:
+    def run(image: Tensor, rounding: _Rounding, seen: Seen) -> None:
         with rounding.of("fp32"):
             normalised = classifier.normalise(image)
         with rounding.of(precision), plain_attention():
             logits, features = classifier.answers(normalised)
-        if classifier.novelty is None:
-            return {"logits": logits}
-        with rounding.of("fp32"):
-            return {"logits": logits, "novelty": classifier.novelty(features, logits)}
+        seen("logits", logits)
+        if classifier.novelty is not None:
+            with rounding.of("fp32"):
+                novelty = classifier.novelty(features, logits)
+            seen("novelty", novelty)
 
     return deviations(run, pixels, precision)
 
@@ -164,30 +140,38 @@ def logit_deviation(classifier: Classifier, pixels: np.ndarray, precision: str =
 def node_deviations(graph: fx.GraphModule, pixels: np.ndarray) -> dict[str, float]:
     """sigma of what each node of a graph of ATen operators gives, float32, by the node's name."""
 
-    def run(image: Tensor, rounding: _Rounding) -> Values:
-        with rounding.of("fp32"):
-            return node_values(graph, image)
+    def run(image: Tensor, rounding: _Rounding, seen: Seen) -> None:
+        _run_nodes(graph, image, seen, partial(rounding.of, "fp32"))
 
     return deviations(run, pixels, "fp32")
 
 
 def node_values(graph: fx.GraphModule, image: Tensor) -> Values:
     """What the nodes of a traced classifier give for image uint8 [N, H, W, 3]: tensors by the node's name."""
-    recorder = _Recorder(graph)
+    values: Values = {}
+    _run_nodes(graph, image, lambda name, value: values.update({name: value.clone()}), contextlib.nullcontext)
+    return values
+
+
+def _run_nodes(graph: fx.GraphModule, image: Tensor, seen: Seen, within: Within) -> None:
     with torch.no_grad(), plain_attention():
-        recorder.run(image)
-    return recorder.values
+        _Watched(graph, seen, within).run(image)
 
 
 def deviations(
-    run: Callable[[Tensor, _Rounding], Values], pixels: np.ndarray, precision: str = "fp32"
+    run: Callable[[Tensor, _Rounding, Seen], None], pixels: np.ndarray, precision: str = "fp32"
 ) -> dict[str, float]:
-    """sigma of each value that `run` gives, under the rounding that it is handed."""
+    """sigma of each value that `run` tells of, under the rounding that it is handed."""
     largest: dict[str, float] = {}
     with torch.no_grad():
         for batch in torch.from_numpy(pixels).split(batch_size(pixels.shape[1:3])):
-            rounding = _Rounding()
-            clean = {name: value for name, value in run(batch, rounding).items() if value.is_floating_point()}
+            rounding, clean = _Rounding(), Values()
+
+            def keep(name: str, value: Tensor, clean: Values = clean) -> None:
+                if value.is_floating_point():
+                    clean[name] = value.clone()
+
+            run(batch, rounding, keep)
             sizes = {name: _largest(value) for name, value in clean.items()}
             planted = partial(_sigmas, run, batch, rounding, clean)
             sigmas = sigmas_by(planted, sizes, magnified=precision == "fp32")
@@ -215,15 +199,21 @@ def sigmas_by(
 
 
 def _sigmas(
-    run: Callable[[Tensor, _Rounding], Values], batch: Tensor, rounding: _Rounding, clean: Values, scale: float
+    run: Callable[[Tensor, _Rounding, Seen], None], batch: Tensor, rounding: _Rounding, clean: Values, scale: float
 ) -> dict[str, float]:
-    """sigma of each value by noise that is planted `scale` times larger."""
+    """sigma of each value by noise that is planted `scale` times larger.
+
+    A noisy value is used as it comes: of all values at once, the clean ones and the sums of squares alone are kept.
+    """
     squares = {name: torch.zeros_like(value) for name, value in clean.items()}
+
+    def add(name: str, noisy: Tensor) -> None:
+        if name in squares:
+            squares[name] += ((noisy - clean[name]).nan_to_num(0.0) / scale) ** 2  # a mask is infinite
+
     for _ in range(_DRAWS):
         rounding.draw(scale)
-        noisy = run(batch, rounding)
-        for name, square in squares.items():
-            square += ((noisy[name] - clean[name]).nan_to_num(0.0) / scale) ** 2  # a mask is infinite
+        run(batch, rounding, add)
     return {name: (_largest(square) / _DRAWS) ** 0.5 for name, square in squares.items()}
 
 
@@ -231,17 +221,18 @@ def _largest(value: Tensor) -> float:
     return float(value.abs().max()) if value.numel() else 0.0
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps what its nodes give."""
+class _Watched(fx.Interpreter):
+    """Runs a graph, each node inside a context, and tells what its nodes give."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, seen: Seen, within: Within) -> None:
         super().__init__(graph)
-        self.values: Values = {}
+        self._seen, self._within = seen, within
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        with self._within():
+            value = super().run_node(n)
         if isinstance(value, Tensor) and n.op not in ("get_attr", "placeholder"):
-            self.values[n.name] = value.clone()  # the next one may work in place
+            self._seen(n.name, value)
         return value
 
 
@@ -255,7 +246,7 @@ class _Rounding(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.precision = "fp32"
         self.scale = 1.0  # of the noise that is planted
-        self.noise: list[list[list[_Noise]]] = []  # by operation and its output
+        self.noise: list[list[list[Noise]]] = []  # by operation and its output
         self.position: int | None = None  # of the operation in a run with noise
         self.generator = torch.Generator().manual_seed(_NOISE_SEED)
 
@@ -273,214 +264,15 @@ class _Rounding(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if self.position is None:
-            call = _Call(func, args, kwargs)
+            call = Call(func, args, kwargs)
             value = func(*args, **kwargs)
-            outputs = enumerate(_floats(value))
+            outputs = enumerate(floats(value))
             self.noise.append([call.noise(output, index, self.precision) for index, output in outputs])
             return value
         value = func(*args, **kwargs)
         planned, self.position = self.noise[self.position], self.position + 1
-        for output, noises in zip(_floats(value), planned, strict=True):
+        for output, noises in zip(floats(value), planned, strict=True):
             for deviation, draws in noises:
                 drawn = self.scale * deviation * torch.randn(draws, generator=self.generator)
                 output.add_(drawn.reshape(output.shape))
         return value
-
-
-class _Noise(NamedTuple):
-    """deviation: standard deviation of each cell. draws: shape of the normal numbers that multiply it: that of the
-    deviation, or with a 1 where cells share an error."""
-
-    deviation: Tensor
-    draws: Sequence[int]
-
-
-class _Call:
-    """An operation about to run, with its inputs before it works on them in place."""
-
-    def __init__(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
-        self.func = func
-        self.args: Any
-        self.kwargs: Any
-        self.args, self.kwargs = tree_map(_copied, (args, kwargs)) if func._schema.is_mutable else (args, kwargs)
-        self.others: dict[torch.dtype, list[Tensor]] = {}
-
-    def noise(self, y: Tensor, index: int, precision: str) -> list[_Noise]:
-        """The rounding of its `index`-th output y; empty where that is exact."""
-        deviation = self._deviation(y, index, precision)
-        if deviation is None:
-            return []
-        name = self.func.overloadpacket.__name__
-        norm = _NORMS[name](y, *self.args) if name in _NORMS and not index and precision == "fp32" else None
-        return [_Noise(deviation, y.shape), *(norm.common_noise() if norm else ())]
-
-    def _deviation(self, y: Tensor, index: int, precision: str) -> Tensor | None:
-        """Standard deviation of each cell's own rounding; None where that is exact."""
-        if self.func.is_view or not y.numel():
-            return None
-        name = self.func.overloadpacket.__name__
-        if name in _PRODUCTS:
-            deviation = _product_variance(_PRODUCTS[name](*self.args), y, precision).sqrt()
-        elif name in _SUMS:
-            deviation = self._sum_variance(y, average=_SUMS[name]).sqrt()
-        elif bool((error := self._error(y, index, torch.float64)).any()):
-            deviation = self._measured(y, error, index, precision)
-        else:
-            return None
-        return deviation.nan_to_num(0.0, 0.0)  # a mask's infinities
-
-    def _sum_variance(self, y: Tensor, average: bool) -> Tensor:
-        x, *rest = self.args
-        terms = max(1.0, x.numel() / y.numel())
-        squares: Tensor = self.func(x**2, *rest, **self.kwargs) / (terms if average else 1)
-        variance: Tensor = UNITS["fp32"] ** 2 / 3 * (terms / 2 * squares + (terms / 3 + 1) * y**2)
-        return variance
-
-    def _measured(self, y: Tensor, error: Tensor, index: int, precision: str) -> Tensor:
-        if precision in NARROW:
-            narrowed = self._error(y, index, NARROW[precision])
-            return torch.sqrt(narrowed**2 + UNITS[precision] ** 2 / 3 * y**2)
-        measured: Tensor = LIBRARIES * torch.sqrt(error**2 + UNITS["fp32"] ** 2 / 3 * y**2)
-        return measured
-
-    def _error(self, y: Tensor, index: int, dtype: torch.dtype) -> Tensor:
-        """What y has more than the same operation with its inputs in another dtype; float32."""
-        if dtype not in self.others:
-            self.others[dtype] = self._run(dtype)
-        if len(self.others[dtype]) <= index or self.others[dtype][index].shape != y.shape:
-            inputs = [float(x.abs().max()) for x in _floats((self.args, self.kwargs)) if x.numel()]
-            return UNITS["fp32"] * (y.abs() + max(inputs, default=1.0))
-        other = self.others[dtype][index].double()
-        return torch.where(y == other, 0.0, y.double() - other).nan_to_num(0.0).float()
-
-    def _run(self, dtype: torch.dtype) -> list[Tensor]:
-        """Its float outputs where its inputs are rounded to `dtype`; none where it can't run in float64.
-
-        Half precision is that of storage: the operation itself computes in float32.
-        """
-        computed = torch.float64 if dtype == torch.float64 else torch.float32
-        try:
-            args, kwargs = tree_map(
-                lambda leaf: leaf.to(dtype, copy=True).to(computed) if _is_float(leaf) else leaf,
-                (self.args, dict(self.kwargs)),
-            )
-            return _floats(self.func(*args, **kwargs))
-        except (RuntimeError, TypeError):  # no such kernel
-            return []
-
-
-@dataclass(frozen=True)
-class _Norm:
-    """A normalisation of x to y, [groups, cells]: each group by its own mean and variance. gain: of its cells.
-
-    The mean and the variance are sums, whose errors all cells of the group have in common: an average over cells keeps
-    them, where it takes the cells' own errors away.
-    """
-
-    x: Tensor
-    y: Tensor
-    gain: Tensor
-
-    def common_noise(self) -> tuple[_Noise, _Noise]:
-        """That of the mean, which moves the cells, and of the variance, which scales them."""
-        count, unit = self.x.shape[1], UNITS["fp32"] / 3**0.5
-        variance, mean = torch.var_mean(self.x, 1, correction=0, keepdim=True)
-        of_mean = unit * torch.sqrt((variance + mean**2) / 2 + (count / 3 + 1) * mean**2)
-        of_scale = unit * (count / 3 + 2) ** 0.5 / 2  # squares pull one way; a root halves a relative error
-        draws = (len(self.x), 1)
-        return _Noise(self.gain * of_mean * variance.clamp_min(1e-12).rsqrt(), draws), _Noise(self.y * of_scale, draws)
-
-
-def _layer_norm(y: Tensor, x: Tensor, shape: Sequence[int], weight: Tensor | None, *_: Any) -> _Norm:
-    rows = (-1, math.prod(shape))
-    gain = torch.ones(shape) if weight is None else weight.abs()
-    return _Norm(x.reshape(rows), y.reshape(rows), gain.reshape(1, -1))
-
-
-def _group_norm(
-    y: Tensor, x: Tensor, weight: Tensor | None, _: Any, n: int, c: int, __: int, groups: int, *___: Any
-) -> _Norm:
-    rows = (n * groups, -1)
-    gain = torch.ones(c) if weight is None else weight.abs()
-    gain = gain.reshape(1, c, *[1] * (x.dim() - 2)).expand_as(x).reshape(rows)
-    return _Norm(x.reshape(rows), y.reshape(rows), gain)
-
-
-_NORMS: Mapping[str, Callable[..., _Norm]] = {"native_layer_norm": _layer_norm, "native_group_norm": _group_norm}
-
-
-@dataclass(frozen=True)
-class _Product:
-    """A convolution or a matrix product of x and a weight. terms: how many products a value sums.
-
-    apply: (x, weight) -> the product without a bias. shared: the weight's dimensions that one output channel spans.
-    spread: a number a channel, as a sum over `shared` gives it -> a tensor that broadcasts to the output.
-    """
-
-    x: Tensor
-    weight: Tensor
-    terms: int
-    apply: Callable[[Tensor, Tensor], Tensor]
-    shared: tuple[int, ...]
-    spread: Callable[[Tensor], Tensor]
-
-
-def _product_variance(product: _Product, y: Tensor, precision: str) -> Tensor:
-    """Of the rounding inside one product, by the formulas above; broadcasts to y's shape."""
-    x, weight, apply = product.x, product.weight, product.apply
-    if precision == "int8":
-        steps = weight.abs().amax(product.shared, keepdim=True) / 127
-        step = (x.max() - x.min()) / 255
-        inputs = apply(x**2, (steps**2).expand_as(weight))
-        return (inputs + product.spread((weight**2).sum(product.shared, keepdim=True)) * step**2) / 12
-    products = apply(x**2, weight**2)
-    unit = UNITS[precision] ** 2 / 3
-    if precision != "fp32":
-        return unit * (2 * products + y**2)
-    return unit * ((product.terms / 2 + 1) * products + (product.terms / 3 + 1) * y**2)
-
-
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> _Product:
-    """geometry: stride, padding, dilation, transposed, output_padding, groups."""
-    transposed, groups = geometry[3], geometry[5]
-    cells = weight[0, 0].numel()
-    terms = weight.shape[0] // groups * cells if transposed else weight[0].numel()
-    channel = 1 if transposed else 0
-    shared = tuple(axis for axis in range(weight.dim()) if axis != channel)
-    return _Product(
-        x,
-        weight,
-        terms,
-        lambda x, weight: torch.convolution(x, weight, None, *geometry),
-        shared,
-        lambda sums: sums.flatten().repeat(groups if transposed else 1).view(-1, *[1] * (weight.dim() - 2)),
-    )
-
-
-def _matmul(x: Tensor, weight: Tensor) -> _Product:
-    return _Product(x, weight, x.shape[-1], torch.matmul, (-2,) if weight.dim() > 1 else (-1,), lambda sums: sums)
-
-
-_PRODUCTS: dict[str, Callable[..., _Product]] = {
-    "convolution": _convolution,
-    **dict.fromkeys(("mm", "bmm", "matmul"), _matmul),
-    **dict.fromkeys(("addmm", "baddbmm"), lambda bias, x, weight: _matmul(x, weight)),
-    "linear": lambda x, weight, bias=None: _matmul(x, weight.mT),
-}
-"""By the operator's name: its arguments -> what is multiplied."""
-
-_SUMS = {"mean": True, "sum": False, "avg_pool2d": True, "_adaptive_avg_pool2d": True, "adaptive_avg_pool2d": True}
-"""Operators that sum cells, and whether they divide by their number."""
-
-
-def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
-
-
-def _floats(values: Any) -> list[Tensor]:
-    """The float tensors in values that are nested in any way."""
-    return [leaf for leaf in tree_leaves(values) if _is_float(leaf)]
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf

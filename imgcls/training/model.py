@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from imgcls_infer.steps import Size
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from imgcls.config import TrainConfig
 from imgcls.data.pictures import FeaturePictures, Pictures
@@ -122,7 +123,8 @@ def build_model(
     if not config.freeze and row.pool is not None and row.pool.pays(size):
         weights = PoolFold(network, row.pool, size, keep_rest=start is not None)
     classifier = Classifier(network, size, recipe.mean, recipe.std)
-    classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # of convolutions alone: other weights of four axes may be read as they lie
+    convert_conv2d_weight_memory_format(classifier.to(device), torch.channels_last)
     bf16 = recipe.bf16 and has_bf16_units(device)
     fresh = fresh if start is not None else row.head_layers
     model = Model(classifier.eval(), classifier.normalise, network, weights, bf16, fresh=fresh)

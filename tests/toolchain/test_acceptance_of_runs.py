@@ -164,9 +164,10 @@ def test_a_finished_run_is_found_finished_and_goes_on_from_undivided_weights(tra
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, 2.0, float("nan")])
-def test_a_share_is_between_0_and_1(tmp_path, share):
-    with pytest.raises(ImgclsError, match=r"right_share`? is"):
-        train_config(tmp_path, tmp_path / "a.pth", right_share=share)
+@pytest.mark.parametrize("name", ["right_share", "known_share"])
+def test_a_share_is_between_0_and_1(tmp_path, name, share):
+    with pytest.raises(ImgclsError, match=f"{name}`? is"):
+        train_config(tmp_path, tmp_path / "a.pth", **{name: share})
 
 
 def test_pictures_that_were_left_out_by_parts_are_measured_against_the_others():

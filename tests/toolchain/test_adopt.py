@@ -13,11 +13,12 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
-from helpers import ROOT
+from helpers import ROOT, make_pictures
 from imgcls_infer import Predictor
 from imgcls_infer.manifest import MANIFEST_KEY
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import self_check
+from imgcls_infer.steps import Decode
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -357,6 +358,13 @@ def test_normalisation_that_cant_be_meant_is_told(tmp_path, options, said):
         config(tmp_path / "original.onnx", **options)
 
 
+def test_normalisation_of_bytes_is_that_of_shares_for_a_file_and_for_a_network(tmp_path):
+    stated = {"mean": (51.0, 102.0, 204.0), "std": (25.5, 51.0, 51.0), "pixel_range": 255}
+    network = AdoptNetworkConfig("torchvision/resnet18", tmp_path / "a.pth", **stated)
+    for found in (network, config(tmp_path / "original.onnx", **stated)):
+        assert found.normalisation == ((0.2, 0.4, 0.8), (0.1, 0.2, 0.2))
+
+
 def test_a_file_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
     path = Graph().write(tmp_path / "original.onnx")
 
@@ -419,12 +427,16 @@ def test_the_command_adopts_and_verify_compares_with_the_original_on_loose_pictu
     assert "16 x 16: crop; no exif" in done.output
     adopted = tmp_path / "adopted.onnx"
     assert Predictor(adopted).manifest.classes[1] == "bee, or wasp"
-    done = run("verify", path, adopted, "--data", PHOTOGRAPHS, "--json")
+    done = run("verify", path, adopted, "--data", PHOTOGRAPHS, "--json", "--report", tmp_path / "beside.html")
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
+    assert done.stderr == f"wrote {tmp_path / 'beside.html'}\n"
     assert document["passed"] is True
     assert "original.onnx" in document["reference"]
     assert document["reference_accuracy"] is None
+    labelled = make_pictures(tmp_path / "labelled", {"ant": 2, "bee, or wasp": 2, "cow": 2, "dog": 2}, size=16)
+    document = json.loads(run("verify", path, adopted, "--data", labelled, "--json").stdout)
+    assert document["reference_accuracy"] is not None
     page = tmp_path / "page.html"
     done = run("verify", path, adopted, "--data", PHOTOGRAPHS, "--report", page)
     assert done.exit_code == 0, done.output
@@ -444,6 +456,9 @@ def test_verify_finds_a_changed_adopted_file_and_refuses_another_original(tmp_pa
     done = run("verify", path, adopted, "--data", PHOTOGRAPHS)
     assert done.exit_code == 1
     assert "pixels -> probabilities" in done.output
+    for option in (("--run", tmp_path), ("--eager", "cpu"), ("--bisect",), ("--arch", "cnn")):
+        done = run("verify", path, adopted, "--data", PHOTOGRAPHS, *option)
+        assert (done.exit_code, "takes neither" in done.output) == (2, True)
     change(path, infinite)
     done = run("verify", path, adopted, "--data", PHOTOGRAPHS)
     assert done.exit_code == 1
@@ -476,6 +491,10 @@ def test_steps_may_come_from_a_json_file(tmp_path):
     done = run("adopt", *words(path), "--classes", ",".join(CLASSES), "--steps", file)
     assert done.exit_code == 0, done.output
     assert Predictor(tmp_path / "adopted.onnx").manifest.preprocessing == stated
+    file.write_text(json.dumps(stated._replace(decode=Decode(exif=False, alpha="white")).to_dict()))
+    done = run("adopt", *words(path), "--classes", ",".join(CLASSES), "--steps", file, "--alpha", "drop")
+    assert done.exit_code == 0, done.output
+    assert Predictor(tmp_path / "adopted.onnx").manifest.preprocessing.decode == Decode(exif=False, alpha="drop")
     file.write_text("{}")
     done = run("adopt", *words(path), "--classes", ",".join(CLASSES), "--steps", file)
     assert done.exit_code == 1

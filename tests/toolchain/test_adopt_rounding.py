@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from imgcls.adopt import rounding
 from imgcls.adopt.original import plain_session
-from imgcls.parity.rounding import SPREAD, UNITS
+from imgcls.parity.operations import UNITS
+from imgcls.parity.rounding import SPREAD
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(0, 1, (2, 3, 5, 6)).astype(np.float32)
@@ -41,9 +42,20 @@ X64 = X.astype(np.float64)
 POOLED = X64.mean((2, 3), keepdims=True)
 SUMMED = X64.sum(1, keepdims=True)
 SOFTMAX = np.exp(A) / np.exp(A).sum(1, keepdims=True)
+NARROW = X[..., :3].copy()
+GAIN = np.array([0.5, -2.0, 1.5], np.float32)
 AXES = np.array([1], np.int64)
 HALF_A, HALF_B = A.astype(np.float16), B.astype(np.float16)
 GEMM = 0.25 * np.asarray(products(gemm, A.T.copy(), B.T.copy(), 7))
+
+
+def normed(x, axes, n, gain):
+    """The square of what a norm's own rounding and its group's mean and variance add, but for u^2 / 3."""
+    mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+    y = (x - mean) / np.sqrt(variance) * gain
+    moved = 2 * np.sqrt(((variance + mean**2) / 2 + (n / 3 + 1) * mean**2) / variance)  # the largest gain is 2
+    return (4 * np.abs(y).max() + moved + np.sqrt(n / 3 + 2) / 2 * y) ** 2
+
 
 CASES = {  # operator: (input, constants, attributes, variance of the noise but for u^2 / 3)
     "MatMul": (A, [B], {}, products(torch.matmul, A, B, 7)),
@@ -58,6 +70,8 @@ CASES = {  # operator: (input, constants, attributes, variance of the noise but 
     "ReduceSum": (X, [AXES], {}, 3 / 2 * (X64**2).sum(1, keepdims=True) + (3 / 3 + 1) * SUMMED**2),
     "HardSwish": (A, [], {}, (2 * A) ** 2),
     "Softmax": (A, [], {"axis": 1}, (8 * SOFTMAX) ** 2),
+    "LayerNormalization": (NARROW, [GAIN, 0 * GAIN], {"epsilon": 0.0}, normed(NARROW.astype(np.float64), 3, 3, GAIN)),
+    "InstanceNormalization": (X, [GAIN, 0 * GAIN], {"epsilon": 0.0}, normed(X64, (2, 3), 30, GAIN[:, None, None])),
     "Tanh": (A, [], {}, np.full(A.shape, 4 * np.abs(np.tanh(A)).max()) ** 2),
     "Relu": (A, [], {}, np.zeros(A.shape)),
     "Transpose": (A, [], {"perm": [1, 0]}, np.zeros(A.T.shape)),
@@ -133,6 +147,52 @@ def test_the_tolerance_is_of_the_difference_of_two_runs(logits, expected, monkey
     assert rounding.probability_tolerance(onnx.ModelProto(), None, logits) == 1
 
 
+def model_of_pictures(shape, nodes, constants, outputs):
+    """nodes: from `image`, uint8 of that shape, to `logits`, float32 [N, outputs]."""
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, shape)
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, (shape[0], outputs))
+        for name in ("logits", "probabilities")
+    ]
+    stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    softmax = helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)
+    graph = helper.make_graph([*nodes, softmax], "net", [image], values, stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("kind", ["LayerNormalization", "InstanceNormalization"])
+def test_what_the_cells_of_a_normalisation_have_in_common_goes_through_an_average(kind):
+    """Its mean, which another runtime may sum one value after the other."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 192, 192, 3), np.uint8)
+    layer = kind == "LayerNormalization"
+    gain = np.full(pixels.size if layer else 1, 1.5, np.float32)
+    constants = {
+        "offset": np.float32(300),
+        "group": np.array([1, 1, -1]),
+        "parts": np.array([1, 3, -1]),
+        "flat": np.array([1, 3]),
+        "gain": gain,
+        "bias": np.zeros_like(gain),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["float", "offset"], ["moved"]),
+        helper.make_node("Reshape", ["moved", "group"], ["grouped"]),
+        helper.make_node(kind, ["grouped", "gain", "bias"], ["normed"]),
+        helper.make_node("Reshape", ["normed", "parts"], ["cells"]),
+        helper.make_node("GlobalAveragePool", ["cells"], ["averages"]),
+        helper.make_node("Reshape", ["averages", "flat"], ["logits"]),
+    ]
+    model = model_of_pictures(pixels.shape, nodes, constants, outputs=3)
+    ours = plain_session(model.SerializeToString()).run(None, {"image": pixels})[0]
+    x = pixels.astype(np.float32).ravel() + 300
+    mean = np.cumsum(x)[-1] / np.float32(x.size)
+    variance = np.cumsum((x - mean) ** 2)[-1] / np.float32(x.size)
+    normed = (x - mean) / np.sqrt(variance + np.float32(1e-5)) * gain
+    difference = np.abs(normed.astype(np.float64).reshape(3, -1).mean(1) - ours[0]).max()
+    assert difference / (SPREAD * 2**0.5) < rounding.deviations(model, pixels)[0] < max(100 * difference, 1e-5)
+
+
 @pytest.mark.parametrize("factor", [1e2, 1e6, 1e9])
 def test_an_answer_that_hangs_on_rounding_has_a_deviation_as_large_as_its_error(factor):
     """A sine of up to 1e10 turns: magnified noise moves it no further than noise of the real size does."""
@@ -143,13 +203,8 @@ def test_an_answer_that_hangs_on_rounding_has_a_deviation_as_large_as_its_error(
         helper.make_node("Reshape", ["float", "shape"], ["flat"]),
         helper.make_node("Mul", ["flat", "factor"], ["turns"]),
         helper.make_node("Sin", ["turns"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, pixels.shape)
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (3, 48)) for name in ("logits", "probabilities")]
-    stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "net", [image], outputs, stored)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = model_of_pictures(pixels.shape, nodes, constants, outputs=48)
     turns = pixels.reshape(3, 48).astype(np.float64) * np.float32(factor / 7)
     error = np.abs(plain_session(model.SerializeToString()).run(None, {"image": pixels})[0] - np.sin(turns)).max()
     logits, probabilities = rounding.deviations(model, pixels)

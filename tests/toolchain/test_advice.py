@@ -43,6 +43,7 @@ STEPS = "are few for a network from scratch;"
     [
         ([100, 100], COMMAND, f"100 {FEW} {COMMAND}"),
         ([4, 300], COMMAND, f"4 (ant) to 300 (bee) {FEW} {COMMAND}"),
+        ([999, 1000], COMMAND, f"999 (ant) to 1,000 (bee) {FEW} {COMMAND}"),
         ([1000, 1000], COMMAND, None),
         ([100, 100], "", None),
         ([20, 21], "", None),
@@ -112,14 +113,20 @@ def test_how_far_few_test_pictures_tell_the_accuracy_is_said(tested, points):
 
 def test_the_typical_size_is_the_median_of_readable_headers(tmp_path):
     root = make_pictures(tmp_path / "p", {"ant": 1, "bee": 1}, size=8)
-    for number, size in enumerate([(40, 30), (50, 300), (60, 90)]):
+    for number, size in enumerate([(400, 30), (50, 300), (60, 90)]):
         Image.new("RGB", size).save(root / "ant" / f"x{number}.jpg")
     (root / "bee" / "bad.png").write_bytes(b"no picture")
     (root / "bee" / "gone.png").symlink_to("nowhere")
     paths = scan_folder(root).paths
-    assert typical_size(paths) == (30, 40)  # the shorter sides are 8, 8, 30, 50, 60
+    assert typical_size(paths) == (30, 400)  # the shorter sides are 8, 8, 30, 50, 60
     assert typical_size([root / "bee" / "bad.png"]) is None
     assert typical_size([]) is None
+
+
+def test_the_typical_size_is_that_of_all_classes_and_not_of_the_first_files(tmp_path):
+    root = make_pictures(tmp_path / "small", {"ant": 1}, size=8)
+    large = make_pictures(tmp_path / "large", {"bee": 1}, size=40)
+    assert typical_size([root / "ant" / "00.png"] * 32 + [large / "bee" / "00.png"] * 64) == (40, 40)
 
 
 def test_the_better_command_is_for_the_same_pictures_and_is_one_that_exists(tmp_path):

@@ -175,6 +175,15 @@ def test_the_number_of_threads_is_put_back(trained, models, no_processes, monkey
     assert seen == [1, 1]
 
 
+def test_every_runtime_is_opened_with_the_threads_that_are_asked_for(models, monkeypatch):
+    read = SimpleNamespace(providers=("cpu", "cuda"), cold_start=lambda start: (), read=lambda *given: given)
+    monkeypatch.setattr(module, "format_of", lambda path: read)
+    path = models / "cnn.onnx"
+    config = BenchConfig(models / "cnn.pth", (path,), providers=("cpu", "cuda"), threads=3)
+    opened = [candidate.open() for candidate in module._exported(config, dict)]
+    assert opened == [(path, "cpu", 3), (path, "cuda", 3)]
+
+
 def test_a_system_that_does_not_say_the_memory(trained, models, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "run_process", lambda command, file: (1.0, None))
     config = BenchConfig(trained[0], (models / "cnn.onnx",), pictures=2, repeats=1)
@@ -246,6 +255,13 @@ def test_each_figure_of_the_table_stands_in_its_column(trained, models, no_proce
         ("99 ms", ""),
     )
     assert cells["pictures/s in 4s"] == ("40", "2.0x")
+    ratios = {name: Series((factor,)) for name, factor in (("load", 3), ("cold_start", 5), ("memory", 7))}
+    units = dict.fromkeys(ratios, Series((1.0,)))
+    document = replace(result, rows=(replace(reference, **units), replace(own, **ratios))).to_dict()
+    assert document["runtimes"][1]["ratios"] == {
+        "size": own.size / reference.size,
+        **{"load": 3, "cold_start": 5, "peak_memory": 7, "latency": 0.5, "pictures_per_second": 2},
+    }
 
 
 def test_the_first_start_of_a_process_warms_the_systems_cache_and_does_not_count(monkeypatch):

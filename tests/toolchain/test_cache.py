@@ -21,7 +21,16 @@ from imgcls.data import pictures as pictures_module
 from imgcls.data.batches import Augmentation
 from imgcls.data.cache import Cache
 from imgcls.data.folder import scan_folder
-from imgcls.data.packed import PackedImages, cache_key, encode_png, identity, pack_folder, pick_samples, run_ahead
+from imgcls.data.packed import (
+    PackedImages,
+    cache_key,
+    encode_png,
+    identity,
+    pack_folder,
+    pick_samples,
+    run_ahead,
+    some_pictures,
+)
 from imgcls.data.pictures import PackedPictures, StreamedPictures
 from imgcls.errors import DataError
 from imgcls.training import train, train_config
@@ -29,6 +38,7 @@ from imgcls.training.distributed import Group
 from imgcls.training.feed import Feed
 
 POLICY = shorthand(16)
+STEPS = Preprocessing((32, 32), (Resize("short", (36, 36)), Crop((32, 32))))
 BIG = 1 << 40
 
 
@@ -66,9 +76,10 @@ def test_another_policy_content_order_or_decoder_is_another_entry(pictures, monk
     keys.add(cache_key(folder, POLICY))
     path.rename(path.with_name("zz.png"))
     keys.add(cache_key(scan_folder(pictures), POLICY))
+    keys.add(cache_key(scan_folder(pictures), STEPS))
     monkeypatch.setattr("PIL.__version__", "0.1")
-    keys.add(cache_key(scan_folder(pictures), POLICY))
-    assert len(keys) == 6
+    keys |= {cache_key(scan_folder(pictures), preprocessing) for preprocessing in (POLICY, STEPS)}
+    assert len(keys) == 8
 
 
 def test_two_sets_of_equal_names_sizes_and_times_do_not_share_an_entry(tmp_path, cache):
@@ -188,6 +199,14 @@ def test_a_streamed_sets_samples_are_the_first_of_each_class(tmp_path):
     assert streamed.sample_pngs() == tuple(map(encode_png, expected))
 
 
+def test_the_statistics_of_a_large_streamed_set_are_of_pictures_of_all_classes(tmp_path, monkeypatch):
+    root = make_pictures(tmp_path / "p", {"ant": 20, "bee": 20}, size=8)
+    monkeypatch.setattr(pictures_module, "_STATISTICS_SAMPLE", 20)
+    sample = StreamedPictures(scan_folder(root), POLICY, torch.device("cpu")).statistics_sample()
+    reddish = (sample[..., 0].mean((1, 2)) > 120).sum()  # those of bee
+    assert (len(sample), 5 <= reddish <= 15) == (20, True)
+
+
 def test_a_streamed_run_learns_what_a_packed_one_learns(tmp_path, pictures):
     def weights(limit):
         name = str(limit)
@@ -247,7 +266,7 @@ def test_unreadable_pictures_leave_their_batch_and_the_others_keep_their_labels(
     assert len(own) == 9
 
 
-@pytest.mark.parametrize("changed", ["size", "time", "name"])
+@pytest.mark.parametrize("changed", ["size", "time", "name", "class"])
 def test_a_streamed_set_that_has_changed_has_another_fingerprint(pictures, changed):
     def fingerprint():
         return StreamedPictures(scan_folder(pictures), POLICY, torch.device("cpu")).fingerprint()
@@ -260,8 +279,10 @@ def test_a_streamed_set_that_has_changed_has_another_fingerprint(pictures, chang
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     elif changed == "time":
         os.utime(path, ns=(1, 1))
-    else:
+    elif changed == "name":
         path.rename(path.with_name("0.png"))
+    else:
+        path.parent.rename(pictures / "art")
     assert fingerprint() != before
 
 
@@ -274,6 +295,13 @@ def test_the_checksum_is_of_all_blocks(monkeypatch):
 def test_samples_are_the_first_of_each_class_then_the_second(pictures):
     found = pack_folder(scan_folder(pictures), POLICY)  # four of each class, one class after the other
     assert pick_samples(found, 5) == tuple(encode_png(found.images[index]) for index in (0, 4, 8, 1, 5))
+
+
+def test_samples_of_a_folder_are_the_first_readable_ones_spread_over_its_folders(pictures):
+    for name in ("ant/00.png", "bee/00.png", "cow/00.png"):
+        (pictures / name).write_bytes(b"no picture")
+    expected = [encode_png(preprocess(pictures / name / "01.png", POLICY)) for name in ("ant", "bee")]
+    assert some_pictures(pictures, POLICY, 2) == tuple(expected)
 
 
 def test_a_fingerprint_is_of_classes_labels_and_pixels_and_not_of_where_they_lie():
@@ -313,6 +341,5 @@ def test_the_pictures_that_are_left_keep_their_paths_labels_and_pixels(pictures,
 def test_keys_have_the_words_of_the_first_release_so_that_its_caches_and_streamed_runs_go_on():
     words = "ResizePolicy(image_size=32, mode='pad', interpolation='bicubic')"
     assert identity(shorthand(32, "pad", "bicubic")) == f"({words}, {pillow!r})"
-    steps = (Resize("short", (36, 36)), Crop((32, 32)))
-    others = [shorthand((32, 40)), Preprocessing((32, 32), steps), shorthand(32), shorthand(32, "crop", "bicubic")]
+    others = [shorthand((32, 40)), STEPS, shorthand(32), shorthand(32, "crop", "bicubic")]
     assert len(set(map(identity, others))) == 4

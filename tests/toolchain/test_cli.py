@@ -12,8 +12,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import SAMPLE, make_pictures
+from imgcls_infer.steps import shorthand
 
 from imgcls.cli import command
+from imgcls.cli.options import open_checkpoint
 from imgcls.networks.registry import build_network
 
 BARE = ["--arch", "cnn", "--image-size", "32", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
@@ -47,8 +49,9 @@ def bare(tmp_path):
 
 def test_a_bare_article_checkpoint_exports_and_verifies(bare, tmp_path):
     classes = ["--classes", SAMPLE / "test"]
-    exported = run("export", bare, *BARE, *classes, "--samples", SAMPLE / "test", "--golden", 4)
+    exported = run("export", bare, *BARE, *classes, "--samples", SAMPLE / "test", "--golden", 9)
     assert exported.exit_code == 0, exported.output
+    assert "9 golden samples" in run("info", tmp_path / "article.onnx").output
     verified = run("verify", bare, tmp_path / "article.onnx", *BARE, *classes, "--data", SAMPLE / "test")
     assert verified.exit_code == 0, verified.output
 
@@ -70,6 +73,13 @@ def test_golden_samples_may_be_left_out_or_be_any_pictures(bare, tmp_path):
         for name in ("without.onnx", "any.onnx")
     ]
     assert [(len(each["imgcls.golden"]), len(each["imgcls.golden_files"])) for each in metadata] == [(0, 0), (3, 4)]
+
+
+@pytest.mark.parametrize(("resize", "expected"), [(None, "squash"), ("pad", "pad"), ("crop", "crop")])
+def test_a_bare_checkpoint_is_resized_as_it_is_described(bare, resize, expected):
+    loaded = open_checkpoint(bare, "cnn", ", ".join("abcdefghij"), 32, resize, (0.5,) * 3, (0.5,) * 3)
+    assert loaded.manifest.preprocessing == shorthand(32, expected)
+    assert loaded.manifest.classes == tuple("abcdefghij")
 
 
 @pytest.mark.parametrize("left_out", ["--arch", "--image-size", "--mean", "--std", "--classes"])

@@ -82,6 +82,15 @@ def test_every_field_is_an_option_whose_help_has_the_recipes_values():
     assert options["recipe"].type.choices == RECIPES
 
 
+def test_the_defaults_in_the_help_are_those_of_the_library():
+    shown = {option.name: option.default for option in train_command.params if getattr(option, "show_default", None)}
+    shown["cache_limit"] = int(1e9 * shown["cache_limit"])
+    own = {field.name: field.default for field in fields(TrainConfig) if field.name in shown}
+    apart = {"train_dir", "test_dir", "output", "recipe"}  # the library has to be told
+    assert {name: own[name] for name in own.keys() - apart} == {name: shown[name] for name in own.keys() - apart}
+    assert {"right_share", "known_share", "golden", "cache_limit"} <= own.keys()
+
+
 def test_a_file_stands_for_options_and_the_command_line_goes_before_it(here):
     result = run("--config", "run.toml", "--epochs", "1", "--output", "given.pth")
     assert result.exit_code == 0, result.output
@@ -93,11 +102,11 @@ def test_a_file_stands_for_options_and_the_command_line_goes_before_it(here):
 
 
 def test_a_runs_own_file_starts_the_same_run_again(here):
-    assert run("--config", "run.toml").exit_code == 0
-    first = load_config(Path("runs/from-file"))
-    result = run("--config", "runs/from-file/config.json", "--output", "again.pth")
+    assert run("--config", "run.toml", "--run-dir", "first").exit_code == 0
+    first = load_config(Path("first"))
+    result = run("--config", "first/config.json", "--output", "again.pth")
     assert result.exit_code == 0, result.output
-    assert load_config(Path("runs/again")) == first.changed(output=Path("again.pth"))
+    assert load_config(Path("runs/again")) == first.changed(output=Path("again.pth"), run_dir=None)
     manifests = [load_checkpoint(Path(name)).manifest for name in ("again.pth", "from-file.pth")]
     assert manifests[0].weights_sha256 == manifests[1].weights_sha256
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,15 +16,16 @@ from PIL import Image, ImageEnhance
 
 from imgcls.check import check_folder
 from imgcls.check.body import installed_body
-from imgcls.check.labels import has_cleanlab, outliers, wrong_labels
+from imgcls.check.labels import WrongLabel, has_cleanlab, outliers, wrong_labels
 from imgcls.check.pairs import ACROSS, LEAK, NEAR, SAME_FILE, SAME_PIXELS, WITHIN
 from imgcls.check.search import candidates
 from imgcls.check.signatures import mirrored, signatures
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
-from imgcls.data.exclude import list_lines, read_list
-from imgcls.data.folder import Folder
+from imgcls.data.exclude import list_lines, read_list, without
+from imgcls.data.folder import Folder, scan_folder
 from imgcls.errors import DataError
+from imgcls.report import data_check
 
 needs_body = pytest.mark.skipif(installed_body() is None, reason="the weights of efficientnet_lite0 are not installed")
 needs_cleanlab = pytest.mark.skipif(not has_cleanlab(), reason="cleanlab is not installed")
@@ -256,8 +258,11 @@ def test_json_has_the_pairs_nearest_first_with_kind_and_distance(both):
     shutil.copy(both / "train" / "ant" / "00.png", both / "test" / "ant" / "leak.png")
     save(scene(7), both / "train" / "bee" / "near.jpg", quality=60)
     code, output = check(both, "--json")
-    document = json.loads(output)
     assert code == 0
+    page = both / "check.html"
+    written = CliRunner().invoke(command, ["data", "check", str(both), "--no-body", "--json", "--html", str(page)])
+    assert (written.stdout, written.stderr) == (output, f"wrote {page}\n")
+    document = json.loads(output)
     assert [(pair["kind"], pair["where"]) for pair in document["pairs"]] == [(SAME_FILE, LEAK), (NEAR, WITHIN)]
     assert document["pairs"][0]["first"] == str(both / "train" / "ant" / "00.png")
     assert document["pairs"][0]["distance"] == 0 < document["pairs"][1]["distance"]
@@ -292,6 +297,25 @@ def test_the_page_holds_its_pictures_itself(scenes, tmp_path):
     assert "http" not in page
     assert "&lt;copy&gt;.png" in page
     assert "Across classes: 1" in page
+
+
+def test_a_page_says_what_a_picture_is_labelled_as_and_what_it_looks_like():
+    found = SimpleNamespace(classes=("ant", "bee"), class_of=lambda row: "ant")
+    assert data_check._labelled(found, WrongLabel(0, 1, 0.1)) == "labelled ant, looks like <b>bee</b>"
+
+
+@pytest.mark.parametrize("option", ["--html", "--fix"])
+def test_a_file_that_can_not_be_written_is_told_before_anything_is_checked(scenes, option):
+    assert check(scenes, option, scenes) == (1, f"error: {scenes}: is a folder; name a file\n")
+
+
+def test_a_page_says_how_many_files_it_leaves_out(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_check, "_SHOWN", 1)  # and five times as many files
+    for number in range(7):
+        (scenes / "ant" / f"{number}.txt").write_text("x")
+    check(scenes, "--html", tmp_path / "check.html")
+    page = (tmp_path / "check.html").read_text(encoding="utf-8")
+    assert (page.count(".txt</li>"), "Files: 7" in page, "<p>and 2 more</p>" in page) == (5, True, True)
 
 
 def test_heic_files_are_named_with_what_to_do(scenes):
@@ -359,9 +383,23 @@ def test_a_list_takes_comments_windows_line_ends_and_absolute_paths(scenes):
     listed = scenes / "list.txt"
     listed.write_bytes(b"# why\r\n\r\nant/00.png\r\n" + str(scenes / "ant" / "01.png").encode() + b"\n")
     assert {name for _, name in read_list(listed)} == {"00.png", "01.png"}
-    listed.write_text("gone.png\n")
-    with pytest.raises(DataError, match="no such file; correct"):
-        read_list(listed)
+    for names, others in (
+        ("gone", ""),
+        ("gone lost", "; 1 more is missing"),
+        ("gone lost away", "; 2 more are missing"),
+    ):
+        listed.write_text("".join(f"{name}.png\n" for name in names.split()))
+        with pytest.raises(DataError, match=f"line 1: .*gone.png: no such file{others}; correct the list"):
+            read_list(listed)
+
+
+def test_a_list_counts_for_the_same_folder_by_whichever_link_it_is_reached(scenes):
+    link = scenes.with_name("link")
+    link.symlink_to(scenes)
+    for listed, trained in ((scenes, link), (link, scenes)):
+        (scenes.parent / "list.txt").write_text(f"{listed}/ant/00.png\n")
+        left = without(scan_folder(trained), read_list(scenes.parent / "list.txt"))
+        assert (len(left.paths), left.paths[0].name, left.labels.count(0)) == (11, "01.png", 5)
 
 
 # --- labels ---

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from helpers import SAMPLE, make_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgcls_infer.manifest import Acceptance
+from imgcls_infer.steps import shorthand
 
 from imgcls.checkpoint import save_checkpoint
 from imgcls.cli import command
@@ -201,6 +203,14 @@ def test_answers_that_are_no_numbers_are_an_error(trained, sample):
         evaluate_folder(replace(trained[1], state_dict=state), sample, "cpu")
 
 
+def test_a_novelty_that_is_no_number_is_an_error(sample, monkeypatch):
+    """It would be called known or unknown at random."""
+    nothing = torch.full((500,), math.nan)
+    monkeypatch.setattr(predict, "predict", lambda classifier, images: (torch.zeros(500, 10), nothing))
+    with pytest.raises(CheckpointError, match="novelty is not finite on 500 of 500 pictures"):
+        predict.predict_folder(None, sample, shorthand(8))
+
+
 def test_pictures_and_labels_stay_together_whatever_is_unreadable(trained, sample, tmp_path, monkeypatch):
     whole = {answer.path.name: answer for answer in evaluate_folder(trained[1], sample, "cpu", 500).wrong}
     shutil.copytree(SAMPLE / "test", tmp_path / "test")
@@ -328,11 +338,13 @@ def test_what_can_not_be_done_is_one_line_and_exit_code_1(trained, tmp_path, pic
 def test_the_command_tells_known_from_unknown_and_explains(trained, tmp_path):
     known = make_pictures(tmp_path / "test", {"cat": 3, "dog": 3})
     unknown = make_pictures(tmp_path / "static", {"a": 4}, seed=5)
+    (unknown / "a" / "bad.png").write_bytes(b"no picture")
     result = run(trained[0], "--data", known, "-o", tmp_path / "out", "--explain", "--unknown", unknown)
     assert result.exit_code == 0, result.output
     assert sorted(os.listdir(tmp_path / "out")) == sorted([*FILES, "roc.png", "unknown.png"])
     assert "known against unknown, highest probability: AUROC" in result.output
     assert "4 of 4 unknown pictures get an answer that counts" in result.output
+    assert f"skipped 1 unreadable picture; the first: {unknown / 'a' / 'bad.png'}: not a" in result.stderr
     assert "accuracy of the most confident: 100%" in result.output
 
 

@@ -229,6 +229,24 @@ def test_noise_is_not_measured_where_it_differs_as_little_as_typical_pictures(ch
     assert (parity.max_abs_diff, measured) == (pytest.approx(0.005, abs=1e-6), [])
 
 
+@pytest.mark.parametrize(
+    ("chance", "mixing", "said"),
+    [(0.001, 0.0, "the same picture otherwise each time"), (0.0, 0.1, "a picture otherwise beside other pictures")],
+)
+def test_a_reference_that_has_no_one_answer_to_a_picture_is_an_error(trained, chance, mixing, said):
+    checkpoint = trained[1]
+    rng = np.random.default_rng(0)
+
+    def run(pixels):
+        share = 0.1 + chance * rng.random() + mixing * (len(pixels) > 1)
+        return np.zeros((len(pixels), 2), np.float32), np.array([[share, 1 - share]] * len(pixels), np.float32)
+
+    runtime = Runtime("a runtime", run, checkpoint.manifest)
+    allowed = Tolerances(1.0 if chance else 0.01)
+    with pytest.raises(ExportError, match=said):
+        check_against(runtime, run, lambda pixels: allowed, [], reference="the original")
+
+
 def test_a_network_left_in_training_mode_is_exported_for_inference(trained, tmp_path):
     _, checkpoint = trained
     assert not checkpoint.classifier().training
@@ -366,6 +384,8 @@ def test_info_command(exported):
     assert f"  weights         {sha256[:12]}\n" in shown.output
     assert sha256 not in shown.output
     assert ("fc1_layer" in shown.output) == (exported[0].suffix == ".onnx")
+    if exported[0].suffix == ".onnx":
+        assert shown.output.split()[-5:] == ["all", "541,094", "2,164.4", "kB", "3,318,664"]  # 4 bytes each
 
 
 def test_info_as_json_has_everything_in_full(exported):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -16,7 +17,7 @@ from imgcls.checkpoint import load_checkpoint
 from imgcls.errors import TrainingError
 from imgcls.networks.registry import NETWORKS, TUNED, Published, find
 from imgcls.training import loop, outcome, train, train_config
-from imgcls.training.configure import with_enough_steps
+from imgcls.training.configure import config_text, with_enough_steps
 from imgcls.training.ema import Average
 from imgcls.training.epochs import Progress
 from imgcls.training.held_out import held_out_answers, training_features
@@ -324,16 +325,14 @@ def test_the_share_of_the_first_weights_is_theirs_after_a_resume_too():
     assert resumed._parameters[0].tolist() == [0.0, 4.0]
 
 
-def test_a_run_of_before_has_none_of_the_new_options(make, tmp_path):
-    import json
-
-    train(make(freeze=True))
-    path = tmp_path / "run" / "config.json"
-    written = json.loads(path.read_text())
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_run_of_before_has_none_of_the_new_options(make, tmp_path, freeze):
+    written = json.loads(config_text(make(freeze=freeze)))
     for name in ("probe", "first_rate", "fixed_norms", "least_steps", "start_share"):
         del written[name]
     written["epochs"] = 1  # a run without steps came with them
-    path.write_text(json.dumps(written))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(written))
     recipe = load_config(tmp_path / "run").recipe
     assert (recipe.probe, recipe.first_rate, recipe.fixed_norms, recipe.least_steps) == (False, 1.0, False, 0)
     assert recipe.start_share == 0

@@ -20,10 +20,10 @@ from imgcls.errors import DeviceError, TrainingError
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.registry import find
 from imgcls.parity.runtimes import run_module
-from imgcls.system.device import float32, resolve_device
+from imgcls.system.device import float32, has_bf16_units, resolve_device
 from imgcls.training import cuda_graphs, learner, loop, model, outcome, run, sets, train, train_config
 from imgcls.training.cuda_graphs import GraphedStep
-from imgcls.training.distributed import Group, process_group
+from imgcls.training.distributed import Group, _own_gpu, process_group
 from imgcls.training.run_folder import load_state
 from imgcls.training.sets import load_sets
 
@@ -43,6 +43,22 @@ def test_a_gpu_is_one_of_those_that_are_here(monkeypatch, name, exists):
     else:
         with pytest.raises(DeviceError, match="there is no cuda:2; this machine has 2 GPUs"):
             resolve_device(name)
+
+
+@pytest.mark.parametrize(("units", "found"), [(("amx_bf16",), True), (("avx512_bf16",), True), (("avx2",), False)])
+def test_a_processor_has_bf16_units_of_either_kind(monkeypatch, units, found):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(units, True))
+    assert has_bf16_units(CPU) is found
+
+
+@pytest.mark.parametrize(("local", "found"), [(0, "cuda:0"), (1, "cuda:1"), (2, None)])
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, local, found):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if found:
+        assert str(_own_gpu(local)) == found
+    else:
+        with pytest.raises(DeviceError, match="process 2 of this machine has no GPU; use --nproc-per-node=2"):
+            _own_gpu(local)
 
 
 @pytest.mark.parametrize(("cuda", "mps", "found"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])

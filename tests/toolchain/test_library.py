@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,9 @@ def test_a_run_goes_on_by_its_folder(result):
     assert again.path == result.path
     with pytest.raises(OptionError, match=r"`resume` takes the run's own options but for .*; leave out `flip`"):
         imgcls.train(resume="runs/cnn", flip=True)
+    for given, name in (({"data": "data"}, "data"), ({"config": "run.toml"}, "config")):
+        with pytest.raises(OptionError, match=f"`resume` takes the run's own options; leave out `{name}`"):
+            imgcls.train(resume="runs/cnn", **given)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +141,7 @@ def test_a_run_goes_on_by_its_folder(result):
         ({"epochs": -1}, "epochs is -1; give 0 or more"),
         ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
         ({"learning_rate": 0}, "learning_rate is 0; give a number above 0"),
+        ({"val_fraction": 1.0}, "val_fraction is 1.0; give 0 or more and below 1"),
         ({"flip": "yes"}, "flip is 'yes', not true or false"),
         ({"optimizer": "adamm"}, "optimizer is 'adamm'; give one of adam, adamw, sgd"),
         ({"lr": 0.1, "learning_rate": 0.2}, "`learning_rate` is given twice, once as 'learning_rate'"),
@@ -219,7 +224,9 @@ def test_a_notebook_gets_tables_and_plots(result):
     assert [page.count("<img ") for page in pages] == [1, 0, 1]
     assert all("<table " in page and len(page) < 300_000 for page in pages)
     assert "models/cnn.pth" in pages[0]
-    assert "test accuracy" in pages[0]
+    cells = re.findall(r">([^<>]+)</t[hd]>", pages[0])
+    assert cells[:5] == ["epoch", "training loss", "training accuracy", "test loss", "test accuracy"]
+    assert [cells[6], cells[8]] == [f"{result.history[0][name]:.4f}" for name in ("train_loss", "test_loss")]
     assert "ok: 1 of 1 runtime answers as PyTorch eager (cpu) does, on 12 pictures" in pages[1]
     assert "macro F1" in pages[2]
 
@@ -228,7 +235,7 @@ def test_the_curves_mark_the_epoch_that_was_kept(result):
     row = {"epoch": 1, "val_accuracy": 0.5, "test_accuracy": 0.25}
     history = [row, {**row, "epoch": 2}, {**row, "epoch": 3, "val_accuracy": 0.25}]
     manifest = result.checkpoint.manifest
-    assert _kept_epoch(manifest, history) is None  # nothing was held out
+    assert _kept_epoch(manifest, result.history) is None  # nothing was held out
     kept = replace(manifest, dataset={"val_accuracy": 0.5, "test_accuracy": 0.25, "val_images": 4})
     assert _kept_epoch(kept, history) == 2
 

@@ -18,11 +18,13 @@ from torchvision import models
 
 from imgcls.checkpoint import load_checkpoint, load_weights
 from imgcls.config import ExportConfig
-from imgcls.errors import CheckpointError, ImgclsError, TrainingError
+from imgcls.errors import CheckpointError, ExportError, ImgclsError, TrainingError
 from imgcls.export import export_model
 from imgcls.networks.classifier import ends_in
 from imgcls.networks.registry import NETWORKS, build_network, find, find_recorded
 from imgcls.networks.skeleton import bare, head_paths, misfit, skeleton
+from imgcls.parity.bisect import bisect
+from imgcls.parity.probes import BATCH_SIZES
 from imgcls.training import train, train_config
 from imgcls.training.start import Start
 
@@ -38,6 +40,7 @@ LITE = pytest.param(
     ),
 )
 MY_NET = """
+import torch
 from torch import nn
 
 
@@ -80,6 +83,72 @@ def no_module(classes):
 
 def needs_96(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 96 * 96, classes))
+
+
+def softmaxed(classes):
+    return nn.Sequential(Net(classes), nn.Softmax(1))
+
+
+def needs_16(classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 6), nn.Linear(6, classes))
+    net[1].bias.data = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+    return net
+
+
+def attending(classes):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    tokens = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Flatten(2), nn.Unflatten(1, (4, 2)), nn.Flatten(2))
+    return nn.Sequential(tokens, nn.TransformerEncoder(layer, 1), nn.Flatten(), nn.Linear(32, classes))
+
+
+class Branching(Net):
+    def forward(self, x):
+        return super().forward(x * 2 if x.sum() > 0 else x)
+
+
+def branching(classes):
+    return Branching(classes)
+
+
+class Asking(Net):  # one query, written as people write it, looks at all places of a picture
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.query = nn.Parameter(torch.randn(1, 1, 4))
+
+    def forward(self, x):
+        places = self.body[1](self.body[0](x)).flatten(2).mT
+        query = self.query.expand(len(x), -1, -1)
+        return self.last(nn.functional.scaled_dot_product_attention(query, places, places).flatten(1))
+
+
+def asking(classes):
+    return Asking(classes)
+
+
+def lazy(classes):
+    return nn.Sequential(nn.LazyConv2d(4, 3, 2), nn.Flatten(), nn.LazyLinear(classes))
+
+
+class Waves(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(3, 16, 9, 2))
+        self.last = nn.Linear(3, classes)
+
+    def forward(self, x):
+        waves = torch.fft.rfft2(x) * torch.view_as_complex(self.filter)
+        return self.last(torch.fft.irfft2(waves, s=(16, 16)).abs().mean((2, 3)))
+
+
+def waves(classes):
+    return Waves(classes)
+
+
+def drawn(classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, classes))
+    signs = torch.randn(3 * 16 * 16).sign()
+    net.register_forward_pre_hook(lambda module, given: given[0].flatten(1) * signs)
+    return net
 """
 
 
@@ -412,10 +481,12 @@ def test_each_efficientnet_lite_sees_the_centre_of_32_pixels_more(number):
     [
         ("nothing", r"^my_net\.py: has no function 'nothing'"),
         ("too_many", r"^my_net\.py:too_many tells 7 classes apart, not 2"),
-        ("raising", r"^my_net\.py, line 25: IndexError: list index out of range"),
+        ("raising", r"^my_net\.py, line 26: IndexError: list index out of range"),
         ("a_tuple", r"^my_net\.py:a_tuple gives a tuple, not a tensor of logits"),
         ("a_map", r"^my_net\.py:a_map gives a tensor \[1, 2, 14, 14\] for one picture, not logits \[1, 2\]"),
         ("no_module", r"^my_net\.py:no_module gives a int, not a torch\.nn\.Module"),
+        ("drawn", r"^my_net\.py:drawn makes another network each time, even with the same weights"),
+        ("softmaxed", r"^my_net\.py:softmaxed gives probabilities; have it give logits"),
         ("needs_96", r"^my_net\.py: RuntimeError: mat1 and mat2"),
     ],
 )
@@ -448,6 +519,41 @@ def test_a_users_network_goes_the_whole_way_and_is_named_each_time(here):
     load_checkpoint(result.path, arch="moved/my_net.py:build").network()
     with pytest.raises(CheckpointError, match=r"is a my_net\.py:build, not a my_net\.py:too_many"):
         load_checkpoint(result.path, arch="moved/my_net.py:too_many")
+
+
+def test_a_users_network_of_one_size_that_sets_its_own_weights_is_only_run_at_that_size(here):
+    assert find("my_net.py:needs_16").head_layers == ("2",)
+    assert trained(here, "my_net.py:needs_16").checkpoint.manifest.preprocessing.size == (16, 16)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt", "pt2"])
+@pytest.mark.parametrize("function", ["attending", "lazy", "waves"])
+def test_unusual_layers_are_trained_and_exported_in_every_format(here, function, suffix):
+    """torch's transformer takes a fused path in eval mode, which torch.jit.trace finds another way each time; lazy
+    layers have no shape at first; a complex filter is a weight of four axes that is no convolution's."""
+    result = trained(here, f"my_net.py:{function}")
+    exported = export_model(ExportConfig(result.path, output=here / f"net.{suffix}"), result.checkpoint)
+    assert exported.manifest.parity.max_abs_diff < 1e-5
+
+
+def test_the_number_of_pictures_stays_free_where_a_network_asks_for_it_by_len(here):
+    result = trained(here, "my_net.py:asking")
+    for suffix in ("onnx", "pt2"):
+        path = here / f"net.{suffix}"
+        exported = export_model(ExportConfig(result.path, output=path), result.checkpoint)
+        assert exported.manifest.parity.batch_sizes == list(BATCH_SIZES)
+    assert bisect(result.checkpoint, here / "net.onnx")
+    with pytest.raises(ExportError, match=r"its code takes how many pictures there are for a fixed number"):
+        export_model(ExportConfig(result.path, output=here / "net.pt"), result.checkpoint)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_a_network_that_branches_on_its_pictures_is_refused_in_one_line_and_torch_prints_nothing(here, suffix, capfd):
+    result = trained(here, "my_net.py:branching")
+    capfd.readouterr()
+    with pytest.raises(ExportError, match="this network"):
+        export_model(ExportConfig(result.path, output=here / f"net.{suffix}"), result.checkpoint)
+    assert capfd.readouterr() == ("", "")
 
 
 # --- transformers ---

@@ -9,6 +9,7 @@ from helpers import SAMPLE, make_pictures
 from imgcls_infer.errors import counted
 
 from imgcls.cli import command
+from imgcls.cli.info import _words
 from imgcls.cli.output import is_verbose, note, show_figures, tell, verbosity, wrapped
 from imgcls.config import ExportConfig
 from imgcls.export import export_model
@@ -92,14 +93,14 @@ def test_class_names_stand_on_one_line(trained, monkeypatch):
     assert all(f"\n{name} " in done.stdout for name in trained[1].manifest.classes)
 
 
-def test_an_evaluation_as_json_is_one_object(trained):
+def test_an_evaluation_as_json_is_one_object(trained, tmp_path):
     import json
 
-    done = CliRunner().invoke(
-        command, ["eval", str(trained[0]), "--data", TEST, "--json", "--against", str(trained[0])]
-    )
+    arguments = ["--data", TEST, "--json", "--against", str(trained[0]), "--output", str(tmp_path), "--wrong", "1"]
+    done = CliRunner().invoke(command, ["eval", str(trained[0]), *arguments])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
+    assert done.stderr.endswith(f"wrong.png to {tmp_path}\n")
     assert document["pictures"] == 500
     assert document["against"][0]["accuracy"] == document["accuracy"]
 
@@ -113,7 +114,8 @@ def test_a_quiet_evaluation_is_its_line_of_figures(trained, monkeypatch):
 def test_a_verbose_evaluation_lists_wrong_answers_and_how_many_more(trained):
     done = CliRunner().invoke(command, ["eval", str(trained[0]), "--data", TEST, "-v", "--wrong", "2"])
     assert done.output.count(" taken for ") == 2
-    assert " more; --wrong shows as many as you like" in done.output
+    wrong = 500 - round(500 * trained[1].manifest.dataset["test_accuracy"])
+    assert f"and {wrong - 2} more; --wrong shows as many as you like" in done.output
 
 
 @pytest.mark.parametrize(("count", "noun", "text"), [(1, "picture", "1 picture"), (0, "picture", "0 pictures")])
@@ -139,6 +141,9 @@ def test_verify_says_what_it_means():
     changed = (ChangedAnswer("a.png", "ant", "bee", 1e-5, "bee"),)
     told = "another class for 1 of 10,000 pictures, each too close to call (margin up to 1.0e-05); largest"
     assert parity_sentence(a_report(changed=changed)).startswith(told)
+    further = ChangedAnswer("b.png", "ant", "bee", 3e-6, "bee"), ChangedAnswer("c.png", "ant", "bee", 1.5e-5, "bee")
+    told = "another class for 3 of 10,000 pictures, each too close to call (margin up to 1.5e-05)"
+    assert parity_sentence(a_report(changed=changed + further)).startswith(told)
     assert parity_sentence(a_report(changed=changed, problems=("x",))).startswith(
         "another class for 1 of 10,000 pictures;"
     )
@@ -158,6 +163,11 @@ def test_the_rule_of_int8_is_told_where_it_applies_and_a_cut_list_says_so():
     assert lines[-1].startswith("a.onnx: and 2 more; --verbose lists all")
     assert len(lines) == 8
     assert not any("int8" in line for line in plain)
+
+
+def test_values_of_a_manifest_are_words_for_people():
+    values = {"flip": True, "bf16": False, "weights_sha256": "ab" * 32, "mean": [0.123456, 1], "arch": "cnn"}
+    assert _words(values) == "flip yes, bf16 no, weights abababababab, mean (0.1235, 1), arch cnn"
 
 
 def test_a_quiet_verification_is_its_sentence(trained, tmp_path):

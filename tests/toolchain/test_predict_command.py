@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import SAMPLE
@@ -13,6 +15,7 @@ from imgcls_infer.manifest import Acceptance
 
 from imgcls.checkpoint import load_checkpoint, save_checkpoint
 from imgcls.cli import command
+from imgcls.cli.predict import _Model, _predictions
 from imgcls.config import ExportConfig
 from imgcls.export import export_model
 
@@ -57,6 +60,14 @@ def test_a_checkpoints_own_rules_count_and_can_be_left_out(trained, tmp_path):
     assert "unsure" in predict(tmp_path / "strict.pth", PICTURES[0]).stdout
     assert "unsure" not in predict(tmp_path / "strict.pth", PICTURES[0], "--accept-all").stdout
     assert "unsure" in predict(trained[0], PICTURES[0], "--threshold", "1").stdout
+
+
+def test_each_picture_of_a_batch_has_its_own_novelty():
+    """Known or not is told by it."""
+    answers = np.eye(2), np.eye(2), np.array([0.25, 0.75])
+    runtime = SimpleNamespace(run=lambda pixels: answers, manifest=SimpleNamespace(classes=("ant", "bee")))
+    found = list(_predictions(_Model(runtime, None), [np.zeros((8, 8, 3), np.uint8)] * 2))
+    assert [(one.label, one.novelty) for one in found] == [("ant", 0.25), ("bee", 0.75)]
 
 
 def test_a_bad_picture_is_one_line_and_the_others_are_classified(files, tmp_path):

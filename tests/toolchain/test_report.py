@@ -29,6 +29,7 @@ from imgcls.evaluation.saliency import Explanation
 from imgcls.evaluation.separation import roc, separation
 from imgcls.evaluation.unknown import Detector, UnknownAnswer, score_unknown
 from imgcls.report import contact_sheet, plots
+from imgcls.report import evaluation as report
 from imgcls.report.contact_sheet import write_contact_sheet, write_unknown_sheet
 from imgcls.report.evaluation import FILES, write_evaluation
 from imgcls.report.plots import plot_confusion, plot_curves, plot_reliability, plot_risk, plot_roc
@@ -156,6 +157,9 @@ def test_curves_name_the_run_mark_the_kept_epoch_and_begin_at_zero(figures):
     assert list(loss.lines[-1].get_xdata()) == [2, 2]
     assert (loss.get_ylim()[0], *accuracy.get_ylim()) == (0, 0, 1.02)
     assert accuracy.get_ylabel() == "share that is right"
+    plot_curves([{**history[0], "epoch": 0}, *history], Path("unused"), best=0)  # a solved last layer, and no epoch
+    marked = figures[1].axes[0].lines[-1]
+    assert (marked.get_label(), list(marked.get_xdata())) == ("epoch 0 is kept", [0, 0])
 
 
 def test_bins_of_few_pictures_are_faded(figures):
@@ -199,6 +203,7 @@ def test_risk_is_drawn_over_coverage_and_the_models_own_threshold_is_marked(figu
     curve, _, own = axes.lines
     assert curve.get_xydata().tolist() == [[0.25, 0], [0.5, 0], [0.75, pytest.approx(1 / 3)], [1, 0.25]]
     assert own.get_xydata().tolist() == [[0.5, 0]]
+    assert (axes.get_xlabel().split()[0], axes.get_ylabel().split()[0]) == ("coverage", "risk")
     assert own.get_label() == "unsure below 0.75: 50.0% answered, 100.0% right"
     for threshold in (None, 0.95):  # none of its own, and one that no answer reaches
         plot_risk(risk_coverage(confidence, right), threshold, Path("unused"))
@@ -209,13 +214,18 @@ def test_the_roc_has_a_curve_and_a_point_for_each_score(figures):
     known, unknown = np.array([0.1, 0.2, 0.3]), np.array([0.25, 0.9])
     detector = Detector("novelty", separation(known, unknown), roc(known, unknown))
     plot_roc([detector, replace(detector, name="softmax")], Path("unused"))
-    lines = figures[0].axes[0].lines
+    axes = figures[0].axes[0]
+    lines = axes.lines
+    assert axes.get_xlabel() == "accepted share of the unknown pictures"
+    assert axes.get_ylabel() == "accepted share of the known pictures"
     assert lines[0].get_label() == "novelty: AUROC 83.33%, FPR at 95 % 50.00%"
     assert lines[1].get_xydata().tolist() == [[0.5, 1.0]]
     assert lines[2].get_label().startswith("highest probability: ")
 
 
-def test_an_evaluation_against_unknown_pictures_has_two_more_files(answer, tmp_path):
+def test_an_evaluation_against_unknown_pictures_has_two_more_files(answer, tmp_path, monkeypatch):
+    marked = []
+    monkeypatch.setattr(report, "plot_risk", lambda *given: marked.append(given[1]) or plot_risk(*given))
     logits = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
     known, other = (Predictions(logits, None, (0, 1), (name, name), ()) for name in (b"known", b"other"))
     folder = Folder(tmp_path, (), (answer[0].path, answer[0].path), (-1, -1))
@@ -224,6 +234,7 @@ def test_an_evaluation_against_unknown_pictures_has_two_more_files(answer, tmp_p
     found = replace(evaluation([answer[0]]), unknown=unknown, rules=RuleScores(0, 1, 1, 1.0))
     written = write_evaluation(found, replace(MANIFEST, acceptance=rules), tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == sorted(written) == sorted([*FILES, "roc.png", "unknown.png"])
+    assert marked == [0.8]
     content = json.loads((tmp_path / "out" / "scores.json").read_text(encoding="ascii"))
     assert content["rules"] == {"unknown": 0, "unsure": 1, "counted": 1, "accuracy": 1.0}
     assert content["coverage"]["at_own_threshold"] is None
@@ -263,6 +274,14 @@ def test_the_contact_sheet_shows_the_files_own_pixels(answer, tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     np.testing.assert_array_equal(sheet[46 : 46 + 168, 14 : 14 + 168], answer[1])
     np.testing.assert_array_equal(sheet[314 : 314 + 168, 14 : 14 + 168], answer[1])  # the seventh: the second row
+
+
+def test_a_tile_of_a_wrong_answer_tells_both_classes_and_how_sure_it_was(answer, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(contact_sheet, "_write_sheet", lambda tiles, *others: drawn.extend(tiles))
+    write_contact_sheet([answer[0]], "", tmp_path / "sheet.png")
+    told = [text for text, colour in drawn[0].captions]
+    assert told == ["true: ant", "predicted: bee", "probability 90.00%", "noise.png"]
 
 
 def test_a_tile_of_an_unknown_picture_tells_its_novelty_where_there_is_one(answer, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +140,16 @@ def test_no_path_of_a_model_file_is_followed(here):
     assert evaluated("models/claims.pth") == (7, "other/test: the test pictures of runs/two\n")
     shutil.rmtree("runs")
     assert run("eval", "models/claims.pth").output == "error: data/test: no such folder\n"
+
+
+def test_of_two_runs_with_the_same_weights_the_newer_one_is_taken(here):
+    """As where a run was repeated on a folder that has moved since."""
+    sha256 = load_checkpoint("models/two.pth").manifest.weights_sha256
+    shutil.copytree("runs/two", "runs/again")
+    for older, newer in (("two", "again"), ("again", "two")):
+        os.utime(f"runs/{older}/config.json", (1, 1))
+        os.utime(f"runs/{newer}/config.json", (2, 2))
+        assert find_run(sha256) == Path("runs", newer)
 
 
 def test_damaged_runs_are_passed_over(here):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -30,6 +31,7 @@ from imgcls.data.packed import pack_folder, pick_samples
 from imgcls.errors import ImgclsError, TrainingError
 from imgcls.evaluation import Scores, predict_logits, score
 from imgcls.export import export_model
+from imgcls.system.interrupts import Interrupts
 from imgcls.training import loop, run, train, train_config
 from imgcls.training.distributed import Group
 from imgcls.training.epochs import EpochFigures, Progress
@@ -119,6 +121,18 @@ def test_the_second_signal_ends_the_run_at_once(config, tmp_path, monkeypatch, s
         train(config)
     assert load_state(tmp_path / "run")["step"] == 1  # what was saved before it still loads
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_in_a_thread_leaves_the_signals_to_the_program():
+    """Python lets the main thread alone handle them."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def entered():
+        with Interrupts() as interrupts:
+            return interrupts.pending, signal.getsignal(signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(entered).result() == (False, before)
 
 
 def test_a_run_that_ends_gives_the_signals_back(config, sigterm):

@@ -142,13 +142,20 @@ def test_coarse_maps_keep_their_mean_and_size(size):
 def test_answers_are_explained_one_small_batch_after_the_other(trained, tmp_path, monkeypatch):
     folder = make_pictures(tmp_path / "test", {"cat": 5})
     answers = [WrongAnswer(path, "cat", "dog", 0.5) for path in sorted(folder.rglob("*.png"))]
-    batches = []
+    batches, explained_classes = [], []
     original = saliency.saliency_maps
+
+    def noted(classifier, images, classes):
+        batches.append(len(images))
+        explained_classes.extend(trained[1].manifest.classes[number] for number in classes)
+        return original(classifier, images, classes)
+
     monkeypatch.setattr(saliency, "_PICTURES", 2)
-    monkeypatch.setattr(saliency, "saliency_maps", lambda *args: batches.append(len(args[1])) or original(*args))
+    monkeypatch.setattr(saliency, "saliency_maps", noted)
     explained = explain_answers(trained[1], answers, "cpu")
     first = next(explained)
     assert batches == [2]
     assert (first.pixels.shape, first.pixels.dtype, first.evidence.shape) == ((32, 32, 3), np.uint8, (32, 32))
     assert len(list(explained)) == 4
     assert batches == [2, 2, 1]
+    assert explained_classes == ["dog"] * 5  # what speaks for the wrong answer

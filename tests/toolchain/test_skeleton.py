@@ -7,11 +7,12 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from imgcls.errors import CheckpointError, ImgclsError
 from imgcls.networks import skeleton as module
-from imgcls.networks.skeleton import head_paths, misfit, require_logits, set_dropout, skeleton
+from imgcls.networks.skeleton import head_paths, misfit, require_classifier, require_logits, set_dropout, skeleton
 from imgcls.networks.weights_file import read_mapping
 
 
@@ -98,11 +99,57 @@ def test_a_skeleton_is_not_asked():
         (torch.zeros(0, 4), r"net gives a tensor \[0, 4\] for one picture"),
         (torch.zeros(1, 3), "net tells 3 classes apart, not 4"),
         (torch.zeros(1, 5000), "net tells 5,000 classes apart, not 4"),
+        (torch.zeros(1, 4, dtype=torch.float16), "net gives logits of torch.float16"),
+        (torch.zeros(1, 4, dtype=torch.float64), "net gives logits of torch.float64"),
     ],
 )
 def test_what_is_no_logits_of_so_many_classes_is_named(answer, said):
     with pytest.raises(ImgclsError, match=said):
         require_logits("net", Gives(answer), 4, (8, 8))
+
+
+class Answers(nn.Module):
+    """Gives what a function makes of the pictures' means, [N, 3]."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda means: means.softmax(1), "net gives probabilities"),
+        (lambda means: means + 0.01 * torch.randn_like(means), "net answers the same picture otherwise each time"),
+        (
+            lambda means: F.dropout(means.repeat(1, 20), 0.5, training=True),
+            "net answers the same picture otherwise each time",
+        ),
+        (lambda means: means - means.mean(0), "net answers a picture otherwise beside other pictures"),
+    ],
+    ids=["softmax", "noise", "dropout", "batch"],
+)
+def test_a_network_whose_answers_are_no_logits_of_each_picture_is_named(function, said):
+    network = Answers(function)
+    with pytest.raises(ImgclsError, match=said):
+        require_classifier("net", network, (8, 8))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Answers(lambda means: 1e6 * means),
+        Answers(lambda means: means * float("nan")),  # before its weights are learned
+        nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten()),
+    ],
+    ids=["large", "not a number", "random in training"],
+)
+def test_a_network_that_answers_each_picture_alone_is_none_of_these(network):
+    require_classifier("net", network, (8, 8))
+    assert network.training
 
 
 @pytest.mark.parametrize(

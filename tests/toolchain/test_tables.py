@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 
 from imgcls import shares
 from imgcls.bench import Series
 from imgcls.report import tables
-from imgcls.report.tables import bench_cells, bench_markdown, parity_cells, scores_cells, scores_line
+from imgcls.report.bench import _draw, _panels
+from imgcls.report.tables import bench_cells, bench_markdown, parity_cells, scores_cells, scores_line, unknown_lines
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,14 @@ def test_the_figures_of_an_evaluation_stand_in_their_order():
     )
 
 
+def test_the_figures_against_unknown_pictures_stand_in_their_lines():
+    detector = SimpleNamespace(name="novelty", separation=SimpleNamespace(auroc=0.9, fpr95=0.25))
+    assert unknown_lines(SimpleNamespace(detectors=[detector], count=4000, answered=800)) == [
+        "known against unknown, novelty: AUROC 90.00%  unknown accepted with 95 % of the known 25.00%",
+        "800 of 4,000 unknown pictures get an answer that counts: 20.00%",
+    ]
+
+
 def row(factor, memory, file="net/a.onnx"):
     """A runtime that takes `factor` seconds to load, and 2, 3 and 4 times as long for the rest."""
     return SimpleNamespace(
@@ -98,6 +108,31 @@ def test_the_figures_of_a_bench_stand_in_their_columns_with_their_ratios():
         "accuracy": ("100.00%", ""),
     }
     assert {ratio for _, ratio in reference.values()} == {""}
+
+
+def test_the_bars_of_a_bench_have_the_units_of_their_titles():
+    drawn = [
+        (title.partition(": ")[0], value(row(1.0, Series((1e6,)))))
+        for _, title, value in _panels(result(row(1.0, None)))
+    ]
+    assert drawn == [
+        ("cold start of a process, one picture file (s)", 2.0),
+        ("peak memory of that process (MB)", 1.0),
+        ("file size (MB)", 1.0),
+        ("load in a running process (ms)", 1000.0),
+        ("one picture", 3000.0),
+        ("pictures/s in batches of 64", 16.0),
+    ]
+
+
+def test_the_bar_of_a_latency_is_the_median_with_marks_at_p95_and_p99():
+    axes, slow = Figure().add_subplot(), row(1.0, None)
+    slow.latency = Series(tuple(number / 1000 for number in range(1, 101)))
+    shown = result(slow)
+    _draw(axes, next(panel for panel in _panels(shown) if panel[0].startswith("one picture")), shown)
+    (bar,), (p95, p99), (line,) = axes.patches, axes.lines, axes.collections[0].get_segments()
+    assert [bar.get_width(), *p95.get_xdata(), *p99.get_xdata()] == pytest.approx([50.5, 95.05, 99.01])
+    assert line[:, 0].tolist() == pytest.approx([50.5, 99.01])
 
 
 @pytest.mark.parametrize(("first", "second"), [(None, Series((1e6,))), (Series((1e6,)), None), (None, None)])

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from imgcls.system.threads import busy_cpus
 from imgcls.training import run as runs
 from imgcls.training import threads, train, train_config
 from imgcls.training.run_folder import load_config, load_state
+from imgcls.training.threads import _seconds_of_step
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone tells the load of each CPU")
 
@@ -81,6 +83,14 @@ def test_nothing_is_tried_where_the_system_does_not_tell_its_load(config, tmp_pa
     assert load_state(tmp_path / "run")["threads"] == 4
 
 
+@pytest.mark.parametrize("seconds", [0.01, 1.0])
+def test_the_time_of_a_step_is_that_of_one_however_many_are_tried(monkeypatch, seconds):
+    now = [0.0]
+    monkeypatch.setattr(threads, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    learner = SimpleNamespace(rehearse=lambda share: now.append(now.pop() + seconds))
+    assert _seconds_of_step(learner, None) == pytest.approx(seconds)
+
+
 def test_trying_changes_nothing_that_a_run_learns(config, tmp_path, monkeypatch):
     """With dropout, shifts and flips, which all draw random numbers."""
     plain = train(config.changed(output=tmp_path / "plain.pth", run_dir=tmp_path / "plain"))
@@ -109,9 +119,9 @@ def test_a_run_that_goes_on_takes_the_threads_that_it_had(config, tmp_path, busy
 
 
 def write_stat(root: Path, ticks: dict[int, tuple[int, int]]) -> None:
-    """ticks: by CPU, busy and idle ones."""
+    """ticks: by CPU, busy and idle ones, half of which it waits for disks."""
     (root / "proc").mkdir(exist_ok=True)
-    lines = [f"cpu{cpu} {busy} 0 0 {idle} 0 0 0 0 0 0" for cpu, (busy, idle) in ticks.items()]
+    lines = [f"cpu{cpu} {busy} 0 0 {idle // 2} {idle - idle // 2} 0 0 0 0 0" for cpu, (busy, idle) in ticks.items()]
     (root / "proc/stat").write_text("\n".join(["cpu 9 9 9 9 9 9 9 9 9 9", *lines, "intr 5", "ctxt 7"]) + "\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -152,6 +153,7 @@ def test_mlflow_has_the_run_in_a_local_store(pictures, tmp_path, monkeypatch):
     assert [(point.step, point.value) for point in history] == [
         (row["epoch"], row["train_loss"]) for row in result.history
     ]
+    assert all(abs(point.timestamp / 1000 - time.time()) < 3600 for point in history)
 
 
 def test_wandb_has_the_run_offline(pictures, monkeypatch):

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.steps import shorthand
 
-from imgcls.data.batches import Augmentation, crop_and_flip, plan_epoch
+from imgcls.data.batches import Augmentation, augment, crop_and_flip, plan_epoch
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import pack_folder
 from imgcls.data.statistics import channel_statistics
@@ -48,6 +48,18 @@ def test_crop_and_flip_is_padding_slicing_and_mirroring(pictures, top, left, fli
     expected = padded[top : top + 8, left : left + 8]
     np.testing.assert_array_equal(found[0], expected[:, ::-1] if flip else expected)
     np.testing.assert_array_equal(found[1], pictures[1])
+
+
+@pytest.mark.parametrize(("shift", "flip"), [(0.25, False), (0.0, True), (0.25, True)])
+def test_pictures_are_mirrored_and_shifted_only_where_that_is_asked_for(shift, flip):
+    """A digit that is shifted must not be mirrored."""
+    asked, rows = Augmentation(shift=shift, flip=flip), torch.arange(40).flip(0)
+    plan = plan_epoch(40, 8, asked, seed=0, epoch=1)
+    pictures = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8)
+    top, left = plan.shifts[rows].unbind(1)
+    mirrored = plan.flips[rows] if flip else torch.zeros(40, dtype=torch.bool)
+    expected = crop_and_flip(pictures, top, left, mirrored, 2 if shift else 0)
+    assert torch.equal(augment(pictures, plan, rows, asked, torch.zeros(3)), expected)
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(2, 5), st.integers(2, 5), st.just(3))))

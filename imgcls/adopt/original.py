@@ -166,7 +166,9 @@ def _input(session: ort.InferenceSession, name: str) -> tuple[tuple[int | None, 
         raise AdoptError(f"{name}: has {len(inputs)} inputs ({names}); a classifier of pictures has one")
     kind, raw = inputs[0].type, inputs[0].shape or []
     if kind not in _INPUTS:
-        raise AdoptError(f"{name}: its input is {_plain(kind)}; it must be float32 or float16; export it again with one of these")
+        raise AdoptError(
+            f"{name}: its input is {_plain(kind)}; it must be float32 or float16; export it with one of them"
+        )
     shape = tuple(length if isinstance(length, int) and length > 0 else None for length in raw)
     if len(shape) != 4:
         raise AdoptError(f"{name}: its input is {_shown(shape)}; it must be [N, 3, H, W] or [N, H, W, 3]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from types import SimpleNamespace
 import imgcls_ray
 import numpy as np
 import pytest
-from imgcls_infer import InferError, Predictor
+from imgcls_infer import InferError, ModelError, Predictor
 from imgcls_ray import BatchClassifier, classify
 from infer import novel
 from infer.pictures import encode
@@ -75,6 +76,13 @@ def test_the_driver_writes_a_line_for_each_name_that_it_was_given(in_process, tm
     assert 1 <= in_process.blocks <= len(PICTURES) + 1
 
 
+@pytest.mark.usefixtures("in_process")
+def test_a_model_that_is_not_there_is_one_error_of_the_driver(tmp_path):
+    with pytest.raises(ModelError, match="no such model file"):
+        classify(PICTURES[:1], tmp_path / "answers.jsonl", tmp_path / "none.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("deliver", "count"), [(lambda rows: rows[1:], 0), (lambda rows: [*rows, rows[0]], 2)], ids=["lost", "twice"]
 )
@@ -113,6 +121,52 @@ def test_the_rules_of_the_model_are_those_of_the_rows(in_process, tmp_path, acce
     expected = [{"image": name, **found.to_dict(2)} for name, found in zip(names, predictions, strict=True)]
     assert [json.loads(line) for line in output.read_text().splitlines()] == expected
     assert [row["label"] for row in expected] == (["red"] * 3 if accept_all else list(novel.PICTURES))
+
+
+@pytest.fixture
+def commanded(in_process, monkeypatch):
+    """`python -m imgcls_ray` in this process: its exit code. `in_process.asked` is what Ray was started with."""
+    in_process.init = lambda *address, num_cpus, **_: setattr(in_process, "asked", (*address, num_cpus))
+    monkeypatch.setitem(sys.modules, "ray.data", in_process.data)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["imgcls_ray", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("imgcls_ray", run_name="__main__")
+        return ended.value.code
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [([], ("local", 2)), (["--workers", 3], ("local", 3)), (["--address", "auto"], ("auto", None))],
+    ids=["of its own", "workers", "a cluster"],
+)
+def test_the_command_takes_a_folders_pictures_to_the_cluster_that_was_named(
+    in_process, commanded, tmp_path, options, asked
+):
+    names = {f"{name}.{suffix}" for name, suffix in zip("abcd", ("png", "JPG", "webp", "txt"), strict=True)}
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(encode(np.zeros((8, 8, 3), np.uint8), "PNG"))
+    output = tmp_path / "answers.jsonl"
+    assert commanded(tmp_path, "-o", output, *options) == 0
+    assert in_process.asked == asked
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {Path(row["image"]).name for row in rows} == names - {"d.txt"}
+
+
+def test_the_command_fails_where_a_picture_did_and_accepts_all_if_asked(commanded, tmp_path, capsys):
+    output, model = tmp_path / "answers.jsonl", tmp_path / "novel.onnx"
+    model.write_bytes(novel.novel_onnx())
+    (tmp_path / "unsure.png").write_bytes(encode(novel.PICTURES["unsure"], "PNG"))
+    (tmp_path / "bad.png").write_bytes(b"words")
+    for options, label in ([], "unsure"), (["--accept-all"], "red"):
+        assert commanded(tmp_path, "-o", output, "--model", model, *options) == 1
+        assert capsys.readouterr().err.endswith("error: 1 of 2 pictures could not be classified\n")
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [row.get("label") for row in rows] == [None, label]
 
 
 @pytest.fixture

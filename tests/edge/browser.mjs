@@ -34,7 +34,7 @@ async function waited(found) {
   for (let tries = 0; tries < 600; tries++) {
     const value = found();
     if (value) return value;
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await pause(50);
   }
   throw new Error(`waited in vain for ${found}`);
 }
@@ -42,12 +42,19 @@ async function waited(found) {
 const frame = document.querySelector("iframe");
 const $ = (id) => frame.contentDocument.getElementById(id);
 
-async function choose(...urls) {
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+const fileOf = async (url) => new File([await bytesOf(url)], url.split("/").pop());
+
+/** Files are chosen with one of the page's two buttons. */
+function put(files, button = "picture-file") {
   const transfer = new DataTransfer();
-  for (const url of urls) transfer.items.add(new File([await bytesOf(url)], url.split("/").pop()));
-  $("picture-file").files = transfer.files;
-  $("picture-file").dispatchEvent(new frame.contentWindow.Event("change"));
+  for (const file of files) transfer.items.add(file);
+  $(button).files = transfer.files;
+  $(button).dispatchEvent(new frame.contentWindow.Event("change"));
 }
+
+const choose = async (...urls) => put(await Promise.all(urls.map(fileOf)));
 
 /** Several pictures at once, the second of which is none: what the list says, and what a row shows when it is chosen. */
 async function useSeveral(names) {
@@ -62,6 +69,56 @@ async function useSeveral(names) {
   await choose(`/pictures/${names[0]}`);
   await waited(() => !$("answer-facts").innerText.startsWith(names[1]));
   return { ...several, alone: $("list").hidden };
+}
+
+/** Pictures while others are on their way, the second of which is large: how many rows are listed, and what is shown. */
+async function hurry(names) {
+  const small = await Promise.all(names.map((name) => fileOf(`/pictures/${name}`)));
+  const canvas = new OffscreenCanvas(4000, 3000);
+  canvas.getContext("2d").fillRect(0, 0, 4000, 3000);
+  const large = new File([await canvas.convertToBlob({ type: "image/jpeg" })], "large.jpg");
+  put(small);
+  put([large]);
+  put(small.slice(0, 1));
+  await decode(new Uint8Array(await large.arrayBuffer()));
+  await pause(500);
+  return { rows: $("list-rows").children.length, facts: $("answer-facts").innerText };
+}
+
+/** The camera's button twice: what it said in between and says now, and what became of the camera. */
+async function useCamera() {
+  $("camera-button").click();
+  const tracks = await waited(() => !$("camera").hidden && $("camera").srcObject.getTracks());
+  const said = [$("camera-button").innerText];
+  $("answer-facts").textContent = "";
+  $("camera-button").click();
+  await waited(() => $("answer-facts").textContent);
+  return { said: [...said, $("camera-button").innerText], states: tracks.map((track) => track.readyState) };
+}
+
+/** How many sessions are released when another model is chosen. */
+async function useAnotherModel(file) {
+  const script = frame.contentDocument.createElement("script"); // hands out the onnxruntime that the page has
+  frame.contentDocument.head.append(Object.assign(script, { type: "module", src: "/test/ort.mjs" }));
+  const { InferenceSession } = await waited(() => frame.contentWindow.ort);
+  const { release } = InferenceSession.prototype;
+  let released = 0;
+  InferenceSession.prototype.release = function () {
+    released += 1;
+    return release.call(this);
+  };
+  put([await fileOf(file)], "model-file");
+  await waited(() => $("model-name").innerText === file);
+  return released;
+}
+
+/** What the page says when it checks another model, and how it looks. */
+async function checkAnotherModel(file) {
+  put([await fileOf(file)], "model-file");
+  await waited(() => $("model-name").innerText === file);
+  $("self-check").click();
+  await waited(() => !$("check").hidden);
+  return [$("check-verdict").innerText, $("check-verdict").className];
 }
 
 async function usePage(name) {
@@ -95,6 +152,13 @@ async function usePageWith(file, names) {
     page.said.push({ ruled, why, accepted: $("answer").innerText, facts: $("answer-facts").innerText });
     $("accept-all").click();
   }
+  await choose(...names.slice(0, 3));
+  await waited(() => $("list-title").innerText.startsWith("3 pictures"));
+  page.listed = [];
+  for (let time = 0; time < 2; time++) {
+    page.listed.push(Array.from($("list-rows").children, (row) => row.querySelector(".answer").innerText));
+    $("accept-all").click();
+  }
   $("self-check").click();
   await waited(() => !$("check").hidden);
   return { ...page, selfCheck: $("check-verdict").innerText, columns: $("check-novelty").hidden ? 4 : 5 };
@@ -124,8 +188,13 @@ async function everything() {
   for (const { name, decode } of optional) options.push(await ofVector({ name, data: data[name] }, decode));
   const page = await usePage(names[0]);
   const several = await useSeveral(names);
-  const own = { pictures, vectors, options, checks: await model.selfCheck(), page, several };
+  const hurried = await hurry(names);
+  const camera = await useCamera();
   const others = await (await fetch("models.json")).json();
+  const released = await useAnotherModel(others.models[0]);
+  const verdicts = [await checkAnotherModel("broken.onnx"), await checkAnotherModel(others.models[1])];
+  const used = { page, several, hurried, camera, released, verdicts };
+  const own = { pictures, vectors, options, checks: await model.selfCheck(), ...used };
   const models = {};
   for (const file of others.models) models[file] = await withModel(file, others.pictures);
   return { ...own, models };

@@ -23,7 +23,7 @@ from imgcls_infer.preprocess import decode_rgb, preprocess
 from imgcls_infer.steps import Crop, Pad, Preprocessing, Resize
 from infer import novel
 from infer.pictures import encode, exif, noise
-from infer.tiny import good_onnx, tiny_manifest, tiny_novelty
+from infer.tiny import good_onnx, tiny_golden, tiny_manifest, tiny_novelty
 from PIL import Image, ImageCms
 
 ROOT = Path(__file__).parents[2]
@@ -167,10 +167,15 @@ def site(tmp_path_factory):
     (folder / "test").mkdir()
     for name in ("browser.html", "browser.mjs"):
         shutil.copy(Path(__file__).with_name(name), folder / "test")
+    (folder / "test" / "ort.mjs").write_text(
+        'import * as ort from "/vendor/ort.wasm.min.mjs";\nglobalThis.ort = ort;\n'
+    )
     for name, pixels in KINDS.items():
         (folder / "test" / name).write_bytes(encode(pixels, "PNG"))
     for name, make in MODELS.items():
         (folder / "test" / name).write_bytes(make())
+    wrong = [replace(sample, probabilities=(0.0, 0.0, 1.0)) for sample in tiny_golden()]
+    (folder / "test" / "broken.onnx").write_bytes(good_onnx(golden=golden_to_json([*wrong, *tiny_golden()])))
     (folder / "test" / "models.json").write_text(json.dumps({"models": list(MODELS), "pictures": list(KINDS)}))
     return folder
 
@@ -185,6 +190,7 @@ def report(chromium, site, tmp_path_factory):
     address = f"http://127.0.0.1:{server.server_port}/test/browser.html"
     profile = tmp_path_factory.mktemp("profile")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}"]
+    options += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera
     browser = subprocess.Popen([chromium, *options, address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         assert server.reported.wait(timeout=180), "the page did not report within three minutes"
@@ -279,6 +285,25 @@ def test_several_pictures_at_once_are_listed_with_their_answers(report):
     assert (found["several"]["listed"], found["several"]["alone"]) == (True, True)
 
 
+def test_what_was_chosen_last_stays_whatever_was_on_its_way(report):
+    hurried = report[1]["hurried"]
+    assert hurried["rows"] == 0
+    assert hurried["facts"].startswith("32 x 32 pixels, ")
+
+
+def test_the_camera_takes_a_picture_and_is_off_afterwards(report):
+    assert report[1]["camera"] == {"said": ["Take the picture", "Camera"], "states": ["ended"]}
+
+
+def test_a_self_check_that_fails_says_so_and_looks_so(report):
+    passed = "Passed: 0 files give the same pixels bit for bit, 2 samples PyTorch's probabilities"
+    assert report[1]["verdicts"] == [["Failed: 2 of 4 checks", "bad"], [passed, "good"]]
+
+
+def test_another_model_frees_the_one_before(report):
+    assert report[1]["released"] == 1
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_other_models_see_pythons_pixels_and_give_its_answers_and_novelty(report, site, name):
     predictor, answers = Predictor(site / "test" / name, "cpu", 1), report[1]["models"][name]["answers"]
@@ -299,6 +324,11 @@ def test_the_page_says_unsure_and_none_of_these_unless_all_is_accepted(report, s
     predictions = [predictor.predict(pixels) for pixels in KINDS.values()]
     assert [said["ruled"] for said in page["said"]] == [found.answer for found in predictions]
     assert [said["accepted"] for said in page["said"]] == [found.label for found in predictions]
+    listed = [
+        [f"{answer}, {100 * found.probability:.2f} %" for answer, found in zip(answers, predictions, strict=False)]
+        for answers in ([found.answer for found in predictions[:3]], [found.label for found in predictions[:3]])
+    ]
+    assert page["listed"] == listed
     _, unsure, none, *_ = page["said"]
     assert unsure["why"].startswith("Perhaps red: ")
     assert unsure["why"].endswith(" %, and the limit is 90 %.")

@@ -300,6 +300,24 @@ def test_standard_output_that_cannot_be_written_is_one_line(tiny_path, pictures,
     assert lines == [f"error: standard output can't be written ({why})"]
 
 
+def test_an_output_file_that_may_not_grow_is_one_line(tiny_path, pictures, tmp_path):
+    resource = pytest.importorskip("resource")
+    with (tmp_path / "answers.txt").open("w") as output:
+        options = {"stdout": output, "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))}
+        done = process("--model", tiny_path, pictures["red"], **options)
+    assert (done.returncode, done.stderr) == (1, "error: standard output can't be written (File too large)\n")
+
+
+def test_another_file_that_cannot_be_written_is_not_taken_for_standard_output():
+    code = (
+        "import errno; from imgcls_infer.cli import run_command\n"
+        "def command(): raise OSError(errno.ENOSPC, 'full', 'a')\n"
+        "run_command(command)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "OSError: [Errno 28] full: 'a'")
+
+
 @pytest.mark.parametrize("where", ["2>&-", "2> /dev/full"], ids=["closed", "full"])
 def test_standard_error_that_cannot_be_written_changes_no_answer(tiny_path, pictures, where):
     done = shell(f'"$@" {where}', "--model", tiny_path, pictures["bad"], pictures["red"])

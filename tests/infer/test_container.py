@@ -98,6 +98,10 @@ REFUSED = {
     "jpeg, a scan a component": (jpeg()[:2] + frame(0xC0, 7000, 3) + scan(63) + b"\xff\xd9", "MiB to decode"),
     "png, private chunks": (png_with(chunk(b"prVt", b"") * MANY), "PNG chunks"),
     "png, private chunks after the pixels": (png_with(after=chunk(b"prVt", b"") * MANY), "PNG chunks"),
+    "png, an animation of one frame": (
+        png_with(chunk(b"acTL", struct.pack(">II", 1, 0)), chunk(b"fcTL", bytes(26)) + chunk(b"prVt", b"") * MANY),
+        "PNG chunks",
+    ),
     "png, empty data chunks": (png_with(chunk(b"IDAT", b"") * MANY), "PNG chunks"),
     "png, profiles": (png_with(chunk(b"iCCP", b"p\0\0" + BOMB) * 65), "compressed PNG text"),
     "png, text without a key": (png_with(after=chunk(b"zTXt", b"\0\0" + BOMB) * 65), "compressed PNG text"),
@@ -110,6 +114,10 @@ REFUSED = {
     "gif, long comments": (gif(b"!\xfe" + (b"\xff" + bytes(255)) * 5000 + b"\0"), "GIF comments"),
     "gif, junk": (gif(bytes(MANY)), "GIF blocks"),
     "gif, blocks behind an empty one": (gif(b"!\xf9\0" + b"\x2c" + bytes(45) + b"!\xfe" + b"\1x" * MANY), "GIF blocks"),
+    "gif, blocks behind an empty loop count": (
+        gif(b"!\xff\x0bNETSCAPE2.0\0" + b"\x2c" + bytes(45) + b"!\xfe" + b"\1x" * MANY),
+        "GIF blocks",
+    ),
     "bmp, runs of a pixel": (bmp(2000, 2000, 1, b"\1\5" * (RUNS + 9)), "runs"),
     "bmp, runs of a pixel, its top line first": (bmp(2000, -2000, 1, b"\1\5" * (RUNS + 9)), "runs"),
     "bmp, ends of lines": (bmp(4000, 4000, 1, b"\1\5\0\0" * 4000), "runs"),
@@ -117,6 +125,10 @@ REFUSED = {
     "bmp, many pixels in RLE4": (bmp(4000, 4000, 2, b"\xff\x51" * 4000), "runs"),
     "bmp, a delta over long rows": (bmp(70_000, 10, 1, b"\0\2\0\xff\0\1"), "columns of a BMP"),
     "webp, unknown chunks": (webp(canvas(16, 16), part(b"abcd") * MANY), "WebP chunks"),
+    "webp, chunks of a byte and their padding": (
+        webp(canvas(16, 16), (part(b"abcd", b"x") + b"\0") * MANY),
+        "WebP chunks",
+    ),
     "webp, a large canvas": (webp(canvas(16_000, 16_000), part(b"ANIM", bytes(6))), "16000 x 16000 pixels"),
 }
 
@@ -261,6 +273,10 @@ def test_a_picture_resized_in_strips_has_the_pixels_of_the_whole(mode, interpola
         assert np.array_equal(np.asarray(prepare(picture, policy)), expected)
 
 
+def test_a_picture_that_is_resized_whole_keeps_within_the_memory_that_is_accepted():
+    assert 4 * resample._PIXELS_AT_ONCE <= container.MAX_BYTES  # Pillow has four bytes a pixel
+
+
 def test_a_delta_goes_over_columns_and_whole_rows(monkeypatch):
     """Behind the last row nothing is read, and so nothing is counted."""
     monkeypatch.setattr(container, "MAX_RUNS", 2**12)
@@ -268,6 +284,12 @@ def test_a_delta_goes_over_columns_and_whole_rows(monkeypatch):
     container.check("Bmp", bmp(100, 100, 1, b"\0\2\0\x64" + runs), "picture")
     with pytest.raises(ImageError, match="runs"):
         container.check("Bmp", bmp(100, 100, 1, b"\0\2\x64\0" + runs), "picture")
+
+
+def test_an_odd_number_of_literal_pixels_is_followed_by_a_byte_of_padding(monkeypatch):
+    monkeypatch.setattr(container, "MAX_RUNS", 2**12)
+    row = b"\0\x63" + b"\5" * 99 + b"\5" + b"\1\5\0\0"
+    container.check("Bmp", bmp(100, 400, 1, row * 400), "picture")
 
 
 @pytest.mark.parametrize("order", "<>")

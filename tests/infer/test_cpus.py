@@ -28,7 +28,7 @@ def test_without_a_quota_all_cpus_of_the_affinity_mask_count(tmp_path: Path) -> 
     assert available_cpus(machine(tmp_path, "0::/\n", **{"cpu.max": "max 100000\n"})) == 8
 
 
-@pytest.mark.parametrize(("quota", "cpus"), [("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)])
+@pytest.mark.parametrize(("quota", "cpus"), [("280000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)])
 def test_a_containers_quota_of_version_2_counts_as_whole_cpus(tmp_path: Path, quota: str, cpus: int) -> None:
     assert available_cpus(machine(tmp_path, "0::/\n", **{"cpu.max": quota})) == cpus
 
@@ -41,7 +41,7 @@ def test_the_quota_of_a_service_or_of_the_slice_above_it_counts(tmp_path: Path) 
 @pytest.mark.parametrize("name", ["cpu,cpuacct", "cpuacct,cpu", "cpu"])
 def test_a_quota_of_version_1_counts_where_the_mount_shows_the_containers_own_group(tmp_path: Path, name: str) -> None:
     files = {"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}
-    assert available_cpus(machine(tmp_path, f"5:memory:/docker/1\n4:{name}:/docker/1\n", **files)) == 4
+    assert available_cpus(machine(tmp_path, f"5:memory:/docker:1\n4:{name}:/docker:1\n", **files)) == 4
 
 
 @pytest.mark.parametrize("text", ["", "1 0", "-1 100000", "x y", "100000", "\x00\xff"])

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgcls_infer import ImageError, Prediction, decoder_client, pipeline, shorthand
 from imgcls_infer.decoder_client import DecoderClient, DecoderDiedError, DecoderPreparer
+from imgcls_infer.decoder_process import write_whole
 from imgcls_infer.pipeline import PATIENCE, in_order
 from imgcls_infer.preprocess import preprocess
 
@@ -133,6 +135,19 @@ def test_any_name_reaches_a_decoder(decoding, tmp_path, name):
     assert same(found, here(path))
 
 
+def test_a_decoder_reads_names_as_its_starter_does(tmp_path):
+    """In the C locale Python takes names for UTF-8, and the isolated decoder would not by itself."""
+    path = tmp_path / "ü.png"
+    path.write_bytes(KINDS["png"])
+    code = (
+        "import sys; from imgcls_infer import shorthand; from imgcls_infer.decoder_client import DecoderClient\n"
+        "decoder = DecoderClient(shorthand(8)); decoder.ask(sys.argv[1:]); print(decoder.answer()[0][0].shape)"
+    )
+    command = [sys.executable, "-c", code, path]
+    done = subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "(8, 8, 3)\n", done
+
+
 def test_a_relative_path_is_meant_from_where_its_asker_is(decoding, tmp_path, monkeypatch):
     for index, kind in enumerate(["png", "gif"]):
         folder = tmp_path / str(index)
@@ -141,6 +156,14 @@ def test_a_relative_path_is_meant_from_where_its_asker_is(decoding, tmp_path, mo
         monkeypatch.chdir(folder)
         (found,) = everything(decoding, ["a"])
         assert same(found, here(KINDS[kind]))
+
+
+def test_what_a_pipe_takes_in_parts_is_written_whole():
+    """As one does when a signal comes while it is written to."""
+    taken: list[bytes] = []
+    pipe = SimpleNamespace(write=lambda data: taken.append(bytes(data[:7])) or len(taken[-1]))
+    write_whole(pipe, KINDS["png"])  # type: ignore[arg-type]
+    assert b"".join(taken) == KINDS["png"]
 
 
 def test_a_decoder_answers_in_parts_when_pictures_take_long():
@@ -312,6 +335,20 @@ def test_stopping_wakes_who_waits_for_an_answer():
     threading.Timer(0.1, preparer.stop).start()
     with pytest.raises(DecoderDiedError):  # nothing was asked for: no answer comes
         preparer._decoder.answer()  # type: ignore[union-attr]
+    preparer.close()
+
+
+def test_a_decoder_that_starts_while_its_stream_is_stopped_is_ended(monkeypatch):
+    preparer = DecoderPreparer(here, POLICY)  # type: ignore[arg-type]
+
+    def stopped_meanwhile(policy):
+        process = DecoderClient(policy)
+        preparer.stop()
+        return process
+
+    monkeypatch.setattr(decoder_client, "DecoderClient", stopped_meanwhile)
+    preparer._start()
+    assert preparer._decoder._process.wait(timeout=5) == -signal.SIGKILL  # type: ignore[union-attr]
     preparer.close()
 
 

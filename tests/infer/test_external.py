@@ -77,6 +77,8 @@ def test_weights_are_found_from_any_working_folder(tmp_path, monkeypatch):
     assert Predictor("model.onnx", "cpu", 1).run(PIXELS)[1].shape == (2, 3)
     monkeypatch.chdir(tmp_path)
     assert Predictor("models/model.onnx", "cpu", 1).run(PIXELS)[1].shape == (2, 3)
+    os.symlink("models", "link")
+    assert Predictor(tmp_path / "link" / "model.onnx", "cpu", 1).run(PIXELS)[1].shape == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,16 @@ def test_weights_from_outside_the_folder_are_refused_before_onnxruntime_sees_the
     if location == "circle":  # to Python 3.13 it is a file within the folder that is not there
         known.append("its weights are missing: put circle beside it")
     assert refusal(path).startswith(tuple(known))
+
+
+def test_the_last_of_several_weights_files_is_checked_too(tmp_path):
+    model = onnx.load_from_string(good_onnx())
+    for tensor, location in zip(model.graph.initializer, ("a", "b", "parts/../../secret"), strict=False):
+        (tmp_path / location).resolve().write_bytes(tensor.raw_data)
+        outside(tensor, location, len(tensor.raw_data))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert refusal(path).startswith("refused: it takes weights from outside its folder (parts/../../secret)")
 
 
 @pytest.mark.parametrize("location", ["", "model.data", "*/_ORT_MEM_ADDR_/*", "a\nb", "x" * 5000, "nul\0"])
@@ -189,7 +201,7 @@ WAYS = {  # of writing the field `graph` that protobuf's parsers read in ways of
     "a field 0 of no bytes": split(7, GRAPH) + b"\0",
     "wire type 6": split(7, GRAPH) + b"\x3e",
     "a number of 11 bytes": b"\xa0\x06" + varint(1, 10) + split(7, GRAPH),
-    "a number of 65 bits": b"\xa0\x06" + b"\xff" * 9 + b"\x02" + split(7, GRAPH),
+    "a number of 65 bits": b"\xa0\x06" + b"\x80" * 9 + b"\x02" + split(7, GRAPH),
     "longer than the file": split(7, GRAPH, size=varint(len(GRAPH) + 1)),
 }
 

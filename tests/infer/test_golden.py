@@ -24,9 +24,13 @@ from imgcls_infer.golden import (
 from .pictures import encode, noise
 
 
-@given(st.lists(st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3).map(tuple), max_size=4), st.binary())
-def test_golden_samples_survive_json_exactly(rows, png):
-    samples = [GoldenSample(png, row) for row in rows]
+@given(
+    st.lists(st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3).map(tuple), max_size=4),
+    st.binary(),
+    st.sampled_from([None, 0.0, -0.1]),
+)
+def test_golden_samples_survive_json_exactly(rows, png, novelty):
+    samples = [GoldenSample(png, row, novelty) for row in rows]
     found = golden_from_json(golden_to_json(samples), 3)
     assert found == samples
     for sample, row in zip(found, rows, strict=True):

@@ -125,6 +125,12 @@ def test_a_number_that_is_not_finite_is_refused_by_name(name, number):
     assert refusal(text).startswith(f"bad {name} in the manifest")
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_refused_at_any_depth(number):
+    text = json.dumps({**RAW, "training": {"epochs": [{"loss": "@"}]}}).replace('"@"', number)
+    assert refusal(text).startswith("bad training in the manifest")
+
+
 @given(JSON)
 @example([0.5, "0.5"])
 @example(["0.5", 0.5])

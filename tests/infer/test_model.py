@@ -499,9 +499,11 @@ def test_strict_is_content_with_the_cpu_where_it_was_asked_for(tiny_path):
     assert open_onnx(tiny_path, "cpu", strict=True).note == ""
 
 
-def test_the_device_id_goes_to_the_accelerator(tiny_path, works):
+def test_the_device_id_goes_to_the_accelerator_and_not_to_the_next_model(tiny_path, works):
     works.asked["device_id"] = "1"
     assert open_onnx(tiny_path, "cuda", device_id=1).provider == CUDA
+    del works.asked["device_id"]
+    assert open_onnx(tiny_path, "cuda").provider == CUDA
 
 
 def test_a_device_id_for_the_cpu_is_an_error(tiny_path):

@@ -172,6 +172,18 @@ def test_real_pictures_pass_bit_for_bit():
         np.testing.assert_array_equal(preprocess(path, shorthand(32)), pillow_rgb(path.read_bytes()))
 
 
+def test_what_is_refused_unread_is_closed(tmp_path):
+    def next_number():
+        file = os.open(__file__, os.O_RDONLY)
+        os.close(file)
+        return file
+
+    before = next_number()
+    with pytest.raises(ImageError, match="is a folder"):
+        read_file(tmp_path, "picture")
+    assert next_number() == before
+
+
 def test_a_file_that_the_system_gives_in_parts_is_read_whole(write, monkeypatch):
     data = encode(noise(8, 8), "PNG")
     path = write("picture.png", data)
@@ -254,10 +266,12 @@ def test_16_bit_grey_keeps_its_high_byte():
     np.testing.assert_array_equal(pixels, np.stack([samples >> 8] * 3, axis=-1))
 
 
-def test_the_transparent_level_of_16_bit_grey_becomes_white():
-    samples = np.array([[0x1234, 0x1235], [0x0034, 0x1234]], ">u2")
-    pixels = decode_rgb(png(samples, colour=0, depth=16, before=[chunk(b"tRNS", b"\x12\x34")]), "picture")
-    np.testing.assert_array_equal(pixels[..., 0], [[255, 0x12], [0, 255]])
+@pytest.mark.parametrize("level", [0, 0x1234])
+def test_the_transparent_level_of_16_bit_grey_becomes_white(level):
+    samples = np.array([[level, level + 1], [level + 0x100, level]], ">u2")
+    transparent = chunk(b"tRNS", level.to_bytes(2, "big"))
+    pixels = decode_rgb(png(samples, colour=0, depth=16, before=[transparent]), "picture")
+    np.testing.assert_array_equal(pixels[..., 0], [[255, level >> 8], [(level >> 8) + 1, 255]])
 
 
 def test_16_bit_grey_of_many_strips_is_whole():

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from imgcls_infer.golden import (
     golden_files_to_json,
     golden_to_json,
 )
-from imgcls_infer.manifest import Parity
+from imgcls_infer.manifest import Acceptance, Parity
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, pixels_sha256, self_check
 from onnx import numpy_helper
 from PIL import Image
@@ -161,6 +162,8 @@ def test_another_resize_is_named(tmp_path, monkeypatch):
     honest = resample._resample
     monkeypatch.setattr(resample, "_resample", lambda *given: flipped_bit(honest(*given)))
     assert "resize otherwise" in only_this_half(checked(path), FILE_TO_PIXELS)
+    monkeypatch.setattr(preprocess, "exif_orientation", lambda exif: 1)  # nor is all decoded as it was
+    assert "resize otherwise" in only_this_half(checked(path), FILE_TO_PIXELS)
 
 
 def test_another_resize_policy_in_the_manifest_is_named(tmp_path):
@@ -239,6 +242,13 @@ def test_the_manifests_tolerance_decides(tmp_path):
 @pytest.mark.parametrize("tolerance", [True, "1", -1.0, 0.0, 5.0, None])
 def test_a_senseless_tolerance_is_not_taken(tolerance):
     assert selfcheck.tolerance_of(tiny_manifest(parity=Parity.from_dict({"tolerance": tolerance}))) == 1e-5
+
+
+@pytest.mark.parametrize(("novelties", "largest"), [((-400.0, 3.0), 400.0), ((0.5, None), 1.0)], ids=["large", "small"])
+def test_without_a_record_a_novelty_may_differ_by_a_share_of_the_largest(novelties, largest):
+    samples = [replace(sample, novelty=novelty) for sample, novelty in zip(tiny_golden(), novelties, strict=True)]
+    predictor = SimpleNamespace(manifest=tiny_manifest(acceptance=Acceptance(novelty=0.0)), golden=samples)
+    assert selfcheck.novelty_tolerance_of(predictor) == pytest.approx(1e-5 * largest)
 
 
 # --- the command ---

@@ -56,6 +56,14 @@ def test_recursive_looks_into_its_folders(tree):
     assert sorted(found(tree, recursive=True)) == [f"{tree}/{name}" for name in names]
 
 
+def test_folders_below_come_in_the_order_of_their_names(tmp_path):
+    names = ["a/1.png", "a/b/2.png", "a/c/3.png", "d/4.png"]
+    for name in reversed(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert found(tmp_path, recursive=True) == [f"{tmp_path}/{name}" for name in names]
+
+
 def test_a_link_that_leads_back_is_no_endless_folder(tree):
     (tree / "in" / "loop").symlink_to(tree)
     assert len(found(tree, recursive=True)) == 4
@@ -147,7 +155,11 @@ def test_a_list_on_standard_input_is_its_paths(chunks):
 
 
 def test_a_list_with_nul_may_hold_any_name():
-    assert found("-", stdin=(b"a\nb.png\0\xff.png\0", b"c.png\0")) == ["a\nb.png", os.fsdecode(b"\xff.png"), "c.png"]
+    assert found("-", stdin=(b"a\nb.png\0\xff.png\r\0", b"c.png\0")) == [
+        "a\nb.png",
+        os.fsdecode(b"\xff.png\r"),
+        "c.png",
+    ]
 
 
 def test_a_list_of_names_that_begin_as_bmp_files_do_is_a_list():
@@ -179,6 +191,6 @@ def test_what_is_neither_picture_nor_list_is_refused_with_bounded_memory():
 
 def test_an_endless_picture_is_refused_with_bounded_memory(monkeypatch):
     monkeypatch.setattr("imgcls_infer.sources.MAX_FILE_BYTES", 10**6)
-    (item,) = expand(["-"], False, lambda size: PNG)
+    (item,) = expand(["-"], False, lambda size: PNG.ljust(1000, b"x"))  # the limit is the end of a part
     assert "more than the 1,000,000 bytes that are accepted" in str(item)
     assert MAX_FILE_BYTES == 64 * 2**20

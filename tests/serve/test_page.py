@@ -47,7 +47,8 @@ USE = """(async () => {
   const heading = document.querySelector("h1").textContent;
   const about = document.getElementById("about").textContent;
   const size = [canvas.height, canvas.width];
-  const page = { heading, about, answer, names: names(), hidden: video.hidden, size, pixels: Array.from(pixels) };
+  const off = video.hidden && video.srcObject.getTracks().every((track) => track.readyState === "ended");
+  const page = { heading, about, answer, names: names(), off, size, pixels: Array.from(pixels) };
   return JSON.stringify(page);
 })()"""
 
@@ -122,4 +123,4 @@ def test_the_page_names_the_model_file_shows_what_the_network_sees_and_takes_the
     camera, chosen = page["names"]
     assert camera.startswith("camera, ")
     assert chosen.startswith("noise.png · ")
-    assert page["hidden"]
+    assert page["off"]

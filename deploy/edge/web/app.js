@@ -10,6 +10,7 @@ const $ = (id) => document.getElementById(id);
 
 let model = null;
 let taken = []; // the pictures that were chosen or dropped together: Files
+let wanted = null; // the one of them that is to be shown: a File
 let seen = null; // what the model made of the one that is shown: {outputs, facts}
 let listed = []; // of several, how each row says its answer
 
@@ -121,7 +122,9 @@ async function classified(file) {
 
 /** A picture and its answer in full. */
 async function show(file) {
+  wanted = file;
   const { picture, pixels, outputs, facts } = await classified(file);
+  if (wanted !== file) return; // another was chosen meanwhile
   draw($("picture"), picture);
   draw($("pixels"), pixels);
   $("invitation").hidden = true;

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from imgcls.adopt.original import SMALLEST_PROBABILITY, Original, Terms
 from imgcls.errors import AdoptError
+from imgcls.export.transposes import move_transposes
 from imgcls.networks.classifier import normalisation
 from imgcls.networks.onnx_graph import strip
 
@@ -50,6 +51,7 @@ def wrap(original: Original, terms: Terms, size: Size, classes: int, batch: int 
     _set(graph.input, [helper.make_tensor_value_info("image", TensorProto.UINT8, [rows, *size, 3])])
     outputs = ("logits", "probabilities")
     _set(graph.output, [helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, classes]) for name in outputs])
+    move_transposes(model)
     _drop_unused(graph)
     _store_raw(graph)
     model.ir_version = max(model.ir_version, _OLDEST_IR)

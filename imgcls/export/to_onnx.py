@@ -17,6 +17,7 @@ from imgcls.export.embed_resize import embed_resize
 from imgcls.export.external_data import take_weights_out, weights_size
 from imgcls.export.format import Converted, Format, Job
 from imgcls.export.graph import read_graph
+from imgcls.export.transposes import move_transposes
 from imgcls.networks.onnx_graph import strip, trace
 from imgcls.parity.bisect import bisect
 from imgcls.parity.runtimes import open_onnx
@@ -32,6 +33,7 @@ def to_onnx(job: Job) -> Converted:
     float32 [batch, K], and `novelty` float32 [batch] where the classifier gives one. Raises ExportError.
     """
     model = trace(job.classifier, job.opset).model
+    move_transposes(model)
     facts = Parity()
     large = weights_size(model) > LARGEST
     if job.calibration is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from imgcls_infer.errors import ImageError, ModelError, counted, one_line
 from imgcls_infer.golden import GoldenSample
 from imgcls_infer.manifest import Manifest, Parity
@@ -332,6 +333,7 @@ def _job(
 ) -> Job:
     if config.precision in NARROW:
         classifier = narrow(classifier, NARROW[config.precision])
+        _require_running(classifier, config.precision)
     return Job(
         classifier,
         config.opset,
@@ -344,6 +346,15 @@ def _job(
         name=name,
         golden=tuple(golden),
     )
+
+
+def _require_running(classifier: Classifier, precision: str) -> None:
+    """Raises ExportError where torch cannot run the network in that precision."""
+    try:
+        with torch.inference_mode():
+            classifier(torch.zeros(1, *classifier.size, 3, dtype=torch.uint8))
+    except (RuntimeError, TypeError) as error:  # NotImplementedError is one
+        raise ExportError(f"this network does not run in {precision} ({one_line(error)}); try fp32") from error
 
 
 def _calibration_pictures(config: ExportConfig, manifest: Manifest) -> np.ndarray:

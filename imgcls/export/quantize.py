@@ -29,6 +29,8 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 
+from imgcls.errors import ExportError
+
 METHODS = {
     "min-max": (CalibrationMethod.MinMax, {}),
     "entropy": (CalibrationMethod.Entropy, {"symmetric": False}),
@@ -64,6 +66,9 @@ with 8-bit weights; VNNI and ARM add in 32. (https://onnxruntime.ai/docs/perform
 """
 
 
+NOTHING = "int8 has nothing to quantise in this network: it has no float32 convolution or linear layer; try fp16"
+
+
 @dataclass(frozen=True)
 class Quantization:
     """What was chosen, and how well the int8 graph agrees with the float one.
@@ -88,7 +93,10 @@ def quantize(model: onnx.ModelProto, pictures: np.ndarray, target: str) -> tuple
     """Convert a float32 graph of the contract to int8. Returns the new graph, and what was chosen.
 
     pictures: uint8 [N, S, S, 3], N at least 2. target: one of TARGETS.
+    Raises ExportError where nothing in the graph can be quantised.
     """
+    if not _layers(model):
+        raise ExportError(NOTHING)
     calibrating, judging = pictures[0::2], pictures[1::2]
     expected = _probabilities(model, judging)
     means = _input_means(model, calibrating)
@@ -176,6 +184,8 @@ def _to_int8(
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
+    if not any(node.op_type == "QuantizeLinear" for node in result.graph.node):
+        raise ExportError(NOTHING)
     _drop_zero_points(result.graph)
     return result
 
@@ -266,7 +276,9 @@ def _session(model: onnx.ModelProto) -> ort.InferenceSession:
 
 
 def _layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if node.op_type in _LAYERS]
+    """The layers that have a weight: a network may also compute what it multiplies by."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [node for node in model.graph.node if node.op_type in _LAYERS and node.input[1] in weights]
 
 
 def _layer_sizes(model: onnx.ModelProto) -> dict[str, int]:

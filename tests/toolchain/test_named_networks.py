@@ -149,6 +149,27 @@ def waves(classes):
     return Waves(classes)
 
 
+class Contracted(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 16, classes) / 8)
+
+    def forward(self, x):
+        return torch.einsum("nchw,cwk->nk", x, self.weight)
+
+
+def contracted(classes):
+    return Contracted(classes)
+
+
+def wide(classes):
+    class Wide(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.flatten(1).double()).float()
+
+    return Wide(3 * 16 * 16, classes).double()
+
+
 def drawn(classes):
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, classes))
     signs = torch.randn(3 * 16 * 16).sign()
@@ -565,6 +586,23 @@ def test_torchs_transformer_is_exported_in_half_precision(here):
     result = trained(here, "my_net.py:attending")
     config = ExportConfig(result.path, output=here / "half.onnx", precision="fp16")
     assert export_model(config, result.checkpoint).manifest.parity.max_abs_diff < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("function", "precision", "message"),
+    [
+        ("contracted", "int8", "int8 has nothing to quantise in this network"),
+        ("wide", "int8", "int8 has nothing to quantise in this network"),
+        ("wide", "fp16", "this network does not run in fp16 .*; try fp32"),
+        ("waves", "fp16", "this network does not run in fp16 .*; try fp32"),
+        ("waves", "bf16", "this network does not run in bf16 .*; try fp32"),
+    ],
+)
+def test_a_precision_that_a_network_cannot_have_is_refused(here, function, precision, message):
+    result = trained(here, f"my_net.py:{function}")
+    calibration = here / "pictures" if precision == "int8" else None
+    with pytest.raises(ExportError, match=message):
+        export_model(ExportConfig(result.path, precision=precision, calibration=calibration), result.checkpoint)
 
 
 def test_the_number_of_pictures_stays_free_where_a_network_asks_for_it_by_len(here):

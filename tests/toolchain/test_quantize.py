@@ -237,6 +237,12 @@ def test_layers_go_back_to_float_the_best_first_until_one_of_three_ends(monkeypa
     assert chosen.agreement == agreements[freed]
 
 
+def test_a_layer_whose_weight_is_computed_is_none_of_those_that_are_quantised():
+    model = layered()
+    model.graph.node.append(onnx.helper.make_node("Conv", ["x", "steered"], ["y"], "y"))
+    assert set(quantize._layer_sizes(model)) == set(LAYERS)
+
+
 def test_the_mean_output_of_a_layer_is_its_output_for_the_mean_input():
     node = onnx.helper.make_node("Conv", ["a", "b", "c"], ["d"], pads=[1, 1, 1, 1])
     rng = np.random.default_rng(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ FORMAT = "imgcls.checkpoint"
 StateDict = dict[str, Tensor]
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+_WRAPPED = re.compile(r"^(_orig_mod\.)?(module\.)?(_orig_mod\.)?")  # by torch.compile and DataParallel, in any order
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def load_article_checkpoint(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Checkpoint:
-    """Read a bare state dict, under the network's own names or others that its row knows, `module.` stripped.
+    """Read a bare state dict, under the network's own names or others that its row knows; see read_state_dict.
 
     What the file does not say (how it was trained) is the caller's to say. Raises CheckpointError.
     """
@@ -227,7 +229,8 @@ def load_article_checkpoint(
 
 
 def read_state_dict(path: AnyPath, renamed: Callable[[str], str | None] = str) -> StateDict:
-    """The tensors of a .pth, whichever usual wrapper they are in, by a network's own names, `module.` stripped.
+    """The tensors of a .pth, whichever usual wrapper they are in, by a network's own names, without those of torch's
+    wrappers.
 
     renamed: somebody's name of a tensor -> the network's own, or None for one that is left out (NetworkRow.renamed).
     Raises CheckpointError.
@@ -242,8 +245,8 @@ def read_state_dict(path: AnyPath, renamed: Callable[[str], str | None] = str) -
 
 
 def own_tensors(tensors: StateDict, renamed: Callable[[str], str | None]) -> StateDict:
-    """A state dict by a network's own names, `module.` stripped; see read_state_dict."""
-    named = ((renamed(name.removeprefix("module.")), tensor) for name, tensor in tensors.items())
+    """A state dict by a network's own names, without those of torch's wrappers; see read_state_dict."""
+    named = ((renamed(_WRAPPED.sub("", name)), tensor) for name, tensor in tensors.items())
     return {name: tensor for name, tensor in named if name is not None}
 
 

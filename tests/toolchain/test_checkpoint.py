@@ -236,8 +236,10 @@ def test_a_state_dict_without_tensors_is_refused(tmp_path, wrapped):
 
 def test_the_prefix_of_parallel_training_is_taken_off_names_that_begin_with_it(tmp_path):
     names = ["module.a.weight", "b.module.weight", "module.module.c", "a_module.d"]
+    names += ["_orig_mod.e", "_orig_mod.module.f", "module._orig_mod.g", "h._orig_mod.i"]
     torch.save({name: torch.zeros(1) for name in names}, tmp_path / "a.pth")
-    assert set(read_state_dict(tmp_path / "a.pth")) == {"a.weight", "b.module.weight", "module.c", "a_module.d"}
+    plain = {"a.weight", "b.module.weight", "module.c", "a_module.d", "e", "f", "g", "h._orig_mod.i"}
+    assert set(read_state_dict(tmp_path / "a.pth")) == plain
 
 
 @pytest.mark.parametrize("samples", [["QUJD", "Q!UJD"], ["QUJD\n"], ["QUJ"], [7], 7, None], ids=repr)

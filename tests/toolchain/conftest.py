@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,24 @@ def own_folders(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_registry():
+    """torch's ONNX exporter reads the source of its 500 operators again for each file, which takes longer than the
+    rest of the export of a tiny network. Here it reads them once a process, and each export has a copy."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    read = functools.cache(ONNXRegistry.from_torchlib)
+
+    def from_torchlib(**options):
+        found = copy.copy(read(**options))
+        found.functions = {name: list(functions) for name, functions in found.functions.items()}
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        yield
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ from imgcls_infer.manifest import Manifest
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.steps import Crop, Preprocessing, Resize, shorthand
 from onnx import helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -55,6 +56,7 @@ import imgcls.export as export_module
 from imgcls.checkpoint import Checkpoint, weights_sha256
 from imgcls.config import ExportConfig
 from imgcls.export import export_model
+from imgcls.export.external_data import remove_old_weights, take_weights_out
 from imgcls.export.formats import open_exported
 from imgcls.networks.classifier import Classifier
 from imgcls.parity import bisect as bisection
@@ -541,19 +543,38 @@ def chosen_faults(name: str, path: Path) -> list[str]:
 
 def _find(checkpoint: Checkpoint, path: Path, fault: str, judged: Callable[[Path], tuple[float, bool]]) -> str:
     """`found`, or what is not right."""
-    model = onnx.load(path)
-    node = FAULTS[fault](model)
+    planted = path.with_name("planted.onnx")
+    node = plant(path, planted, FAULTS[fault])
     if node is None:
         return "no place for it"
-    planted = path.with_name("planted.onnx")
-    onnx.save(model, planted)
     outcome = bisection.bisect(checkpoint, planted)
     if outcome.divergence is None:
         return f"{node}: not seen"
+    model = onnx.load(planted, load_external_data=False)
     if outcome.divergence.node not in reached(model, node, outcome.matched):
         return f"{node}: {outcome.divergence.node} is blamed"
     largest, passed = judged(planted)
     return f"{BELOW} ({largest:.1e})" if passed else "found"
+
+
+def plant(path: Path, planted: Path, change: Plant) -> str | None:
+    """Write the model with a fault to `planted`, its weights beside it if the model's are.
+
+    Returns the node that is wrong then, None where the model has no place for the fault.
+    """
+    model = onnx.load(path, load_external_data=False)
+    beside = any(map(uses_external_data, model.graph.initializer))
+    load_external_data_for_model(model, str(path.parent))
+    if (node := change(model)) is None:
+        return None
+    if beside:
+        weights = take_weights_out(model, planted.name)
+        with weights.beside(planted):
+            onnx.save(model, planted)
+        remove_old_weights(planted, keep=weights.name)
+    else:
+        onnx.save(model, planted)
+    return node
 
 
 def reference_kept() -> Any:

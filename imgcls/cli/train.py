@@ -102,7 +102,10 @@ def _recipe_option(*names: str, text: str, **attributes: Any) -> Callable[[Comma
     "--cuda-graphs/--no-cuda-graphs may be given anew; --arch must be where the network is of your own files.",
 )
 @click.option(
-    "--config", type=FILE, metavar="FILE", help="Take options from a JSON or TOML file, like a run's config.json."
+    "--config",
+    type=FILE,
+    metavar="FILE",
+    help="Take options from a JSON or TOML file, like a run's config.json. Its run_dir is left out.",
 )
 @click.option("--arch", "--model", metavar="NAME", default="cnn", show_default=True, help=f"Network: {known_names()}.")
 @click.option(

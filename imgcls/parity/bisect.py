@@ -138,13 +138,11 @@ def bisect(checkpoint: Checkpoint, path: AnyPath, pixels: np.ndarray | None = No
     Raises ExportError where the file is of another precision or does not run, InferError where it is no model of ours.
     """
     path = Path(path)
-    opened = open_onnx(path)
-    if opened.manifest.precision != "fp32":
-        raise ExportError(f"{path}: bisection needs a float32 model; this one is {opened.manifest.precision}")
-    model = onnx.load(path, load_external_data=False)
+    golden = _golden_samples(path)
+    model = _without_weights(path)
     classifier = checkpoint.classifier()
     sides = _sides(classifier, model, path)
-    typical, batches = _pictures(classifier, opened.golden, pixels, model)
+    typical, batches = _pictures(classifier, golden, pixels, model)
     largest: dict[str, float] = {}
     for batch in batches:
         for value, expected, actual in sides.compute(batch, sides.values):
@@ -160,6 +158,24 @@ def bisect(checkpoint: Checkpoint, path: AnyPath, pixels: np.ndarray | None = No
             divergence = _divergence(sides, value, batches, largest[value.name], tolerance, between)
             return Bisection(len(nodes), len(model.graph.node), divergence, nodes)
     return Bisection(len(nodes), len(model.graph.node), None, nodes)
+
+
+def _golden_samples(path: Path) -> tuple[GoldenSample, ...]:
+    """The file's golden samples. Raises ExportError where it is of another precision than float32."""
+    opened = open_onnx(path)
+    if opened.manifest.precision != "fp32":
+        raise ExportError(f"{path}: bisection needs a float32 model; this one is {opened.manifest.precision}")
+    return opened.golden
+
+
+def _without_weights(path: Path) -> onnx.ModelProto:
+    """The file's graph with names alone for initializers: weights of gigabytes are kept once, in the session."""
+    whole, model = onnx.load(path, load_external_data=False), onnx.ModelProto()
+    model.opset_import.extend(whole.opset_import)
+    for part in ("node", "input", "output"):
+        getattr(model.graph, part).extend(getattr(whole.graph, part))
+    model.graph.initializer.extend(onnx.TensorProto(name=tensor.name) for tensor in whole.graph.initializer)
+    return model
 
 
 def _divergence(
@@ -195,7 +211,7 @@ def _sides(classifier: Classifier, model: onnx.ModelProto, path: Path) -> _Sides
         if (origin := reference.origins.get(name)) in known
     ]
     given = tuple(reference.origins[name] for name in outputs)
-    return _Sides(path, values, _session(model, values, path), graph, given, classifier)
+    return _Sides(path, values, _session(path, model, values), graph, given, classifier)
 
 
 def _reference(classifier: Classifier, model: onnx.ModelProto) -> OnnxGraph:
@@ -250,20 +266,19 @@ def _pictures(
     return typical, [pictures[start : start + size] for start in range(0, len(pictures), size)]
 
 
-def _session(model: onnx.ModelProto, values: list[_Value], path: Path) -> ort.InferenceSession:
+def _session(path: Path, model: onnx.ModelProto, values: list[_Value]) -> ort.InferenceSession:
     """The file's graph as it is written, nothing fused, which gives these values too."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    present = {output.name for output in watched.graph.output}
-    watched.graph.output.extend(
+    more, present = onnx.ModelProto(), {output.name for output in model.graph.output}
+    more.graph.output.extend(
         onnx.helper.make_empty_tensor_value_info(value.name) for value in values if value.name not in present
     )
+    watched = path.read_bytes() + more.SerializeToString()  # protobuf reads concatenated messages as one
     options = ort.SessionOptions()
     options.log_severity_level = 4  # fatal only: the errors come as exceptions
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        return ort.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(watched, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base class of their own
         raise ExportError(f"{path}: the graph does not run ({one_line(error)})") from error
 

@@ -87,6 +87,18 @@ def test_a_planted_fault_is_seen_and_its_node_is_named(network, tmp_path, fault)
     assert np.abs(wrong - eager(checkpoint).run(PIXELS)[1]).max() > open_exported(path).manifest.parity.tolerance
 
 
+def test_a_fault_is_planted_in_weights_that_stand_beside_the_file_too(tmp_path):
+    checkpoint, _ = benchmark.make_checkpoint("small/resnet")
+    path, planted = tmp_path / "net.onnx", tmp_path / "planted.onnx"
+    export_model(ExportConfig(path.with_suffix(".pth"), output=path, external_data=True), checkpoint)
+    assert bisect(checkpoint, path)
+    for fault in ("weight 1 % off", "padding shifted"):
+        node = benchmark.plant(path, planted, benchmark.FAULTS[fault])
+        assert bisect(checkpoint, planted).divergence.node == node
+    assert len(list(tmp_path.glob("planted.onnx.*.data"))) == 1
+    assert benchmark.plant(path, planted, lambda model: None) is None
+
+
 def test_the_benchmarks_row_of_a_network_is_right_and_its_table_has_the_counts(tmp_path, capsys):
     row = benchmark.run_one("small/resnet")
     assert row, row

@@ -278,6 +278,12 @@ def test_the_command_as_json(tmp_path):
     assert len(document["checks"]) == 7
 
 
+def test_a_file_without_golden_samples_has_not_passed_as_json_either(tmp_path):
+    path = model_file(tmp_path / "m.onnx", [], golden="[]")
+    done = CliRunner().invoke(command, ["--model", str(path), "--self-check", "--json"])
+    assert (done.exit_code, json.loads(done.stdout)["passed"]) == (1, False)
+
+
 @pytest.mark.parametrize("arguments", [["--self-check", "cat.png"], ["--self-check", "--info"], []])
 def test_wrong_usage(arguments):
     assert CliRunner().invoke(command, arguments).exit_code == 2

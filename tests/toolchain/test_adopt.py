@@ -203,6 +203,32 @@ def test_what_is_found_out_is_said(tmp_path):
     assert Predictor(kept.path).batch == 1
 
 
+def test_a_batch_is_only_free_where_each_size_answers_rightly(tmp_path):
+    def by_number(model):
+        """The logits times 1 + (N - 1)(N - 2): right for 1 and 2 pictures, wrong for 3."""
+        graph = model.graph
+        graph.node[-1].output[0] = "plain"
+        stored = {"first": np.array(0), "one": np.float32(1), "two": np.float32(2)}
+        graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items())
+        for operator, inputs, output in (
+            ("Shape", ["input"], "shape"),
+            ("Gather", ["shape", "first"], "number"),
+            ("Sub", ["count", "one"], "less 1"),
+            ("Sub", ["count", "two"], "less 2"),
+            ("Mul", ["less 1", "less 2"], "product"),
+            ("Add", ["product", "one"], "factor"),
+            ("Mul", ["plain", "factor"], "scores"),
+        ):
+            graph.node.append(helper.make_node(operator, inputs, [output]))
+            if output == "number":
+                graph.node.append(helper.make_node("Cast", ["number"], ["count"], to=TensorProto.FLOAT))
+
+    path = change(Graph((1, 3, SIDE, SIDE)).write(tmp_path / "original.onnx"), by_number)
+    result = adopt_onnx(config(path))
+    assert onnx.load(result.path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    assert result.manifest.parity.batch_sizes == [1]
+
+
 def test_the_manifest_says_how_it_was_adopted(tmp_path):
     path = Graph().write(tmp_path / "original.onnx")
     first = adopt_onnx(config(path, steps="resize short 20 bicubic, crop 16", channels="bgr")).manifest
@@ -444,6 +470,15 @@ def test_the_command_adopts_and_verify_compares_with_the_original_on_loose_pictu
     assert "original.onnx" in page.read_text(encoding="utf-8")
 
 
+def test_a_file_without_golden_samples_is_told(tmp_path):
+    path = Graph().write(tmp_path / "original.onnx")
+    told = "note: no golden samples in the file; --samples FOLDER puts some in\n"
+    for samples in ((), ("--samples", PHOTOGRAPHS)):
+        done = run("adopt", *words(path), "--classes", ",".join(CLASSES), "--resize", "crop", *samples)
+        assert done.exit_code == 0, done.output
+        assert (told in done.stderr) is not bool(samples)
+
+
 def test_verify_finds_a_changed_adopted_file_and_refuses_another_original(tmp_path):
     path = Graph().write(tmp_path / "original.onnx")
     adopted = adopt_onnx(config(path)).path
@@ -456,6 +491,7 @@ def test_verify_finds_a_changed_adopted_file_and_refuses_another_original(tmp_pa
     done = run("verify", path, adopted, "--data", PHOTOGRAPHS)
     assert done.exit_code == 1
     assert "pixels -> probabilities" in done.output
+    assert run("verify", path, adopted, "--data", PHOTOGRAPHS, "--tolerance", "0.5").exit_code == 0
     for option in (("--run", tmp_path), ("--eager", "cpu"), ("--bisect",), ("--arch", "cnn")):
         done = run("verify", path, adopted, "--data", PHOTOGRAPHS, *option)
         assert (done.exit_code, "takes neither" in done.output) == (2, True)

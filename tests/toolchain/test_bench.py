@@ -246,6 +246,20 @@ def test_the_runs_take_turns_and_the_last_batch_is_full():
     assert [found for *_, found in calls[2:6:3]] == [[0, 1, 2], [3, 4, 0]]
 
 
+def test_the_time_of_a_run_is_its_own_whoever_ran_before(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def runner(seconds):
+        def run(pixels):
+            clock[0] += seconds
+
+        return run
+
+    found = module._timed([runner(1.0), runner(0.25)], np.zeros((6, 2, 2, 3), np.uint8), 3, 2, lambda steps: None)
+    assert [series.values for series in found] == [(1.0,) * 4, (0.25,) * 4]
+
+
 def test_each_figure_of_the_table_stands_in_its_column(trained, models, no_processes):
     path, checkpoint = trained
     result = bench(

@@ -4,6 +4,7 @@ import os
 import shutil
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from imgcls.data.packed import (
     run_ahead,
     some_pictures,
 )
-from imgcls.data.pictures import PackedPictures, StreamedPictures
+from imgcls.data.pictures import FeaturePictures, PackedPictures, StreamedPictures
 from imgcls.errors import DataError
 from imgcls.training import train, train_config
 from imgcls.training.distributed import Group
@@ -53,6 +54,16 @@ def no_decoding(monkeypatch):
         raise AssertionError("decoded again")
 
     return lambda: monkeypatch.setattr(packed, "_decode", refuse)
+
+
+def test_features_of_pictures_that_could_not_be_read_are_in_no_stream():
+    pictures = SimpleNamespace(labels=torch.tensor([0, 1, 0, 1]))
+    features = FeaturePictures(pictures, torch.arange(4.0)[:, None], torch.tensor([0, 1, 3]))
+    chunks = [torch.tensor([2, 3]), torch.tensor([1, 0]), torch.tensor([2])]
+    found = [
+        (kept if kept is None else kept.tolist(), x.flatten().tolist()) for kept, x in features.stream(iter(chunks))
+    ]
+    assert found == [([1], [3.0]), (None, [1.0, 0.0]), ([], [])]
 
 
 def test_the_second_time_nothing_is_decoded_and_the_pixels_are_the_same(pictures, cache, no_decoding):

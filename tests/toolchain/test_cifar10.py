@@ -129,6 +129,14 @@ def test_a_file_that_is_no_archive_is_one_clear_error(tmp_path, content):
         read_archive(path)
 
 
+@pytest.mark.parametrize("name", ["cifar-10-batches-py/test_batch", "package/test_batch.png"])
+def test_an_archive_that_is_damaged_inside_is_one_clear_error(tmp_path, name):
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
+        add(tar, name, b"neither a pickle nor a picture")
+    with pytest.raises(DataError, match=r"a\.tgz: damaged archive"):
+        read_archive(tmp_path / "a.tgz")
+
+
 def test_another_archive_is_named_as_such(tmp_path):
     with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
         add(tar, "package/index.js", b"1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -283,9 +284,21 @@ def test_json_has_a_test_picture_once_with_the_nearest_training_picture(both):
 def test_long_lists_are_cut_and_counted(scenes):
     for number in range(7):
         shutil.copy(scenes / "ant" / "00.png", scenes / "ant" / f"copy{number}.png")
+        (scenes / "bee" / f"damaged{number}.png").write_bytes(b"damaged")
+    shutil.copy(scenes / "ant" / "01.png", scenes / "bee" / "other.png")
     output = check(scenes)[1]
     assert "7 within a class:" in output
-    assert "  and 2 more\n" in output
+    assert "1 across classes" in output
+    assert re.findall(r"  and \d more\n", output) == ["  and 2 more\n"]
+    assert output.count("unreadable: ") == 7
+
+
+def test_pictures_after_a_damaged_one_keep_their_names(scenes):
+    (scenes / "ant" / "!.png").write_bytes(b"damaged")
+    save(scene(3), scenes / "bee" / "near.jpg", quality=60)
+    found = check_folder(scenes, body=False)
+    (pair,) = found.pairs
+    assert {found.pictures.paths[row].name for row in pair[:2]} == {"03.png", "near.jpg"}
 
 
 def test_the_page_holds_its_pictures_itself(scenes, tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -354,6 +355,18 @@ def vgg16(tmp_path_factory):
     checkpoint = Checkpoint(state, manifest)
     path = tmp_path_factory.mktemp("vgg16") / "v.onnx"
     return export_model(ExportConfig(path.with_suffix(".pth"), "onnx", path), checkpoint), onnx.load(path)
+
+
+def test_two_exports_never_write_one_file_at_once(trained, tmp_path, monkeypatch):
+    locked = []
+
+    def one_writer(path):
+        locked.append(path)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("imgcls.export.one_writer", one_writer)
+    export_model(ExportConfig(trained[0], output=tmp_path / "a.onnx"), trained[1])
+    assert locked == [tmp_path / "a.onnx"]
 
 
 def test_vgg16_at_32_pixels_is_folded_small_and_agrees(vgg16):

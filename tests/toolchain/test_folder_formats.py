@@ -136,13 +136,15 @@ def test_a_failed_export_leaves_the_older_folder_as_it_was(trained, tmp_path):
 def test_the_model_card_is_the_hubs(trained, tmp_path):
     hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub reads model cards; pip install -e '.[dev]'")
     path, checkpoint = trained
-    result = export_model(ExportConfig(path, "huggingface", tmp_path / "cnn", license="apache-2.0"), checkpoint)
+    result = export_model(ExportConfig(path, "huggingface", tmp_path / "mine", license="apache-2.0"), checkpoint)
     card = hub.ModelCard.load(result.path / "README.md")
     assert card.data.pipeline_tag == "image-classification"
     assert card.data.library_name == "onnx"
     assert card.data.license == "apache-2.0"
     (found,) = card.data.eval_results  # the Hub's own reading of model-index
     assert (found.metric_type, found.metric_value) == ("accuracy", checkpoint.manifest.dataset["test_accuracy"])
+    assert card.data.model_name == "mine"
+    assert card.text.strip().startswith("# mine\n")
     assert f"{result.manifest.parity.max_abs_diff:.1e}" in card.text
 
 

@@ -21,7 +21,7 @@ from imgcls.config import ExportConfig
 from imgcls.errors import CheckpointError, ExportError, ImgclsError, TrainingError
 from imgcls.export import export_model
 from imgcls.networks.classifier import ends_in
-from imgcls.networks.efficientnet_lite import Block
+from imgcls.networks.efficientnet_lite import Block, _convolution
 from imgcls.networks.registry import NETWORKS, build_network, find, find_recorded
 from imgcls.networks.skeleton import bare, head_paths, misfit, skeleton
 from imgcls.parity.bisect import bisect
@@ -365,8 +365,9 @@ def test_auxiliary_heads_are_left_out_and_the_input_is_normalised_as_their_weigh
     assert "auxiliary" in row.note
 
 
-def test_published_files_of_densenet_have_older_names():
-    renamed = find("torchvision/densenet121").renamed
+@pytest.mark.parametrize("name", [name for name in TORCHVISION if name.startswith("densenet")])
+def test_published_files_of_densenet_have_older_names(name):
+    renamed = find(f"torchvision/{name}").renamed
     old = "features.denseblock1.denselayer1.norm.1.weight"
     assert renamed(old) == "features.denseblock1.denselayer1.norm1.weight"
     assert renamed("features.norm5.weight") == "features.norm5.weight"
@@ -623,6 +624,36 @@ def test_a_network_that_branches_on_its_pictures_is_refused_in_one_line_and_torc
     with pytest.raises(ExportError, match="this network"):
         export_model(ExportConfig(result.path, output=here / f"net.{suffix}"), result.checkpoint)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [((8, 8), 3, 2), ((9, 6), 5, 2), ((7, 8), 3, 2), ((8, 8), 5, 1)])
+def test_convolutions_of_the_lite_networks_are_padded_as_tensorflow_pads(size, kernel, stride):
+    layer, shape = _convolution(2, 3, kernel, stride, size)
+    (top, bottom), (left, right) = (
+        (total // 2, -(-total // 2)) for total in ((-(-n // stride) - 1) * stride + kernel - n for n in size)
+    )
+    pictures = torch.randn(1, 2, *size, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(pictures, (left, right, top, bottom))
+    expected = torch.nn.functional.conv2d(padded, layer.weight, stride=stride)
+    assert tuple(expected.shape[2:]) == shape
+    torch.testing.assert_close(layer(pictures), expected)
+
+
+def test_a_function_of_ones_own_has_no_published_weights_to_name(here):
+    with pytest.raises(
+        ImgclsError, match="a function of your own, without published weights; leave out `weights_name`"
+    ):
+        find("my_net.py:build", "DEFAULT")
+
+
+def test_a_network_that_torchscript_can_not_trace_is_refused_in_one_line(here, monkeypatch):
+    def trace(*arguments, **options):
+        raise RuntimeError("Could not export this:\n\nat my_net.py:12")
+
+    result = trained(here, "my_net.py:build")
+    monkeypatch.setattr(torch.jit, "trace", trace)
+    with pytest.raises(ExportError, match=r"torch can't trace this network \(Could not export this:\)"):
+        export_model(ExportConfig(result.path, output=here / "net.pt"), result.checkpoint)
 
 
 # --- transformers ---

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from helpers import make_pictures
+from PIL import Image
 
 from imgcls.checkpoint import load_checkpoint, save_checkpoint
 from imgcls.cli import command
@@ -182,6 +183,10 @@ def test_int8_is_calibrated_on_the_runs_training_pictures_and_never_on_its_test_
     for named, count in (("mine", 8), ("other", 6), ("other/test", 7)):
         config = ExportConfig("models/split.pth", precision="int8", calibration=named)
         assert len(_calibration_pictures(config, load_checkpoint("models/split.pth").manifest)) == count
+    config = ExportConfig("models/split.pth", precision="int8", calibration="mine")
+    found = _calibration_pictures(config, load_checkpoint("models/split.pth").manifest)
+    training = split_folder(scan_folder("mine"), 0.25, 0)[0]
+    assert {picture.tobytes() for picture in found} == {Image.open(path).tobytes() for path in training.paths}
 
 
 def test_int8_without_a_run_asks_for_pictures(here):

@@ -640,9 +640,7 @@ def test_convolutions_of_the_lite_networks_are_padded_as_tensorflow_pads(size, k
 
 
 def test_a_function_of_ones_own_has_no_published_weights_to_name(here):
-    with pytest.raises(
-        ImgclsError, match="a function of your own, without published weights; leave out `weights_name`"
-    ):
+    with pytest.raises(ImgclsError, match="without published weights; leave out `weights_name`"):
         find("my_net.py:build", "DEFAULT")
 
 

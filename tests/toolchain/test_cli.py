@@ -201,21 +201,21 @@ def shell(line, *arguments):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-@pytest.mark.parametrize("line", ['imgcls data check "$1" > /dev/full', "imgcls --help > /dev/full"])
+@pytest.mark.parametrize("line", ['imgcls data check --no-body "$1" > /dev/full', "imgcls --help > /dev/full"])
 def test_a_full_disk_below_standard_output_is_one_line(pictures, line):
     code, _, errors = shell(line, pictures)
     assert (code, errors) == (1, "error: standard output can't be written (No space left on device)\n")
 
 
 def test_closed_standard_output_is_one_line(pictures):
-    code, _, errors = shell('imgcls data check "$1" >&-', pictures)
+    code, _, errors = shell('imgcls data check --no-body "$1" >&-', pictures)
     assert (code, errors) == (1, "error: standard output can't be written (Bad file descriptor)\n")
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "2>&- <&-"])
 def test_closed_standard_error_and_input_change_nothing(pictures, closed):
-    assert shell(f'imgcls data check "$1" {closed}', pictures)[0::2] == (0, "")
-    assert shell(f"imgcls data check nowhere {closed}")[0] == 1
+    assert shell(f'imgcls data check --no-body "$1" {closed}', pictures)[0::2] == (0, "")
+    assert shell(f"imgcls data check --no-body nowhere {closed}")[0] == 1
 
 
 def test_what_is_left_to_train_survives_a_reader_that_goes_away(tmp_path):

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import SAMPLE, make_pictures
+from helpers import make_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgcls_infer import Predictor
@@ -142,8 +142,9 @@ def test_a_run_that_ends_gives_the_signals_back(config, sigterm):
 
 
 def test_a_run_killed_with_sigkill_is_resumed_bit_for_bit(config, tmp_path):
-    arguments = ["--train", str(SAMPLE / "train"), "--no-test", "--epochs", "4", "--device", "cpu", "--save-every", "0"]
-    arguments += ["--cache-dir", str(tmp_path / "cache")]
+    pictures = make_pictures(tmp_path / "small", {"ant": 20, "bee": 20}, size=8)
+    arguments = ["--train", str(pictures), "--no-test", "--image-size", "8", "--epochs", "6", "--batch-size", "4"]
+    arguments += ["--device", "cpu", "--save-every", "0", "--cache-dir", str(tmp_path / "cache")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(name):

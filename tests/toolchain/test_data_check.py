@@ -309,6 +309,7 @@ def test_the_page_holds_its_pictures_itself(scenes, tmp_path):
     assert page.count("data:image/jpeg;base64,") == 2
     assert "http" not in page
     assert "&lt;copy&gt;.png" in page
+    assert re.search(r'<b class="alarm">(ant / bee|bee / ant)</b>', page)
     assert "Across classes: 1" in page
 
 

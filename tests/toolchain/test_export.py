@@ -70,6 +70,15 @@ def test_golden_samples_carry_pytorchs_float32_probabilities_exactly(exported):
         np.testing.assert_array_equal(np.asarray(sample.probabilities, np.float32), expected)
 
 
+def test_every_format_runs_on_a_given_number_of_threads_and_puts_torchs_back(exported):
+    runtime, before = open_exported(exported[0]), torch.get_num_threads()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    assert runtime.with_threads is not None
+    for count in (1, 2):
+        np.testing.assert_allclose(runtime.with_threads(count)(pixels)[1], runtime.run(pixels)[1], atol=1e-6)
+        assert torch.get_num_threads() == before
+
+
 def test_no_path_of_the_exporting_machine_is_in_the_file(exported):
     content = exported[0].read_bytes()
     assert str(Path(export_module.__file__).parents[2]).encode() not in content

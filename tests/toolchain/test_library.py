@@ -136,7 +136,7 @@ def test_a_run_goes_on_by_its_folder(result):
     [
         ({"learnin_rate": 0.1}, "no option of a run is called 'learnin_rate'; did you mean `learning_rate`?"),
         ({"epoch": 3}, "no option of a run is called 'epoch'; did you mean `epochs`?"),
-        ({"xyz": 3}, "no option of a run is called 'xyz'; imgcls train --help lists them"),
+        ({"epochs": 1, "xyz": 3}, "no option of a run is called 'xyz'; imgcls train --help lists them"),
         ({"epochs": "many"}, "epochs is 'many', not a whole number"),
         ({"epochs": -1}, "epochs is -1; give 0 or more"),
         ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
@@ -229,6 +229,8 @@ def test_a_notebook_gets_tables_and_plots(result):
     assert [cells[6], cells[8]] == [f"{result.history[0][name]:.4f}" for name in ("train_loss", "test_loss")]
     assert "ok: 1 of 1 runtime answers as PyTorch eager (cpu) does, on 12 pictures" in pages[1]
     assert "macro F1" in pages[2]
+    cells = re.findall(r">([^<>]+)</t[hd]>", pages[2])
+    assert cells[:5] == ["class", "precision", "recall", "F1", "pictures"]
 
 
 def test_the_curves_mark_the_epoch_that_was_kept(result):

@@ -19,6 +19,7 @@ from imgcls_infer.manifest import MANIFEST_KEY, Manifest, Parity
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES
 from imgcls_infer.steps import shorthand
+from matplotlib.figure import Figure
 from onnx import numpy_helper
 
 from imgcls.cli import command
@@ -46,7 +47,7 @@ from imgcls.parity.rounding import (
 )
 from imgcls.parity.runtimes import Runtime, eager
 from imgcls.parity.verify import VerifyResult, default_tolerance, verify
-from imgcls.report.parity import _parity_section, write_parity
+from imgcls.report.parity import _parity_section, _plot_differences, write_parity
 from imgcls.report.tables import parity_cells
 
 
@@ -456,8 +457,15 @@ def test_the_page_holds_everything_in_one_file(trained, model_file, sample, tmp_
     page = (tmp_path / "page.html").read_text()
     assert "<b>.onnx" not in page
     assert "conv2_layer is the first node" in page
+    assert '<td><span class="failed">failed</span></td><td><span class="ok">ok</span></td>' in page
     assert page.count("data:image/png;base64,") == 2 + min(24, len(result.reports[0].changed))
     assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+
+def test_the_plot_of_differences_counts_the_probabilities_that_are_equal():
+    axes = Figure().subplots()
+    _plot_differences(axes, np.array([0.0, 1e-7, 0.0, 2e-7, 0.0]), 1e-5)
+    assert axes.get_title() == "3 of 5 are equal bit for bit"
 
 
 def test_of_many_changed_answers_the_page_shows_those_of_the_largest_margin(sample):
@@ -491,6 +499,17 @@ def test_one_file_that_fails_is_enough(off):
     reports = tuple(compared(answers(0), damaged if broken else answers(0), 1e-3) for broken in off)
     assert bool(VerifyResult(reports, 0, MANIFEST)) == (off == (0, 0))
     assert VerifyResult(reports, 0, MANIFEST).to_dict()["passed"] == (off == (0, 0))
+
+
+def test_a_changed_answer_has_the_references_margin():
+    expected = np.array([[0.9, 0.1], [0.45, 0.55], [0.7, 0.3]])
+    actual = np.array([[0.2, 0.8], [0.75, 0.25], [0.6, 0.4]])
+    found = compare_module._changed(expected, actual, ("ant", "bee"), np.array([1, -1, 0]), ["a.png", "b.png", "c.png"])
+    assert [(answer.path, answer.reference, answer.candidate, answer.true) for answer in found] == [
+        ("a.png", "ant", "bee", "bee"),
+        ("b.png", "bee", "ant", None),
+    ]
+    assert [answer.margin for answer in found] == pytest.approx([0.8, 0.1])
 
 
 def test_points_are_gained_where_the_file_is_right_more_often_than_pytorch():

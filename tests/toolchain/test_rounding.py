@@ -126,6 +126,16 @@ def test_the_model_covers_what_the_runtime_does_and_not_a_hundred_times_it(train
     assert sigma * SPREAD / 100 < largest < sigma * SPREAD
 
 
+def test_a_masks_infinities_are_exact_and_the_others_are_not():
+    x, mask = torch.rand(2, 5), torch.full((2, 5), 0.1)
+    mask[:, 3:] = float("inf")
+    for sign in (1, -1):
+        call = operations.Call(torch.ops.aten.add.Tensor, (x, sign * mask), {})
+        ((deviation, _),) = call.noise(x + sign * mask, 0, "fp32")
+        assert (deviation[:, :3] > 0).any()
+        assert not deviation[:, 3:].any()
+
+
 class Last(torch.nn.Module):
     """A network that ends in one operation, on pixels as they are: float32 [N, 3, 4, 4]."""
 

@@ -110,10 +110,15 @@ def cropped(size: int, short: int, filter: str) -> Preprocessing:
     return Preprocessing((size, size), (Resize("short", (short, short), filter), Crop((size, size))))
 
 
+AT_224 = ("regnet_y_128gf", "vit_h_14")  # at the 384 and 518 pixels of their default, all values need over 23 GB
+
+
 def torchvision_subject(name: str) -> Subject:
     from torchvision import models
 
-    transforms = models.get_model_weights(name).DEFAULT.transforms()
+    entries = models.get_model_weights(name)
+    entry = entries["IMAGENET1K_SWAG_LINEAR_V1"] if name in AT_224 else entries.DEFAULT
+    transforms = entry.transforms()
     options: dict[str, Any] = {"num_classes": len(CLASSES)}
     if name in ("googlenet", "inception_v3"):
         options |= {"init_weights": False, "aux_logits": False}  # the heads are for training; the init takes a minute

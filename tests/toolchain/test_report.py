@@ -157,7 +157,9 @@ def test_curves_name_the_run_mark_the_kept_epoch_and_begin_at_zero(figures):
     assert list(loss.lines[-1].get_xdata()) == [2, 2]
     assert (loss.get_ylim()[0], *accuracy.get_ylim()) == (0, 0, 1.02)
     assert accuracy.get_ylabel() == "share that is right"
+    assert accuracy.yaxis.get_major_formatter().xmax == 1  # which is shown as 100%
     plot_curves([{**history[0], "epoch": 0}, *history], Path("unused"), best=0)  # a solved last layer, and no epoch
+    assert figures[1].axes[0].get_xlim() == (-0.5, 3.5)
     marked = figures[1].axes[0].lines[-1]
     assert (marked.get_label(), list(marked.get_xdata())) == ("epoch 0 is kept", [0, 0])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 import pytest
 from click.shell_completion import BashComplete
@@ -12,6 +14,10 @@ from imgcls.cli.groups import GroupedCommand
 from imgcls.cli.train import command as train_command
 
 GROUPED = [found for found in command.commands.values() if isinstance(found, GroupedCommand)]
+
+names_commands = pytest.mark.skipif(
+    not hasattr(click.exceptions, "NoSuchCommand"), reason="this click is too old to name the nearest command"
+)
 
 
 def help_of(name):
@@ -57,14 +63,14 @@ def test_a_name_of_0_1_is_taken_and_not_shown():
     [
         (["train", "--learning_rate", "1"], "--learning-rate"),
         (["train", "--colors", "1"], "--color"),
-        (["trian"], "train"),
-        (["evaluate"], "eval"),
+        pytest.param(["trian"], "train", marks=names_commands),
+        pytest.param(["evaluate"], "eval", marks=names_commands),
     ],
 )
 def test_what_is_typed_wrongly_gets_the_nearest_name(words, meant):
     result = CliRunner().invoke(command, words)
     assert result.exit_code == 2
-    assert meant in result.output.split("Did you mean")[1]
+    assert meant in re.split(r"Did you mean|Possible options", result.output)[1]
 
 
 def test_the_shell_completes_commands_options_and_choices():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import threading
 import time
 from contextlib import contextmanager
@@ -59,6 +60,19 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, local, foun
     else:
         with pytest.raises(DeviceError, match="process 2 of this machine has no GPU; use --nproc-per-node=2"):
             _own_gpu(local)
+
+
+def test_a_process_takes_the_gpu_of_its_place_on_this_machine_and_not_of_its_place_among_all(monkeypatch):
+    for name, value in (("WORLD_SIZE", "4"), ("RANK", "3"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    rendezvous = importlib.import_module("torch.distributed.rendezvous")
+    monkeypatch.setattr(rendezvous, "rendezvous", lambda url: iter([(None, 3, 4)]))
+    with process_group(torch.device("cuda")) as (group, device):
+        assert (group.rank, group.size) == (3, 4)
+    assert chosen == [device] == [torch.device("cuda", 1)]
 
 
 @pytest.mark.parametrize(("cuda", "mps", "found"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])

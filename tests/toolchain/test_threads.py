@@ -61,6 +61,12 @@ def test_the_fastest_number_of_threads_is_taken_and_told(config, tmp_path, busy)
     assert torch.get_num_threads() == 4  # the run is over: a program that calls it has its threads again
 
 
+@pytest.mark.parametrize(("others", "told"), [(0.4, False), (0.6, True), (1.5, True)])
+def test_fewer_threads_are_tried_where_half_a_cpu_of_them_is_busy(config, busy, others, told):
+    busy({4: 0.3, 2: 0.1, 1: 0.2}, others)
+    assert any("2 threads instead of 4" in line for line in lines_of(config)) is told
+
+
 @pytest.mark.parametrize(
     ("seconds", "others", "given"),
     [

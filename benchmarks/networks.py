@@ -597,7 +597,9 @@ def reference_kept() -> Any:
 
         return known
 
-    return mock.patch.multiple(bisection, trace=once(bisection.trace), node_deviations=once(bisection.node_deviations))
+    return mock.patch.multiple(
+        bisection, traced=once(bisection.traced), node_deviations=once(bisection.node_deviations)
+    )
 
 
 def run_one(name: str) -> Row:

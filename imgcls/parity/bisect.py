@@ -11,7 +11,7 @@ SPREAD sqrt(2) of its own deviation by the model of rounding (imgcls.parity.roun
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -139,7 +139,7 @@ def bisect(checkpoint: Checkpoint, path: AnyPath, pixels: np.ndarray | None = No
     """
     path = Path(path)
     golden = _golden_samples(path)
-    model = _without_weights(path)
+    model = _without_weights(onnx.load(path, load_external_data=False))
     classifier = checkpoint.classifier()
     sides = _sides(classifier, model, path)
     typical, batches = _pictures(classifier, golden, pixels, model)
@@ -168,14 +168,20 @@ def _golden_samples(path: Path) -> tuple[GoldenSample, ...]:
     return opened.golden
 
 
-def _without_weights(path: Path) -> onnx.ModelProto:
-    """The file's graph with names alone for initializers: weights of gigabytes are kept once, in the session."""
-    whole, model = onnx.load(path, load_external_data=False), onnx.ModelProto()
+def _without_weights(whole: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with names alone for initializers: weights of gigabytes are kept once on each side."""
+    model = onnx.ModelProto()
     model.opset_import.extend(whole.opset_import)
     for part in ("node", "input", "output"):
         getattr(model.graph, part).extend(getattr(whole.graph, part))
     model.graph.initializer.extend(onnx.TensorProto(name=tensor.name) for tensor in whole.graph.initializer)
     return model
+
+
+def traced(classifier: Classifier, opset: int) -> OnnxGraph:
+    """As an export traces it, without the weights."""
+    graph = trace(classifier, opset)
+    return replace(graph, model=_without_weights(graph.model))
 
 
 def _divergence(
@@ -223,7 +229,7 @@ def _reference(classifier: Classifier, model: onnx.ModelProto) -> OnnxGraph:
         folds.reverse()
     references = []
     for fold in folds:
-        references.append(trace(_folded(classifier) if fold else classifier, opset))
+        references.append(traced(_folded(classifier) if fold else classifier, opset))
         if {node.name for node in references[-1].model.graph.node} == names:
             return references[-1]
     return max(references, key=lambda found: -len({node.name for node in found.model.graph.node} ^ names))

@@ -163,20 +163,25 @@ def deviations(
 ) -> dict[str, float]:
     """sigma of each value that `run` tells of, under the rounding that it is handed."""
     largest: dict[str, float] = {}
-    with torch.no_grad():
-        for batch in torch.from_numpy(pixels).split(batch_size(pixels.shape[1:3])):
-            rounding, clean = _Rounding(), Values()
-
-            def keep(name: str, value: Tensor, clean: Values = clean) -> None:
-                if value.is_floating_point():
-                    clean[name] = value.clone()
-
-            run(batch, rounding, keep)
-            sizes = {name: _largest(value) for name, value in clean.items()}
-            planted = partial(_sigmas, run, batch, rounding, clean)
-            sigmas = sigmas_by(planted, sizes, magnified=precision == "fp32")
-            largest = {name: max(largest.get(name, 0.0), sigma) for name, sigma in sigmas.items()}
+    for batch in torch.from_numpy(pixels).split(batch_size(pixels.shape[1:3])):
+        for name, sigma in _deviations(run, batch, precision).items():
+            largest[name] = max(largest.get(name, 0.0), sigma)
     return largest
+
+
+@torch.no_grad()
+def _deviations(run: Callable[[Tensor, _Rounding, Seen], None], batch: Tensor, precision: str) -> dict[str, float]:
+    """Of one batch; all values that are kept for it are freed with this call."""
+    rounding, clean = _Rounding(), Values()
+
+    def keep(name: str, value: Tensor) -> None:
+        if value.is_floating_point():
+            clean[name] = value.clone()
+
+    run(batch, rounding, keep)
+    sizes = {name: _largest(value) for name, value in clean.items()}
+    planted = partial(_sigmas, run, batch, rounding, clean)
+    return sigmas_by(planted, sizes, magnified=precision == "fp32")
 
 
 def sigmas_by(

@@ -110,7 +110,7 @@ def cropped(size: int, short: int, filter: str) -> Preprocessing:
     return Preprocessing((size, size), (Resize("short", (short, short), filter), Crop((size, size))))
 
 
-AT_224 = ("regnet_y_128gf", "vit_h_14")  # at the 384 and 518 pixels of their default, all values need over 23 GB
+AT_224 = ("regnet_y_128gf", "vit_h_14")  # 23 GB were too few for the 384 and 518 pixels of their default weights
 
 
 def torchvision_subject(name: str) -> Subject:

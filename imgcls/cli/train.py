@@ -105,7 +105,7 @@ def _recipe_option(*names: str, text: str, **attributes: Any) -> Callable[[Comma
     "--config",
     type=FILE,
     metavar="FILE",
-    help="Take options from a JSON or TOML file, like a run's config.json. Its run_dir is left out.",
+    help="Take options from a JSON or TOML file, like a run's config.json. A run_dir in it is ignored.",
 )
 @click.option("--arch", "--model", metavar="NAME", default="cnn", show_default=True, help=f"Network: {known_names()}.")
 @click.option(

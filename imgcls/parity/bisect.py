@@ -169,7 +169,7 @@ def _golden_samples(path: Path) -> tuple[GoldenSample, ...]:
 
 
 def _without_weights(whole: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with names alone for initializers: weights of gigabytes are kept once on each side."""
+    """The model with initializers that have names alone: the session and the classifier hold the weights themselves."""
     model = onnx.ModelProto()
     model.opset_import.extend(whole.opset_import)
     for part in ("node", "input", "output"):
@@ -179,7 +179,7 @@ def _without_weights(whole: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def traced(classifier: Classifier, opset: int) -> OnnxGraph:
-    """As an export traces it, without the weights."""
+    """The graph of a classifier as an export traces it, without the weights."""
     graph = trace(classifier, opset)
     return replace(graph, model=_without_weights(graph.model))
 

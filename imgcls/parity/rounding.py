@@ -51,6 +51,8 @@ _PIXELS = 1 << 16  # of all typical pictures together, where there are more than
 Values = dict[str, Tensor]
 Seen = Callable[[str, Tensor], None]
 """What is told the name of a value and the value, which an operation after it may change in place."""
+RoundedRun = Callable[[Tensor, "_Rounding", Seen], None]
+"""Runs a network or graph on image uint8 [N, H, W, 3] under the rounding that it is handed, and tells of its values."""
 Within = Callable[[], contextlib.AbstractContextManager[None]]
 
 
@@ -158,9 +160,7 @@ def _run_nodes(graph: fx.GraphModule, image: Tensor, seen: Seen, within: Within)
         _Watched(graph, seen, within).run(image)
 
 
-def deviations(
-    run: Callable[[Tensor, _Rounding, Seen], None], pixels: np.ndarray, precision: str = "fp32"
-) -> dict[str, float]:
+def deviations(run: RoundedRun, pixels: np.ndarray, precision: str = "fp32") -> dict[str, float]:
     """sigma of each value that `run` tells of, under the rounding that it is handed."""
     largest: dict[str, float] = {}
     for batch in torch.from_numpy(pixels).split(batch_size(pixels.shape[1:3])):
@@ -170,8 +170,8 @@ def deviations(
 
 
 @torch.no_grad()
-def _deviations(run: Callable[[Tensor, _Rounding, Seen], None], batch: Tensor, precision: str) -> dict[str, float]:
-    """Of one batch; all values that are kept for it are freed with this call."""
+def _deviations(run: RoundedRun, batch: Tensor, precision: str) -> dict[str, float]:
+    """sigma of each value for one batch. The values that are kept for it are freed when this returns."""
     rounding, clean = _Rounding(), Values()
 
     def keep(name: str, value: Tensor) -> None:
@@ -180,8 +180,7 @@ def _deviations(run: Callable[[Tensor, _Rounding, Seen], None], batch: Tensor, p
 
     run(batch, rounding, keep)
     sizes = {name: _largest(value) for name, value in clean.items()}
-    planted = partial(_sigmas, run, batch, rounding, clean)
-    return sigmas_by(planted, sizes, magnified=precision == "fp32")
+    return sigmas_by(partial(_sigmas, run, batch, rounding, clean), sizes, magnified=precision == "fp32")
 
 
 def sigmas_by(
@@ -203,9 +202,7 @@ def sigmas_by(
     return sigmas
 
 
-def _sigmas(
-    run: Callable[[Tensor, _Rounding, Seen], None], batch: Tensor, rounding: _Rounding, clean: Values, scale: float
-) -> dict[str, float]:
+def _sigmas(run: RoundedRun, batch: Tensor, rounding: _Rounding, clean: Values, scale: float) -> dict[str, float]:
     """sigma of each value by noise that is planted `scale` times larger.
 
     A noisy value is used as it comes: of all values at once, the clean ones and the sums of squares alone are kept.

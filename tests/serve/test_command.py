@@ -42,7 +42,7 @@ def started(*options: object) -> Iterator[tuple[subprocess.Popen, httpx.Client, 
     try:
         line = process.stderr.readline()
         address = re.search(r"http://\S+", line)
-        assert address, line  # the rest may be long in coming
+        assert address, line  # reading on would wait until the server ends
         with httpx.Client(base_url=address[0], timeout=PATIENCE, trust_env=False) as client:
             yield process, client, line
     finally:

@@ -210,18 +210,18 @@ def test_a_batch_is_only_free_where_each_size_answers_rightly(tmp_path):
         graph.node[-1].output[0] = "plain"
         stored = {"first": np.array(0), "one": np.float32(1), "two": np.float32(2)}
         graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items())
-        for operator, inputs, output in (
-            ("Shape", ["input"], "shape"),
-            ("Gather", ["shape", "first"], "number"),
-            ("Sub", ["count", "one"], "less 1"),
-            ("Sub", ["count", "two"], "less 2"),
-            ("Mul", ["less 1", "less 2"], "product"),
-            ("Add", ["product", "one"], "factor"),
-            ("Mul", ["plain", "factor"], "scores"),
-        ):
-            graph.node.append(helper.make_node(operator, inputs, [output]))
-            if output == "number":
-                graph.node.append(helper.make_node("Cast", ["number"], ["count"], to=TensorProto.FLOAT))
+        graph.node.extend(
+            [
+                helper.make_node("Shape", ["input"], ["shape"]),
+                helper.make_node("Gather", ["shape", "first"], ["number"]),
+                helper.make_node("Cast", ["number"], ["count"], to=TensorProto.FLOAT),
+                helper.make_node("Sub", ["count", "one"], ["less 1"]),
+                helper.make_node("Sub", ["count", "two"], ["less 2"]),
+                helper.make_node("Mul", ["less 1", "less 2"], ["product"]),
+                helper.make_node("Add", ["product", "one"], ["factor"]),
+                helper.make_node("Mul", ["plain", "factor"], ["scores"]),
+            ]
+        )
 
     path = change(Graph((1, 3, SIDE, SIDE)).write(tmp_path / "original.onnx"), by_number)
     result = adopt_onnx(config(path))

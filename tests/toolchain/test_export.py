@@ -355,18 +355,7 @@ def test_a_file_without_golden_samples_still_runs(trained, tmp_path):
     assert Predictor(tmp_path / "a.onnx").golden == []
 
 
-@pytest.fixture(scope="module")
-def vgg16(tmp_path_factory):
-    """A real VGG16 for 32x32 pictures, folded: the checkpoint, the result, and its graph."""
-    torch.manual_seed(0)
-    state = build_network("vgg16", 3, 32).state_dict()
-    manifest = Manifest("vgg16", ("a", "b", "c"), shorthand(32), HALF, HALF, weights_sha256(state))
-    checkpoint = Checkpoint(state, manifest)
-    path = tmp_path_factory.mktemp("vgg16") / "v.onnx"
-    return export_model(ExportConfig(path.with_suffix(".pth"), "onnx", path), checkpoint), onnx.load(path)
-
-
-def test_two_exports_never_write_one_file_at_once(trained, tmp_path, monkeypatch):
+def test_an_export_locks_the_name_that_it_writes_to(trained, tmp_path, monkeypatch):
     locked = []
 
     def one_writer(path):
@@ -376,6 +365,17 @@ def test_two_exports_never_write_one_file_at_once(trained, tmp_path, monkeypatch
     monkeypatch.setattr("imgcls.export.one_writer", one_writer)
     export_model(ExportConfig(trained[0], output=tmp_path / "a.onnx"), trained[1])
     assert locked == [tmp_path / "a.onnx"]
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory):
+    """A real VGG16 for 32x32 pictures, folded: the checkpoint, the result, and its graph."""
+    torch.manual_seed(0)
+    state = build_network("vgg16", 3, 32).state_dict()
+    manifest = Manifest("vgg16", ("a", "b", "c"), shorthand(32), HALF, HALF, weights_sha256(state))
+    checkpoint = Checkpoint(state, manifest)
+    path = tmp_path_factory.mktemp("vgg16") / "v.onnx"
+    return export_model(ExportConfig(path.with_suffix(".pth"), "onnx", path), checkpoint), onnx.load(path)
 
 
 def test_vgg16_at_32_pixels_is_folded_small_and_agrees(vgg16):

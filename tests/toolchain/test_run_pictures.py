@@ -180,13 +180,16 @@ def test_int8_is_calibrated_on_the_runs_training_pictures_and_never_on_its_test_
     result = run("export", "models/two.pth", "--precision", "int8", "--run", "runs/two")
     assert result.exit_code == 0, result.output
     assert "other/train: the training pictures of runs/two" in result.stderr
-    for named, count in (("mine", 8), ("other", 6), ("other/test", 7)):
-        config = ExportConfig("models/split.pth", precision="int8", calibration=named)
-        assert len(_calibration_pictures(config, load_checkpoint("models/split.pth").manifest)) == count
-    config = ExportConfig("models/split.pth", precision="int8", calibration="mine")
-    found = _calibration_pictures(config, load_checkpoint("models/split.pth").manifest)
+    manifest = load_checkpoint("models/split.pth").manifest
+
+    def pictures(named):
+        return _calibration_pictures(ExportConfig("models/split.pth", precision="int8", calibration=named), manifest)
+
+    assert [len(pictures(named)) for named in ("mine", "other", "other/test")] == [8, 6, 7]
     training = split_folder(scan_folder("mine"), 0.25, 0)[0]
-    assert {picture.tobytes() for picture in found} == {Image.open(path).tobytes() for path in training.paths}
+    assert {picture.tobytes() for picture in pictures("mine")} == {
+        Image.open(path).tobytes() for path in training.paths
+    }
 
 
 def test_int8_without_a_run_asks_for_pictures(here):

@@ -91,13 +91,10 @@ def test_nothing_is_tried_where_the_system_does_not_tell_its_load(config, tmp_pa
 
 def test_threads_that_are_used_as_asked_are_given_by_the_user(monkeypatch):
     monkeypatch.setattr(system_threads, "_given", False)
-    before = torch.get_num_threads()
-    try:
+    with system_threads.torch_threads():
         assert not system_threads.threads_are_given()
         system_threads.use_threads(2)
         assert (torch.get_num_threads(), system_threads.threads_are_given()) == (2, True)
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("seconds", [0.01, 1.0])

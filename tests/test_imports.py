@@ -74,13 +74,16 @@ def test_the_toolchains_help_loads_click_alone(arguments):
     assert third_party(loaded(command("imgcls", *arguments))) == {"imgcls", "imgcls_infer", "click"}
 
 
-def test_a_missing_checkpoint_is_told_before_anything_of_onnx_loads():
+def test_a_missing_checkpoint_is_told_before_anything_of_onnx_loads_and_formats_load_no_sympy():
+    """sympy, which torch takes for the shapes of a graph that it captures, costs half a second."""
     code = "import sys; from imgcls.cli import main\n"
     code += "for name in ('export', 'verify', 'bench'):\n"
     code += "    sys.argv = ['imgcls', name, 'missing.pth', *['missing.onnx'] * (name != 'export')]\n"
     code += "    try: main()\n"
     code += "    except SystemExit as end: assert end.code == 1, (name, end.code)\n"
-    assert not third_party(loaded(code)) & {"onnx", "onnxruntime"}
+    code += "assert not {'onnx', 'onnxruntime'} & sys.modules.keys()\n"
+    code += "import imgcls.export.formats\n"
+    assert "sympy" not in loaded(code)
 
 
 def test_one_plugin_of_pillow_is_loaded_for_a_format(tmp_path):

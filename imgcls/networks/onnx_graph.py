@@ -41,7 +41,6 @@ _OWN_WEIGHTS = ("Conv", "ConvTranspose", "Gemm")
 
 
 FROZEN_BATCH = "its code takes how many pictures there are for a fixed number, as `len(x)` may; use x.shape[0]"
-_ANY_BATCH = ({0: torch.export.Dim("batch")},)
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _to_onnx(
             input_names=["image"],
             output_names=outputs,
             opset_version=opset,
-            dynamic_shapes=_ANY_BATCH,
+            dynamic_shapes=_any_batch(),
             dynamo=True,
             verbose=False,
         )
@@ -127,17 +126,22 @@ def capture(classifier: Classifier) -> ExportedProgram:
     example = torch.zeros(2, *classifier.size, 3, dtype=torch.uint8)  # 2: a batch of 1 would be taken for a constant
     with quiet_torch():
         try:
-            return torch.export.export(classifier, (example,), dynamic_shapes=_ANY_BATCH)
+            return torch.export.export(classifier, (example,), dynamic_shapes=_any_batch())
         except Exception as error:  # torch's exporter raises its own, torch._dynamo's and Python's exceptions
             if "Constraints violated" not in str(error):
                 raise ExportError(f"torch.export can't capture this network ({one_line(error)})") from error
         return _from_source(classifier, example)
 
 
+def _any_batch() -> Any:
+    """How torch is told that the number of pictures is free. torch.export.Dim loads sympy, which takes half a second."""
+    return ({0: torch.export.Dim("batch")},)
+
+
 def _from_source(classifier: Classifier, example: Tensor) -> ExportedProgram:
     """As `capture`, by reading the network's code, in which `len(x)` is no number yet, as it is where the code runs."""
     try:
-        return torch.export.export(classifier, (example,), dynamic_shapes=_ANY_BATCH, strict=True)
+        return torch.export.export(classifier, (example,), dynamic_shapes=_any_batch(), strict=True)
     except Exception as error:  # as in `capture`
         raise ExportError(f"torch can't export this network ({FROZEN_BATCH})") from error
 

@@ -1,4 +1,4 @@
-"""imgcls info: what is in an exported file."""
+"""imgcls info: what is in a model file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ _WIDE = 100
 @click.argument("model", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, with everything in full.")
 def command(model: Path, as_json: bool) -> None:
-    """Show what is in an exported file: manifest, operators, and each layer's parameters, size and cost."""
+    """Show what is in a checkpoint, an exported file or folder: manifest, and of an ONNX file its operators, and each
+    layer's parameters, size and cost.
+    """
     from imgcls.export.info import info as run
 
     found = run(model)

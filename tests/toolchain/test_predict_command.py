@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from helpers import SAMPLE
 from imgcls_infer.cli import command as infer_command
@@ -42,6 +44,24 @@ def test_every_file_answers_in_the_lines_of_the_predictor(files, name):
     done = predict(files[name], *PICTURES, "--top-k", 2, "--device", "cpu")
     assert done.exit_code == 0, done.output
     assert done.stdout == expected.stdout
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "onnx", "torchscript", "torch-export", "triton"])
+def test_every_file_is_described_by_its_manifest(files, trained, name):
+    described = json.loads(CliRunner().invoke(command, ["info", str(files[name]), "--json"]).stdout)
+    own = trained[1].manifest.to_dict()
+    for field in ("arch", "classes", "weights_sha256", "mean", "std", "training"):
+        assert described["manifest"][field] == own[field]
+    assert bool(described["layers"]) == (name in ("onnx", "triton"))
+    assert described["golden_samples"] == len(trained[1].samples)
+    assert described["bytes"] == Path(described["file"]).stat().st_size
+
+
+def test_a_bare_state_dict_is_not_described(trained, tmp_path):
+    torch.save(trained[1].state_dict, tmp_path / "bare.pth")
+    done = CliRunner().invoke(command, ["info", str(tmp_path / "bare.pth")])
+    assert done.exit_code == 1
+    assert done.output.startswith(f"error: {tmp_path}/bare.pth: a bare state dict")
 
 
 def test_as_json_it_has_the_predictors_fields(files):

@@ -11,7 +11,9 @@ import torch
 from helpers import SAMPLE, make_pictures
 
 from imgcls.checkpoint import Checkpoint
-from imgcls.training import train, train_config
+from imgcls.training import outcome, train, train_config
+
+_PLOT = outcome._plot
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +30,25 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True, scope="session")
+def undrawn():
+    """Runs leave out their curves and their confusion matrix, which take as long as learning a few pictures does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outcome, "_plot", lambda run, folder: None)
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Runs draw them, as in use."""
+    monkeypatch.setattr(outcome, "_plot", _PLOT)
+
+
+@pytest.fixture(autouse=True, scope="session")
 def one_registry():
     """torch's ONNX exporter reads the source of its 500 operators again for each file, which takes longer than the
-    rest of the export of a tiny network. Here it reads them once a process, and each export has a copy."""
+    rest of the export of a tiny network. Here it reads them once a process, and each export has a copy. So it is with
+    the operators that torch.export looks for in C++, 60 times an export."""
+    from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     read = functools.cache(ONNXRegistry.from_torchlib)
@@ -42,6 +60,7 @@ def one_registry():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        patch.setattr(utils, "_materialize_cpp_cia_ops", functools.cache(utils._materialize_cpp_cia_ops))
         yield
 
 

@@ -12,7 +12,7 @@ from imgcls.errors import ImgclsError
 from imgcls.networks import classifier as classifiers
 from imgcls.networks.classifier import split_head
 from imgcls.networks.novelty import Novelty, outside, subspace
-from imgcls.training import acceptance, outcome, train, train_config
+from imgcls.training import acceptance, train, train_config
 from imgcls.training.calibration import probability_limit
 
 
@@ -32,7 +32,6 @@ def coloured(tmp_path):
 @pytest.fixture
 def trained(coloured, tmp_path, monkeypatch):
     """Trains on them with half of them held out. Returns the checkpoint, its path and what was said."""
-    monkeypatch.setattr(outcome, "_plot", lambda run, folder: None)
 
     def run(name="net", resume=None, **options):
         lines: list[str] = []

@@ -26,7 +26,7 @@ def run(*arguments):
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
-def test_the_main_job_from_folder_to_verified_models(tmp_path):
+def test_the_main_job_from_folder_to_verified_models(tmp_path, drawn):
     checkpoint = tmp_path / "cnn.pth"
     folders = ["--train", SAMPLE / "train", "--test", SAMPLE / "test"]
     trained = run("train", *folders, "--epochs", 1, "--device", "cpu", "-o", checkpoint)
@@ -212,10 +212,9 @@ def test_closed_standard_output_is_one_line(pictures):
     assert (code, errors) == (1, "error: standard output can't be written (Bad file descriptor)\n")
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "2>&- <&-"])
-def test_closed_standard_error_and_input_change_nothing(pictures, closed):
-    assert shell(f'imgcls data check --no-body "$1" {closed}', pictures)[0::2] == (0, "")
-    assert shell(f"imgcls data check --no-body nowhere {closed}")[0] == 1
+def test_closed_standard_error_and_input_change_nothing(pictures):
+    assert shell('imgcls data check --no-body "$1" 2>&- <&-', pictures)[0::2] == (0, "")
+    assert shell("imgcls data check --no-body nowhere 2>&-")[0] == 1
 
 
 def test_what_is_left_to_train_survives_a_reader_that_goes_away(tmp_path):

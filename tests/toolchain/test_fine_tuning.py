@@ -16,7 +16,7 @@ from torch import nn
 from imgcls.checkpoint import load_checkpoint
 from imgcls.errors import TrainingError
 from imgcls.networks.registry import NETWORKS, TUNED, Published, find
-from imgcls.training import loop, outcome, train, train_config
+from imgcls.training import loop, train, train_config
 from imgcls.training.configure import config_text, with_enough_steps
 from imgcls.training.ema import Average
 from imgcls.training.epochs import Progress
@@ -47,7 +47,6 @@ class Doubled(nn.Module):
 @pytest.fixture
 def tiny(monkeypatch):
     """A network of 8 pixels with published weights, known as `tiny`; `onward` goes on after its last layer."""
-    monkeypatch.setattr(outcome, "_plot", lambda run, folder: None)
     for name, after in (("tiny", nn.Identity()), ("onward", Doubled())):
 
         def build(classes, size, dropout, after=after):

@@ -7,14 +7,13 @@ import torch
 from helpers import make_pictures
 
 from imgcls.evaluation import predict_logits
-from imgcls.training import loop, model, outcome, train, train_config
+from imgcls.training import loop, model, train, train_config
 from imgcls.training.held_out import held_out_answers, training_features
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Trains a tiny network. Returns the run, whose network has the kept weights, and its checkpoint."""
-    monkeypatch.setattr(outcome, "_plot", lambda run, folder: None)
     original, runs = loop.finish, []
     monkeypatch.setattr(loop, "finish", lambda run: runs.append(run) or original(run))
     pictures = make_pictures(tmp_path / "pictures", {"ant": 8, "bee": 4, "cow": 4}, size=8)

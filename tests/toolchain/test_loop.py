@@ -18,17 +18,12 @@ from imgcls.networks.classifier import Classifier
 from imgcls.networks.cnn import CNN
 from imgcls.networks.registry import build_network
 from imgcls.system.device import has_bf16_units
-from imgcls.training import outcome, train, train_config
+from imgcls.training import train, train_config
 from imgcls.training.learner import Learner
 from imgcls.training.run_folder import load_state
 
 COUNTS = {"ant": 7, "bee": 4, "cow": 2}  # 13 pictures in batches of 5: steps of 5, 5 and 3
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    monkeypatch.setattr(outcome, "_plot", lambda run, folder: None)
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_a_run_killed_with_sigkill_is_resumed_bit_for_bit(config, tmp_path):
         own = ["--output", str(tmp_path / f"{name}.pth"), "--run-dir", str(tmp_path / name)]
         return [sys.executable, "-m", "imgcls", "train", *arguments, *own]
 
-    subprocess.run(start("whole"), env=environment, check=True, capture_output=True)
+    assert CliRunner().invoke(command, start("whole")[3:]).exit_code == 0
     process = subprocess.Popen(start("killed"), env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (tmp_path / "killed" / "last.pth").exists() and time.monotonic() < deadline:
@@ -165,7 +165,7 @@ def test_a_run_killed_with_sigkill_is_resumed_bit_for_bit(config, tmp_path):
     assert hashes[0] == hashes[1]
 
 
-def test_the_run_folder_tells_the_story(config, tmp_path):
+def test_the_run_folder_tells_the_story(config, tmp_path, drawn):
     result = train(config)
     run = tmp_path / "run"
     assert result.run == run
@@ -400,7 +400,7 @@ def test_a_state_of_something_else_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.999}, {"ema": 0.999, "val_fraction": 0.25}])
-def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pictures, monkeypatch, options):
+def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pictures, drawn, monkeypatch, options):
     from imgcls.report import plots
 
     plotted = []

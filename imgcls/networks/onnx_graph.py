@@ -134,7 +134,7 @@ def capture(classifier: Classifier) -> ExportedProgram:
 
 
 def _any_batch() -> Any:
-    """How torch is told that the number of pictures is free. torch.export.Dim loads sympy, which takes half a second."""
+    """The number of pictures is free. A Dim loads sympy, which takes half a second."""
     return ({0: torch.export.Dim("batch")},)
 
 

@@ -118,7 +118,8 @@ async function checkAnotherModel(file) {
   await waited(() => $("model-name").innerText === file);
   $("self-check").click();
   await waited(() => !$("check").hidden);
-  return [$("check-verdict").innerText, $("check-verdict").className];
+  const problems = Array.from($("check-rows").children, (row) => row.lastElementChild.innerText);
+  return [$("check-verdict").innerText, $("check-verdict").className, problems];
 }
 
 async function usePage(name) {
@@ -128,6 +129,7 @@ async function usePage(name) {
   $("self-check").click();
   await waited(() => !$("check").hidden);
   const page = { model: $("model-name").innerText, answer: $("answer").innerText, bars };
+  page.modelFacts = $("model-facts").innerText;
   page.selfCheck = $("check-verdict").innerText;
   page.rows = Array.from($("check-rows").children, (row) => row.innerText);
   const broken = new DataTransfer();

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
+import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ case "$1 $2" in
     cp "$(dirname "$0")/infer" "$3/bin/imgcls-infer" ;;
   "-m pip") echo "pip $*" >>"$BOARD/log"; [ ! -e "$BOARD/pip-fails" ] ;;
   "- ") cat >/dev/null ;;
+  "-c "*) [ ! -e "$BOARD/no-venv" ] ;;
 esac
 """
 INFER = """#!/bin/sh
@@ -86,6 +90,7 @@ class Board:
         environment = {"PATH": f"{self.tools}{os.pathsep}{os.environ['PATH']}", "BOARD": str(self.root)}
         command = ["sh", str(self.bundle / "install.sh"), *map(str, options)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+        self.said = done.stdout
         return done.returncode, done.stderr, log.read_text().splitlines()
 
     def services(self, *options: object) -> list[str]:
@@ -109,6 +114,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_a_new_installation_has_the_bundles_model_and_no_service(board):
     assert board.services() == []
+    assert board.said == f"installed: {board.command}\n"
     assert board.model() == "good: the bundle's"
     assert sorted(path.name for path in board.prefix.iterdir()) == [".imgcls-install", "model.onnx", "venv"]
     assert "installed by imgcls" in board.command.read_text()
@@ -137,6 +143,7 @@ def test_a_model_that_fails_its_self_check_is_not_installed_and_leaves_nothing(b
 
 def test_an_update_keeps_the_service_and_starts_it_again(board):
     assert board.services("--serve") == STARTED
+    assert board.said.endswith(f"installed: {board.command}, and the service at http://127.0.0.1:8000\n")
     assert board.unit.read_text() == "the unit"
     (board.bundle / "imgcls-serve.service").write_text("a newer unit")
     assert board.services() == STARTED
@@ -165,6 +172,7 @@ def test_uninstalling_takes_all_away_and_the_service_first(board):
         "systemctl daemon-reload",
         "systemctl reset-failed imgcls-serve.service",
     ]
+    assert board.said == "imgcls is uninstalled\n"
     assert [path for path in (board.prefix, board.command, board.unit) if path.exists()] == []
 
 
@@ -173,6 +181,7 @@ def test_uninstalling_leaves_what_is_not_of_the_script(board):
     write(board.prefix / "theirs", "data")
     board.command.write_text("theirs")
     assert board.services("--uninstall") == []
+    assert board.said == f"note: {board.prefix} holds other files and stays\nimgcls is uninstalled\n"
     assert [path.name for path in board.prefix.iterdir()] == ["theirs"]
     assert board.command.read_text() == "theirs"
 
@@ -199,6 +208,7 @@ def with_another_command(board):
         (lambda board: (board.root / "running").rmdir(), ["--serve"], "needs systemd"),
         (lambda board: (board.tools / "id").write_text("#!/bin/sh\necho 1000\n"), ["--serve"], "needs root"),
         (lambda board: (board.root / "pip-fails").touch(), [], "do not fit this machine"),
+        (lambda board: (board.root / "no-venv").touch(), [], "venv is not installed: apt install python3-venv"),
     ],
 )
 def test_what_cannot_be_installed_is_one_line_and_no_command(board, make, options, problem):
@@ -210,3 +220,32 @@ def test_what_cannot_be_installed_is_one_line_and_no_command(board, make, option
     assert problem in errors
     assert not (board.prefix / "model.onnx").exists()
     assert (board.command.read_text() if board.command.exists() else None) == before
+
+
+@pytest.mark.parametrize(
+    ("machine", "pointer", "version", "problem"),
+    [
+        ("aarch64", 8, (3, 10, 0), None),
+        ("x86_64", 8, (3, 13, 1), None),
+        (
+            "armv7l",
+            4,
+            (3, 11, 2),
+            "this is a 32-bit system, and onnxruntime has no packages for it; install the 64-bit",
+        ),
+        ("riscv64", 8, (3, 11, 2), "this is a riscv64 processor; aarch64 and x86_64 are supported"),
+        ("aarch64", 8, (3, 9, 2), "Python 3.9.2 is older than 3.10; update the system"),
+    ],
+)
+def test_a_system_that_onnxruntime_has_no_packages_for_is_told(monkeypatch, machine, pointer, version, problem):
+    script = (EDGE / "install.sh").read_text()
+    code = script.partition("python3 - <<'END' || exit 1\n")[2].partition("\nEND\n")[0]
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "python_version", lambda: ".".join(map(str, version)))
+    monkeypatch.setattr(struct, "calcsize", lambda kind: pointer)
+    monkeypatch.setattr(sys, "version_info", version)
+    if problem is None:
+        exec(code, {})
+    else:
+        with pytest.raises(SystemExit, match=f"^error: {problem}"):
+            exec(code, {})

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
 from imgcls.data.folder import Folder, scan_folder
-from imgcls.data.layout import find_sets, layout_notes
+from imgcls.data.layout import find_sets, layout_notes, root_to_measure, training_root
 from imgcls.data.split import files_sha256, parts, record_of, split_folder
 from imgcls.errors import DataError, ImgclsError
 from imgcls.training import train, train_config
@@ -111,6 +111,7 @@ def tree(root, *folders):
         (["train/ant", "test/ant", "val/ant"], 0.0, ("train", "test", 0.0)),
         (["train/ant", "val/ant"], 0.0, ("train", "val", 0.0)),
         (["train/ant", "valid/ant"], 0.0, ("train", "valid", 0.0)),
+        (["train/ant", "valid/ant", "validation/ant", "val/ant"], 0.0, ("train", "val", 0.0)),
         (["train/ant", "validation/ant"], 0.0, ("train", "validation", 0.0)),
         (["train/ant"], 0.0, ("train", None, 0.2)),
         (["train/ant"], 0.3, ("train", None, 0.3)),
@@ -142,15 +143,43 @@ def test_hidden_entries_say_nothing_and_suffixes_may_be_in_capitals(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("folders", "measured", "trained"),
+    [
+        (["train/ant", "test/ant", "val/ant"], "test", "train"),
+        (["train/ant", "validation/ant"], "validation", "train"),
+        (["train/ant", "test"], "train", "train"),
+        (["ant", "bee"], ".", "."),
+        (["ant", "test/ant"], ".", "."),  # test is a class of its own
+    ],
+)
+def test_of_a_root_with_both_the_test_folder_is_measured_on_and_the_other_one_trained_on(
+    tmp_path, folders, measured, trained
+):
+    tree(tmp_path, *folders)
+    assert root_to_measure(tmp_path) == tmp_path / measured
+    assert training_root(tmp_path) == tmp_path / trained
+
+
+@pytest.mark.parametrize(
     ("folders", "split", "message"),
     [
-        (["train/ant", "test/ant"], 0.2, "test: is the test folder; leave out `split`"),
-        (["test/ant", "ant"], 0.0, "test: has no train/ beside it"),
+        (
+            ["train/ant", "test/ant"],
+            0.2,
+            "ROOT/test: is the test folder; leave out `split`, or give `train_dir` ROOT/train with it",
+        ),
+        (
+            ["val/ant", "ant"],
+            0.0,
+            "ROOT/val: has no train/ beside it; name both folders with `train_dir` and `test_dir`",
+        ),
+        ([], 0.0, "ROOT: no such folder"),
     ],
 )
 def test_what_contradicts_itself_is_told(tmp_path, folders, split, message):
-    with pytest.raises(DataError, match=message):
-        find_sets(tree(tmp_path, *folders), split)
+    with pytest.raises(DataError) as caught:
+        find_sets(tree(tmp_path / "root", *folders), split)
+    assert str(caught.value) == message.replace("ROOT", str(tmp_path / "root"))
 
 
 def test_a_folder_under_another_name_or_left_out_is_said(tmp_path):
@@ -158,7 +187,11 @@ def test_a_folder_under_another_name_or_left_out_is_said(tmp_path):
     train_dir, test_dir, val_dir = (tmp_path / name for name in ("train", "test", "val"))
     assert layout_notes(train_dir, test_dir) == [f"{val_dir}: left out; `val_fraction` holds out a part of {train_dir}"]
     shutil.rmtree(test_dir)
-    assert layout_notes(train_dir, val_dir) == [f"{val_dir}: these are the test pictures; they select nothing"]
+    for name in ("val", "valid", "validation"):
+        val_dir = val_dir.rename(tmp_path / name)
+        assert layout_notes(train_dir, val_dir) == [f"{val_dir}: these are the test pictures; they select nothing"]
+    tree(tmp_path, "mine/ant")
+    assert layout_notes(tmp_path / "mine", tmp_path / "theirs") == []  # what lies beside them by chance
     assert layout_notes(train_dir, None) == []
 
 

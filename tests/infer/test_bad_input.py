@@ -334,6 +334,14 @@ def test_a_file_too_large_to_be_a_picture_is_refused_unread(tmp_path: Path):
     assert "1,000,000,000,000 bytes, more than the 67,108,864 that are accepted" in refusal(path)
 
 
+def test_a_file_of_just_the_size_that_is_accepted_is_read(write, monkeypatch):
+    path = write("a.png", whole("PNG"))
+    monkeypatch.setattr("imgcls_infer.preprocess.MAX_FILE_BYTES", len(whole("PNG")))
+    assert preprocess(path, POLICY).shape == (8, 8, 3)
+    monkeypatch.setattr("imgcls_infer.preprocess.MAX_FILE_BYTES", len(whole("PNG")) - 1)
+    assert "bytes, more than the" in refusal(path)
+
+
 def test_a_jpeg_of_endless_scans_is_refused_unread():
     data = encode(noise(24, 24), "JPEG", progressive=True)
     assert preprocess(data, POLICY).shape == (8, 8, 3)

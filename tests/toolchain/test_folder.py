@@ -48,12 +48,13 @@ def test_hidden_stray_and_empty_are_listed_and_left_out(pictures):
     (pictures / "ant" / ".DS_Store").write_text("x")
     (pictures / "ant" / "Thumbs.db").write_text("x")
     (pictures / "aardvark").mkdir()
+    (pictures / "zebra").mkdir()
     folder = scan_folder(pictures)
     assert folder.classes == ("ant", "bee", "cow")
     assert folder.labels == (0,) * 4 + (1,) * 4 + (2,) * 4
     assert {path.name for path in folder.hidden} == {".cache", ".DS_Store"}
     assert {path.name for path in folder.stray} == {"notes.txt", "Thumbs.db"}
-    assert folder.empty == ("aardvark",)
+    assert folder.empty == ("aardvark", "zebra")
 
 
 def test_pictures_in_subfolders_of_a_class_count(pictures):

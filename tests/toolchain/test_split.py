@@ -42,6 +42,11 @@ def test_each_class_gives_its_share_and_keeps_a_picture_in_either_part(counts, s
         assert test_part.labels.count(label) == min(max(round(share * count), 1), count - 1)
 
 
+def test_a_class_without_a_picture_here_is_in_neither_part():
+    train_part, test_part = split_folder(folder_of([5, 0, 4]), 0.5, 0)
+    assert (train_part.counts(), test_part.counts()) == ([3, 0, 2], [2, 0, 2])
+
+
 def test_the_seed_draws_the_pictures_and_the_place_of_the_folder_does_not():
     folder = folder_of([50, 50])
     drawn = [split_folder(folder, 0.2, seed)[1].paths for seed in (0, 0, 1)]
@@ -89,10 +94,21 @@ def test_the_parts_are_found_again_and_only_in_the_same_pictures(tmp_path):
 
 @pytest.mark.parametrize(
     "split",
-    [None, 3, [], {}, {"fraction": "0.2", "seed": 0}, {"fraction": 2.0, "seed": 0}, {"fraction": 0.2, "seed": "../x"}],
+    [
+        *(None, 3, [], {}, {"fraction": "0.2", "seed": 0}, {"fraction": 2.0, "seed": 0}),
+        *({"fraction": 0.2, "seed": "../x"}, {"fraction": 0.2, "seed": 0}),  # the second class can't be split
+    ],
 )
 def test_what_a_file_claims_of_a_split_may_be_anything(split):
     assert parts(folder_of([3, 1]), {"split": split, "test_files_sha256": 1}) is None
+
+
+@pytest.mark.parametrize(("fraction", "found"), [(0.0, False), (0.4, True), (1.0, False), (-0.4, False), (1, False)])
+def test_only_a_share_that_a_run_can_split_off_is_taken(fraction, found):
+    folder = folder_of([5, 4])
+    made = split_folder(folder, fraction, 0)
+    record = {"split": {"fraction": fraction, "seed": 0}, "test_files_sha256": files_sha256(made[1])}
+    assert parts(folder, record) == (made if found else None)
 
 
 # --- one folder for both

@@ -300,6 +300,7 @@ def test_several_pictures_at_once_are_listed_with_their_answers(report):
     assert found["several"]["said"] == [expected[0], refused, expected[1]]
     assert (found["several"]["first"], found["several"]["chosen"]) == (first.label, second.label)
     assert (found["several"]["listed"], found["several"]["alone"]) == (True, True)
+    assert found["several"]["disabled"] == [False, True, False]
 
 
 def test_what_was_chosen_last_stays_whatever_was_on_its_way(report):
@@ -321,8 +322,20 @@ def test_a_self_check_that_fails_says_so_and_looks_so(report):
     ]
 
 
-def test_another_model_frees_the_one_before(report):
-    assert report[1]["released"] == 1
+def test_a_picture_is_taken_from_the_clipboard_and_a_drag_is_seen(report):
+    assert report[1]["pasted"].startswith("32 x 32 pixels, ")
+    assert report[1]["dragged"] == [True, False]
+
+
+def test_another_model_frees_the_one_before_and_answers_for_the_picture_that_is_shown(report):
+    another = report[1]["another"]
+    assert (another["released"], another["hidden"]) == (1, True)
+    assert another["answer"] in ("red", "green", "blue", "unsure", "none of these")
+
+
+def test_a_model_that_is_not_there_is_said_and_so_are_pictures_without_one(report):
+    missing = "test/none.onnx: 404 File not found"
+    assert report[1]["none"] == ["No model", missing, "there is no model yet"]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -341,6 +354,7 @@ def test_other_models_see_pythons_pixels_and_give_its_answers_and_novelty(report
 
 def test_the_page_says_unsure_and_none_of_these_unless_all_is_accepted(report, site):
     page, predictor = report[1]["models"]["novel.onnx"]["page"], Predictor(site / "test" / "novel.onnx", "cpu", 1)
+    assert page["model"] == "novel.onnx"
     assert (page["rules"], page["box"]) == ("Answers: none of these above novelty -0.25, unsure below 90 %", True)
     predictions = [predictor.predict(pixels) for pixels in KINDS.values()]
     assert [said["ruled"] for said in page["said"]] == [found.answer for found in predictions]

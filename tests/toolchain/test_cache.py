@@ -166,6 +166,18 @@ def test_the_least_recently_used_entries_make_room(tmp_path, order, kept):
     assert sum(path.stat().st_size for path in tmp_path.glob("*/images.npy")) <= 3000
 
 
+def test_an_entry_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed, fsync = set(), os.fsync
+
+    def record(descriptor):
+        flushed.add((os.fstat(descriptor).st_ino, (tmp_path / "a").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    Cache(tmp_path, BIG).store("a", np.zeros((1, 4, 4, 3), np.uint8), {})
+    assert flushed == {(path.stat().st_ino, False) for path in (tmp_path / "a").iterdir()}
+
+
 def test_what_fits_exactly_fits_and_what_is_larger_than_the_whole_cache_drives_nothing_out(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))  # it may lie in another file system
     images = np.zeros((2, 16, 16, 3), np.uint8)

@@ -16,6 +16,7 @@ from imgcls.system.files import (
     megabytes,
     one_writer,
     real_file,
+    require_replaceable,
     require_writable,
     write_atomically,
     write_folder_atomically,
@@ -92,6 +93,40 @@ def test_without_locks_a_writer_goes_on_and_one_that_waits_can_be_interrupted(tm
         with pytest.raises(KeyboardInterrupt), one_writer(tmp_path / "a"):
             pass
     assert sorted(os.listdir("/dev/fd")) == before
+
+
+OURS = {"1/model.onnx", "config.pbtxt"}
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ([], None),
+        (["config.pbtxt"], None),
+        (["1/model.onnx", "config.pbtxt"], None),
+        (
+            ["1/model.onnx", "model.onnx"],
+            "holds model.onnx, which would be lost; name another folder, or empty this one",
+        ),
+        (["1/config.pbtxt"], "holds config.pbtxt, which would be lost; name another folder, or empty this one"),
+        (["b", "a/c"], "holds c, which would be lost; name another folder, or empty this one"),
+        (None, "is a file; name a folder"),
+    ],
+)
+def test_a_folder_is_replaced_where_every_file_in_it_is_one_of_ours_at_its_place(tmp_path, files, told):
+    path = tmp_path / "made"
+    require_replaceable(path, OURS)
+    if files is None:
+        path.touch()
+    for name in files or []:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).touch()
+    if told is None:
+        require_replaceable(path, OURS)
+        return
+    with pytest.raises(ImgclsError) as caught:
+        require_replaceable(path, OURS)
+    assert str(caught.value) == f"{path}: {told}"
 
 
 def test_a_size_is_told_in_megabytes():

@@ -96,6 +96,7 @@ def test_without_locks_a_writer_goes_on_and_one_that_waits_can_be_interrupted(tm
 
 
 OURS = {"1/model.onnx", "config.pbtxt"}
+LOST = "which would be lost; name another folder, or empty this one"
 
 
 @pytest.mark.parametrize(
@@ -106,10 +107,10 @@ OURS = {"1/model.onnx", "config.pbtxt"}
         (["1/model.onnx", "config.pbtxt"], None),
         (
             ["1/model.onnx", "model.onnx"],
-            "holds model.onnx, which would be lost; name another folder, or empty this one",
+            f"holds model.onnx, {LOST}",
         ),
-        (["1/config.pbtxt"], "holds config.pbtxt, which would be lost; name another folder, or empty this one"),
-        (["b", "a/c"], "holds c, which would be lost; name another folder, or empty this one"),
+        (["1/config.pbtxt"], f"holds config.pbtxt, {LOST}"),
+        (["b", "a/c"], f"holds c, {LOST}"),
         (None, "is a file; name a folder"),
     ],
 )

@@ -29,7 +29,7 @@ case "$1 $2" in
 esac
 """
 INFER = """#!/bin/sh
-echo "infer $*" >>"$BOARD/log"
+echo "infer ${IMGCLS_MODEL:-} $*" >>"$BOARD/log"
 while [ $# -gt 1 ]; do
   if [ "$1" = --model ]; then ls -l "$2" >"$BOARD/rights"; grep -q good "$2" || exit 1; fi
   shift
@@ -89,7 +89,9 @@ class Board:
         log.write_text("")
         environment = {"PATH": f"{self.tools}{os.pathsep}{os.environ['PATH']}", "BOARD": str(self.root)}
         command = ["sh", str(self.bundle / "install.sh"), *map(str, options)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            command, env=environment, cwd=self.root, umask=0o022, capture_output=True, text=True, timeout=30
+        )
         self.said = done.stdout
         return done.returncode, done.stderr, log.read_text().splitlines()
 
@@ -119,6 +121,38 @@ def test_a_new_installation_has_the_bundles_model_and_no_service(board):
     assert sorted(path.name for path in board.prefix.iterdir()) == [".imgcls-install", "model.onnx", "venv"]
     assert "installed by imgcls" in board.command.read_text()
     assert (board.root / "rights").read_text().startswith("-rw-r--r--")  # the service's user reads it
+    assert [oct(path.stat().st_mode)[-3:] for path in (board.prefix, board.command)] == ["755", "755"]
+
+
+def test_the_bundles_wheels_alone_are_installed_and_the_model_is_checked_before_and_after(board):
+    pip = f"-m pip install --quiet --disable-pip-version-check --no-index --find-links {board.bundle}/wheels --upgrade"
+    assert board.install() == (
+        0,
+        "",
+        [
+            f"pip {pip} imgcls-infer",
+            f"infer  --model {board.prefix}/.model.new --self-check",
+            f"infer {board.prefix}/model.onnx --self-check",
+        ],
+    )
+
+
+def test_the_command_takes_the_installed_model_unless_the_environment_names_another(board):
+    board.services("--prefix", "here", "--bin", "there")  # relative to where the script was called
+    command = [board.root / "there" / "imgcls-infer", "a b.png"]
+    for chosen, model in (({}, board.root / "here" / "model.onnx"), ({"IMGCLS_MODEL": "mine.onnx"}, "mine.onnx")):
+        environment = {"PATH": os.environ["PATH"], "BOARD": str(board.root), **chosen}
+        subprocess.run(command, env=environment, cwd="/", check=True, timeout=30)
+        assert (board.root / "log").read_text().splitlines()[-1] == f"infer {model} a b.png"
+
+
+def test_help_says_the_options_and_a_value_that_is_missing_is_one_line(board):
+    assert board.install("--help")[:2] == (0, "")
+    assert board.said.startswith(
+        "usage: install.sh [--model FILE] [--prefix DIR] [--bin DIR] [--serve] [--uninstall]\n"
+    )
+    assert f"default: {board.prefix}\n" in board.said
+    assert board.install("--bin")[:2] == (2, "error: --bin needs a value; see --help\n")
 
 
 def test_an_update_without_a_model_keeps_the_one_that_is_there(board, tmp_path):

@@ -44,7 +44,7 @@ def root_to_measure(root: Path) -> Path:
     """The folder to measure on where a user names `root`: its test folder, else its training folder, else itself."""
     if not _holds_classes(root / _TRAIN):
         return root
-    return next((root / name for name in (*_TESTS, _TRAIN) if _holds_classes(root / name)), root)
+    return next(root / name for name in (*_TESTS, _TRAIN) if _holds_classes(root / name))
 
 
 def training_root(root: Path) -> Path:

@@ -63,9 +63,10 @@ async function useSeveral(names) {
   await waited(() => $("answer-facts").innerText.startsWith(names[0]));
   const said = Array.from(rows, (row) => Array.from(row.querySelectorAll("span"), (part) => part.innerText));
   const first = $("answer").innerText;
+  const disabled = Array.from(rows, (row) => row.querySelector("button").disabled);
   rows[2].querySelector("button").click();
   await waited(() => $("answer-facts").innerText.startsWith(names[1]));
-  const several = { said, first, chosen: $("answer").innerText, listed: !$("list").hidden };
+  const several = { said, first, disabled, chosen: $("answer").innerText, listed: !$("list").hidden };
   await choose(`/pictures/${names[0]}`);
   await waited(() => !$("answer-facts").innerText.startsWith(names[1]));
   return { ...several, alone: $("list").hidden };
@@ -107,9 +108,38 @@ async function useAnotherModel(file) {
     released += 1;
     return release.call(this);
   };
+  $("answer").textContent = "";
   put([await fileOf(file)], "model-file");
   await waited(() => $("model-name").innerText === file);
-  return released;
+  const hidden = $("check").hidden;
+  return { released, hidden, answer: await waited(() => $("answer").innerText) };
+}
+
+/** The page where there is no model, and then a picture. */
+async function useNoModel() {
+  await new Promise((loaded) => Object.assign(frame, { onload: loaded, src: "/index.html?model=test/none.onnx" }));
+  await waited(() => frame.contentDocument.documentElement.dataset.ready);
+  const said = [$("model-name").innerText, $("problem").innerText];
+  $("problem").textContent = "";
+  await choose("/test/browser.html");
+  return [...said, await waited(() => $("problem").innerText)];
+}
+
+/** A picture from the clipboard: what is said of it. */
+async function paste(url) {
+  const clipboardData = new DataTransfer();
+  clipboardData.items.add(await fileOf(url));
+  $("answer-facts").textContent = "";
+  frame.contentDocument.dispatchEvent(new frame.contentWindow.ClipboardEvent("paste", { clipboardData }));
+  return waited(() => $("answer-facts").innerText);
+}
+
+/** Whether the page looks as if it took what is dragged: while it is over it, and after it has left. */
+function drag() {
+  return ["dragover", "dragleave"].map((kind) => {
+    $("drop").dispatchEvent(new frame.contentWindow.DragEvent(kind, { bubbles: true }));
+    return $("drop").classList.contains("over");
+  });
 }
 
 /** What the page says when it checks another model, and how it looks. */
@@ -118,7 +148,8 @@ async function checkAnotherModel(file) {
   await waited(() => $("model-name").innerText === file);
   $("self-check").click();
   await waited(() => !$("check").hidden);
-  return [$("check-verdict").innerText, $("check-verdict").className];
+  const problems = Array.from($("check-rows").children, (row) => row.lastElementChild.innerText);
+  return [$("check-verdict").innerText, $("check-verdict").className, problems];
 }
 
 async function usePage(name) {
@@ -128,6 +159,7 @@ async function usePage(name) {
   $("self-check").click();
   await waited(() => !$("check").hidden);
   const page = { model: $("model-name").innerText, answer: $("answer").innerText, bars };
+  page.modelFacts = $("model-facts").innerText;
   page.selfCheck = $("check-verdict").innerText;
   page.rows = Array.from($("check-rows").children, (row) => row.innerText);
   const broken = new DataTransfer();
@@ -141,7 +173,7 @@ async function usePage(name) {
 async function usePageWith(file, names) {
   await new Promise((loaded) => Object.assign(frame, { onload: loaded, src: `/index.html?model=test/${file}` }));
   await waited(() => frame.contentDocument.documentElement.dataset.ready);
-  const page = { rules: $("model-rules").innerText, box: !$("accept-all-label").hidden, said: [] };
+  const page = { model: $("model-name").innerText, rules: $("model-rules").innerText, box: !$("accept-all-label").hidden, said: [] };
   for (const name of names) {
     $("answer-facts").textContent = "";
     await choose(name);
@@ -191,9 +223,11 @@ async function everything() {
   const hurried = await hurry(names);
   const camera = await useCamera();
   const others = await (await fetch("models.json")).json();
-  const released = await useAnotherModel(others.models[0]);
+  const [pasted, dragged] = [await paste(`/pictures/${names[0]}`), drag()];
+  const another = await useAnotherModel(others.models[0]);
   const verdicts = [await checkAnotherModel("broken.onnx"), await checkAnotherModel(others.models[1])];
-  const used = { page, several, hurried, camera, released, verdicts };
+  const none = await useNoModel();
+  const used = { page, several, hurried, camera, pasted, dragged, another, verdicts, none };
   const own = { pictures, vectors, options, checks: await model.selfCheck(), ...used };
   const models = {};
   for (const file of others.models) models[file] = await withModel(file, others.pictures);

@@ -49,6 +49,7 @@ PNGS = {
     **{f"colours alpha {depth}": png_of(6, depth) for depth in (8, 16)},
     **{f"grey {depth} transparent": png_of(0, depth, key=[key]) for depth, key in ((1, 1), (2, 2), (4, 9), (8, 77))},
     "grey 1 transparent black": png_of(0, 1, key=[0]),
+    "grey 1 transparent beyond white": png_of(0, 1, key=[256]),
     "grey 2 transparent black": png_of(0, 2, key=[0]),
     "grey 16 transparent": png_of(0, 16, key=[0x1234]),
     "colours 8 transparent": png_of(2, 8, key=[1, 2, 3]),

@@ -43,6 +43,8 @@ def test_the_page_judges_as_python_does(stage1):
     cases = []
     for number in range(300):
         answer = rng.dirichlet([0.5] * 3).astype(np.float32)
+        if number % 10 == 0:
+            answer = np.array([[0.25, 0.375, 0.375], [0.375, 0.25, 0.375]][number % 20 // 10], np.float32)  # a tie
         novelty = np.float32(rng.normal())
         limits = [float(rng.uniform()), float(rng.normal())]
         if number % 3 == 0:

@@ -20,6 +20,7 @@ import pytest
 from imgcls_infer import Predictor
 from imgcls_infer.golden import GOLDEN_KEY, golden_from_json, golden_to_json
 from imgcls_infer.preprocess import decode_rgb, preprocess
+from imgcls_infer.selfcheck import HALVES
 from imgcls_infer.steps import Crop, Pad, Preprocessing, Resize
 from infer import novel
 from infer.pictures import encode, exif, noise
@@ -29,6 +30,7 @@ from PIL import Image, ImageCms
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "docs" / "contract" / "vectors.json"
 SAMPLE = ROOT / "data" / "sample" / "test"
+MODEL = ROOT / "deploy" / "imgcls_infer" / "models" / "cifar10-cnn.onnx"
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -267,8 +269,23 @@ def test_the_page_answers_checks_itself_and_refuses_what_is_no_picture(report):
     prediction = Predictor(threads=1).predict(first)
     assert page["model"] == "model.onnx"
     assert page["answer"] == prediction.label
-    assert f"{100 * prediction.probability:.2f} %" in page["bars"]
-    assert page["selfCheck"].startswith("Passed")
+    shown = [text for label, share in prediction.top(5) for text in (label, f"{100 * share:.2f} %")]
+    assert page["bars"].split("\n") == shown
+    manifest, size = Predictor(threads=1).manifest, MODEL.stat().st_size / 1e6
+    accuracy = f"{100 * manifest.dataset['test_accuracy']:.2f} % on its test pictures"
+    assert page["modelFacts"] == f"cnn, 10 classes, 32 x 32 pixels, fp32, {size:.1f} MB, {accuracy}"
+    checks = found["checks"]
+    counts = [sum(check["half"] == half for check in checks) for half in HALVES]
+    assert page["selfCheck"] == (
+        f"Passed: {counts[0]} files give the same pixels bit for bit, {counts[1]} samples PyTorch's probabilities"
+    )
+    rows = [row.split("\t") for row in page["rows"]]
+    assert [[half, name, result] for half, name, _, result in rows] == [
+        [check["half"], check["name"], "ok"] for check in checks
+    ]
+    assert all(
+        float(row[2]) == pytest.approx(check["difference"], rel=0.06) for row, check in zip(rows, checks, strict=True)
+    )
     assert "not a PNG, JPEG, WebP, BMP or GIF picture" in page["problem"]
 
 
@@ -283,6 +300,7 @@ def test_several_pictures_at_once_are_listed_with_their_answers(report):
     assert found["several"]["said"] == [expected[0], refused, expected[1]]
     assert (found["several"]["first"], found["several"]["chosen"]) == (first.label, second.label)
     assert (found["several"]["listed"], found["several"]["alone"]) == (True, True)
+    assert found["several"]["disabled"] == [False, True, False]
 
 
 def test_what_was_chosen_last_stays_whatever_was_on_its_way(report):
@@ -297,11 +315,27 @@ def test_the_camera_takes_a_picture_and_is_off_afterwards(report):
 
 def test_a_self_check_that_fails_says_so_and_looks_so(report):
     passed = "Passed: 0 files give the same pixels bit for bit, 2 samples PyTorch's probabilities"
-    assert report[1]["verdicts"] == [["Failed: 2 of 4 checks", "bad"], [passed, "good"]]
+    over = "over the tolerance 1.0e-5"
+    assert report[1]["verdicts"] == [
+        ["Failed: 2 of 4 checks", "bad", [over, over, "ok", "ok"]],
+        [passed, "good", ["ok", "ok"]],
+    ]
 
 
-def test_another_model_frees_the_one_before(report):
-    assert report[1]["released"] == 1
+def test_a_picture_is_taken_from_the_clipboard_and_a_drag_is_seen(report):
+    assert report[1]["pasted"].startswith("32 x 32 pixels, ")
+    assert report[1]["dragged"] == [True, False]
+
+
+def test_another_model_frees_the_one_before_and_answers_for_the_picture_that_is_shown(report):
+    another = report[1]["another"]
+    assert (another["released"], another["hidden"]) == (1, True)
+    assert another["answer"] in ("red", "green", "blue", "unsure", "none of these")
+
+
+def test_a_model_that_is_not_there_is_said_and_so_are_pictures_without_one(report):
+    missing = "test/none.onnx: 404 File not found"
+    assert report[1]["none"] == ["No model", missing, "there is no model yet"]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -320,6 +354,7 @@ def test_other_models_see_pythons_pixels_and_give_its_answers_and_novelty(report
 
 def test_the_page_says_unsure_and_none_of_these_unless_all_is_accepted(report, site):
     page, predictor = report[1]["models"]["novel.onnx"]["page"], Predictor(site / "test" / "novel.onnx", "cpu", 1)
+    assert page["model"] == "novel.onnx"
     assert (page["rules"], page["box"]) == ("Answers: none of these above novelty -0.25, unsure below 90 %", True)
     predictions = [predictor.predict(pixels) for pixels in KINDS.values()]
     assert [said["ruled"] for said in page["said"]] == [found.answer for found in predictions]

@@ -1,4 +1,7 @@
-"""A bundle holds what its platform takes, and installs, checks itself and goes away again without a network."""
+"""A bundle holds what its platform takes, and installs, checks itself and goes away again without a network.
+
+test_install.py has it update, with stand-ins.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 EDGE = ROOT / "deploy" / "edge"
 CAT = ROOT / "data" / "sample" / "test" / "cat" / "00000.png"
 SCRIPT = runpy.run_path(str(EDGE / "bundle.py"))
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def run(*command, check=True, **environment):
@@ -35,7 +39,10 @@ def run(*command, check=True, **environment):
 
 def bundle(path, *options):
     environment = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "PYTHONPATH"))}
-    run(sys.executable, EDGE / "bundle.py", "-o", path, *options, **environment)
+    done = run(sys.executable, EDGE / "bundle.py", "-o", path, *options, **environment)
+    target = options[1] if options else SCRIPT["here"]()
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    assert done.stdout == f"wrote {path} ({size}) for {target}, Python {PYTHON}\n"
     return path
 
 
@@ -48,7 +55,7 @@ def unpacked(tmp_path_factory):
     return folder / "imgcls-bundle"
 
 
-def test_it_installs_offline_classifies_updates_and_uninstalls(unpacked, tmp_path):
+def test_it_installs_offline_classifies_and_uninstalls(unpacked, tmp_path):
     options = ["--prefix", tmp_path / "opt dir", "--bin", tmp_path / "bin"]
     nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_CONFIG_FILE": os.devnull, "PIP_COMPILE": "0"}
     done = run(unpacked / "install.sh", *options, **nowhere)
@@ -57,7 +64,6 @@ def test_it_installs_offline_classifies_updates_and_uninstalls(unpacked, tmp_pat
     answer = json.loads(run(command, "--json", CAT).stdout)
     assert answer["results"][0]["label"] == "cat"
     assert (tmp_path / "opt dir" / "model.onnx").read_bytes() == (unpacked / "model.onnx").read_bytes()
-    run(unpacked / "install.sh", *options, **nowhere)
     run(unpacked / "install.sh", "--uninstall", *options)
     assert list(tmp_path.rglob("*")) == [tmp_path / "bin"]
 
@@ -95,6 +101,10 @@ def test_the_hashes_are_the_files(unpacked):
     assert set(listed) == set(files) - {"SHA256SUMS"}
     for name, digest in listed.items():
         assert hashlib.sha256(files[name].read_bytes()).hexdigest() == digest
+    wheels = sorted(path.name for path in (unpacked / "wheels").iterdir())
+    about = {"platform": SCRIPT["here"](), "python": PYTHON, "serve": False, "wheels": wheels}
+    assert json.loads((unpacked / "BUNDLE").read_text()) == about
+    assert any(wheel.startswith("numpy-") for wheel in wheels)
 
 
 def test_the_predictors_part_of_the_wheel_is_under_80_kb_beside_the_model(unpacked):
@@ -129,10 +139,37 @@ def test_the_same_files_give_the_same_bytes(tmp_path, monkeypatch):
         for name in ("a.txt", "wheels/b.whl", "install.sh")[::order]:
             (folder / name).write_text(name)
             os.utime(folder / name, (index, index))
+        (folder / "install.sh").chmod(0o700)
+        (folder / "a.txt").chmod(0o700)
         monkeypatch.setattr(Path, "rglob", lambda *given, order=order: sorted(listed(*given))[::order])
         SCRIPT["write_archive"](folder, tmp_path / f"{index}.tar.gz")
         archives.append((tmp_path / f"{index}.tar.gz").read_bytes())
     assert archives[0] == archives[1]
+    with tarfile.open(tmp_path / "0.tar.gz") as archive:
+        entries = [(entry.name, oct(entry.mode), entry.mtime, entry.uid) for entry in archive]
+    modes = {"a.txt": "0o644", "install.sh": "0o755", "wheels": "0o755", "wheels/b.whl": "0o644"}
+    assert entries == [(f"imgcls-bundle/{name}", mode, 315532800, 0) for name, mode in modes.items()]  # of 1980
+    assert sorted(os.listdir(tmp_path)) == ["0", "0.tar.gz", "1", "1.tar.gz"]
+
+
+def test_a_model_that_is_none_and_packages_that_are_not_there_are_one_line(tmp_path):
+    (tmp_path / "words.onnx").write_text("words")
+    with pytest.raises(SCRIPT["BundleError"], match=r"words\.onnx: not an ONNX model"):
+        SCRIPT["_require_model"](tmp_path / "words.onnx")
+    (tmp_path / "good.onnx").write_bytes(good_onnx())
+    SCRIPT["_require_model"](tmp_path / "good.onnx")
+    with pytest.raises(
+        SCRIPT["BundleError"], match=r"^pip failed: No matching distribution found for no-such-package$"
+    ):
+        SCRIPT["_pip"]("download", "--no-index", "no-such-package")
+
+
+def test_this_machines_platform_is_that_of_its_c_library(monkeypatch):
+    platform = SCRIPT["platform"]
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    for version, tag in (("2.36", "manylinux_2_36_riscv64"), ("", "manylinux_2_28_riscv64")):
+        monkeypatch.setattr(platform, "libc_ver", lambda version=version: ("glibc", version))
+        assert SCRIPT["here"]() == tag
 
 
 def test_a_model_with_its_weights_in_another_file_is_refused(tmp_path):

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
+import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,10 +25,11 @@ case "$1 $2" in
     cp "$(dirname "$0")/infer" "$3/bin/imgcls-infer" ;;
   "-m pip") echo "pip $*" >>"$BOARD/log"; [ ! -e "$BOARD/pip-fails" ] ;;
   "- ") cat >/dev/null ;;
+  "-c "*) [ ! -e "$BOARD/no-venv" ] ;;
 esac
 """
 INFER = """#!/bin/sh
-echo "infer $*" >>"$BOARD/log"
+echo "infer ${IMGCLS_MODEL:-} $*" >>"$BOARD/log"
 while [ $# -gt 1 ]; do
   if [ "$1" = --model ]; then ls -l "$2" >"$BOARD/rights"; grep -q good "$2" || exit 1; fi
   shift
@@ -85,7 +89,10 @@ class Board:
         log.write_text("")
         environment = {"PATH": f"{self.tools}{os.pathsep}{os.environ['PATH']}", "BOARD": str(self.root)}
         command = ["sh", str(self.bundle / "install.sh"), *map(str, options)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            command, env=environment, cwd=self.root, umask=0o022, capture_output=True, text=True, timeout=30
+        )
+        self.said = done.stdout
         return done.returncode, done.stderr, log.read_text().splitlines()
 
     def services(self, *options: object) -> list[str]:
@@ -109,10 +116,43 @@ def write(path: Path, text: str) -> Path:
 
 def test_a_new_installation_has_the_bundles_model_and_no_service(board):
     assert board.services() == []
+    assert board.said == f"installed: {board.command}\n"
     assert board.model() == "good: the bundle's"
     assert sorted(path.name for path in board.prefix.iterdir()) == [".imgcls-install", "model.onnx", "venv"]
     assert "installed by imgcls" in board.command.read_text()
     assert (board.root / "rights").read_text().startswith("-rw-r--r--")  # the service's user reads it
+    assert [oct(path.stat().st_mode)[-3:] for path in (board.prefix, board.command)] == ["755", "755"]
+
+
+def test_the_bundles_wheels_alone_are_installed_and_the_model_is_checked_before_and_after(board):
+    pip = f"-m pip install --quiet --disable-pip-version-check --no-index --find-links {board.bundle}/wheels --upgrade"
+    assert board.install() == (
+        0,
+        "",
+        [
+            f"pip {pip} imgcls-infer",
+            f"infer  --model {board.prefix}/.model.new --self-check",
+            f"infer {board.prefix}/model.onnx --self-check",
+        ],
+    )
+
+
+def test_the_command_takes_the_installed_model_unless_the_environment_names_another(board):
+    board.services("--prefix", "here", "--bin", "there")  # relative to where the script was called
+    command = [board.root / "there" / "imgcls-infer", "a b.png"]
+    for chosen, model in (({}, board.root / "here" / "model.onnx"), ({"IMGCLS_MODEL": "mine.onnx"}, "mine.onnx")):
+        environment = {"PATH": os.environ["PATH"], "BOARD": str(board.root), **chosen}
+        subprocess.run(command, env=environment, cwd="/", check=True, timeout=30)
+        assert (board.root / "log").read_text().splitlines()[-1] == f"infer {model} a b.png"
+
+
+def test_help_says_the_options_and_a_value_that_is_missing_is_one_line(board):
+    assert board.install("--help")[:2] == (0, "")
+    assert board.said.startswith(
+        "usage: install.sh [--model FILE] [--prefix DIR] [--bin DIR] [--serve] [--uninstall]\n"
+    )
+    assert f"default: {board.prefix}\n" in board.said
+    assert board.install("--bin")[:2] == (2, "error: --bin needs a value; see --help\n")
 
 
 def test_an_update_without_a_model_keeps_the_one_that_is_there(board, tmp_path):
@@ -137,6 +177,7 @@ def test_a_model_that_fails_its_self_check_is_not_installed_and_leaves_nothing(b
 
 def test_an_update_keeps_the_service_and_starts_it_again(board):
     assert board.services("--serve") == STARTED
+    assert board.said.endswith(f"installed: {board.command}, and the service at http://127.0.0.1:8000\n")
     assert board.unit.read_text() == "the unit"
     (board.bundle / "imgcls-serve.service").write_text("a newer unit")
     assert board.services() == STARTED
@@ -165,6 +206,7 @@ def test_uninstalling_takes_all_away_and_the_service_first(board):
         "systemctl daemon-reload",
         "systemctl reset-failed imgcls-serve.service",
     ]
+    assert board.said == "imgcls is uninstalled\n"
     assert [path for path in (board.prefix, board.command, board.unit) if path.exists()] == []
 
 
@@ -173,6 +215,7 @@ def test_uninstalling_leaves_what_is_not_of_the_script(board):
     write(board.prefix / "theirs", "data")
     board.command.write_text("theirs")
     assert board.services("--uninstall") == []
+    assert board.said == f"note: {board.prefix} holds other files and stays\nimgcls is uninstalled\n"
     assert [path.name for path in board.prefix.iterdir()] == ["theirs"]
     assert board.command.read_text() == "theirs"
 
@@ -199,6 +242,7 @@ def with_another_command(board):
         (lambda board: (board.root / "running").rmdir(), ["--serve"], "needs systemd"),
         (lambda board: (board.tools / "id").write_text("#!/bin/sh\necho 1000\n"), ["--serve"], "needs root"),
         (lambda board: (board.root / "pip-fails").touch(), [], "do not fit this machine"),
+        (lambda board: (board.root / "no-venv").touch(), [], "venv is not installed: apt install python3-venv"),
     ],
 )
 def test_what_cannot_be_installed_is_one_line_and_no_command(board, make, options, problem):
@@ -210,3 +254,32 @@ def test_what_cannot_be_installed_is_one_line_and_no_command(board, make, option
     assert problem in errors
     assert not (board.prefix / "model.onnx").exists()
     assert (board.command.read_text() if board.command.exists() else None) == before
+
+
+@pytest.mark.parametrize(
+    ("machine", "pointer", "version", "problem"),
+    [
+        ("aarch64", 8, (3, 10, 0), None),
+        ("x86_64", 8, (3, 13, 1), None),
+        (
+            "armv7l",
+            4,
+            (3, 11, 2),
+            "this is a 32-bit system, and onnxruntime has no packages for it; install the 64-bit",
+        ),
+        ("riscv64", 8, (3, 11, 2), "this is a riscv64 processor; aarch64 and x86_64 are supported"),
+        ("aarch64", 8, (3, 9, 2), "Python 3.9.2 is older than 3.10; update the system"),
+    ],
+)
+def test_a_system_that_onnxruntime_has_no_packages_for_is_told(monkeypatch, machine, pointer, version, problem):
+    script = (EDGE / "install.sh").read_text()
+    code = script.partition("python3 - <<'END' || exit 1\n")[2].partition("\nEND\n")[0]
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "python_version", lambda: ".".join(map(str, version)))
+    monkeypatch.setattr(struct, "calcsize", lambda kind: pointer)
+    monkeypatch.setattr(sys, "version_info", version)
+    if problem is None:
+        exec(code, {})
+    else:
+        with pytest.raises(SystemExit, match=f"^error: {problem}"):
+            exec(code, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -163,6 +164,9 @@ def compare(stage1, files, policy=shorthand(9, "pad")):  # noqa: B008
 def test_damaged_files_are_refused_as_python_refuses_them(stage1):
     whole = encode(noise(40, 40), "PNG")
     damaged = [whole[:60], whole[:-400], whole[:20], b"GIF", b"", whole[:200] + b"\0\1\2\3" + whole[204:]]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 8, 0, 0, 0, 0))
+    sixth_filter = chunk(b"IDAT", zlib.compress(b"\0\1\2\5\3\4"))
+    damaged.append(whole[:8] + header + sixth_filter + chunk(b"IEND", b""))
     answers = stage1([{"file": encoded(data), "preprocessing": in_manifest(shorthand(9))} for data in damaged])
     for data, answer in zip(damaged, answers, strict=True):
         assert set(answer) == {"error"}, data[:20]

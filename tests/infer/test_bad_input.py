@@ -227,6 +227,8 @@ def test_a_picture_too_elongated_to_crop_is_refused_with_a_way_out(size):
     ids=lambda array: f"{array.dtype}{list(array.shape)}",
 )
 def test_an_array_of_another_kind_is_refused(array):
+    with pytest.raises(TypeError, match=r"^a picture is a path, bytes, a PIL image or an array, not list$"):
+        preprocess(array.tolist() if array.ndim else [], POLICY)
     message = refusal(array)
     assert message == f"ndarray: expected a uint8 array [H, W, 3] in RGB order, got {array.dtype} {list(array.shape)}"
 
@@ -246,9 +248,12 @@ def test_a_pil_image_without_pixels_is_an_image_error(size):
     assert refusal(Image.new("RGB", size)) == f"Image: a picture of {size[0]} x {size[1]} pixels"
 
 
-@pytest.mark.parametrize("mode", ["F", "La"])
-def test_a_pil_image_of_a_mode_without_agreed_rgb_is_an_image_error(mode):
-    refusal(Image.new(mode, (8, 8)))
+@pytest.mark.parametrize(
+    ("mode", "told"),
+    [("F", "floating-point pixels have no agreed range; save it as 8-bit first"), ("La", "damaged picture (")],
+)
+def test_a_pil_image_of_a_mode_without_agreed_rgb_is_an_image_error(mode, told):
+    assert refusal(Image.new(mode, (8, 8))).startswith(f"Image: {told}")
 
 
 def test_running_out_of_memory_is_an_image_error(monkeypatch):
@@ -327,6 +332,14 @@ def test_a_file_too_large_to_be_a_picture_is_refused_unread(tmp_path: Path):
     with path.open("wb") as file:
         file.truncate(10**12)
     assert "1,000,000,000,000 bytes, more than the 67,108,864 that are accepted" in refusal(path)
+
+
+def test_a_file_of_just_the_size_that_is_accepted_is_read(write, monkeypatch):
+    path = write("a.png", whole("PNG"))
+    monkeypatch.setattr("imgcls_infer.preprocess.MAX_FILE_BYTES", len(whole("PNG")))
+    assert preprocess(path, POLICY).shape == (8, 8, 3)
+    monkeypatch.setattr("imgcls_infer.preprocess.MAX_FILE_BYTES", len(whole("PNG")) - 1)
+    assert "bytes, more than the" in refusal(path)
 
 
 def test_a_jpeg_of_endless_scans_is_refused_unread():

@@ -310,12 +310,18 @@ def test_an_output_file_that_may_not_grow_is_one_line(tiny_path, pictures, tmp_p
 
 def test_another_file_that_cannot_be_written_is_not_taken_for_standard_output():
     code = (
-        "import errno; from imgcls_infer.cli import run_command\n"
-        "def command(): raise OSError(errno.ENOSPC, 'full', 'a')\n"
+        "import contextlib, errno; from imgcls_infer.cli import run_command\n"
+        "def command(): raise error\n"
+        "for number in (errno.EIO, errno.EDQUOT):\n"
+        "    error = OSError(number, f'a disk that is broken or full')\n"
+        "    with contextlib.suppress(SystemExit): run_command(command)\n"
+        "error = OSError(errno.ENOSPC, 'full', 'a')\n"
         "run_command(command)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "OSError: [Errno 28] full: 'a'")
+    lines = done.stderr.splitlines()
+    assert (done.returncode, lines[-1]) == (1, "OSError: [Errno 28] full: 'a'")
+    assert lines[:2] == ["error: standard output can't be written (a disk that is broken or full)"] * 2
 
 
 @pytest.mark.parametrize("where", ["2>&-", "2> /dev/full"], ids=["closed", "full"])

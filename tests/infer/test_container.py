@@ -94,7 +94,10 @@ REFUSED = {
     "jpeg, small scans": (jpeg()[:2] + frame(0xC2, 16) + scan(0) * 101 + b"\xff\xd9", "100 scans"),
     "jpeg, large scans": (jpeg()[:2] + frame(0xC2, 7000) + scan(0) * 30 + b"\xff\xd9", "blocks in all scans"),
     "jpeg, arithmetic scans": (jpeg()[:2] + frame(0xCA, 7000) + scan(63) * 4 + b"\xff\xd9", "arithmetic coding"),
-    "jpeg, four components": (jpeg()[:2] + frame(0xC2, 7000, 4) + scan(0, 4) + b"\xff\xd9", "MiB to decode"),
+    "jpeg, four components": (
+        jpeg()[:2] + frame(0xC2, 7000, 4) + scan(0, 4) + b"\xff\xd9",
+        "takes 561 MiB to decode, more than the 440 that are accepted; shrink it",
+    ),
     "jpeg, a scan a component": (jpeg()[:2] + frame(0xC0, 7000, 3) + scan(63) + b"\xff\xd9", "MiB to decode"),
     "png, private chunks": (png_with(chunk(b"prVt", b"") * MANY), "PNG chunks"),
     "png, private chunks after the pixels": (png_with(after=chunk(b"prVt", b"") * MANY), "PNG chunks"),
@@ -129,7 +132,10 @@ REFUSED = {
         webp(canvas(16, 16), (part(b"abcd", b"x") + b"\0") * MANY),
         "WebP chunks",
     ),
-    "webp, a large canvas": (webp(canvas(16_000, 16_000), part(b"ANIM", bytes(6))), "16000 x 16000 pixels"),
+    "webp, a large canvas": (
+        webp(canvas(16_000, 15_000), part(b"ANIM", bytes(6))),
+        "16000 x 15000 pixels, more than the 25,000,000 that are accepted; save it anew with another program",
+    ),
 }
 
 

@@ -282,6 +282,16 @@ def test_where_no_process_starts_threads_decode(tiny, monkeypatch, executable):
     assert [type(answer) for answer in answers] == [Prediction, ImageError, Prediction] * 5
 
 
+def test_what_a_process_says_that_does_not_start_is_not_on_standard_error(tmp_path, monkeypatch, capfd):
+    noisy = tmp_path / "python"
+    noisy.write_text("#!/bin/sh\necho words >&2\n")
+    noisy.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(noisy))
+    with pytest.raises(DecoderDiedError):
+        DecoderClient(POLICY)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_frozen_program_starts_none(tiny, monkeypatch):
     """Its executable is itself."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from imgcls_infer import InferError
-from imgcls_infer.errors import one_line, printable
+from imgcls_infer.errors import counted, one_line, printable
 
 
 def test_the_tree_in_the_docstring_is_the_tree():
@@ -37,6 +37,14 @@ def test_whatever_a_foreign_message_holds_it_becomes_one_line(text):
 )
 def test_of_a_foreign_message_the_first_line_that_says_something_stays(error, line):
     assert one_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "words"),
+    [(0, "picture", "0 pictures"), (1, "class", "1 class"), (2, "class", "2 classes"), (1234, "file", "1,234 files")],
+)
+def test_things_are_counted_in_the_singular_or_the_plural(count, noun, words):
+    assert counted(count, noun) == words
 
 
 @given(st.text(st.characters()))

@@ -66,6 +66,12 @@ def test_a_class_named_after_a_folder_that_is_no_utf8_survives():
     assert Manifest.from_json(manifest.to_json().encode().decode()) == manifest
 
 
+def test_for_people_names_are_as_they_are_read_and_stay_on_their_line():
+    lines = tiny_manifest(arch="a\nb", classes=("猫", "кот\u2028"), dataset={"test_images": 7}).lines()
+    told = ["arch: a\\nb", 'classes: ["猫", "кот\\u2028"]', 'dataset: {"test_images": 7}']
+    assert [line for line in lines if line.startswith(("arch", "classes", "dataset"))] == told
+
+
 def test_the_same_manifest_gives_the_same_text():
     first = tiny_manifest(versions={"a": "1", "b": "2"})
     assert first.to_json() == tiny_manifest(versions={"b": "2", "a": "1"}).to_json()
@@ -183,6 +189,8 @@ def test_lists_in_lists_in_lists_are_refused_at_any_depth():
 
 def test_a_long_value_is_cut_in_the_message():
     assert len(refusal({**RAW, "arch": ["x" * 10_000]})) < 120
+    assert refusal({**RAW, "arch": ["x" * 56]}).endswith("x']")  # of 60 characters
+    assert refusal({**RAW, "arch": ["x" * 57]}).endswith(": ['" + "x" * 55 + "...")
 
 
 @given(st.sampled_from(sorted(RAW)), JSON)

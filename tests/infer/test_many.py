@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from imgcls_infer import rows
+from imgcls_infer import cli, rows
 from imgcls_infer.rows import bar
 
 from .pictures import encode
@@ -62,7 +62,8 @@ def test_a_folder_is_classified_and_the_bad_ones_are_counted(tiny_path, folder):
 
 
 def test_recursive_and_patterns_find_what_they_say(tiny_path, folder):
-    assert len(run("--model", tiny_path, "--recursive", folder).stdout.splitlines()) == 121
+    for option in ("--recursive", "-r"):
+        assert len(run("--model", tiny_path, option, folder).stdout.splitlines()) == 121
     result = run("--model", tiny_path, f"{folder}/**/red-4*.png")
     assert sorted(Path(line.split(":")[0]).name for line in result.stdout.splitlines()) == ["red-4.png", "red-40.png"]
     assert result.exit_code == 0
@@ -165,6 +166,28 @@ def test_a_picture_on_standard_input(tiny_path, folder):
     assert done.stdout.startswith("-: blue ")
 
 
+def test_rows_line_up_behind_the_longest_name_so_far_and_no_name_pushes_them_beyond_60():
+    out, manifest = io.StringIO(), tiny_manifest(classes=("a", "b" * 100))
+    table = rows.Table(out, SimpleNamespace(manifest=manifest, rules=None), ("c" * 9,), 1)
+    for name in ("c" * 5, "d" * 30, "c" * 5, "e" * 100, "c" * 5):
+        table.row({"image": name, "top": [{"label": "a", "probability": 0.5}]})
+    answer = f"{'a':<60}  50.00%"
+    lengths = [(5, 9), (30, 30), (5, 30), (100, 60), (5, 60)]
+    lines = out.getvalue().splitlines()
+    assert [line[line.index(":") + 1 :].lstrip() for line in lines] == [answer] * 5
+    assert [line.index("a ") for line in lines] == [max(length, wide) + 2 for length, wide in lengths]
+
+
+def test_an_error_comes_behind_the_lines_before_it(capsys):
+    out, flushed = io.StringIO(), []
+    out.flush = lambda: flushed.append(out.getvalue())
+    table = rows.Table(out, SimpleNamespace(manifest=tiny_manifest(), rules=None), ("a.png",), 1)
+    table.row({"image": "a.png", "top": [{"label": "red", "probability": 0.5}]})
+    table.row({"image": "b.png", "error": "b.png: no such file"})
+    assert flushed == ["a.png: red    50.00%\n"]
+    assert capsys.readouterr().err == "error: b.png: no such file\n"
+
+
 @pytest.mark.parametrize(
     ("share", "encoding", "cells"),
     [(0, "utf-8", ""), (1, "utf-8", "██████████"), (0.54, "utf-8", "█████▍"), (0.54, "ascii", "#####")],
@@ -183,6 +206,18 @@ def test_a_terminal_gets_bars_and_a_count(tiny_path, folder):
         [*command[:-1], "-"], input=paths, stdout=subprocess.DEVNULL, stderr=errors[1], timeout=60, check=True
     )
     assert " pictures, " in os.read(errors[0], 10_000).decode()
+
+
+def test_the_count_is_renewed_where_only_standard_error_is_a_terminal(monkeypatch, capsys):
+    now = iter([0.0, 0.01, 0.06, 0.07, 1.5])  # the start, then the time after each answer
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert len(list(cli._shown(iter([("a.png", None)] * 4)))) == 4
+    assert capsys.readouterr().err == "\r2 pictures, 33/s\x1b[K\r4 pictures, 3/s\x1b[K\r\x1b[K"
+    now = iter([0.0, 9.0, 18.0])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # where the answers are enough to look at
+    assert len(list(cli._shown(iter([("a.png", None)] * 2)))) == 2
+    assert capsys.readouterr().err == ""
 
 
 # --- what the system does to a run ---

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from imgcls_infer import ModelError, Predictor, ProviderError, session, shorthand
+from imgcls_infer.manifest import Parity
 from imgcls_infer.session import CPU, CUDA, open_onnx
 from onnx import TensorProto
 
@@ -43,7 +44,7 @@ def test_a_good_file_is_opened_with_what_it_says_of_itself(tiny_path):
     opened = open_onnx(tiny_path)
     assert opened.manifest == tiny_manifest()
     assert opened.golden == tiny_golden()
-    assert (opened.provider, opened.note) == (CPU, "")
+    assert (opened.provider, opened.note, opened.batch) == (CPU, "", None)
 
 
 def test_a_missing_file_is_one_clear_error(tmp_path):
@@ -178,6 +179,8 @@ def test_a_batch_of_large_pictures_is_counted_in_pixels(write):
     manifest = tiny_manifest(preprocessing=shorthand(4096)).to_json()
     path = write("model.onnx", good_onnx(image_shape=(17, 4096, 4096, 3), manifest=manifest, golden=None))
     assert refusal(path).startswith("it takes 17 pictures at once")
+    path = write("model.onnx", good_onnx(image_shape=(16, 4096, 4096, 3), manifest=manifest, golden=None))
+    assert open_onnx(path).batch == 16
 
 
 def test_the_largest_batch_that_imgcls_exports_is_taken(write):
@@ -298,8 +301,10 @@ def cuda_refusal(path: Path) -> str:
 
 def test_cuda_on_a_build_without_it_is_an_error_that_says_how_to_mend_it(tiny_path, monkeypatch):
     monkeypatch.setattr(session.ort, "get_available_providers", lambda: ["AzureExecutionProvider", CPU])
-    assert "was built without CUDA" in cuda_refusal(tiny_path)
-    assert open_onnx(tiny_path, "auto").note == ""  # no CUDA is no news there
+    assert f"this onnxruntime ({session.ort.__version__}) was built without CUDA; pip " in cuda_refusal(tiny_path)
+    opened = open_onnx(tiny_path, "auto")
+    assert (opened.note, opened.why) == ("", "auto: this onnxruntime has no accelerator")  # which is no news there
+    assert open_onnx(tiny_path, "cpu").why == "asked for"
 
 
 def test_an_unknown_provider_is_an_error_that_lists_the_known(tiny_path):
@@ -318,6 +323,7 @@ def test_auto_notes_that_cuda_became_the_cpu(tiny_path):
     opened = open_onnx(tiny_path, "auto")
     assert opened.provider == CPU
     assert opened.note == "CUDA did not start (its libraries or the driver did not load), running on the CPU"
+    assert opened.why == f"auto: {opened.note}"
 
 
 @pytest.mark.usefixtures("does_not_start")
@@ -460,7 +466,10 @@ def test_wheels_beside_onnxruntime_are_its_own_to_find(preloads, tmp_path, monke
 
 def test_nodes_that_fell_to_the_cpu_are_counted_and_named(tiny_path, works):
     works.fallen += ["Shape", "Gather", "Shape"]
-    assert open_onnx(tiny_path, "cuda").note == "3 of 6 nodes run on the CPU and not on cuda (Gather, Shape)"
+    told = "3 of 6 nodes run on the CPU and not on cuda (Gather, Shape)"
+    assert open_onnx(tiny_path, "cuda").note == told
+    works.told["use_tf32"] = "1"
+    assert open_onnx(tiny_path, "cuda").note.startswith(f"{told}; this onnxruntime keeps TF32 on, which rounds")
 
 
 @pytest.mark.parametrize("provider", ["auto", "cuda"])
@@ -545,6 +554,41 @@ def test_another_provider_that_starts_here_answers_as_the_cpu_does(tiny_path, na
     np.testing.assert_allclose(predictor.run(pixels)[1], expected, atol=1e-5)
 
 
+# --- int8 ---
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "machine", "flags", "noted"),
+    [
+        ("int8", "arm64", "x86_64", "avx512 avx2", True),
+        ("int8", None, "AMD64", "avx2", True),
+        ("int8", "arm64", "x86_64", "avx512_vnni avx2", False),
+        ("int8", "x86-avx2", "x86_64", "avx2", False),
+        ("int8", "arm64", "aarch64", "asimd", False),
+        ("int8", "arm64", "x86_64", None, False),
+        ("fp32", None, "x86_64", "avx2", False),
+    ],
+)
+def test_int8_sums_that_may_overflow_on_this_cpu_are_noted(
+    write, monkeypatch, precision, target, machine, flags, noted
+):
+    real = Path.read_text
+
+    def read_text(path, *arguments, **options):
+        if str(path) != "/proc/cpuinfo":
+            return real(path, *arguments, **options)
+        if flags is None:
+            raise FileNotFoundError(2, "no Linux")
+        return f"flags : {flags}"
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(session.platform, "machine", lambda: machine)
+    parity = Parity(quantization={"target": target} if target else None)
+    opened = open_onnx(write("a.onnx", good_onnx(manifest=tiny_manifest(precision=precision, parity=parity).to_json())))
+    told = "this CPU has no VNNI, int8 sums may overflow; export with --target x86-avx2"
+    assert opened.note == (told if noted else "")
+
+
 # --- threads ---
 
 
@@ -557,6 +601,8 @@ def test_threads_below_one_are_refused(tiny_path, threads):
 def test_the_session_gets_the_threads_that_were_asked_for(tiny_path):
     options = open_onnx(tiny_path, threads=3).session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"  # the CPU may be shared
+    assert options.log_severity_level == 3  # errors alone
 
 
 def test_the_session_gets_the_available_cpus_by_default(tiny_path, monkeypatch):

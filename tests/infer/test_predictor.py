@@ -147,6 +147,9 @@ def test_top_is_the_k_largest_in_order_and_ties_keep_the_class_order(values, k):
 def test_top_of_more_than_there_are_is_all_of_them():
     prediction = Prediction(("a", "b"), np.array([0.25, 0.75], np.float32))
     assert prediction.top(99) == [("b", 0.75), ("a", 0.25)]
+    with pytest.raises(ValueError, match="k must be at least 1, not 0"):
+        prediction.to_dict(0)
+    assert repr(prediction) == "Prediction(b, b 75.00%)"
 
 
 def test_of_equals_the_first_class_wins():
@@ -178,7 +181,10 @@ def test_eight_threads_get_the_answers_of_one(built_in):
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_the_model_is_a_path_or_a_string(tiny_path, kind):
-    assert Predictor(kind(tiny_path)).manifest == tiny_manifest()
+    predictor = Predictor(kind(tiny_path))
+    assert (predictor.manifest, predictor.path) == (tiny_manifest(), tiny_path)
+    assert repr(predictor) == "Predictor(tiny.onnx: tiny, CPUExecutionProvider)"
+    assert repr(tiny_manifest(preprocessing=shorthand((8, 9)))) == "Manifest(tiny, 3 classes, 8 x 9, fp32)"
 
 
 def test_a_bad_model_is_a_model_error_of_the_predictor(tmp_path):

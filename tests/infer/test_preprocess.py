@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from imgcls_infer import ImageError, shorthand
-from imgcls_infer.preprocess import decode_rgb, exif_orientation, preprocess, preprocess_or_error, read_file
+from imgcls_infer.preprocess import SILENCE, decode_rgb, exif_orientation, preprocess, preprocess_or_error, read_file
 from imgcls_infer.steps import FILTERS, MODES, Crop, Decode, Preprocessing, Resize
 from PIL import Image, ImageOps
 
@@ -618,3 +618,20 @@ def test_an_error_that_is_returned_holds_nothing(make, monkeypatch):
     error = preprocess_or_error(make(), shorthand(8))
     assert isinstance(error, ImageError)
     assert held_by(error) == []
+
+
+def test_wide_grey_levels_keep_their_high_byte_and_stay_within_8_bits():
+    levels = np.array([[70_000, -300, 65_535, 65_279, 256, 255]], np.int32)
+    assert decode_rgb(Image.fromarray(levels), "picture")[0, :, 0].tolist() == [255, 0, 255, 254, 1, 0]
+
+
+def test_nothing_is_warned_of_until_the_last_thread_has_decoded():
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with SILENCE:
+            with SILENCE:
+                pass
+            warnings.warn("noise", stacklevel=1)
+        assert told == []
+        warnings.warn("said", stacklevel=1)
+    assert [str(warning.message) for warning in told] == ["said"]

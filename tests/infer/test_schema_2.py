@@ -102,7 +102,17 @@ def test_a_source_may_stand_in_a_manifest_of_either_schema():
 # --- what is refused ---
 
 WRONG = {  # field: (values, how the message begins)
-    "input": [None, 8, [8, 8], {}, {"size": 8}, {"size": [8]}, {"size": [8, 0]}, {"size": [8, MAX_SIDE + 1]}],
+    "input": [
+        None,
+        8,
+        [8, 8],
+        {},
+        {"size": 8},
+        {"size": [8]},
+        {"size": [8, 0]},
+        {"size": [8, MAX_SIDE + 1]},
+        {"size": [8, 8], "more": 1},
+    ],
     "decode": [None, [], "white", {"gamma": 1}],
     "steps": [None, {}, "crop", [], [RAW["steps"][0]] * (MAX_STEPS + 1)],
     "source": [None, [], "torchvision"],

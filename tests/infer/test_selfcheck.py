@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from imgcls_infer import ModelError, Predictor, preprocess, resample, selfcheck, shorthand
+from imgcls_infer import ModelError, Predictor, cli, preprocess, resample, selfcheck, shorthand
 from imgcls_infer.cli import command
 from imgcls_infer.golden import (
     GOLDEN_FILES_KEY,
@@ -24,8 +24,10 @@ from imgcls_infer.golden import (
 from imgcls_infer.manifest import Acceptance, Parity
 from imgcls_infer.selfcheck import FILE_TO_PIXELS, PIXELS_TO_PROBABILITIES, pixels_sha256, self_check
 from onnx import numpy_helper
-from PIL import Image
+from PIL import Image, features
+from PIL import __version__ as pillow
 
+from .novel import novel_onnx
 from .tiny import CLASSES, good_onnx, tiny_answer, tiny_golden, tiny_manifest
 
 
@@ -98,13 +100,27 @@ def test_an_honest_model_passes(tmp_path):
     assert result, result
     assert result.broken() == ()
     assert [check.name for check in result.checks[-3:]] == ["sample 1", "sample 2", "all 2 at once"]
-    assert all("holds" in verdict for verdict in result.verdicts)
+    largest = max(check.difference for check in result.checks if check.half == PIXELS_TO_PROBABILITIES)
+    assert result.verdicts == (
+        f"{FILE_TO_PIXELS}: holds, 4 files give the exporting machine's pixels bit for bit",
+        f"{PIXELS_TO_PROBABILITIES}: holds, max |dp| {largest:.1e} against PyTorch",
+    )
 
 
-def test_a_model_without_golden_files_says_that_stage_1_was_not_checked(tiny):
+def test_a_model_without_golden_files_or_samples_says_which_half_was_not_checked(tiny, tmp_path):
     result = self_check(tiny)
     assert result
-    assert result.verdicts[0].startswith(f"{FILE_TO_PIXELS}: not checked")
+    told = f"{FILE_TO_PIXELS}: not checked, the model carries no golden files; export it again"
+    assert result.verdicts[0] == told
+    result = checked(model_file(tmp_path / "m.onnx", golden="[]"))
+    assert result
+    told = f"{PIXELS_TO_PROBABILITIES}: not checked, the model carries no golden samples; export it with --samples"
+    assert result.verdicts[1] == told
+
+
+def test_an_adopted_file_is_compared_with_the_original(tmp_path):
+    result = checked(model_file(tmp_path / "m.onnx", manifest=tiny_manifest(arch="onnx/mine").to_json()))
+    assert result.verdicts[1].endswith(" against the original")
 
 
 def test_a_model_without_any_golden_data_is_no_proof(tmp_path):
@@ -148,7 +164,30 @@ def test_another_jpeg_decoder_is_named(tmp_path, monkeypatch):
     assert "Pillow" in result.verdicts[0]
     failed = [check for check in result.checks if not check]
     assert [check.name for check in failed] == ["plain.jpg", "turned.jpg"]
-    assert all(check.problem.startswith("other pixels (decode, answer ") for check in failed)
+    for check in failed:
+        answer = "moved" if check.difference > 1e-5 else "kept"
+        assert check.problem == f"other pixels (decode, answer {answer})"
+
+
+def test_files_without_a_common_cause_are_named_and_whether_their_answers_moved(tmp_path):
+    png, *_, turned = golden_files()
+    near = [*turned.probabilities]
+    near[0] += 2e-5
+    files = [replace(png, name="b.png", pixels_sha256="00", decoded_sha256="00"), *golden_files()[:3]]
+    files.append(replace(turned, decoded_sha256="00", probabilities=tuple(near)))
+    result = checked(model_file(tmp_path / "m.onnx", files))
+    jpeg = features.version("libjpeg_turbo") or features.version("jpg")
+    told = f"BROKEN, b.png, turned.jpg decode otherwise (here Pillow {pillow}, libjpeg-turbo {jpeg})"
+    assert only_this_half(result, FILE_TO_PIXELS) == f"{FILE_TO_PIXELS}: {told}"
+    problems = [(check.name, check.problem) for check in result.checks if not check]
+    assert problems == [
+        ("b.png", "other pixels (decode, answer kept)"),
+        ("turned.jpg", "other pixels (decode, answer moved)"),
+    ]
+    cut = replace(png, data=png.data[:60])
+    first, *_ = checked(model_file(tmp_path / "m.onnx", [cut])).checks
+    assert (first.difference, first.stage) == (None, "decode")
+    assert first.problem.startswith("plain.png: damaged picture")
 
 
 def test_a_dropped_exif_orientation_is_named(tmp_path, monkeypatch):
@@ -175,7 +214,9 @@ def test_another_resize_policy_in_the_manifest_is_named(tmp_path):
 def test_transparency_over_black_is_named(tmp_path, monkeypatch):
     path = model_file(tmp_path / "m.onnx")
     monkeypatch.setattr(preprocess, "_over_white", lambda image: image.convert("RGB"))
-    assert "transparent" in only_this_half(checked(path), FILE_TO_PIXELS)
+    assert "only the transparent picture differs: it is not laid over white as it was" in only_this_half(
+        checked(path), FILE_TO_PIXELS
+    )
 
 
 def test_bgr_is_named(tmp_path, monkeypatch):
@@ -235,8 +276,45 @@ def test_the_manifests_tolerance_decides(tmp_path):
     samples = tiny_golden()
     moved = [replace(s, probabilities=(s.probabilities[0] + 1e-3, *s.probabilities[1:])) for s in samples]
     loose = tiny_manifest(parity=Parity(tolerance=1e-2)).to_json()
-    assert not checked(model_file(tmp_path / "strict.onnx", golden=golden_to_json(moved)))
+    strict = model_file(tmp_path / "strict.onnx", golden=golden_to_json(moved))
+    assert {check.problem for check in checked(strict).checks} == {"", "over the tolerance 1.0e-05"}
+    done = CliRunner().invoke(command, ["--model", str(strict), "--self-check", "--json"])
+    assert json.loads(done.stdout)["broken"] == [PIXELS_TO_PROBABILITIES]
+    table = CliRunner().invoke(command, ["--model", str(strict), "--self-check"]).stdout.splitlines()
+    assert (
+        table[4]
+        == f"{PIXELS_TO_PROBABILITIES:<25} sample 1         max |dp|  1.0e-03  FAILED: over the tolerance 1.0e-05"
+    )
     assert checked(model_file(tmp_path / "loose.onnx", golden=golden_to_json(moved), manifest=loose))
+
+
+@pytest.mark.parametrize(
+    ("difference", "novelty", "problem"),
+    [
+        (1e-5, 1e-3, ""),
+        (2e-5, 1e-3, "over the tolerance 1.0e-05"),
+        (1e-5, 2e-3, "its novelty is over the tolerance 1.0e-03"),
+        (2e-5, 2e-3, "over the tolerance 1.0e-05"),
+        (float("nan"), None, "over the tolerance 1.0e-05"),
+        (0.0, float("nan"), "its novelty is over the tolerance 1.0e-03"),
+    ],
+)
+def test_what_is_over_its_tolerance_is_named_and_shown_in_its_row(difference, novelty, problem):
+    assert selfcheck._beyond(difference, novelty, (1e-5, 1e-3)) == problem
+    row = cli._check_line(selfcheck.Check("half", "name", difference, problem, novelty=novelty))
+    moved = "" if novelty is None else f"  |dn| {novelty:.1e}"
+    result = f"FAILED: {problem}" if problem else "ok"
+    assert row == f"half                      name             max |dp| {difference:>8.1e}{moved}  {result}"
+
+
+def test_of_a_model_with_a_novelty_both_tolerances_are_told(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(novel_onnx())
+    done = CliRunner().invoke(command, ["--model", str(tmp_path / "m.onnx"), "--self-check", "--json"])
+    document = json.loads(done.output)
+    assert (document["tolerance"], document["novelty_tolerance"]) == (1e-5, 1e-5)
+    parity = Parity(novelty_tolerance=0.25)
+    predictor = SimpleNamespace(manifest=tiny_manifest(acceptance=Acceptance(novelty=0.0), parity=parity), golden=[])
+    assert selfcheck.novelty_tolerance_of(predictor) == 0.25
 
 
 @pytest.mark.parametrize("tolerance", [True, "1", -1.0, 0.0, 5.0, None])
@@ -258,8 +336,15 @@ def test_the_command_prints_a_table_and_both_verdicts(tmp_path):
     path = model_file(tmp_path / "m.onnx")
     done = CliRunner().invoke(command, ["--model", str(path), "--self-check", "--provider", "cpu"])
     assert done.exit_code == 0, done.output
-    assert len(done.output.splitlines()) == 4 + 3 + 2
-    assert done.output.count(" ok\n") == 7
+    result = checked(path)
+    halves = [(FILE_TO_PIXELS, file.name) for file in golden_files()]
+    halves += [(PIXELS_TO_PROBABILITIES, name) for name in ("sample 1", "sample 2", "all 2 at once")]
+    figures = [f"{check.difference:.1e}" for check in result.checks]
+    rows = [f"{half:<25} {name:<16} max |dp| " for half, name in halves]
+    assert done.output.splitlines() == [
+        *(f"{row}{figure:>8}  ok" for row, figure in zip(rows, figures, strict=True)),
+        *result.verdicts,
+    ]
 
 
 def test_the_command_exits_with_1_and_names_the_half(tmp_path, monkeypatch):
@@ -271,19 +356,39 @@ def test_the_command_exits_with_1_and_names_the_half(tmp_path, monkeypatch):
 
 
 def test_the_command_as_json(tmp_path):
-    done = CliRunner().invoke(command, ["--model", str(model_file(tmp_path / "m.onnx")), "--self-check", "--json"])
-    document = json.loads(done.output)
-    assert document["passed"] is True
-    assert document["broken"] == []
-    assert len(document["checks"]) == 7
+    loose = tiny_manifest(parity=Parity(tolerance=1e-3)).to_json()
+    path = model_file(tmp_path / "m.onnx", manifest=loose)
+    done = CliRunner().invoke(command, ["--model", str(path), "--self-check", "--json"])
+    result = checked(path)
+    assert json.loads(done.output) == {
+        "provider": "CPUExecutionProvider",
+        "passed": True,
+        "broken": [],
+        "tolerance": 1e-3,
+        "verdicts": list(result.verdicts),
+        "checks": [
+            {"half": check.half, "name": check.name, "difference": check.difference, "problem": "", "stage": ""}
+            for check in result.checks
+        ],
+    }
+    assert len(result.checks) == 7
 
 
 def test_a_file_without_golden_samples_has_not_passed_as_json_either(tmp_path):
     path = model_file(tmp_path / "m.onnx", [], golden="[]")
     done = CliRunner().invoke(command, ["--model", str(path), "--self-check", "--json"])
     assert (done.exit_code, json.loads(done.stdout)["passed"]) == (1, False)
+    assert done.stderr.startswith("error: nothing to compare with: ")
 
 
-@pytest.mark.parametrize("arguments", [["--self-check", "cat.png"], ["--self-check", "--info"], []])
-def test_wrong_usage(arguments):
-    assert CliRunner().invoke(command, arguments).exit_code == 2
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--self-check", "cat.png"], "--self-check takes no pictures."),
+        (["--self-check", "--info"], "--info and --self-check exclude each other."),
+        ([], "Missing argument 'IMAGE...'."),
+    ],
+)
+def test_wrong_usage(arguments, told):
+    result = CliRunner().invoke(command, arguments)
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, f"Error: {told}")

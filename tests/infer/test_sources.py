@@ -191,6 +191,8 @@ def test_what_is_neither_picture_nor_list_is_refused_with_bounded_memory():
 
 def test_an_endless_picture_is_refused_with_bounded_memory(monkeypatch):
     monkeypatch.setattr("imgcls_infer.sources.MAX_FILE_BYTES", 10**6)
-    (item,) = expand(["-"], False, lambda size: PNG.ljust(1000, b"x"))  # the limit is the end of a part
+    parts = iter([PNG.ljust(1000, b"x")] * 1100)  # the limit is the end of a part
+    (item,) = expand(["-"], False, lambda size: next(parts))
+    assert len(list(parts)) == 99
     assert "more than the 1,000,000 bytes that are accepted" in str(item)
     assert MAX_FILE_BYTES == 64 * 2**20

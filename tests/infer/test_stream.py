@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from imgcls_infer import ImageError, ModelError, Prediction, Predictor, pipeline
+from imgcls_infer import ImageError, ModelError, Prediction, Predictor, pipeline, shorthand
 from imgcls_infer.pipeline import PATIENCE, in_order
 from imgcls_infer.session import CPU, CUDA
 
 from .pictures import encode, noise
-from .tiny import SAMPLE, SIDE, good_onnx
+from .tiny import SAMPLE, SIDE, good_onnx, tiny_manifest
 
 PICTURES = [noise(SIDE, SIDE, seed) for seed in range(7)]
 
@@ -209,6 +209,28 @@ def test_a_stream_that_is_left_early_ends_its_threads(tiny):
     for _ in tiny.stream(itertools.repeat(PICTURES[0])):
         break
     assert no_thread_is_left()
+
+
+def test_a_stream_has_as_many_workers_as_the_predictor_has_threads_unless_it_is_told(tiny_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pipeline, "in_order", lambda *given: asked.append(given[3:5]))
+    predictor = Predictor(tiny_path, "cpu", 3)
+    predictor.stream([])
+    predictor.stream([], workers=2)
+    assert asked == [(3, 128), (2, 128)]
+
+
+@pytest.mark.parametrize(("provider", "pictures"), [(CPU, 256), (CUDA, 2048)])
+def test_a_batch_has_fewer_pictures_the_larger_they_are_and_eight_times_as_many_on_an_accelerator(
+    write, provider, pictures
+):
+    for side, share in ((32, 1), (64, 4), (4096, 10**9)):
+        manifest = tiny_manifest(preprocessing=shorthand(side)).to_json()
+        data = good_onnx(manifest=manifest, golden=None, image_shape=("N", side, side, 3))
+        predictor = Predictor(write(f"{side}.onnx", data), "cpu", 1)
+        predictor.provider = provider
+        assert predictor._at_once(10_000) == max(1, pictures // share)
+        assert predictor._at_once(7) == min(7, max(1, pictures // share))
 
 
 @pytest.mark.parametrize("workers", [0, -1])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from imgcls.data import cache as cache_module
 from imgcls.data import packed
 from imgcls.data import pictures as pictures_module
 from imgcls.data.batches import Augmentation
-from imgcls.data.cache import Cache
+from imgcls.data.cache import Cache, default_cache_dir
 from imgcls.data.folder import scan_folder
 from imgcls.data.packed import (
     PackedImages,
@@ -33,6 +34,7 @@ from imgcls.data.packed import (
     some_pictures,
 )
 from imgcls.data.pictures import FeaturePictures, PackedPictures, StreamedPictures
+from imgcls.data.shared import shared_pictures
 from imgcls.errors import DataError
 from imgcls.training import train, train_config
 from imgcls.training.distributed import Group
@@ -77,6 +79,7 @@ def test_the_second_time_nothing_is_decoded_and_the_pixels_are_the_same(pictures
     assert first.unreadable == second.unreadable
     assert len(second.unreadable) == 1
     assert isinstance(second.images, np.memmap)
+    assert second.images.flags.writeable  # torch warns of arrays that are not
 
 
 def test_another_policy_content_order_or_decoder_is_another_entry(pictures, monkeypatch):
@@ -122,7 +125,7 @@ def test_a_picture_that_can_not_be_opened_is_unreadable_and_read_again_once_it_c
     assert not pack_folder(scan_folder(pictures), POLICY, cache).unreadable
 
 
-@pytest.mark.parametrize("damage", ["a bit", "cut", "header", "meta", "gone"])
+@pytest.mark.parametrize("damage", ["a bit", "cut", "header", "empty", "type", "{}", "[]", '{"crc32": CRC}', "gone"])
 def test_a_damaged_entry_is_noticed_and_rebuilt(pictures, cache, damage):
     folder = scan_folder(pictures)
     whole = pack_folder(folder, POLICY, cache)
@@ -134,27 +137,66 @@ def test_a_damaged_entry_is_noticed_and_rebuilt(pictures, cache, damage):
         content = content[:-100]
     elif damage == "header":
         content[:4] = b"oops"
+    elif damage == "empty":
+        content = b""
     (entry / "images.npy").write_bytes(content)
-    if damage == "meta":
-        (entry / "meta.json").write_text("{}")
+    if damage == "type":
+        np.save(entry / "images.npy", whole.images.view(np.int8))
     elif damage == "gone":
         (entry / "meta.json").unlink()
+    elif damage[0] in "{[":
+        text = damage.replace("CRC", f'{zlib.crc32(whole.images.tobytes())}, "unreadable": []')
+        (entry / "meta.json").write_text(text)
     again = pack_folder(folder, POLICY, cache)
     np.testing.assert_array_equal(whole.images, again.images)
     assert cache.load(cache_key(folder, POLICY)) is not None
 
 
-def test_the_least_recently_used_entries_make_room(tmp_path):
+@pytest.mark.parametrize(("order", "kept"), [("abc", "acd"), ("acb", "abd"), ("cba", "abd")])
+def test_the_least_recently_used_entries_make_room(tmp_path, order, kept):
     cache = Cache(tmp_path, limit=3000)
+    (tmp_path / "notes").mkdir()  # somebody else's
     images = np.zeros((1, 16, 16, 3), np.uint8)
-    for number, key in enumerate("abc"):
+    for key in "abc":
         cache.store(key, images, {})
-        os.utime(tmp_path / key, (number, number))
+        os.utime(tmp_path / key, (order.index(key), order.index(key)))
     assert cache.load("a") is not None  # used now
     cache.store("d", images, {})
-    kept = {key for key in "abcd" if cache.load(key) is not None}
-    assert kept == {"a", "c", "d"}
-    assert sum((tmp_path / key / "images.npy").stat().st_size for key in "abcd" if (tmp_path / key).exists()) <= 3000
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*kept, "notes"]
+    assert sum(path.stat().st_size for path in tmp_path.glob("*/images.npy")) <= 3000
+
+
+def test_an_entry_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed, fsync = set(), os.fsync
+
+    def record(descriptor):
+        flushed.add((os.fstat(descriptor).st_ino, (tmp_path / "a").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    Cache(tmp_path, BIG).store("a", np.zeros((1, 4, 4, 3), np.uint8), {})
+    assert flushed == {(path.stat().st_ino, False) for path in (tmp_path / "a").iterdir()}
+
+
+def test_what_fits_exactly_fits_and_what_is_larger_than_the_whole_cache_drives_nothing_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))  # it may lie in another file system
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    stored = images.nbytes + 128  # numpy's header
+    cache = Cache(tmp_path / "cache", limit=stored + images.nbytes)
+    for key in "ab":
+        cache.store(key, images, {})
+    Cache(cache.folder, limit=images.nbytes - 1).store("c", images, {})
+    assert sorted(os.listdir(cache.folder)) == ["a", "b"]
+    Cache(cache.folder, limit=images.nbytes).store("c", images, {})
+    assert os.listdir(cache.folder) == ["c"]
+
+
+def test_the_cache_lies_in_the_users_cache_folder(tmp_path, monkeypatch):
+    assert default_cache_dir() == Path(os.environ["XDG_CACHE_HOME"], "imgcls")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for empty in (lambda: monkeypatch.setenv("XDG_CACHE_HOME", ""), lambda: monkeypatch.delenv("XDG_CACHE_HOME")):
+        empty()
+        assert default_cache_dir() == tmp_path / ".cache" / "imgcls"
 
 
 def test_a_cache_that_can_not_be_written_costs_only_a_decoding(pictures, tmp_path):
@@ -193,9 +235,27 @@ def test_a_streamed_set_of_which_nothing_can_be_read_is_one_clear_error(tmp_path
     with pytest.raises(DataError, match=r"none of its pictures can be read; one: .*not a PNG"):
         list(streamed.stream(iter([torch.tensor([0, 1]), torch.tensor([2])])))
     assert len(streamed.unreadable) == 3
-    for tried in (streamed.sample_pngs, streamed.statistics_sample):
-        with pytest.raises(DataError, match=r"none of \d pictures? tried can be read"):
+    for tried, count in ((streamed.sample_pngs, 2), (streamed.statistics_sample, 3)):
+        with pytest.raises(DataError, match=rf"p: none of {count} pictures tried can be read"):
             tried()
+
+
+@pytest.mark.parametrize(("free", "resident"), [(12 * 768 / 0.4 + 3, True), (12 * 768 / 0.4 - 3, False), (0, False)])
+def test_pictures_move_to_a_device_of_which_they_take_less_than_two_fifths(pictures, monkeypatch, free, resident):
+    monkeypatch.setattr(pictures_module, "_free_memory", lambda device: free)
+    found = PackedPictures(pack_folder(scan_folder(pictures), POLICY), torch.device("meta"))
+    assert (found.images is not None) is resident
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_stream_of_packed_pictures_has_those_of_each_chunk(pictures, resident):
+    found = PackedPictures(pack_folder(scan_folder(pictures), POLICY), torch.device("cpu"))
+    whole = found.images
+    found.images = whole if resident else None
+    chunks = [torch.tensor([7, 2]), torch.tensor([11]), torch.tensor([0, 1, 2])]
+    for chunk, (kept, batch) in zip(chunks, found.stream(iter(chunks)), strict=True):
+        assert kept is None
+        assert torch.equal(batch, whole[chunk])
 
 
 def test_free_memory_is_asked_of_cuda_alone(monkeypatch):
@@ -277,13 +337,18 @@ def test_unreadable_pictures_leave_their_batch_and_the_others_keep_their_labels(
     assert len(own) == 9
 
 
-@pytest.mark.parametrize("changed", ["size", "time", "name", "class"])
+@pytest.mark.parametrize("changed", ["size", "time", "name", "class", "preprocessing"])
 def test_a_streamed_set_that_has_changed_has_another_fingerprint(pictures, changed):
-    def fingerprint():
-        return StreamedPictures(scan_folder(pictures), POLICY, torch.device("cpu")).fingerprint()
+    def fingerprint(policy=POLICY):
+        return StreamedPictures(scan_folder(pictures), policy, torch.device("cpu")).fingerprint()
 
+    (pictures / "cow" / "link.png").symlink_to("nowhere")
     before, path = fingerprint(), pictures / "ant" / "00.png"
     assert fingerprint() == before
+    assert before.startswith("files:")  # it tells nothing of the contents
+    if changed == "preprocessing":
+        assert fingerprint(STEPS) != before
+        return
     if changed == "size":
         status = path.stat()
         path.write_bytes(path.read_bytes() + b"x")
@@ -306,6 +371,7 @@ def test_the_checksum_is_of_all_blocks(monkeypatch):
 def test_samples_are_the_first_of_each_class_then_the_second(pictures):
     found = pack_folder(scan_folder(pictures), POLICY)  # four of each class, one class after the other
     assert pick_samples(found, 5) == tuple(encode_png(found.images[index]) for index in (0, 4, 8, 1, 5))
+    assert len(pick_samples(found)) == 8
 
 
 def test_samples_of_a_folder_are_the_first_readable_ones_spread_over_its_folders(pictures):
@@ -313,6 +379,37 @@ def test_samples_of_a_folder_are_the_first_readable_ones_spread_over_its_folders
         (pictures / name).write_bytes(b"no picture")
     expected = [encode_png(preprocess(pictures / name / "01.png", POLICY)) for name in ("ant", "bee")]
     assert some_pictures(pictures, POLICY, 2) == tuple(expected)
+    assert some_pictures(pictures, POLICY, 0) == ()
+    (pictures / "ant" / "01.png").write_bytes(b"no picture")
+    told = f"^{pictures}: none of its first pictures can be read; the first: {pictures / 'ant' / '00.png'}: not a PNG"
+    with pytest.raises(DataError, match=told):
+        some_pictures(pictures, POLICY, 1)  # of which four are tried
+
+
+def test_a_bar_counts_the_pictures_that_are_read(pictures, monkeypatch):
+    told = []
+
+    @contextmanager
+    def bar(description, total):
+        told.append((description, total))
+        yield told.append
+
+    monkeypatch.setattr(packed, "progress_bar", bar)
+    monkeypatch.setattr(packed, "_CHUNK", 5)
+    pack_folder(scan_folder(pictures), POLICY, description="reading test pictures")
+    assert told == [("reading test pictures", 12), 5, 5]
+
+
+def test_shared_pictures_are_the_same_in_all_pixels_and_each_is_told_once():
+    first, second, third, other = np.random.default_rng(0).integers(0, 256, (4, 40, 33, 3), np.uint8)
+    almost = third.copy()
+    almost[-1, -1, -1] += 1
+
+    def packed_of(*images):
+        return PackedImages(np.stack(images), np.zeros(len(images), np.int64), ("ant",), (), ())
+
+    found = shared_pictures(packed_of(second, first, almost, first, third), packed_of(third, other, first, almost))
+    assert list(found) == [(4, 0), (1, 2), (2, 3)]
 
 
 def test_a_fingerprint_is_of_classes_labels_and_pixels_and_not_of_where_they_lie():

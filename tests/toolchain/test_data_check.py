@@ -380,7 +380,11 @@ def test_a_list_of_a_check_is_left_out_of_training(both):
     ("text", "message"),
     [
         ("ant/00.png\nant/no.png\nant/none.png\n", "list.txt, line 2: "),
-        (None, "the list can't be read"),
+        (None, "list.txt: the list can't be read (No such file or directory)"),
+        (
+            "".join(f"{'ant' if n < 6 else 'bee'}/{n:02d}.png\n" for n in range(12)),
+            "set: the list leaves no picture to",
+        ),
         ("".join(f"ant/{n:02d}.png\n" for n in range(6)), "no readable picture of ant"),
     ],
 )
@@ -395,8 +399,10 @@ def test_a_bad_list_is_one_line(scenes, text, message):
 
 def test_a_list_takes_comments_windows_line_ends_and_absolute_paths(scenes):
     listed = scenes / "list.txt"
-    listed.write_bytes(b"# why\r\n\r\nant/00.png\r\n" + str(scenes / "ant" / "01.png").encode() + b"\n")
-    assert {name for _, name in read_list(listed)} == {"00.png", "01.png"}
+    (scenes / "ant" / "link.png").symlink_to("nowhere")  # training finds it, and can't read it
+    paths = b"ant/00.png\r\nant/link.png\r\n" + str(scenes / "ant" / "01.png").encode() + b"\n"
+    listed.write_bytes(b"# why\r\n\r\n \t\r\n" + paths)
+    assert {name for _, name in read_list(listed)} == {"00.png", "01.png", "link.png"}
     for names, others in (
         ("gone", ""),
         ("gone lost", "; 1 more is missing"),
@@ -477,4 +483,4 @@ def test_every_name_comes_back_from_a_list(tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text("\n".join(list_lines([*files, outside], listed)))
     assert {name for _, name in read_list(listed)} == {"#1.png", "#2.png", " 3.png", "4 .png", outside.name}
-    assert "ant/#2.png" in listed.read_text().splitlines()
+    assert listed.read_text().splitlines() == ["./#1.png", "ant/#2.png", " 3.png", "4 .png", str(outside)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -11,15 +12,24 @@ from pathlib import Path
 import pytest
 
 from imgcls.errors import ImgclsError
-from imgcls.system.files import one_writer, real_file, require_writable, write_atomically, write_folder_atomically
+from imgcls.system.files import (
+    megabytes,
+    one_writer,
+    real_file,
+    require_replaceable,
+    require_writable,
+    write_atomically,
+    write_folder_atomically,
+)
 
 
 def test_the_file_gets_its_name_and_usual_permissions(tmp_path):
     path = tmp_path / "new" / "file.txt"
-    write_atomically(path, lambda temporary: temporary.write_text("content"))
-    assert path.read_text() == "content"
-    umask = os.umask(0)
-    os.umask(umask)
+    before = os.umask(0o027)
+    write_atomically(path, lambda temporary: temporary.write_text(f"{temporary.parent} {temporary.suffix}"))
+    umask = os.umask(before)
+    assert path.read_text() == f"{path.parent} .txt"
+    assert umask == 0o027
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
@@ -32,16 +42,96 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
         temporary.write_text("half")
         raise error
 
-    with pytest.raises(ImgclsError if isinstance(error, OSError) else type(error)):
+    with pytest.raises(ImgclsError if isinstance(error, OSError) else type(error)) as caught:
         write_atomically(path, write)
+    if isinstance(error, OSError):
+        told = "can't be written (No space left on device); free some space or name another file"
+        assert str(caught.value) == f"{path}: {told}"
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
 
 
 def test_a_folder_that_can_not_be_made_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ImgclsError, match="can't be written"):
-        write_atomically(tmp_path / "file" / "below.txt", lambda temporary: None)
+    path = tmp_path / "file" / "below.txt"
+    for write, advice in (
+        (lambda: write_atomically(path, lambda temporary: None), ""),
+        (lambda: one_writer(path).__enter__(), ""),
+        (lambda: require_writable(path), "; name another file"),
+        (lambda: write_folder_atomically(path, lambda folder: None), "; free some space or name another folder"),
+    ):
+        with pytest.raises(ImgclsError) as caught:
+            write()
+        reason = "File exists" if "Exists" in type(caught.value.__cause__).__name__ else "Not a directory"
+        assert str(caught.value) == f"{path}: can't be written ({reason}){advice}"
+
+
+def test_no_descriptor_stays_open(tmp_path):
+    before = sorted(os.listdir("/dev/fd"))
+    for error in (None, ValueError):
+        with contextlib.suppress(ValueError), one_writer(tmp_path / "a"):
+            write_atomically(tmp_path / "b", lambda temporary: None)
+            write_folder_atomically(tmp_path / "c", lambda folder: (folder / "d").touch())
+            require_writable(tmp_path / "e")
+            if error:
+                raise error
+    assert sorted(os.listdir("/dev/fd")) == before
+    assert sorted(os.listdir(tmp_path)) == ["b", "c"]
+
+
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), KeyboardInterrupt()])
+def test_without_locks_a_writer_goes_on_and_one_that_waits_can_be_interrupted(tmp_path, monkeypatch, error):
+    def flock(descriptor, operation):
+        raise error
+
+    before = sorted(os.listdir("/dev/fd"))
+    monkeypatch.setattr("fcntl.flock", flock)
+    if isinstance(error, OSError):
+        with one_writer(tmp_path / "a"):
+            assert os.listdir(tmp_path) == []
+    else:
+        with pytest.raises(KeyboardInterrupt), one_writer(tmp_path / "a"):
+            pass
+    assert sorted(os.listdir("/dev/fd")) == before
+
+
+OURS = {"1/model.onnx", "config.pbtxt"}
+LOST = "which would be lost; name another folder, or empty this one"
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ([], None),
+        (["config.pbtxt"], None),
+        (["1/model.onnx", "config.pbtxt"], None),
+        (
+            ["1/model.onnx", "model.onnx"],
+            f"holds model.onnx, {LOST}",
+        ),
+        (["1/config.pbtxt"], f"holds config.pbtxt, {LOST}"),
+        (["b", "a/c"], f"holds c, {LOST}"),
+        (None, "is a file; name a folder"),
+    ],
+)
+def test_a_folder_is_replaced_where_every_file_in_it_is_one_of_ours_at_its_place(tmp_path, files, told):
+    path = tmp_path / "made"
+    require_replaceable(path, OURS)
+    if files is None:
+        path.touch()
+    for name in files or []:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).touch()
+    if told is None:
+        require_replaceable(path, OURS)
+        return
+    with pytest.raises(ImgclsError) as caught:
+        require_replaceable(path, OURS)
+    assert str(caught.value) == f"{path}: {told}"
+
+
+def test_a_size_is_told_in_megabytes():
+    assert megabytes(1_234_567) == "1.23 MB"
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])

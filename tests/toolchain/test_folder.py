@@ -11,7 +11,7 @@ from PIL import Image
 
 from imgcls.check import check_folder
 from imgcls.cli import command
-from imgcls.data.folder import comparison_folder, read_classes, scan_folder, unlabelled_folder
+from imgcls.data.folder import as_folder, comparison_folder, read_classes, scan_folder, unlabelled_folder
 from imgcls.errors import DataError
 
 
@@ -26,16 +26,19 @@ def test_classes_are_sorted_and_labels_follow_them(tmp_path):
         ("zebra", 2),
     ]
     assert folder.counts() == [1, 2, 1]
+    assert [path.name for path in folder.paths] == ["00.png", "00.png", "01.png", "00.png"]
 
 
 def test_a_test_folder_may_lack_classes_and_keeps_the_training_labels(tmp_path):
-    root = make_pictures(tmp_path / "p", {"cow": 1})
-    assert scan_folder(root, ("ant", "bee", "cow")).labels == (2,)
+    root = make_pictures(tmp_path / "p", {"ant": 0, "cow": 1})
+    found = as_folder(root, ("ant", "bee", "cow"))
+    assert (found.classes, found.labels, found.empty) == (("ant", "bee", "cow"), (2,), ("ant",))
+    assert as_folder(found, ("other",)) is found
 
 
 def test_a_test_class_that_training_lacks_is_an_error(tmp_path):
-    root = make_pictures(tmp_path / "p", {"ant": 1, "dog": 1})
-    with pytest.raises(DataError, match="dog"):
+    root = make_pictures(tmp_path / "p", {"ant": 1, "dog": 1, "cat": 1})
+    with pytest.raises(DataError, match=r"p: has classes that the training folder lacks: cat, dog$"):
         scan_folder(root, ("ant", "bee"))
 
 
@@ -45,18 +48,28 @@ def test_hidden_stray_and_empty_are_listed_and_left_out(pictures):
     (pictures / "ant" / ".DS_Store").write_text("x")
     (pictures / "ant" / "Thumbs.db").write_text("x")
     (pictures / "aardvark").mkdir()
+    (pictures / "zebra").mkdir()
     folder = scan_folder(pictures)
     assert folder.classes == ("ant", "bee", "cow")
     assert folder.labels == (0,) * 4 + (1,) * 4 + (2,) * 4
     assert {path.name for path in folder.hidden} == {".cache", ".DS_Store"}
     assert {path.name for path in folder.stray} == {"notes.txt", "Thumbs.db"}
-    assert folder.empty == ("aardvark",)
+    assert folder.empty == ("aardvark", "zebra")
 
 
 def test_pictures_in_subfolders_of_a_class_count(pictures):
     (pictures / "ant" / "day 2").mkdir()
     Image.new("RGB", (8, 8)).save(pictures / "ant" / "day 2" / "X.JPG", "JPEG")
     assert len(scan_folder(pictures).paths) == 13
+
+
+def test_pictures_are_in_the_order_of_their_names_whatever_the_file_system_says(tmp_path):
+    order = ["d", "b", "f", "a", "e", "c"]
+    for name in [*(f"{name}/x.png" for name in order), *(f"{name}.png" for name in order)]:
+        (tmp_path / "ant" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ant" / name).touch()
+    names = [path.relative_to(tmp_path / "ant").as_posix() for path in scan_folder(tmp_path).paths]
+    assert names == [*(f"{name}.png" for name in "abcdef"), *(f"{name}/x.png" for name in "abcdef")]
 
 
 def test_training_and_the_predictor_find_the_same_files(tmp_path):
@@ -71,8 +84,20 @@ def test_training_and_the_predictor_find_the_same_files(tmp_path):
     assert len(found) == 9
 
 
-@pytest.mark.parametrize("make", ["missing", "file", "empty", "only_files", "no_pictures"])
-def test_a_folder_without_pictures_is_one_clear_error(tmp_path, make):
+NO_CLASSES = "has no class folders; put the pictures into ROOT/<class>/"
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        ("missing", "no such folder"),
+        ("file", "can't be listed (Not a directory)"),
+        ("empty", NO_CLASSES),
+        ("only_files", NO_CLASSES),
+        ("no_pictures", "no pictures in its class folders (PNG, JPEG, WebP, BMP, GIF)"),
+    ],
+)
+def test_a_folder_without_pictures_is_one_clear_error(tmp_path, make, told):
     root = tmp_path / "root"
     if make == "file":
         root.write_text("x")
@@ -82,9 +107,9 @@ def test_a_folder_without_pictures_is_one_clear_error(tmp_path, make):
         (root / "a.png").write_bytes(b"")
     if make == "no_pictures":
         (root / "ant").mkdir()
-    with pytest.raises(DataError, match="root") as caught:
+    with pytest.raises(DataError) as caught:
         scan_folder(root)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value) == f"{root}: {told.replace('ROOT', str(root))}"
 
 
 def test_a_class_folder_whose_name_is_no_utf8_is_one_clear_error(pictures):
@@ -164,8 +189,12 @@ def test_answers_are_compared_on_class_folders_or_on_loose_pictures(tmp_path):
     assert comparison_folder(tmp_path / "labelled", ("ant", "bee")).labels == (0, 0, 1)
     loose = tmp_path / "loose"
     (loose / ".cache").mkdir(parents=True)
-    shutil.copy(next((tmp_path / "labelled").glob("*/*.png")), loose / "a.png")
+    shutil.copy(next((tmp_path / "labelled").glob("*/*.png")), loose / "a.PNG")
     assert comparison_folder(loose, ("ant", "bee")).labels == (-1,)
+    shutil.copy(loose / "a.PNG", tmp_path / "labelled")
+    assert comparison_folder(tmp_path / "labelled", ("ant", "bee")).labels == (0, 0, 1)
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        comparison_folder(tmp_path / "nowhere", ("ant",))
     with pytest.raises(DataError, match="has classes that the training folder lacks: bee"):
         comparison_folder(tmp_path / "labelled", ("ant",))
 
@@ -202,6 +231,7 @@ def test_pictures_are_spread_over_their_folders(tmp_path):
         ("ant\nbee\nant\nant", "'ant' is class 1 and class 3; give each a name of its own"),
         ('["a", 3]', "no list of names and no object"),
         ('["a"', "no list of names and no object"),
+        ("[" * 100_000, "no list of names and no object"),
         ('{"1": "a", "2": "b"}', "no list of names and no object"),
         ('{"a": "0", "b": "1"}', "no list of names and no object"),
     ],

@@ -21,7 +21,7 @@ from imgcls.errors import DeviceError, TrainingError
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.registry import find
 from imgcls.parity.runtimes import run_module
-from imgcls.system.device import float32, has_bf16_units, resolve_device
+from imgcls.system.device import float32, has_bf16_units, in_words, resolve_device
 from imgcls.training import cuda_graphs, learner, loop, model, outcome, run, sets, train, train_config
 from imgcls.training.cuda_graphs import GraphedStep
 from imgcls.training.distributed import Group, _own_gpu, process_group
@@ -44,6 +44,38 @@ def test_a_gpu_is_one_of_those_that_are_here(monkeypatch, name, exists):
     else:
         with pytest.raises(DeviceError, match="there is no cuda:2; this machine has 2 GPUs"):
             resolve_device(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "built", "told"),
+    [
+        ("cuda:99", None, "CUDA is not available (this torch was built without CUDA); use --device cpu"),
+        ("cuda", "13.0", "CUDA is not available (no NVIDIA driver or GPU was found); use --device cpu"),
+        ("mps", None, "this machine has no MPS (Apple GPU); use --device cpu"),
+    ],
+)
+def test_a_gpu_that_is_not_here_is_an_error_that_says_why(monkeypatch, name, built, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    with pytest.raises(DeviceError) as caught:
+        resolve_device(name)
+    assert str(caught.value) == told
+
+
+def test_a_device_is_told_with_its_threads_or_its_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"number {device.index} of a kind")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    told = [in_words(torch.device(name)) for name in ("cuda:1", "cpu", "mps")]
+    assert told == ["cuda:1 (number 1 of a kind)", f"cpu (threads: {torch.get_num_threads()})", "mps"]
+    assert resolve_device("mps").type == "mps"
+
+
+def test_bf16_that_a_gpu_emulates_is_not_taken_for_units(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not has_bf16_units(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert [has_bf16_units(torch.device(name)) for name in ("cuda", "mps")] == [True, False]
 
 
 @pytest.mark.parametrize(("units", "found"), [(("amx_bf16",), True), (("avx512_bf16",), True), (("avx2",), False)])

@@ -342,6 +342,7 @@ def test_an_epochs_figures_are_those_of_the_float32_network_that_is_saved(config
 def test_the_plan_draws_every_shift_on_both_axes_and_both_sides():
     plan = plan_epoch(2000, 32, Augmentation(shift=0.0625, flip=True, colour=0.2, cutout=0.3), seed=0, epoch=1)
     assert sorted(set(map(tuple, plan.shifts.tolist()))) == [(top, left) for top in range(5) for left in range(5)]
+    assert plan_epoch(2000, 30, Augmentation(shift=0.125), seed=0, epoch=1).shifts.max() == 8  # twice 3.75, rounded
     assert plan.flips.float().mean() == pytest.approx(0.5, abs=0.05)
     for draws, low, high in ((plan.colours, 0.8, 1.2), (plan.holes, 0.0, 1.0)):
         assert draws.min(0).values.tolist() == pytest.approx([low] * draws.shape[1], abs=0.01)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from imgcls.system import progress as module
-from imgcls.system.progress import hidden_bars, progress_bar
+from imgcls.system.progress import hidden_bars, no_bars, progress_bar
 
 
 def test_a_bar_is_silent_where_there_is_no_terminal(capfd):
@@ -33,6 +33,14 @@ def test_on_a_terminal_a_bar_counts_its_steps_on_standard_error_and_is_gone_at_t
     assert out == ""
     assert "working" in err
     assert "5/7" in err
+
+
+def test_where_none_is_wanted_there_is_none_on_a_terminal_either(terminal, capfd):
+    with no_bars(), progress_bar("working", 2) as advance:
+        advance(1)
+    assert capfd.readouterr() == ("", "")
+    with progress_bar("working", 2):
+        assert len(module._shown) == 1
 
 
 @pytest.mark.parametrize("error", [None, ValueError])

@@ -60,12 +60,12 @@ def test_colour_jitter_is_torchvisions(factors, seed):
 
 @given(row=st.floats(0, 1, width=32), column=st.floats(0, 1, width=32), share=st.floats(0.1, 0.9))
 def test_cutout_paints_one_square_and_nothing_else(row, column, share):
-    pictures = torch.full((1, 10, 10, 3), 200, dtype=torch.uint8)
+    pictures = torch.full((1, 10, 13, 3), 200, dtype=torch.uint8)
     found = cut_out(pictures, torch.tensor([[row, column]]), share, torch.tensor([10.0, 20.0, 30.0]))
     for y in range(10):
-        for x in range(10):
+        for x in range(13):
             # how far inside the square; float32 may fall on either side of an edge itself
-            depth = 5 * share - max(abs(y + 0.5 - row * 10), abs(x + 0.5 - column * 10))
+            depth = 5 * share - max(abs(y + 0.5 - row * 10), abs(x + 0.5 - column * 13))
             if abs(depth) > 1e-4:
                 assert found[0, y, x].tolist() == ([10, 20, 30] if depth > 0 else [200, 200, 200])
 

@@ -23,6 +23,15 @@ def test_results_come_in_order_and_only_a_few_ahead(workers):
     assert count == len(taken) == 40
 
 
+def test_without_a_number_there_are_as_many_threads_as_cpus(monkeypatch):
+    monkeypatch.setattr("imgcls.data.packed.available_cpus", lambda: 3)
+    taken = []
+    results = run_ahead(str, (taken.append(number) or number for number in range(40)))
+    assert next(results) == "0"
+    assert len(taken) == 2 * 3 + 1
+    results.close()
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_few_items_are_enough(count):
     assert list(run_ahead(str, iter(range(count)))) == [str(number) for number in range(count)]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
 from imgcls.data.folder import Folder, scan_folder
-from imgcls.data.layout import find_sets, layout_notes
+from imgcls.data.layout import find_sets, layout_notes, root_to_measure, training_root
 from imgcls.data.split import files_sha256, parts, record_of, split_folder
 from imgcls.errors import DataError, ImgclsError
 from imgcls.training import train, train_config
@@ -40,6 +40,11 @@ def test_each_class_gives_its_share_and_keeps_a_picture_in_either_part(counts, s
         assert list(found.labels) == sorted(found.labels)
     for label, count in enumerate(counts):
         assert test_part.labels.count(label) == min(max(round(share * count), 1), count - 1)
+
+
+def test_a_class_without_a_picture_here_is_in_neither_part():
+    train_part, test_part = split_folder(folder_of([5, 0, 4]), 0.5, 0)
+    assert (train_part.counts(), test_part.counts()) == ([3, 0, 2], [2, 0, 2])
 
 
 def test_the_seed_draws_the_pictures_and_the_place_of_the_folder_does_not():
@@ -89,10 +94,21 @@ def test_the_parts_are_found_again_and_only_in_the_same_pictures(tmp_path):
 
 @pytest.mark.parametrize(
     "split",
-    [None, 3, [], {}, {"fraction": "0.2", "seed": 0}, {"fraction": 2.0, "seed": 0}, {"fraction": 0.2, "seed": "../x"}],
+    [
+        *(None, 3, [], {}, {"fraction": "0.2", "seed": 0}, {"fraction": 2.0, "seed": 0}),
+        *({"fraction": 0.2, "seed": "../x"}, {"fraction": 0.2, "seed": 0}),  # the second class can't be split
+    ],
 )
 def test_what_a_file_claims_of_a_split_may_be_anything(split):
     assert parts(folder_of([3, 1]), {"split": split, "test_files_sha256": 1}) is None
+
+
+@pytest.mark.parametrize(("fraction", "found"), [(0.0, False), (0.4, True), (1.0, False), (-0.4, False), (1, False)])
+def test_only_a_share_that_a_run_can_split_off_is_taken(fraction, found):
+    folder = folder_of([5, 4])
+    made = split_folder(folder, fraction, 0)
+    record = {"split": {"fraction": fraction, "seed": 0}, "test_files_sha256": files_sha256(made[1])}
+    assert parts(folder, record) == (made if found else None)
 
 
 # --- one folder for both
@@ -111,6 +127,7 @@ def tree(root, *folders):
         (["train/ant", "test/ant", "val/ant"], 0.0, ("train", "test", 0.0)),
         (["train/ant", "val/ant"], 0.0, ("train", "val", 0.0)),
         (["train/ant", "valid/ant"], 0.0, ("train", "valid", 0.0)),
+        (["train/ant", "valid/ant", "validation/ant", "val/ant"], 0.0, ("train", "val", 0.0)),
         (["train/ant", "validation/ant"], 0.0, ("train", "validation", 0.0)),
         (["train/ant"], 0.0, ("train", None, 0.2)),
         (["train/ant"], 0.3, ("train", None, 0.3)),
@@ -142,15 +159,43 @@ def test_hidden_entries_say_nothing_and_suffixes_may_be_in_capitals(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("folders", "measured", "trained"),
+    [
+        (["train/ant", "test/ant", "val/ant"], "test", "train"),
+        (["train/ant", "validation/ant"], "validation", "train"),
+        (["train/ant", "test"], "train", "train"),
+        (["ant", "bee"], ".", "."),
+        (["ant", "test/ant"], ".", "."),  # test is a class of its own
+    ],
+)
+def test_of_a_root_with_both_the_test_folder_is_measured_on_and_the_other_one_trained_on(
+    tmp_path, folders, measured, trained
+):
+    tree(tmp_path, *folders)
+    assert root_to_measure(tmp_path) == tmp_path / measured
+    assert training_root(tmp_path) == tmp_path / trained
+
+
+@pytest.mark.parametrize(
     ("folders", "split", "message"),
     [
-        (["train/ant", "test/ant"], 0.2, "test: is the test folder; leave out `split`"),
-        (["test/ant", "ant"], 0.0, "test: has no train/ beside it"),
+        (
+            ["train/ant", "test/ant"],
+            0.2,
+            "ROOT/test: is the test folder; leave out `split`, or give `train_dir` ROOT/train with it",
+        ),
+        (
+            ["val/ant", "ant"],
+            0.0,
+            "ROOT/val: has no train/ beside it; name both folders with `train_dir` and `test_dir`",
+        ),
+        ([], 0.0, "ROOT: no such folder"),
     ],
 )
 def test_what_contradicts_itself_is_told(tmp_path, folders, split, message):
-    with pytest.raises(DataError, match=message):
-        find_sets(tree(tmp_path, *folders), split)
+    with pytest.raises(DataError) as caught:
+        find_sets(tree(tmp_path / "root", *folders), split)
+    assert str(caught.value) == message.replace("ROOT", str(tmp_path / "root"))
 
 
 def test_a_folder_under_another_name_or_left_out_is_said(tmp_path):
@@ -158,7 +203,11 @@ def test_a_folder_under_another_name_or_left_out_is_said(tmp_path):
     train_dir, test_dir, val_dir = (tmp_path / name for name in ("train", "test", "val"))
     assert layout_notes(train_dir, test_dir) == [f"{val_dir}: left out; `val_fraction` holds out a part of {train_dir}"]
     shutil.rmtree(test_dir)
-    assert layout_notes(train_dir, val_dir) == [f"{val_dir}: these are the test pictures; they select nothing"]
+    for name in ("val", "valid", "validation"):
+        val_dir = val_dir.rename(tmp_path / name)
+        assert layout_notes(train_dir, val_dir) == [f"{val_dir}: these are the test pictures; they select nothing"]
+    tree(tmp_path, "mine/ant")
+    assert layout_notes(tmp_path / "mine", tmp_path / "theirs") == []  # what lies beside them by chance
     assert layout_notes(train_dir, None) == []
 
 

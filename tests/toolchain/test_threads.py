@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -91,10 +92,16 @@ def test_nothing_is_tried_where_the_system_does_not_tell_its_load(config, tmp_pa
 
 def test_threads_that_are_used_as_asked_are_given_by_the_user(monkeypatch):
     monkeypatch.setattr(system_threads, "_given", False)
+    before = torch.get_num_threads()
     with system_threads.torch_threads():
-        assert not system_threads.threads_are_given()
+        assert (torch.get_num_threads(), system_threads.threads_are_given()) == (before, False)
         system_threads.use_threads(2)
         assert (torch.get_num_threads(), system_threads.threads_are_given()) == (2, True)
+    assert torch.get_num_threads() == before
+    with contextlib.suppress(KeyError), system_threads.torch_threads(before + 2):
+        assert torch.get_num_threads() == before + 2
+        raise KeyError
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("seconds", [0.01, 1.0])
@@ -133,9 +140,12 @@ def test_a_run_that_goes_on_takes_the_threads_that_it_had(config, tmp_path, busy
 
 
 def write_stat(root: Path, ticks: dict[int, tuple[int, int]]) -> None:
-    """ticks: by CPU, busy and idle ones, half of which it waits for disks."""
+    """ticks: by CPU, busy ones, all of them of a guest, which the kernel counts twice, and idle ones, half of which it
+    waits for disks."""
     (root / "proc").mkdir(exist_ok=True)
-    lines = [f"cpu{cpu} {busy} 0 0 {idle // 2} {idle - idle // 2} 0 0 0 0 0" for cpu, (busy, idle) in ticks.items()]
+    lines = [
+        f"cpu{cpu} {busy} 0 0 {idle // 2} {idle - idle // 2} 0 0 0 {busy} 0" for cpu, (busy, idle) in ticks.items()
+    ]
     (root / "proc/stat").write_text("\n".join(["cpu 9 9 9 9 9 9 9 9 9 9", *lines, "intr 5", "ctxt 7"]) + "\n")
 
 

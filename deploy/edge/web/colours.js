@@ -28,7 +28,7 @@ function blended(value, alpha) {
 
 /** The picture turned upright. orientation: EXIF's, 1 to 8. */
 export function oriented(image, orientation) {
-  if (orientation <= 1 || orientation > 8) return image;
+  if (orientation === 1) return image;
   const { width, height, data } = image;
   const swap = orientation >= 5;
   const result = { width: swap ? height : width, height: swap ? width : height, data: new Uint8Array(data.length) };

@@ -759,6 +759,7 @@ def test_a_folders_row_says_what_the_folder_says(folder):
     row = find(f"hf/{folder}")
     assert (row.name, row.published.url, row.outside, row.smallest) == ("hf/vit", "vit", True, 1)
     assert (row.published.classes, row.published.mean, row.published.std) == (2, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert find(f"hf/{folder.resolve()}").name == "hf/vit"
     assert row.head_layers == ("network.classifier",)
     assert row.renamed("classifier.bias") == row.renamed("network.classifier.bias") == "network.classifier.bias"
     assert set(row.published.fetch()) == set(row.build(2, (16, 16), None).state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import warnings
 
@@ -132,6 +133,9 @@ def test_a_network_that_runs_is_given_back_and_one_of_other_classes_is_not():
         checked("net", network, 4, (8, 10))
 
 
+COUNT = itertools.count()
+
+
 class Answers(nn.Module):
     """Gives what a function makes of the pictures' means, [N, 3]."""
 
@@ -147,6 +151,10 @@ class Answers(nn.Module):
     ("function", "said"),
     [
         (lambda means: means.softmax(1), "net gives probabilities"),
+        (
+            lambda means: means * (1 + 0.005 * next(COUNT)),
+            "net answers the same picture otherwise each time",
+        ),
         (lambda means: means + 0.01 * torch.randn_like(means), "net answers the same picture otherwise each time"),
         (
             lambda means: F.dropout(means.repeat(1, 20), 0.5, training=True),
@@ -154,7 +162,7 @@ class Answers(nn.Module):
         ),
         (lambda means: means - means.mean(0), "net answers a picture otherwise beside other pictures"),
     ],
-    ids=["softmax", "noise", "dropout", "batch"],
+    ids=["softmax", "half a percent", "noise", "dropout", "batch"],
 )
 def test_a_network_whose_answers_are_no_logits_of_each_picture_is_named(function, said):
     network = Answers(function)
@@ -241,6 +249,21 @@ def test_a_file_of_anything_but_a_mapping_is_named_by_what_it_holds(tmp_path, co
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=f"{said}, not a state dict"):
         read_mapping(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_file_that_cannot_be_read_says_why(tmp_path, name):
+    file = tmp_path / name
+    with pytest.raises(CheckpointError, match=rf"{name}: no such checkpoint$"):
+        read_mapping(file)
+    file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"{name}: not a checkpoint, or a damaged one \(\S.*\)$") as damaged:
+        read_mapping(file)
+    assert "\n" not in str(damaged.value)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(CheckpointError, match=rf"{name}: can't be read \(\S.*\)$"):
+        read_mapping(file)
 
 
 def test_reading_a_file_gives_no_warning(tmp_path, monkeypatch):

@@ -676,7 +676,7 @@ def test_the_number_of_pictures_stays_free_where_a_network_asks_for_it_by_len(he
 def test_a_network_that_branches_on_its_pictures_is_refused_in_one_line_and_torch_prints_nothing(here, suffix, capfd):
     result = trained(here, "my_net.py:branching")
     capfd.readouterr()
-    with pytest.raises(ExportError, match="this network"):
+    with pytest.raises(ExportError, match=r"this network .*\(.*data-dependent"):  # the first of torch's errors
         export_model(ExportConfig(result.path, output=here / f"net.{suffix}"), result.checkpoint)
     assert capfd.readouterr() == ("", "")
 

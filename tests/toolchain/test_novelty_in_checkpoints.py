@@ -41,6 +41,7 @@ def test_the_third_output_is_made_of_the_features_and_the_logits(plain, classifi
         features = classifier.network(classifier.normalise(pictures()))
         torch.testing.assert_close(novelty, classifier.novelty(features, logits))
     assert novelty.shape == (4,)
+    assert not classifier.novelty.training
     torch.testing.assert_close(probabilities, logits.softmax(1))
 
 

@@ -262,7 +262,8 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path, name):
     assert "\n" not in str(damaged.value)
     file.unlink()
     file.mkdir()
-    with pytest.raises(CheckpointError, match=rf"{name}: can't be read \(\S.*\)$"):
+    why = r"Is a directory" if name == "a.pth" else r"\S.*"  # safetensors has words of its own
+    with pytest.raises(CheckpointError, match=rf"{name}: can't be read \({why}\)$"):
         read_mapping(file)
 
 

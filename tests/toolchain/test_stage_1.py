@@ -163,6 +163,11 @@ def test_a_weights_entry_gives_steps_normalisation_classes_and_source():
     assert of_torchvision(VGG16_Weights.IMAGENET1K_FEATURES).std == (1 / 255,) * 3
 
 
+def test_a_processors_labels_are_those_that_are_given():
+    assert of_transformers(VIT, classes=["moth", "ant"]).classes == ("moth", "ant")
+    assert of_transformers(VIT).classes is None
+
+
 def test_what_a_mode_can_say_stays_that_mode():
     """Files of such networks are written as schema 1, which old predictors read."""
     config = {"input_size": (3, 64, 64), "crop_pct": 1.0, "interpolation": "bicubic"}
@@ -318,6 +323,10 @@ def test_a_processor_with_a_resize_of_its_own_has_its_steps(processor, size, ste
         ({"image_mean": 0.5, "image_std": 0.5}, 0.5, 0.25),  # include_top divides by the std once more
         ({"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False, "include_top": False}, 0.5, 0.5),
         ({"do_rescale": False, "image_mean": 127.5, "image_std": 51, "include_top": False}, 0.5, 0.2),
+        (  # an offset belongs to rescaling
+            {"do_rescale": False, "rescale_offset": True, "image_mean": 51, "image_std": 102, "include_top": False},
+            *(0.2, 0.4),
+        ),
     ],
 )
 def test_rescaling_offset_and_normalising_fold_into_mean_and_std(config, mean, std):

@@ -29,6 +29,14 @@ from imgcls.training import train, train_config
 from imgcls.training.start import Start
 
 TORCHVISION = sorted(models.list_models(module=models))
+FAMILIES = (
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
+    *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
+    *("resnet50", "shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn"),
+    "vit_b_16",
+)
+"""The smallest network of each class of torchvision's; benchmarks/networks.py runs them all."""
+
 needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed: pip install 'imgcls[timm]'")
 needs_transformers = pytest.mark.skipif(
     find_spec("transformers") is None, reason="transformers is not installed: pip install 'imgcls[transformers]'"
@@ -250,8 +258,14 @@ def test_timm_gets_names_of_its_own_networks_alone(name):
 # --- torchvision ---
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_every_network_of_torchvision_has_one_head_and_its_own_pictures(name):
+def test_every_network_of_torchvision_has_its_own_pictures_and_classes():
+    for row in (find(f"torchvision/{name}") for name in TORCHVISION):
+        assert row.published.names() is None or len(row.published.names()) == row.published.classes, row.name
+        assert min(row.preprocessing.size) >= row.smallest, row.name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_of_torchvision_has_one_head(name):
     row = find(f"torchvision/{name}")
     (head,) = row.head_layers
     size = row.preprocessing.size
@@ -260,8 +274,6 @@ def test_every_network_of_torchvision_has_one_head_and_its_own_pictures(name):
         layer = network.get_submodule(head)
     assert (layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels) == 5
     assert not [path for path in dict(network.named_modules()) if "aux" in path.lower()]
-    assert row.published.names() is None or len(row.published.names()) == row.published.classes
-    assert min(size) >= row.smallest
 
 
 def test_the_entry_of_the_weights_decides_on_pictures_and_classes():

@@ -177,7 +177,5 @@ def _repeats(stage: int, depth: float) -> int:
 
 
 def _scaled(outputs: int, width: float) -> int:
-    """Channels by the width, to a multiple of 8 that loses no more than a tenth."""
-    wanted = outputs * width
-    rounded = max(8, int(wanted + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * wanted else rounded
+    """Channels by the width, to the nearest multiple of 8."""
+    return int(outputs * width + 4) // 8 * 8

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from imgcls_infer.errors import one_line
-from imgcls_infer.steps import Size
+from imgcls_infer.steps import Size, is_int
 from torch import Tensor, nn
 
 from imgcls.errors import CheckpointError, ImgclsError
@@ -54,10 +54,7 @@ def row(name: str, weights_name: str | None) -> NetworkRow:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ImgclsError(f"{folder / 'config.json'}: does not say its model_type")
-    try:
-        stage = of_transformers(_read_json(folder / "preprocessor_config.json"), model_type)
-    except KeyError as error:
-        raise ImgclsError(f"{folder / 'preprocessor_config.json'}: lacks {error}") from error
+    stage = of_transformers(_read_json(folder / "preprocessor_config.json"), model_type)
     labels = _labels(folder / "config.json", config)
     size = stage.preprocessing.size
     recorded = PREFIX + folder.resolve().name
@@ -158,11 +155,14 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _labels(file: Path, config: dict[str, Any]) -> tuple[str, ...]:
     """By number: JSON has them as text. transformers takes two classes where nothing is said."""
-    labels = config.get("id2label") or {str(number): f"LABEL_{number}" for number in range(config.get("num_labels", 2))}
+    count = config.get("num_labels", 2)
+    if not is_int(count):
+        raise ImgclsError(f"{file}: num_labels is no number")
+    labels = config.get("id2label") or {str(number): f"LABEL_{number}" for number in range(count)}
     try:
         return tuple(str(labels[str(number)]) for number in range(len(labels)))
     except (KeyError, TypeError) as error:
-        raise ImgclsError(f"{file}: id2label does not name the classes 0 to {len(labels) - 1}") from error
+        raise ImgclsError(f"{file}: id2label does not name the classes by their numbers, 0 and so on") from error
 
 
 def _fetch(folder: Path, config: dict[str, Any], labels: int, size: Size, prefix: str) -> dict[str, Tensor]:

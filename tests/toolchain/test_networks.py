@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +39,21 @@ def test_cnn_is_the_articles_to_the_parameter():
     assert shapes(network) == ARTICLE_SHAPES
     assert sum(parameter.numel() for parameter in network.parameters()) == 541_094
     assert network.dropout_layer.p == 0.25
+
+
+def test_cnn_computes_what_the_article_says():
+    network = build_network("cnn", 4, (24, 40)).eval()
+    assert network.fc1_layer.in_features == 64 * 3 * 5
+    x = pictures = torch.randn(2, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    weights = network.state_dict()
+    for number in (1, 2, 3):
+        kernel, bias = (weights[f"conv{number}_layer.{part}"] for part in ("weight", "bias"))
+        x = F.max_pool2d(F.conv2d(x, kernel, bias, padding=1).relu(), 2)
+    x = F.linear(x.flatten(1), weights["fc1_layer.weight"], weights["fc1_layer.bias"]).relu()
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            network(pictures), F.linear(x, weights["fc2_layer.weight"], weights["fc2_layer.bias"])
+        )
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -82,12 +98,16 @@ def test_too_small_pictures_and_unknown_networks_are_refused():
 @settings(deadline=None, max_examples=20)
 def test_normalisation_is_torchvisions(seed):
     generator = torch.Generator().manual_seed(seed)
-    mean = tuple(torch.rand(3, generator=generator).tolist())
-    std = tuple((torch.rand(3, generator=generator) * 0.9 + 0.1).tolist())
+    mean = tuple(round(value, 3) for value in torch.rand(3, generator=generator).tolist())
+    std = tuple(round(0.9 * value + 0.1, 3) for value in torch.rand(3, generator=generator).tolist())
     image = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8, generator=generator)
     expected = tv.normalize(image.permute(0, 3, 1, 2).float() / 255, mean, std)
-    found = Classifier(torch.nn.Identity(), 8, mean, std).normalise(image)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=2e-6)
+    classifier = Classifier(torch.nn.Identity(), 8, mean, std)
+    torch.testing.assert_close(classifier.normalise(image), expected, rtol=1e-6, atol=2e-6)
+    exact = [[1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]]
+    found = torch.stack([classifier.scale.flatten(), classifier.shift.flatten()])
+    assert torch.equal(found, torch.tensor(exact, dtype=torch.float64).float())  # rounded once
+    assert not classifier.state_dict()  # a file holds the network's weights alone
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from imgcls.errors import CheckpointError
 from imgcls.networks.novelty import Novelty, outside, subspace, tensors
 
 DRAWS = torch.Generator().manual_seed(0)
@@ -31,6 +32,35 @@ def test_the_directions_are_fewer_where_features_or_pictures_are_few():
     assert subspace(features[:40], 10).shape == (300, 10)
     assert subspace(features[:, :20], 10).shape == (20, 5)
     assert subspace(features[:2], 2).shape == (300, 1)
+
+
+def test_the_subspace_is_one_of_directions_and_not_of_lengths(features):
+    lengths = torch.rand(200, 1, generator=DRAWS) * 100 + 0.1
+    basis, other = subspace(features, 3), subspace(features * lengths, 3)
+    torch.testing.assert_close(basis @ basis.T, other @ other.T, atol=1e-3, rtol=0)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(10), atol=1e-5, rtol=0)
+
+
+def test_equal_top_logits_leave_the_score_finite():
+    found = tensors(torch.eye(2), torch.tensor([0.1, 0.3]), torch.tensor([[2.0, 0.0], [0.0, 2.0]]))["logit"]
+    assert found[0] == 2
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize(("names", "said"), [((), "nothing"), (("basis",), "basis"), (("logit",), "logit")])
+def test_a_novelty_lacks_none_of_its_tensors(novelty, names, said):
+    with pytest.raises(CheckpointError, match=f"^no known novelty is made of {said}$"):
+        Novelty({name: novelty.state_dict()[name] for name in names})
+
+
+def test_a_novelty_has_tensors_of_its_own(features):
+    given = {"basis": torch.eye(40, 2), "logit": torch.tensor([1.0, 2.0])}
+    made = Novelty(given)
+    before = made(features, torch.zeros(200, 3))
+    for tensor in given.values():
+        tensor.mul_(3)
+    assert torch.equal(made(features, torch.zeros(200, 3)), before)
+    assert list(made.parameters()) == []
 
 
 def test_many_pictures_are_thinned_out(features):

@@ -41,6 +41,7 @@ def test_the_third_output_is_made_of_the_features_and_the_logits(plain, classifi
         features = classifier.network(classifier.normalise(pictures()))
         torch.testing.assert_close(novelty, classifier.novelty(features, logits))
     assert novelty.shape == (4,)
+    assert not classifier.novelty.training
     torch.testing.assert_close(probabilities, logits.softmax(1))
 
 
@@ -57,7 +58,11 @@ def test_folding_and_narrowing_keep_the_novelty(classifier):
         folded = fold_classifier(classifier)
         assert isinstance(folded, FoldedClassifier)
         torch.testing.assert_close(folded(pictures())[2], expected[2], atol=1e-5, rtol=0)
-        half = narrow(folded, torch.bfloat16)(pictures())
+        narrowed = narrow(folded, torch.bfloat16)
+        half = narrowed(pictures())
+    parts = (narrowed.network, narrowed.last, narrowed.novelty)
+    kinds = [{tensor.dtype for tensor in part.state_dict().values()} for part in parts]
+    assert kinds == [{torch.bfloat16}, {torch.bfloat16}, {torch.float32}]
     assert [output.dtype for output in half] == [torch.float32] * 3
     torch.testing.assert_close(half[2], expected[2], atol=2e-2, rtol=0)
     assert not torch.equal(half[2], expected[2])

@@ -43,17 +43,25 @@ def step(module, x, labels, rate, first_rate):
     optimizer.step()
 
 
-@pytest.mark.parametrize("image_size", [32, 64, 96, 130, 192])
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (130, 130), (192, 192), (64, 96), (160, 32)])
 @pytest.mark.parametrize("keep_rest", [False, True])
-def test_a_folded_network_answers_as_the_plain_one_and_unfolds_to_it(image_size, keep_rest):
+def test_a_folded_network_answers_as_the_plain_one_and_unfolds_to_it(size, keep_rest):
     plain, folded = network(), network()
-    fold = PoolFold(folded, POOL, (image_size, image_size), keep_rest)
-    x = torch.randn(3, 3, image_size, image_size)
+    fold = PoolFold(folded, POOL, size, keep_rest)
+    x = torch.randn(3, 3, *size)
     torch.testing.assert_close(folded(x), plain(x))
     again = SmallVGG()
     again.load_state_dict(fold.plain_state())
     torch.testing.assert_close(again(x), plain(x))
-    assert folded.classifier[0].in_features == 4 * (image_size // 32) ** 2
+    assert folded.classifier[0].in_features == 4 * (size[0] // 32) * (size[1] // 32)
+
+
+def test_without_the_rest_equal_cells_get_one_weight():
+    """At 32 x 32 all 49 outputs of the pool are the same cell."""
+    plain, folded = (PoolFold(network(), POOL, (32, 32), keep_rest).plain_state() for keep_rest in (True, False))
+    weights = folded["classifier.0.weight"].unflatten(1, (4, 49))
+    torch.testing.assert_close(weights, weights[..., :1].expand_as(weights))
+    torch.testing.assert_close(weights.sum(2), plain["classifier.0.weight"].unflatten(1, (4, 49)).sum(2))
 
 
 def test_kept_weights_come_back_unchanged_where_nothing_was_learned():

@@ -150,11 +150,15 @@ def test_what_is_fetched_is_checked_by_its_hash(monkeypatch, name):
     assert asked == [("https://download.pytorch.org/models/vgg16-397923af.pth", True)]
 
 
-def test_no_network_is_an_error_that_says_which_file_to_get(monkeypatch):
+@pytest.mark.parametrize("name", ["vgg16", "torchvision/vgg16"])
+@pytest.mark.parametrize("error", [OSError("no\nroute"), RuntimeError("no\nroute")], ids=["no network", "another hash"])
+def test_no_network_is_an_error_that_says_which_file_to_get(monkeypatch, name, error):
     def refuse(*args, **kwargs):
-        raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
+        raise error
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
-    with pytest.raises(CheckpointError, match=r"download\.pytorch\.org/models/vgg16-397923af\.pth.*`weights`"):
-        read_start(find("vgg16"), None)
+    with pytest.raises(CheckpointError) as caught:
+        read_start(find(name), None)
+    what = "the ImageNet weights" if name == "vgg16" else "VGG16_Weights.IMAGENET1K_V1: the weights"
+    file = "https://download.pytorch.org/models/vgg16-397923af.pth and give the file as `weights`"
+    assert str(caught.value) == f"{what} can't be fetched (no); on a machine with a network get {file}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import warnings
 
@@ -12,7 +13,15 @@ from torch import nn
 
 from imgcls.errors import CheckpointError, ImgclsError
 from imgcls.networks import skeleton as module
-from imgcls.networks.skeleton import head_paths, misfit, require_classifier, require_logits, set_dropout, skeleton
+from imgcls.networks.skeleton import (
+    checked,
+    head_paths,
+    misfit,
+    require_classifier,
+    require_logits,
+    set_dropout,
+    skeleton,
+)
 from imgcls.networks.weights_file import read_mapping
 
 
@@ -108,6 +117,25 @@ def test_what_is_no_logits_of_so_many_classes_is_named(answer, said):
         require_logits("net", Gives(answer), 4, (8, 8))
 
 
+@pytest.mark.parametrize("error", [AssertionError, RuntimeError, ValueError, IndexError, TypeError])
+def test_a_size_that_a_network_does_not_run_on_is_one_line(error):
+    def refuse(means):
+        raise error("odd\nindeed")
+
+    with pytest.raises(ImgclsError, match=r"^net does not take pictures of 8 x 10 pixels \(odd\)$"):
+        checked("net", Answers(refuse), 3, (8, 10))
+
+
+def test_a_network_that_runs_is_given_back_and_one_of_other_classes_is_not():
+    network = Answers(lambda means: means)
+    assert checked("net", network, 3, (8, 10)) is network
+    with pytest.raises(ImgclsError, match=r"^net tells 3 classes apart, not 4$"):
+        checked("net", network, 4, (8, 10))
+
+
+COUNT = itertools.count()
+
+
 class Answers(nn.Module):
     """Gives what a function makes of the pictures' means, [N, 3]."""
 
@@ -123,6 +151,10 @@ class Answers(nn.Module):
     ("function", "said"),
     [
         (lambda means: means.softmax(1), "net gives probabilities"),
+        (
+            lambda means: means * (1 + 0.005 * next(COUNT)),
+            "net answers the same picture otherwise each time",
+        ),
         (lambda means: means + 0.01 * torch.randn_like(means), "net answers the same picture otherwise each time"),
         (
             lambda means: F.dropout(means.repeat(1, 20), 0.5, training=True),
@@ -130,7 +162,7 @@ class Answers(nn.Module):
         ),
         (lambda means: means - means.mean(0), "net answers a picture otherwise beside other pictures"),
     ],
-    ids=["softmax", "noise", "dropout", "batch"],
+    ids=["softmax", "half a percent", "noise", "dropout", "batch"],
 )
 def test_a_network_whose_answers_are_no_logits_of_each_picture_is_named(function, said):
     network = Answers(function)
@@ -142,10 +174,13 @@ def test_a_network_whose_answers_are_no_logits_of_each_picture_is_named(function
     "network",
     [
         Answers(lambda means: 1e6 * means),
+        Answers(lambda means: 0 * means),
+        Answers(lambda means: means.abs()),
+        Answers(lambda means: torch.stack([means[:, 0] - 1, 2 - means[:, 0]], 1)),
         Answers(lambda means: means * float("nan")),  # before its weights are learned
         nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten()),
     ],
-    ids=["large", "not a number", "random in training"],
+    ids=["large", "all zero", "none below zero", "in sum one", "not a number", "random in training"],
 )
 def test_a_network_that_answers_each_picture_alone_is_none_of_these(network):
     require_classifier("net", network, (8, 8))
@@ -214,6 +249,22 @@ def test_a_file_of_anything_but_a_mapping_is_named_by_what_it_holds(tmp_path, co
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=f"{said}, not a state dict"):
         read_mapping(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_file_that_cannot_be_read_says_why(tmp_path, name):
+    file = tmp_path / name
+    with pytest.raises(CheckpointError, match=rf"{name}: no such checkpoint$"):
+        read_mapping(file)
+    file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"{name}: not a checkpoint, or a damaged one \(\S.*\)$") as damaged:
+        read_mapping(file)
+    assert "\n" not in str(damaged.value)
+    file.unlink()
+    file.mkdir()
+    why = r"Is a directory" if name == "a.pth" else r"\S.*"  # safetensors has words of its own
+    with pytest.raises(CheckpointError, match=rf"{name}: can't be read \({why}\)$"):
+        read_mapping(file)
 
 
 def test_reading_a_file_gives_no_warning(tmp_path, monkeypatch):

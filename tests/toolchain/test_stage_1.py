@@ -24,6 +24,7 @@ from imgcls.errors import ImgclsError
 from imgcls.networks.channels import FromRgb
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.stage_1 import AS_PILLOW_OPENS, of_timm, of_torchvision, of_transformers
+from imgcls.networks.stage_1.result import stage_1
 from imgcls.networks.stage_1.transformers import MODEL_TYPES, PROCESSORS
 
 LENGTHS = st.integers(1, 150)
@@ -151,9 +152,20 @@ def test_a_weights_entry_gives_steps_normalisation_classes_and_source():
     assert (found.mean, found.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert len(found.classes) == 1000
     assert found.classes[0] == "tench"
-    assert found.source["name"] == "ResNet50_Weights.IMAGENET1K_V2"
-    assert found.source["max_level"] == 0
+    name = "ResNet50_Weights.IMAGENET1K_V2"
+    assert found.source == {
+        "library": "torchvision",
+        "version": version_of("torchvision"),
+        "name": name,
+        "max_level": 0,
+    }
+    assert not found.bgr
     assert of_torchvision(VGG16_Weights.IMAGENET1K_FEATURES).std == (1 / 255,) * 3
+
+
+def test_a_processors_labels_are_those_that_are_given():
+    assert of_transformers(VIT, classes=["moth", "ant"]).classes == ("moth", "ant")
+    assert of_transformers(VIT).classes is None
 
 
 def test_what_a_mode_can_say_stays_that_mode():
@@ -170,6 +182,9 @@ def test_pictures_are_upright_and_over_white_unless_asked():
     asked = of_torchvision(ResNet50_Weights.DEFAULT, AS_PILLOW_OPENS).preprocessing
     assert asked.decode == Decode(exif=False, alpha="drop")
     assert preprocessing_from(asked.to_dict()) == asked
+    for read, config in ((of_timm, {}), (of_transformers, VIT)):
+        assert read(config).preprocessing.decode == Decode()
+        assert read(config, decode=AS_PILLOW_OPENS).preprocessing.decode == AS_PILLOW_OPENS
 
 
 def test_timms_border_is_the_mean_colour_and_its_test_size_is_taken_where_asked():
@@ -308,6 +323,10 @@ def test_a_processor_with_a_resize_of_its_own_has_its_steps(processor, size, ste
         ({"image_mean": 0.5, "image_std": 0.5}, 0.5, 0.25),  # include_top divides by the std once more
         ({"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False, "include_top": False}, 0.5, 0.5),
         ({"do_rescale": False, "image_mean": 127.5, "image_std": 51, "include_top": False}, 0.5, 0.2),
+        (  # an offset belongs to rescaling
+            {"do_rescale": False, "rescale_offset": True, "image_mean": 51, "image_std": 102, "include_top": False},
+            *(0.2, 0.4),
+        ),
     ],
 )
 def test_rescaling_offset_and_normalising_fold_into_mean_and_std(config, mean, std):
@@ -351,7 +370,11 @@ def test_the_order_of_channels_is_turned_in_the_graph(tmp_path):
 # --- what cannot be said ---
 
 REFUSED = {
-    "do_pad adds to the right": {**VIT, "do_pad": True, "pad_size": {"height": 256, "width": 256}},
+    "do_pad adds to the right and below after the normalisation, to (256, 256);": {
+        **VIT,
+        "do_pad": True,
+        "pad_size": {"height": 256, "width": 256},
+    },
     "do_thumbnail": {**VIT, "do_thumbnail": True},
     "do_resize to {'shortest_edge': 224, 'longest_edge'": {**VIT, "size": {"shortest_edge": 224, "longest_edge": 500}},
     "depends on the picture": {**VIT, "size": {"shortest_edge": 224}},
@@ -388,12 +411,57 @@ def test_a_processors_step_that_cannot_be_said_is_named(message):
     with pytest.raises(ImgclsError) as error:
         of_transformers(REFUSED[message], "no")
     assert message in str(error.value)
+    name = REFUSED[message].get("image_processor_type", "")
+    assert str(error.value).startswith(f"transformers {name}" if name in PROCESSORS else "transformers: the steps of ")
     assert "\n" not in str(error.value)
 
 
-def test_a_pad_that_adds_nothing_is_no_step():
-    config = {**VIT, "do_pad": True, "pad_size": {"height": 224, "width": 224}}
-    assert of_transformers(config) == of_transformers(VIT)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"do_pad": True, "pad_size": {"height": 224, "width": 224}},
+        {"do_center_crop": True, "crop_size": 224},
+        {"do_reduce_labels": True, "do_convert_rgb": True},
+        {"resample": None, "size": None, "image_mean": None},
+    ],
+    ids=str,
+)
+def test_what_changes_no_pixel_is_no_step(more):
+    assert of_transformers({**VIT, **more}) == of_transformers(VIT)
+
+
+@pytest.mark.parametrize(
+    ("processor", "ignored"),
+    [
+        *((name, "do_pad") for name in ("Beit", "ConvNext", "EfficientNet", "MobileNetV2", "MobileViT")),
+        ("MobileViT", "do_normalize"),
+    ],
+)
+def test_a_step_that_a_processor_never_takes_is_ignored(processor, ignored):
+    config = {"image_processor_type": f"{processor}ImageProcessor", "do_center_crop": False, "size": [64, 48]}
+    config |= {"size": {"shortest_edge": 384}} if processor == "ConvNext" else {}
+    assert of_transformers({**config, ignored: True}) == of_transformers({**config, ignored: False})
+
+
+@pytest.mark.parametrize("processor", ["MobileNetV1", "Pvt", "ViT"])
+def test_other_processors_take_that_step(processor):
+    config = {"image_processor_type": f"{processor}ImageProcessor", "do_pad": True, "pad_size": [300, 400]}
+    with pytest.raises(ImgclsError, match=r"do_pad adds .* to \(300, 400\)"):
+        of_transformers(config)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_filters_are_numbered_as_pillow_numbers_them(number):
+    expected = Image.Resampling(number).name.lower()
+    assert of_transformers({**VIT, "resample": number}).preprocessing.filters == (expected,)
+
+
+def test_one_number_for_a_size_is_a_square_or_the_shorter_side_and_of_a_crop_always_a_square():
+    config = {"image_processor_type": "BitImageProcessor", "size": 64, "crop_size": 40}
+    square, plain = (of_transformers({**config, "default_to_square": on}).preprocessing.steps for on in (True, False))
+    assert of_transformers(config).preprocessing.steps == plain
+    assert plain == (Resize("short", (64, 64), "bicubic"), Crop((40, 40), "floor"))
+    assert square == (Resize("exact", (64, 64), "bicubic"), Crop((40, 40), "floor"))
 
 
 @pytest.mark.parametrize(
@@ -403,11 +471,49 @@ def test_a_pad_that_adds_nothing_is_no_step():
         ({"crop_mode": "five"}, "crop_mode 'five' is none of center, squash, border"),
         ({"input_size": (1, 28, 28)}, "takes 1 channels"),
         ({"architecture": "net", "tag": "x", "std": (1.0, 1.0)}, "timm net.x: mean and std are three numbers each"),
+        ({"crop_mode": "border", "mean": (1.0, 1.0)}, r"mean and std are three numbers each, got \(1.0, 1.0\)"),
+        ({"std": (0.0, 0.0, 0.0)}, r"std \[0.0, 0.0, 0.0\] has to be positive"),
     ],
 )
 def test_a_timm_configuration_that_cannot_be_said_is_named(config, message):
     with pytest.raises(ImgclsError, match=message):
         of_timm(config)
+
+
+def test_one_number_is_the_mean_or_the_std_of_all_channels():
+    found = of_timm({"mean": 0.25, "std": 0.5, "crop_mode": "border"})
+    assert (found.mean, found.std) == ((0.25,) * 3, (0.5,) * 3)
+    assert found.preprocessing.steps[1].fill == (64, 64, 64)
+
+
+def test_a_library_that_is_not_installed_has_no_version():
+    steps = (Resize("exact", (8, 6)),)
+    found = stage_1("no such library", "net", (8, 6), steps, ((0.1, 0.2, 0.3), 0.5), Decode(), ["a"], True)
+    assert found.source == {"library": "no such library", "version": "", "name": "net", "max_level": 0}
+    assert (found.mean, found.classes, found.bgr) == ((0.1, 0.2, 0.3), ("a",), True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resize_size": [40, 30]}, r"resize_size \[40, 30\] is not the length of the shorter side"),
+        ({"interpolation": SimpleNamespace(value="area")}, "interpolation 'area' is none of nearest"),
+    ],
+)
+def test_transforms_of_torchvision_of_another_kind_are_named(changes, message):
+    transforms = entry(resize_size=40, crop_size=32, mean=(0.0,) * 3, std=(1.0,) * 3).transforms()
+    for name, value in changes.items():
+        setattr(transforms, name, value)
+    with pytest.raises(ImgclsError, match=message):
+        of_torchvision(SimpleNamespace(transforms=lambda: transforms, meta={}))
+
+
+def test_a_crop_of_torchvision_may_have_two_sides():
+    transforms = entry(resize_size=40, crop_size=32, mean=(0.0,) * 3, std=(1.0,) * 3).transforms()
+    transforms.crop_size = [32, 24]
+    found = of_torchvision(SimpleNamespace(transforms=lambda: transforms, meta={}))
+    assert found.preprocessing.steps == (Resize("short", (40, 40)), Crop((32, 24)))
+    assert found.classes is None
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def stage_1(
         preprocessing = preprocessing_from(raw)
     except ModelError as error:
         raise ImgclsError(f"{library} {name}: {str(error).replace(' in the manifest', '')}") from error
-    mean, std = (_triple(values, f"{library} {name}") for values in normalisation)
+    mean, std = (triple(values, f"{library} {name}") for values in normalisation)
     if min(std) <= 0:
         raise ImgclsError(f"{library} {name}: std {list(std)} has to be positive")
     source = {"library": library, "version": _version(library), "name": name, "max_level": 0}
@@ -74,7 +74,8 @@ def known_filter(interpolation: object, what: str) -> str:
     return str(interpolation)
 
 
-def _triple(values: Any, what: str) -> Triple:
+def triple(values: Any, what: str) -> Triple:
+    """Three numbers, or one for all channels. what: for the message. Raises ImgclsError."""
     if isinstance(values, (int, float)):
         values = (values,) * 3
     try:

@@ -8,8 +8,9 @@ from typing import Any
 
 from imgcls_infer.steps import DECODE, Crop, Decode, Pad, Resize, Size, Step
 
+from imgcls.config import Triple
 from imgcls.errors import ImgclsError
-from imgcls.networks.stage_1.result import Stage1, known_filter, resize_and_crop, stage_1
+from imgcls.networks.stage_1.result import Stage1, known_filter, resize_and_crop, stage_1, triple
 
 _DEFAULTS = {
     "input_size": (3, 224, 224),
@@ -39,30 +40,31 @@ def of_timm(pretrained_cfg: Any, test_size: bool = False, decode: Decode = DECOD
         raise ImgclsError(f"timm {name}: crop_mode {config['crop_mode']!r} is none of {', '.join(_STEPS)}")
     interpolation = known_filter(config["interpolation"], f"timm {name}")
     scaled = (math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"]))
-    steps = _STEPS[config["crop_mode"]]((height, width), scaled, interpolation, config["mean"])
-    normalisation = (config["mean"], config["std"])
+    mean = triple(config["mean"], f"timm {name}")
+    steps = _STEPS[config["crop_mode"]]((height, width), scaled, interpolation, mean)
+    normalisation = (mean, config["std"])
     return stage_1("timm", name, (height, width), steps, normalisation, decode, given.get("label_names"))
 
 
-def _centre(size: Size, scaled: Size, interpolation: str, _: Any) -> tuple[Step, ...]:
+def _centre(size: Size, scaled: Size, interpolation: str, _: Triple) -> tuple[Step, ...]:
     if scaled[0] == scaled[1]:
         return resize_and_crop(scaled[0], size, interpolation)
     return Resize("short", scaled, interpolation, "ratio"), Crop(size)
 
 
-def _squash(size: Size, scaled: Size, interpolation: str, _: Any) -> tuple[Step, ...]:
+def _squash(size: Size, scaled: Size, interpolation: str, _: Triple) -> tuple[Step, ...]:
     resize = Resize("exact", scaled, interpolation)
     return (resize,) if scaled == size else (resize, Crop(size))
 
 
-def _border(size: Size, scaled: Size, interpolation: str, mean: Any) -> tuple[Step, ...]:
+def _border(size: Size, scaled: Size, interpolation: str, mean: Triple) -> tuple[Step, ...]:
     red, green, blue = (round(255 * value) for value in mean)
     inside = scaled[0] <= size[0] and scaled[1] <= size[1]
     steps = (Resize("long", scaled, interpolation, "ratio"), Pad(size, (red, green, blue)))
     return steps if inside else (*steps, Crop(size))
 
 
-_STEPS: dict[str, Callable[[Size, Size, str, Any], tuple[Step, ...]]] = {
+_STEPS: dict[str, Callable[[Size, Size, str, Triple], tuple[Step, ...]]] = {
     "center": _centre,
     "squash": _squash,
     "border": _border,

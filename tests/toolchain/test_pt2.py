@@ -206,7 +206,7 @@ SIZES += [f"{name}(Integer(3), Integer(7))" for name in ("Mod", "Max", "Min")]
         {"target": ["torch.ops.aten.conv2d.default", *(f"_operator.{name}" for name in ARITHMETIC)]},
         {"name": "features.0.weight", "version": "2.11.0+cpu", "math_like": "mathematics"},
         {"sizes": [{"as_expr": {"expr_str": size}} for size in SIZES]},
-        {"as_string": "bij,bjk->bik"},
+        {"as_string": ["bij,bjk->bik"]},
         {"in_spec": '[1, {"type": "builtins.tuple", "context": "null", "children_spec": []}]', "out_spec": "null"},
         {"nn_module_stack": "L['self'];\nnetwork.0(x)", "source_fn_stack": "a, b", "torch_fn": "conv2d_1;f()"},
         {"number": [1, 2.5, None, True]},

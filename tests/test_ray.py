@@ -144,7 +144,7 @@ def commanded(in_process, monkeypatch):
     ids=["of its own", "workers", "a cluster"],
 )
 def test_the_command_takes_a_folders_pictures_to_the_cluster_that_was_named(
-    in_process, commanded, tmp_path, options, asked
+    in_process, commanded, tmp_path, capsys, options, asked
 ):
     names = {f"{name}.{suffix}" for name, suffix in zip("abcd", ("png", "JPG", "webp", "txt"), strict=True)}
     for name in names:
@@ -155,6 +155,25 @@ def test_the_command_takes_a_folders_pictures_to_the_cluster_that_was_named(
     assert in_process.asked == asked
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert {Path(row["image"]).name for row in rows} == names - {"d.txt"}
+    assert {len(row["top"]) for row in rows} == {1}
+    assert capsys.readouterr().err == f"wrote {output}: 3 pictures\n"
+    assert in_process.workers == asked[1] or asked == ("auto", None)
+
+
+def test_the_command_shows_as_many_classes_as_are_asked_for(commanded, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8), "PNG"))
+    assert commanded(tmp_path, "-o", tmp_path / "b.jsonl", "--top-k", 4) == 0
+    assert len(json.loads((tmp_path / "b.jsonl").read_text())["top"]) == 4
+
+
+def test_a_folder_without_pictures_and_a_model_that_is_not_there_are_one_line(commanded, tmp_path, capsys):
+    output = tmp_path / "answers.jsonl"
+    assert commanded(tmp_path, "-o", output) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}: no pictures below it\n"
+    (tmp_path / "a.png").write_bytes(b"x")
+    assert commanded(tmp_path, "-o", output, "--model", tmp_path / "none.onnx") == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/none.onnx: no such model file\n"
+    assert not output.exists()
 
 
 def test_the_command_fails_where_a_picture_did_and_accepts_all_if_asked(commanded, tmp_path, capsys):

@@ -70,8 +70,9 @@ def fold_classifier(classifier: Classifier) -> Classifier:
     or the folded one does not answer as the plain one.
     """
     try:
+        expected = _logits(classifier)  # what a network keeps from its first run is numbers then, not a tracer's values
         folded = _fold(classifier)
-        difference = _largest_difference(classifier, folded)
+        difference = _largest_difference(expected, _logits(folded))
     except Exception as error:  # tracing runs the network's own code on values that are no tensors
         raise ExportError(f"this network can't be folded ({one_line(error, 120)})") from error
     if not difference <= _WRONG:
@@ -101,11 +102,17 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
 
 
-def _largest_difference(plain: Classifier, folded: Classifier) -> float:
-    """Of their logits for a picture of noise, as a share of the largest."""
-    noise = torch.randint(256, (1, *plain.size, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    with torch.inference_mode():
-        expected, found = plain(noise)[0], folded(noise)[0]
+def _logits(classifier: Classifier) -> Tensor:
+    """For a picture of noise."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(256, (1, *classifier.size, 3), generator=generator, dtype=torch.uint8)
+    with torch.no_grad():
+        logits: Tensor = classifier(noise)[0]
+    return logits
+
+
+def _largest_difference(expected: Tensor, found: Tensor) -> float:
+    """As a share of the largest value."""
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 

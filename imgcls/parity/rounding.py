@@ -85,11 +85,6 @@ def tolerances(classifier: Classifier, pixels: np.ndarray, precision: str = "fp3
     return Tolerances(probability, min(most * unit, max(least * unit, passing["novelty"] + last * unit)))
 
 
-def probability_tolerance(classifier: Classifier, pixels: np.ndarray, precision: str = "fp32") -> float:
-    """Largest honest |dp|: see tolerances."""
-    return tolerances(classifier, pixels, precision).probability
-
-
 def typical_pictures(samples: Sequence[GoldenSample], size: int | Size) -> np.ndarray:
     """Pictures for the model: the samples, then noise from a fixed seed. uint8 [N, H, W, 3], N from 2 to 16.
 

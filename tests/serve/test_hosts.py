@@ -52,6 +52,12 @@ def test_any_other_name_is_refused_with_one_line(client, host, path):
     assert "\n" not in response.json()["error"]
 
 
+def test_a_refused_name_is_told_up_to_a_hundred_letters(client):
+    told = "this server does not answer to the host 'evil.example'; --allowed-host adds a name"
+    assert client.get("/", headers={"Host": "evil.example"}).json() == {"error": told}
+    assert f"'{'x' * 100}'" in client.get("/", headers={"Host": "x" * 101}).json()["error"]
+
+
 def test_a_refused_post_is_not_read(client):
     response = client.post("/predict", content=b"x", headers={"Host": "evil.example"})
     assert response.status_code == 403

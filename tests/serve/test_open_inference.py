@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from imgcls_infer import __version__
 from imgcls_infer.errors import ModelError
 from imgcls_serve import open_inference
 from imgcls_serve.open_inference import BINARY_HEADER, Inference, ProtocolError, parse_inference
@@ -126,7 +127,8 @@ def test_a_refused_document_is_not_kept_until_its_answer_is_sent(monkeypatch):
 
 
 def test_the_server_says_what_it_is_and_what_it_has(client):
-    assert client.get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    about = {"name": "imgcls-serve", "version": __version__, "extensions": ["binary_tensor_data"]}
+    assert client.get("/v2").json() == about
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
     assert client.get("/v2/models/tiny/ready").json() == {"name": "tiny", "ready": True}
@@ -143,11 +145,21 @@ def test_the_server_says_what_it_is_and_what_it_has(client):
         }
 
 
-@pytest.mark.parametrize("path", ["/v2/models/other", "/v2/models/other/ready", "/v2/models/tiny/versions/2/ready"])
-def test_another_model_or_version_is_404_in_the_protocols_form(client, path):
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        *((f"/v2/models/other{rest}", "no such model; there is tiny") for rest in ("", "/ready", "/versions/1")),
+        *((f"/v2/models/tiny/versions/2{rest}", "no such version; there is 1") for rest in ("", "/ready")),
+    ],
+)
+def test_another_model_or_version_is_404_in_the_protocols_form(client, path, told):
     response = client.get(path)
-    assert response.status_code == 404
-    assert list(response.json()) == ["error"]
+    assert (response.status_code, response.json()) == (404, {"error": told})
+
+
+@pytest.mark.parametrize("path", ["/v2/models/other/infer", "/v2/models/tiny/versions/2/infer"])
+def test_another_model_or_version_answers_no_tensors(client, path):
+    assert client.post(path, json={"inputs": [{**TENSOR, "data": PIXELS.ravel().tolist()}]}).status_code == 404
 
 
 # --- infer ---

@@ -82,8 +82,11 @@ def test_a_form_has_a_row_for_each_file_in_its_order(client, tiny):
     files = [("picture", item) for item in pictures.items()]
     response = client.post("/predict", files=files, data={"comment": "not a file"})
     assert response.status_code == 200
+    assert (response.json()["model"], response.json()["provider"]) == ("tiny", tiny.provider)
     rows = response.json()["results"]
     assert [row["image"] for row in rows] == list(pictures)
+    (row,) = client.post("/predict?top_k=2", files=files[:1]).json()["results"]
+    assert len(row["top"]) == 2
     assert [row["label"] for row in rows] == [tiny.predict(picture).label for picture in pictures.values()]
 
 
@@ -95,6 +98,13 @@ def test_a_bad_picture_in_a_form_is_a_row_and_the_others_are_answered(client):
     assert first == last
     assert list(bad) == ["image", "error"]
     assert "damaged picture" in bad["error"]
+
+
+def test_a_form_has_a_thousand_files_at_most(client):
+    response = client.post("/predict", files=[("a", b"x")] * 1001)
+    assert response.status_code == 400
+    assert response.json()["error"].startswith("not a form with at most 1000 files: ")
+    assert client.post("/predict", files=[("a", b"x")] * 1000).status_code == 422
 
 
 def test_a_form_of_bad_pictures_alone_is_refused(client):
@@ -234,7 +244,8 @@ def test_a_files_name_in_an_answer_has_no_control_characters(client):
 def test_the_model_says_what_it_is(client, tiny):
     answer = client.get("/model").json()
     assert answer["manifest"] == tiny.manifest.to_dict()
-    assert (answer["model"], answer["file"]) == ("tiny", tiny.path.name)
+    assert (answer["model"], answer["file"], answer["provider"]) == ("tiny", tiny.path.name, tiny.provider)
+    assert client.get("/metrics").headers["content-type"].startswith("text/plain; version=")
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/nothing"])

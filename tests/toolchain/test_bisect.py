@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 import torch
 from helpers import SAMPLE, load_benchmark
 from imgcls_infer import shorthand
-from imgcls_infer.manifest import Manifest
+from imgcls_infer.manifest import MANIFEST_KEY, Manifest
 from imgcls_infer.preprocess import preprocess
 from onnx import helper, numpy_helper
 from torch import nn
@@ -17,9 +20,12 @@ from imgcls.checkpoint import Checkpoint, weights_sha256
 from imgcls.config import ExportConfig
 from imgcls.errors import ExportError
 from imgcls.export import export_model
-from imgcls.parity.bisect import bisect
+from imgcls.parity.bisect import Bisection, Divergence, Statistics, bisect
+from imgcls.parity.rounding import logit_deviation, typical_pictures
+from imgcls.parity.runtimes import golden_samples
 
 PIXELS = np.stack([preprocess(path, shorthand(32)) for path in sorted((SAMPLE / "test").glob("*/*.png"))[::12]])
+bisection = sys.modules["imgcls.parity.bisect"]
 LAYERS = ("conv1_layer", "conv2_layer", "conv3_layer", "fc1_layer", "fc2_layer")
 
 
@@ -91,7 +97,14 @@ def test_a_layer_that_gives_no_numbers_is_named(trained, files, tmp_path, layer)
 
 
 def test_a_fault_in_a_node_without_weights_is_named(trained, files, tmp_path):
-    for name in ("relu", "relu_2", "relu_3", "maxpool_1", "softmax"):
+    sources = {
+        "relu": "relu",
+        "relu_2": "relu",
+        "relu_3": "relu",
+        "maxpool_1": "max_pool2d",
+        "softmax": "softmax",
+    }
+    for name, source in sources.items():
 
         def lose(model, name=name):
             node = node_of(model, name)
@@ -103,19 +116,82 @@ def test_a_fault_in_a_node_without_weights_is_named(trained, files, tmp_path):
             del node.attribute[:]
             node.attribute.extend(kept)
 
-        assert bisect(trained[1], planted(files["folded"], tmp_path, lose), PIXELS).divergence.node == name
+        found = bisect(trained[1], planted(files["folded"], tmp_path, lose), PIXELS).divergence
+        assert (found.node, found.source) == (name, source)
+        assert found.operator == ("AveragePool" if name == "maxpool_1" else "Identity")
 
 
 def test_a_node_that_pytorch_does_not_have_is_named_as_well(trained, files, tmp_path):
     def mirror(model):
         model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "order"))
         model.graph.node.insert(0, helper.make_node("Gather", ["image", "order"], ["swapped"], "swap", axis=3))
-        node_of(model, "transpose").input[0] = "swapped"
+        model.graph.node.insert(1, helper.make_node("Identity", ["swapped"], ["again"], "pass"))
+        node_of(model, "transpose").input[0] = "again"
 
     found = bisect(trained[1], planted(files["folded"], tmp_path, mirror), PIXELS).divergence
     assert found.node == "transpose"
-    assert found.between == ("swap",)
-    assert "swap" in str(found)
+    assert found.between == ("swap", "pass")  # in the order of the file
+
+
+def test_a_node_that_pytorch_does_not_have_and_that_changes_nothing_is_left_out(trained, files, tmp_path):
+    def more(model):
+        model.graph.node.insert(0, helper.make_node("Identity", ["image"], ["same"], "extra"))
+        node_of(model, "transpose").input[0] = "same"
+
+    found = bisect(trained[1], planted(files["plain"], tmp_path, more), PIXELS)
+    assert found, str(found)
+    assert (found.nodes - found.compared, "extra" in found.matched, "mul" in found.matched) == (1, False, True)
+
+
+def test_what_was_found_is_told_with_its_figures():
+    expected, actual = Statistics((2, 3), 0.5, 0.25, -1.0, 2.0), Statistics((2, 4), 1.5, 1.25, -3.0, 4.0)
+    found = Divergence("conv1", "Conv", "network.conv1", 1.5e-3, 2e-6, expected, actual)
+    told = (
+        "conv1 (Conv) is the first node to differ from PyTorch's network.conv1: 1.50e-03, allowed 2.0e-06{}; "
+        "PyTorch [2, 3] mean 0.5 std 0.25 min -1 max 2; ONNX [2, 4] mean 1.5 std 1.25 min -3 max 4"
+    )
+    assert str(found) == told.format("")
+    through = replace(found, between=("swap", "pass"))
+    assert str(through) == told.format(", fed by swap, pass which PyTorch has no counterpart of")
+    assert str(Bisection(3, 5, None)) == "All 3 matched nodes (of 5) agree with PyTorch"
+    assert str(Bisection(3, 5, through)) == str(through)
+    assert bisection._statistics(np.array([[1, 2, 6]])) == Statistics((1, 3), 3.0, (14 / 3) ** 0.5, 1.0, 6.0)
+
+
+def test_equal_infinities_and_values_without_cells_do_not_differ():
+    mask = np.array([np.inf, -np.inf, 1.0], np.float32)
+    assert bisection._difference(mask, mask) == 0
+    assert bisection._difference(mask, np.array([np.inf, -np.inf, 1.5], np.float32)) == 0.5
+    assert bisection._difference(mask, np.array([1, -np.inf, 1], np.float32)) == np.inf
+    assert bisection._difference(np.zeros((0, 2)), np.zeros((0, 2))) == 0
+    assert bisection._difference(np.zeros((0, 2)), np.zeros((0, 3))) == np.inf
+
+
+def test_a_tolerance_is_six_deviations_of_the_difference_of_two_runs_and_for_the_softmax_its_own_rounding(
+    trained, files, tmp_path
+):
+    classifier = trained[1].classifier()
+    golden = typical_pictures(golden_samples(classifier, list(trained[1].samples)), 32)
+    reference = bisection.traced(classifier, onnx.load(files["plain"]).opset_import[0].version)
+    pictures = np.concatenate([golden, PIXELS])[: 2 * len(golden)]
+    sigma = bisection.node_deviations(reference.program.module(), pictures)[reference.origins["logits"]]
+    wrong = planted(files["plain"], tmp_path, scaled("fc2_layer.bias"))
+    found = bisect(trained[1], wrong, PIXELS).divergence
+    assert found.tolerance == pytest.approx(6 * 2**0.5 * sigma)
+    assert sigma == pytest.approx(logit_deviation(classifier, pictures), rel=0.5)
+
+    def lose(model):
+        node_of(model, "softmax").op_type = "Softsign"
+        del node_of(model, "softmax").attribute[:]
+
+    def turn(model):
+        node_of(model, "softmax").attribute[0].i = 0
+
+    without, own = (
+        bisect(trained[1], planted(files["plain"], tmp_path, change), PIXELS).divergence.tolerance
+        for change in (lose, turn)
+    )
+    assert own - without == pytest.approx(8 * 2**-24)
 
 
 def test_both_sides_have_their_statistics(trained, files, tmp_path):
@@ -173,6 +249,13 @@ def test_another_network_is_followed_too(trained, tmp_path, monkeypatch, fold):
     wrong = planted(tmp_path / "deep.onnx", tmp_path, scaled("head.0.weight"))
     assert bisect(checkpoint, wrong, PIXELS).divergence.node == "head.0"
 
+    def lose(model):
+        (node,) = [node for node in model.graph.node if node.op_type == "Relu"]
+        node.op_type = "Softsign"
+
+    found = bisect(checkpoint, planted(tmp_path / "deep.onnx", tmp_path, lose), PIXELS).divergence
+    assert (found.operator, found.source) == ("Softsign", "network.features.2 (relu)")
+
 
 class Enlarging(nn.Module):
     """A batch norm, which the exporter merges with the convolution, and a resize."""
@@ -188,12 +271,8 @@ class Enlarging(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize(
-    ("other", "node"),
-    [({"eps": 1e-3}, "convolution"), ({"mode": "bicubic"}, "resize"), ({"mode": "nearest"}, "resize")],
-)
 @pytest.mark.parametrize("fold", [True, False])
-def test_a_file_of_a_network_that_differs_in_one_setting_parts_there(trained, tmp_path, other, node, fold):
+def test_a_file_of_a_network_that_differs_in_one_setting_parts_there(trained, tmp_path, fold):
     """As another library would write it: the same weights, another eps or another way to resize."""
     torch.manual_seed(0)
     state = Enlarging().state_dict()
@@ -210,23 +289,30 @@ def test_a_file_of_a_network_that_differs_in_one_setting_parts_there(trained, tm
 
     checkpoint, honest = written()
     assert bisect(checkpoint, honest, PIXELS)
-    assert bisect(checkpoint, written(**other)[1], PIXELS).divergence.node == node
+    for other, node in (
+        ({"eps": 1e-3}, "convolution"),
+        ({"mode": "bicubic"}, "resize"),
+        ({"mode": "nearest"}, "resize"),
+    ):
+        assert bisect(checkpoint, written(**other)[1], PIXELS).divergence.node == node
 
 
 class Keeping(nn.Module):
-    """Keeps what it has computed in its first run, as timm's TinyViT does."""
+    """Keeps what it has computed in its first run, as timm's TinyViT does; and decides, so that it can't be folded."""
 
     def __init__(self):
         super().__init__()
         self.table, self.head, self.kept = nn.Parameter(torch.randn(4)), nn.Linear(3, 10), None
 
     def forward(self, x):
+        if x.shape[1] != 3:
+            raise ValueError("three colours")
         if self.kept is None:
             self.kept = self.table[torch.tensor([2, 0, 1])]
         return self.head(x.mean((2, 3)) + self.kept)
 
 
-def test_a_network_that_keeps_something_from_its_first_run_is_compared_with_itself(trained, tmp_path):
+def test_a_network_that_keeps_something_from_its_first_run_is_compared_with_itself(trained, tmp_path, monkeypatch):
     state = Keeping().state_dict()
     manifest = Manifest(
         "net", trained[1].manifest.classes, shorthand(32), (0.5,) * 3, (0.25,) * 3, weights_sha256(state)
@@ -235,13 +321,46 @@ def test_a_network_that_keeps_something_from_its_first_run_is_compared_with_itse
     export_model(ExportConfig(tmp_path / "a.pth", output=tmp_path / "a.onnx", fold=False), checkpoint)
     found = bisect(checkpoint, tmp_path / "a.onnx", PIXELS)
     assert found, str(found)
+    hidden = bisect(replace(checkpoint, build=lambda classes, size: Hidden()), tmp_path / "a.onnx", PIXELS)
+    assert (hidden.divergence.node, hidden.divergence.source) == ("head", "network.head")
+
+    monkeypatch.setattr(bisection, "batch_size", lambda size: 16)
+    grey = np.full((16, 32, 32, 3), 100, np.uint8)
+    found = bisect(checkpoint, planted(tmp_path / "a.onnx", tmp_path, lose_bright_values), grey).divergence
+    assert (found.node, found.between) == ("mul", ("below", "root", "nothing", "spoiled"))
+    assert np.isnan(found.max_abs)
 
 
-def test_other_precisions_are_refused(trained, tmp_path):
-    path, checkpoint = trained
-    export_model(ExportConfig(path, output=tmp_path / "half.onnx", precision="fp16"), checkpoint)
-    with pytest.raises(ExportError, match="float32"):
-        bisect(checkpoint, tmp_path / "half.onnx")
+class Hidden(Keeping):
+    """Answers otherwise where it is not being exported: its graph is not what PyTorch gives."""
+
+    def forward(self, x):
+        answer = super().forward(x)
+        return answer if torch.compiler.is_exporting() else 1.01 * answer
+
+
+def lose_bright_values(model):
+    """A value above 200 becomes none."""
+    for name, value in (("limit", 200.0), ("zero", 0.0)):
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+    place = 1 + [node.name for node in model.graph.node].index("cast")
+    node_of(model, "mul").input[0] = "spoiled.0"
+    for name, operator, inputs in (
+        ("spoiled", "Add", ["cast", "nothing.0"]),
+        ("nothing", "Mul", ["root.0", "zero"]),
+        ("root", "Sqrt", ["below.0"]),
+        ("below", "Sub", ["limit", "cast"]),
+    ):
+        model.graph.node.insert(place, helper.make_node(operator, inputs, [f"{name}.0"], name))
+
+
+def test_other_precisions_are_refused(trained, files, tmp_path):
+    def say_half(model):
+        (entry,) = [entry for entry in model.metadata_props if entry.key == MANIFEST_KEY]
+        entry.value = replace(Manifest.from_json(entry.value), precision="fp16").to_json()
+
+    with pytest.raises(ExportError, match=r"planted\.onnx: bisection needs a float32 model; this one is fp16$"):
+        bisect(trained[1], planted(files["folded"], tmp_path, say_half))
 
 
 def test_a_graph_whose_names_are_not_ours_is_compared_in_its_outputs(trained, files, tmp_path):

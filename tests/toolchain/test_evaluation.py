@@ -172,9 +172,11 @@ def test_logits_are_those_of_eval_mode_whatever_the_batch_and_training_goes_on(c
     torch.testing.assert_close(logits, predict_logits(classifier, images))
 
 
-@pytest.mark.parametrize(("side", "size"), [(8, 500), (32, 500), (224, 83), (4096, 1)])
-def test_large_pictures_go_through_in_smaller_batches(side, size):
-    assert batch_size_for((side, side)) == size
+@pytest.mark.parametrize(
+    ("sides", "size"), [((8, 8), 500), ((224, 224), 83), ((4096, 4096), 1), ((256, 1024), 16), ((1024, 128), 32)]
+)
+def test_large_pictures_go_through_in_smaller_batches(sides, size):
+    assert batch_size_for(sides) == size
 
 
 @pytest.fixture(scope="module")

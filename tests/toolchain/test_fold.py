@@ -369,6 +369,26 @@ def test_a_trace_that_answers_otherwise_is_found_out():
         fold_classifier(Classifier(Fickle(), 8, MEAN, STD))
 
 
+class Keeping(nn.Module):
+    """Keeps what it has computed in its first run, as timm's TinyViT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.table, self.kept = nn.Conv2d(3, 4, 3), nn.Parameter(torch.tensor([3.0, 1, 2, 4])), None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = self.table[torch.tensor([2, 0, 3, 1])]
+        return self.first(x).mean((2, 3)) + self.kept
+
+
+def test_a_network_that_keeps_something_from_its_first_run_is_folded_and_runs_on():
+    plain = Classifier(Keeping(), 8, MEAN, STD).eval()
+    pixels = torch.arange(2 * 8 * 8 * 3, dtype=torch.uint8).reshape(2, 8, 8, 3)
+    folded = fold_classifier(plain)
+    torch.testing.assert_close(folded(pixels)[0], plain(pixels)[0])
+
+
 class Deciding(nn.Module):
     def forward(self, x):
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))

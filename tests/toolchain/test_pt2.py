@@ -16,6 +16,7 @@ from imgcls_infer.errors import ModelError
 from imgcls.config import ExportConfig
 from imgcls.export import export_model
 from imgcls.export.formats import open_exported
+from imgcls.parity.archive import require_data_alone
 
 PROGRAM = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -66,6 +67,10 @@ def test_an_export_holds_no_pickle(exported):
 
 def with_record(name, data):
     return lambda content: content.__setitem__(name, data)
+
+
+def without(name):
+    return lambda content: content.__delitem__(name)
 
 
 def edited(record, change):
@@ -151,6 +156,8 @@ def guard(document):
         (edited(PROGRAM, operator("torch.ops.aten.from_file.default", "exploded")), "from_file"),
         (edited(PROGRAM, tree), "defaultdict"),
         (edited(PROGRAM, guard), "__import__"),
+        (without(WEIGHTS), f"it lacks {WEIGHTS}, and code could run on loading"),
+        (with_record("x" * 99, b""), f"it holds '{'x' * 60}', and code"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -179,3 +186,69 @@ def test_the_layout_of_older_torch_is_no_model(exported, tmp_path, monkeypatch):
 
 def test_the_same_records_written_again_open(exported, tmp_path):
     assert open_exported(write(tmp_path / "again.pt2", records(exported))).manifest.arch == "cnn"
+
+
+def program(path, document):
+    """An archive of no weights that holds a program."""
+    empty = json.dumps({"config": {}}).encode()
+    content = {PROGRAM: json.dumps(document).encode(), WEIGHTS: empty, CONSTANTS: empty, SAMPLE_INPUTS: b""}
+    return write(path, {"archive_format": b"pt2", "archive_version": b"0", **content})
+
+
+ARITHMETIC = ("getitem", "add", "sub", "mul", "floordiv", "mod", "eq", "ne", "lt", "le", "gt", "ge")
+SIZES = [f"{name}(Symbol('s0', positive=True, integer=True), Integer(2))" for name in ("Add", "Mul", "FloorDiv")]
+SIZES += [f"{name}(Integer(3), Integer(7))" for name in ("Mod", "Max", "Min")]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"target": ["torch.ops.aten.conv2d.default", *(f"_operator.{name}" for name in ARITHMETIC)]},
+        {"name": "features.0.weight", "version": "2.11.0+cpu", "math_like": "mathematics"},
+        {"sizes": [{"as_expr": {"expr_str": size}} for size in SIZES]},
+        {"as_string": ["bij,bjk->bik"]},
+        {"in_spec": '[1, {"type": "builtins.tuple", "context": "null", "children_spec": []}]', "out_spec": "null"},
+        {"nn_module_stack": "L['self'];\nnetwork.0(x)", "source_fn_stack": "a, b", "torch_fn": "conv2d_1;f()"},
+        {"number": [1, 2.5, None, True]},
+    ],
+    ids=lambda document: next(iter(document)),
+)
+def test_what_a_program_is_made_of_is_let_through(tmp_path, document):
+    require_data_alone(program(tmp_path / "a.pt2", document))
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("target", "_operator.call"),
+        ("target", "_operator.methodcaller"),
+        ("target", "math.sqrt"),
+        ("target", "torch.ops.image.read_file.default"),
+        ("target", "torch.ops.aten.from_file.out"),
+        ("target", "\uff45val"),  # which Python takes for eval
+        ("name", "a b"),
+        ("expr_str", "Pow(Integer(9), Integer(9))"),
+        ("expr_str", "Symbol('s0', real=True)"),
+        ("expr_str", "Symbol('\uff45', integer=True)"),
+        ("in_spec", '{"type": "builtins.exec"}'),
+        ("out_spec", '{"type": "collections.OrderedDict"}'),
+        ("as_string", "f(x)"),
+        ("as_string", "\uff45"),
+    ],
+)
+@pytest.mark.parametrize("depth", [0, 1])
+def test_any_other_text_in_a_program_is_refused(tmp_path, key, text, depth):
+    document = {"nodes": [{key: [text]}]} if depth else {key: text}
+    path = program(tmp_path / "a.pt2", document)
+    with pytest.raises(ModelError) as caught:
+        require_data_alone(path)
+    assert str(caught.value) == (
+        f"{path}: refused: its program holds {text!r}, and code could run on loading; it is no .pt2 of this imgcls: "
+        "export it again"
+    )
+
+
+@pytest.mark.parametrize("key", ["print(1)", "nn_module_stack()"])
+def test_a_key_is_held_to_the_rule_of_names(tmp_path, key):
+    with pytest.raises(ModelError, match=re.escape(f"its program holds {key!r}")):
+        require_data_alone(program(tmp_path / "a.pt2", {"nn_module_stack": {key: 1}}))

@@ -131,6 +131,32 @@ def test_masks_come_in_pairs_that_add_up_to_the_whole_and_are_the_same_each_time
         assert torch.equal(mask, again)
 
 
+def test_half_of_a_mask_is_shown_on_average():
+    masks = torch.stack(list(random_masks((32, 48), 80))[::2])  # the others are what these hide
+    assert masks.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert masks.mean((1, 2)).std() > 0.02
+
+
+def test_what_squares_add_is_a_ridge_regression_of_the_probabilities():
+    """Solved for the squares, where the code solves for the masks."""
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(9, 14, 28, generator=generator)  # a square is two pixels
+    probabilities = torch.rand(9, 2, dtype=torch.float64, generator=generator)
+    x = masks.double().reshape(9, 14, 14, 2).mean(3).reshape(9, -1).numpy()
+    x, y = x - x.mean(0), probabilities.numpy() - probabilities.numpy().mean(0)
+    penalty = 0.1 * (x**2).sum(1).mean()
+    weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
+    found = saliency._what_squares_add(masks, probabilities)
+    assert (found.shape, found.dtype) == ((2, 14, 28), np.float32)
+    expected = weights.T.reshape(2, 14, 14)
+    pairs = found.reshape(2, 14, 14, 2).mean(3)  # the enlarged map is smooth between the squares
+    np.testing.assert_allclose(
+        pairs[..., 1:-1],
+        (0.125 * expected[..., :-2] + 0.75 * expected[..., 1:-1] + 0.125 * expected[..., 2:]),
+        atol=1e-6,
+    )
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (28, 28), (31, 50)])
 def test_coarse_maps_keep_their_mean_and_size(size):
     maps = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import make_pictures
+from helpers import SAMPLE, make_pictures
 from imgcls_infer.manifest import Acceptance
 
 from imgcls.data.folder import Folder, scan_folder
@@ -68,6 +68,23 @@ def test_the_most_confident_unknown_pictures_are_those_that_the_rules_accept():
         ("0.png", "ant"),
     ]
     assert (found.count, found.answered) == (3, 3)
+    assert [answer.probability for answer in found.most_confident] == pytest.approx(
+        [1 / (1 + np.exp(-z)) for z in (5, 2)]
+    )
+    assert [answer.novelty for answer in found.most_confident] == pytest.approx([0.9, 0.3])
+    for detector in found.detectors:  # the accepted shares of the unknown, then of the known
+        across, up = detector.roc
+        assert np.diff(across) @ (up[1:] + up[:-1]) / 2 == pytest.approx(detector.separation.auroc)
+    plain = score_unknown(
+        replace(KNOWN, novelty=None),
+        replace(OTHER, novelty=None, unreadable=((Path("a"), "b"),)),
+        loose(3),
+        "ab",
+        None,
+        3,
+    )
+    assert [answer.novelty for answer in plain.most_confident] == [None] * 3
+    assert plain.unreadable == ((Path("a"), "b"),)
     ruled = score_unknown(KNOWN, OTHER, loose(3), ("ant", "bee"), Acceptance(probability=0.7, novelty=0.6), 2)
     assert [(answer.path.name, round(answer.novelty, 2)) for answer in ruled.most_confident] == [("0.png", 0.3)]
     assert ruled.answered == 1
@@ -110,6 +127,10 @@ def test_an_evaluation_knows_its_rules_and_its_unknown_pictures(trained, tmp_pat
     found = evaluate_folder(checkpoint, known, "cpu", 3, unknown)
     assert (found.rules.unsure, found.rules.counted) == (8, 0)
     assert (found.unknown.count, found.unknown.answered) == (5, 0)
+    accepting = replace(trained[1], manifest=replace(trained[1].manifest, acceptance=Acceptance(probability=0.0)))
+    all_count = evaluate_folder(accepting, SAMPLE / "test", "cpu")
+    assert (all_count.rules.counted, all_count.rules.accuracy) == (500, pytest.approx(all_count.scores.accuracy))
+    assert len(all_count.wrong) == 40
     plain = evaluate_folder(trained[1], known, "cpu", 3, unknown)
     assert plain.rules is None
     assert len(plain.unknown.most_confident) == 3

@@ -84,6 +84,7 @@ def test_the_short_scripts_classify_a_picture_on_so_many_threads(trained, models
         start = ColdStart(models / name, 3, str(picture), preprocessing)
         python, option, script, *words = format_of(models / name).cold_start(start)
         assert (python, option) == (sys.executable, "-c")
+        assert json.loads(words[-1]) == preprocessing.to_dict()
         monkeypatch.setattr(sys, "argv", ["-c", *words])
         exec(script, {"__name__": "__main__"})
         found = open_exported(models / name).run(preprocess(picture, preprocessing)[None])[1]

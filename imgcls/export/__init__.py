@@ -22,7 +22,7 @@ from imgcls.data.packed import decode_all
 from imgcls.data.split import parts
 from imgcls.errors import DataError, ExportError
 from imgcls.export.embed_resize import check_resize
-from imgcls.export.external_data import remove_old_weights
+from imgcls.export.external_data import remove_old_weights, weights_beside
 from imgcls.export.format import Converted, Format, Job
 from imgcls.export.formats import FORMATS, USUAL, named_format
 from imgcls.export.golden_files import make_golden_files
@@ -91,7 +91,7 @@ def export_model(config: ExportConfig, checkpoint: Checkpoint) -> ExportResult:
             model = folder / chosen.folder.model
             model.parent.mkdir(exist_ok=True)
             manifest = pipeline.make(model)
-            for file, text in chosen.folder.describe(path.resolve().name, manifest, config.license).items():
+            for file, text in chosen.folder.describe(path.name, manifest, config.license).items():
                 (folder / file).write_text(text, encoding="utf-8", errors="backslashreplace")  # names hold anything
         return _result(path, path / chosen.folder.model, manifest, pipeline)
 
@@ -196,8 +196,12 @@ def _free_path(path: Path, config: ExportConfig, chosen: Format) -> Path:
         raise ExportError(f"{path}: would overwrite the checkpoint; give another name with `output`")
     if not chosen.folder:
         return real_file(path)
+    if path.name in ("", ".."):
+        raise ExportError(f"{path}: is a folder without a name of its own here; name the one to write")
     path = path.resolve() if path.is_symlink() else path
-    require_replaceable(path, {chosen.folder.model, *chosen.folder.names})
+    model = path / chosen.folder.model
+    weights = (file.relative_to(path).as_posix() for file in weights_beside(model))
+    require_replaceable(path, {chosen.folder.model, *chosen.folder.names, *weights})
     return path
 
 

@@ -77,8 +77,13 @@ def remove_old_weights(model: Path, keep: str) -> None:
     Temporary files of an export that was killed are removed too: no other export to `model` runs meanwhile
     (files.one_writer).
     """
+    for path in weights_beside(model):
+        if path.name != keep:
+            path.unlink()
+
+
+def weights_beside(model: Path) -> list[Path]:
+    """Files with weights of exports to `model`, whole ones and temporary ones."""
     name = re.escape(model.name) + r"\.[0-9a-f]{16}\.data"
     ours = re.compile(rf"{name}|\.{name}\.[a-z0-9_]{{8}}\.tmp\.data")
-    for path in model.parent.iterdir():
-        if ours.fullmatch(path.name) and path.name != keep:
-            path.unlink()
+    return [path for path in model.parent.iterdir() if ours.fullmatch(path.name)] if model.parent.is_dir() else []

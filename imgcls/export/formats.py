@@ -46,7 +46,7 @@ def model_in(path: Path) -> Path:
     """The model file of an exported folder (huggingface, triton); any other path as it is."""
     layouts = (known.folder for known in FORMATS.values() if known.folder)
     inside = (path / layout.model for layout in layouts)
-    return next((found for found in inside if found.is_file()), path) if path.is_dir() else path
+    return next((found for found in inside if found.is_file()), path)
 
 
 def bisect_of(path: Path) -> Bisect | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,12 +19,12 @@ from imgcls_infer import Predictor
 from imgcls_infer.manifest import MANIFEST_KEY
 from imgcls_infer.preprocess import preprocess
 from imgcls_infer.selfcheck import self_check
-from imgcls_infer.steps import Decode
+from imgcls_infer.steps import Decode, shorthand
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import imgcls
-from imgcls.adopt import adopt_onnx, prepare
+from imgcls.adopt import adopt_onnx, network, prepare
 from imgcls.adopt.network import adopt_network
 from imgcls.adopt.rounding import deviations
 from imgcls.checkpoint import load_checkpoint
@@ -31,6 +32,7 @@ from imgcls.cli import command
 from imgcls.config import AdoptConfig, AdoptNetworkConfig
 from imgcls.errors import AdoptError, DataError, ExportError, ImgclsError
 from imgcls.export.info import info
+from imgcls.networks.registry import NETWORKS, NetworkRow, register
 
 PHOTOGRAPHS = ROOT / "tests" / "photographs"
 SIDE = 16
@@ -157,6 +159,7 @@ def test_a_network_exported_by_torch_is_adopted_with_its_subgraphs_names_and_old
     np.testing.assert_allclose(
         Predictor(result.path).predict(photograph).probabilities, by_hand(path, photograph), atol=2e-6
     )
+    assert result.manifest.training["adopted"]["producer"].startswith("pytorch 2.")
 
 
 def branches(model):
@@ -182,25 +185,32 @@ def contributed_operator(model):
     model.graph.node[1].CopyFrom(helper.make_node("QuickGelu", ["convolved"], ["relu"], domain="com.microsoft"))
 
 
-@pytest.mark.parametrize("edit", [branches, weights_as_inputs, contributed_operator])
-def test_graphs_of_any_kind_are_adopted(tmp_path, capfd, edit):
+@pytest.mark.parametrize(
+    ("edit", "known"), [(branches, 24), (weights_as_inputs, 24), (contributed_operator, 0)], ids=lambda edit: edit
+)
+def test_graphs_of_any_kind_are_adopted(tmp_path, capfd, edit, known):
     path = change(Graph((1, 3, SIDE, SIDE), opset=15).write(tmp_path / "original.onnx"), edit)
     result = adopt_onnx(config(path))
     photograph = PHOTOGRAPHS / "coffee.jpg"
     expected = by_hand(path, photograph)
     np.testing.assert_allclose(Predictor(result.path).predict(photograph).probabilities, expected, atol=2e-6)
-    assert [layer.operator for layer in info(result.path).layers] == ["Conv", "MatMul"]
+    layers = [(layer.operator, layer.parameters, layer.multiply_adds) for layer in info(result.path).layers]
+    assert layers == [("Conv", 162, 162 * 14 * 14), ("MatMul", 24, known)]
     assert "Error" not in capfd.readouterr().err, "onnxruntime prints what fails when a batch is freed"
 
 
 def test_what_is_found_out_is_said(tmp_path):
     freed = adopt_onnx(config(Graph((1, 3, SIDE, SIDE), "Softmax").write(tmp_path / "original.onnx")))
-    assert any("probabilities" in note for note in freed.notes)
-    assert any("batch of 1 is free" in note for note in freed.notes)
+    assert freed.notes == (
+        "the original gives probabilities; `logits` are their logarithms",
+        "its batch of 1 is free now: it answers the same in batches",
+    )
     assert Predictor(freed.path).batch is None
-    kept = adopt_onnx(config(Graph((1, 3, SIDE, SIDE), pool=1).write(tmp_path / "original.onnx")))
-    assert any("one picture at a time" in note for note in kept.notes)
-    assert Predictor(kept.path).batch == 1
+    assert freed.manifest.parity.batch_sizes == [1, 2, 7, 64]
+    for batch in (1, "N"):  # where the shape of the input says that any number is taken, it may be wrong
+        kept = adopt_onnx(config(Graph((batch, 3, SIDE, SIDE), pool=1).write(tmp_path / "original.onnx")))
+        assert kept.notes == ("it takes one picture at a time, as the original does",)
+        assert Predictor(kept.path).batch == 1
 
 
 def test_a_batch_is_only_free_where_each_size_answers_rightly(tmp_path):
@@ -230,12 +240,21 @@ def test_a_batch_is_only_free_where_each_size_answers_rightly(tmp_path):
 
 
 def test_the_manifest_says_how_it_was_adopted(tmp_path):
-    path = Graph().write(tmp_path / "original.onnx")
-    first = adopt_onnx(config(path, steps="resize short 20 bicubic, crop 16", channels="bgr")).manifest
+    def label(model):
+        model.producer_name, model.producer_version, model.doc_string = "a tool", "1.5", "/home/somebody"
+        helper.set_model_props(model, {"author": "somebody"})
+
+    path = change(Graph().write(tmp_path / "original.onnx"), label)
+    result = adopt_onnx(config(path, steps="resize short 20 bicubic, crop 16", channels="bgr"))
+    first = result.manifest
+    assert b"somebody" not in result.path.read_bytes()
     assert first.schema_version == 2
+    assert (first.arch, first.classes, first.mean, first.std) == ("onnx/original", CLASSES, MEAN, STD)
+    assert first.versions == {"imgcls": imgcls.__version__, "onnxruntime": ort.__version__}
+    assert first.parity.runtime == "onnxruntime (CPU)"
     assert first.training["adopted"] == {
         "from": "onnx",
-        "producer": "",
+        "producer": "a tool 1.5",
         "layout": "nchw",
         "channels": "bgr",
         "output": "scores",
@@ -265,7 +284,7 @@ def add_output(model):
 def test_other_outputs_are_left_out_with_what_they_alone_need(tmp_path):
     path = change(Graph().write(tmp_path / "original.onnx"), add_output)
     result = adopt_onnx(config(path))
-    assert any("auxiliary" in note for note in result.notes)
+    assert result.notes == ("left out the other outputs: auxiliary",)
     assert "auxiliary.weight" not in {tensor.name for tensor in onnx.load(result.path).graph.initializer}
     seven = tuple("abcdefg")
     assert adopt_onnx(config(path, classes=seven, output_name="auxiliary")).manifest.classes == seven
@@ -307,6 +326,17 @@ def three_dimensions(model):
     model.graph.node[1].input[0] = "batched"
 
 
+def out_of_range(model):
+    model.graph.node[-1].output[0] = "before"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([9]), "ninth"))
+    model.graph.node.append(helper.make_node("Gather", ["before", "ninth"], ["scores"], axis=1))
+    model.graph.output[0].CopyFrom(onnx.ValueInfoProto(name="scores"))
+
+
+def older(model):
+    model.opset_import[0].version = 7
+
+
 def infinite(model):
     model.graph.initializer[1].CopyFrom(numpy_helper.from_array(DENSE * np.float32(np.inf), "dense"))
 
@@ -326,7 +356,14 @@ BAD = {
     "grey": (with_input(TensorProto.FLOAT, ["N", 1, SIDE, SIDE]), {}, "must have 3 channels"),
     "two heads": (two_heads, {}, "scores, other all are [N, 4]; say which with `output_name`"),
     "no such output": (None, {"output_name": "head"}, "has no output 'head'; it has scores"),
-    "the most probable class alone": (other_end("ArgMax", axis=1), {}, "a classifier gives float [N, classes]"),
+    "the most probable class alone": (
+        other_end("ArgMax", axis=1),
+        {},
+        "original.onnx: gives scores int64 [16, 1] for 16 pictures; a classifier gives float [N, classes]",
+    ),
+    "other heads": (add_output, {"classes": ("a", "b", "c")}, "gives 4 or 7 scores a picture, and `classes` names 3"),
+    "an error when it runs": (out_of_range, {}, "original.onnx: does not run ("),
+    "an old opset": (older, {}, "is of opset 7; convert it to 8 or newer first"),
     "feature map": (other_end("Unsqueeze"), {}, "can't load it"),
     "not a number": (infinite, {}, "NaN or infinity"),
     "sigmoid": (other_end("Sigmoid"), {}, "may be logits or probabilities"),
@@ -356,9 +393,13 @@ def test_what_cant_be_adopted_is_one_line_and_leaves_nothing(tmp_path, case):
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {path.name: before}
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 40, b"not a model"], ids=repr)
+@pytest.mark.parametrize("content", [b"", b"\x00" * 40, b"not a model", None], ids=repr)
 def test_a_damaged_file_is_told(tmp_path, content):
     path = tmp_path / "original.onnx"
+    if content is None:
+        with pytest.raises(AdoptError, match=r"original\.onnx: no such file$"):
+            adopt_onnx(config(path))
+        return
     path.write_bytes(content)
     with pytest.raises(Exception, match=r"original\.onnx") as raised:
         adopt_onnx(config(path))
@@ -604,13 +645,24 @@ def test_a_network_of_torchvision_is_adopted_with_everything_that_is_published_o
         network.eval().fc.weight.mul_(5)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     path = tmp_path / "net.pth"
-    done = run("adopt", "torchvision/shufflenet_v2_x0_5", "--weights", tmp_path / "weights.pth", "-o", path)
+    done = run(
+        "adopt",
+        "torchvision/shufflenet_v2_x0_5",
+        "--weights",
+        tmp_path / "weights.pth",
+        "-o",
+        path,
+        "--weights-name",
+        "IMAGENET1K_V1",
+    )
     assert done.exit_code == 0, done.output
     assert "--samples FOLDER puts some in" in done.stderr
     checkpoint = load_checkpoint(path)
     entry = torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT
     assert checkpoint.manifest.classes == tuple(entry.meta["categories"])
     assert checkpoint.manifest.source["name"] == str(entry)
+    adopted = {"from": "torchvision/shufflenet_v2_x0_5", "weights": "IMAGENET1K_V1"}
+    assert checkpoint.manifest.training == {"adopted": adopted}
     photograph = PHOTOGRAPHS / "cat.jpg"
     pixels = preprocess(photograph, checkpoint.manifest.preprocessing)
     with torch.inference_mode():
@@ -623,8 +675,10 @@ def test_a_network_of_torchvision_is_adopted_with_everything_that_is_published_o
 def test_a_function_of_ones_own_is_adopted_with_what_is_stated(tmp_path, function):
     arch, weights = function
     path = tmp_path / "net.pth"
-    adopt_network(AdoptNetworkConfig(arch, path, weights, **STATED, samples=PHOTOGRAPHS, golden=3))
+    returned = adopt_network(AdoptNetworkConfig(arch, path, weights, **STATED, samples=PHOTOGRAPHS, golden=3))
     checkpoint = load_checkpoint(path, arch=arch)
+    assert (returned.manifest, returned.samples) == (checkpoint.manifest, checkpoint.samples)
+    assert returned.classifier()(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))[1].shape == (1, 3)
     assert len(checkpoint.samples) == 3
     assert checkpoint.manifest.source == {}
     assert checkpoint.manifest.training == {"adopted": {"from": "my_net.py:build", "weights": "default"}}
@@ -654,6 +708,12 @@ def test_a_network_that_computes_with_its_weights_while_it_is_made_is_adopted(tm
         ({"classes": ("ant", "bee")}, "its weights tell 3 classes apart, and `classes` names 2"),
         ({"weights": "other.pth"}, "no such checkpoint"),
         ({"weights": "nan.pth"}, "finite"),
+        ({"weights": "huge.pth"}, "answers with NaN or infinity; its weights are damaged, or not these"),
+        ({"weights": "other.pth", "output": "weights.pth/net.pth"}, "can't be written"),  # is said first
+        (
+            {"weights": "small.pth", "arch": "torchvision/resnet18", "classes": None, "steps": None},
+            "torchvision/resnet18: its weights tell 3 classes apart, and the published classes are 1,000",
+        ),
         ({"output": "weights.pth"}, "would overwrite the weights"),
         ({"output": "link.pth"}, "would overwrite the weights"),
         ({"arch": "torchvision/resnet18", "steps": None, "size": (64, 64)}, "at another size than its own"),
@@ -665,6 +725,8 @@ def test_a_network_that_cant_be_adopted_is_one_line(tmp_path, function, changes,
     arch, weights = function
     state = torch.load(weights, weights_only=True)
     torch.save({**state, "2.bias": state["2.bias"] * float("nan")}, tmp_path / "nan.pth")
+    torch.save({name: tensor * 1e30 for name, tensor in state.items()}, tmp_path / "huge.pth")
+    torch.save({"fc.weight": torch.zeros(3, 512), "fc.bias": torch.zeros(3)}, tmp_path / "small.pth")
     (tmp_path / "link.pth").symlink_to(weights)
     paths = {name: tmp_path / changes[name] for name in ("weights", "output") if changes.get(name)}
     options = {"arch": arch, "output": tmp_path / "net.pth", "weights": weights, **STATED, **changes, **paths}
@@ -673,6 +735,55 @@ def test_a_network_that_cant_be_adopted_is_one_line(tmp_path, function, changes,
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "net.pth").exists()
+
+
+def test_where_pictures_come_from_is_only_said_of_the_networks_own_steps(tmp_path):
+    def build(classes, size, dropout):
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, classes))
+
+    register(NetworkRow("flat", build, 8, ("1",), {}, preprocessing=shorthand(8), source={"name": "somebody's"}))
+    try:
+        torch.save(build(3, (8, 8), None).state_dict(), tmp_path / "weights.pth")
+        for steps, source in (("8: crop", {"name": "somebody's"}), ("8: squash", {})):
+            stated = {**STATED, "steps": steps}
+            found = adopt_network(AdoptNetworkConfig("flat", tmp_path / "a.pth", tmp_path / "weights.pth", **stated))
+            assert found.manifest.source == source
+    finally:
+        del NETWORKS["flat"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "size", "expected"),
+    [
+        (None, None, shorthand(224).steps),
+        (None, (64, 72), shorthand(224).steps),
+        ("squash", None, shorthand((64, 72), "squash").steps),
+        ("squash", (8, 12), shorthand((8, 12), "squash").steps),
+        (shorthand(16), None, shorthand(16).steps),
+    ],
+)
+@pytest.mark.parametrize("decode", [None, Decode(exif=False)])
+def test_a_networks_pictures_are_its_own_unless_others_are_stated(steps, size, expected, decode):
+    row = SimpleNamespace(
+        name="net",
+        published=object(),
+        preprocessing=shorthand(224)._replace(size=(64, 72), decode=Decode(alpha="drop")),
+    )
+    found = network._preprocessing(SimpleNamespace(steps=steps, size=size, decode=decode), row)
+    assert found.steps == expected
+    assert found.decode == (decode or (Decode(alpha="drop") if steps is None else Decode()))
+
+
+def test_a_networks_normalisation_and_classes_are_the_published_ones_unless_others_are_stated():
+    published = SimpleNamespace(mean=MEAN, std=STD, names=lambda: ("crane", "bee", "crane", "ant"))
+    row = SimpleNamespace(name="net", published=published)
+    nothing = SimpleNamespace(normalisation=None, classes=None)
+    stated = SimpleNamespace(normalisation=((0.1,) * 3, (0.2,) * 3), classes=("a", "b"))
+    assert network._normalisation(nothing, row) == (MEAN, STD)
+    assert network._normalisation(stated, row) == ((0.1,) * 3, (0.2,) * 3)
+    assert network._classes(stated, row) == ("a", "b")
+    with pytest.raises(AdoptError, match=r"^net: two of its classes are called 'crane'; name all with `classes`$"):
+        network._classes(nothing, row)
 
 
 def test_a_size_that_the_network_does_not_take_is_said_before_weights_are_fetched(tmp_path, monkeypatch):

@@ -64,16 +64,23 @@ CASES = {  # operator: (input, constants, attributes, variance of the noise but 
     "Conv of groups": (X, [DEPTHWISE], {"group": 3}, products(convolved(groups=3), X, DEPTHWISE, 9)),
     "ConvTranspose": (X, [TRANSPOSED], {}, products(F.conv_transpose2d, X, TRANSPOSED, 12)),
     "Add": (A, [np.float32(3)], {}, (A + 3.0) ** 2),
+    "Sub": (A, [np.float32(3)], {}, (A - 3.0) ** 2),
     "Mul": (A, [np.float32(3)], {}, (A * 3.0) ** 2),
+    "Div": (A, [np.float32(3)], {}, (A / 3.0) ** 2),
+    "Sqrt": (np.abs(A), [], {}, np.abs(A)),
+    "Sum": (A, [np.float32(3)], {}, (A + 3.0) ** 2),
+    "PRelu": (A, [np.float32([0.5])], {}, np.where(A < 0, A / 2.0, A) ** 2),
     "LeakyRelu": (A, [], {"alpha": 0.5}, np.where(A < 0, A / 2.0, A) ** 2),
     "GlobalAveragePool": (X, [], {}, (X64**2).mean((2, 3), keepdims=True) / 2 + (30 / 3 + 1) * POOLED**2),
+    "ReduceMean": (X, [], {"axes": [1]}, (X64**2).mean(1, keepdims=True) / 2 + (3 / 3 + 1) * (SUMMED / 3) ** 2),
     "ReduceSum": (X, [AXES], {}, 3 / 2 * (X64**2).sum(1, keepdims=True) + (3 / 3 + 1) * SUMMED**2),
-    "HardSwish": (A, [], {}, (2 * A) ** 2),
+    **{name: (A, [], {}, (2 * A) ** 2) for name in ("HardSwish", "Elu", "Selu", "Celu")},
     "Softmax": (A, [], {"axis": 1}, (8 * SOFTMAX) ** 2),
     "LayerNormalization": (NARROW, [GAIN, 0 * GAIN], {"epsilon": 0.0}, normed(NARROW.astype(np.float64), 3, 3, GAIN)),
     "InstanceNormalization": (X, [GAIN, 0 * GAIN], {"epsilon": 0.0}, normed(X64, (2, 3), 30, GAIN[:, None, None])),
     "Tanh": (A, [], {}, np.full(A.shape, 4 * np.abs(np.tanh(A)).max()) ** 2),
     "Relu": (A, [], {}, np.zeros(A.shape)),
+    "Clip": (A, [np.float32(-0.5), np.float32(0.5)], {}, np.zeros(A.shape)),
     "Transpose": (A, [], {"perm": [1, 0]}, np.zeros(A.T.shape)),
     "MatMul in float16": (HALF_A, [HALF_B], {}, products(torch.matmul, HALF_A, HALF_B, 7, "fp16")),
     "Add in float16": (HALF_A, [np.float16(3)], {}, (HALF_A + 3.0) ** 2),
@@ -210,3 +217,32 @@ def test_an_answer_that_hangs_on_rounding_has_a_deviation_as_large_as_its_error(
     logits, probabilities = rounding.deviations(model, pixels)
     assert error / SPREAD < logits < max(100 * error, 1.01)
     assert 0 < probabilities < logits
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16"])
+def test_a_deviation_is_the_root_mean_square_of_eight_draws_that_depend_on_nothing_else(kind):
+    """Of 1,728 equal products that are rounded once, and of two such that are subtracted from each other."""
+    pixels = np.full((1, 24, 24, 3), 100, np.uint8)
+    half = kind == "fp16"
+    number, wide = (TensorProto.FLOAT16 if half else TensorProto.FLOAT), TensorProto.FLOAT
+    constants = {"flat": np.array([1, -1]), "factor": np.array(0.75, np.float16 if half else np.float32)}
+
+    def nodes(difference):
+        return [
+            helper.make_node("Cast", ["image"], ["exact"], to=number),
+            helper.make_node("Mul", ["exact", "factor"], ["product"]),
+            helper.make_node("Mul", ["exact", "factor"], ["again"]),
+            helper.make_node("Sub", ["product", "again"], ["difference"]),
+            helper.make_node("Cast", ["difference" if difference else "product"], ["float"], to=wide),
+            helper.make_node("Reshape", ["float", "flat"], ["logits"]),
+        ]
+
+    step = UNITS[kind] / 3**0.5 * 75  # of 75 itself; a number of 16 bits moves by whole units
+    exact = 100 * UNITS["fp16"] / 3**0.5 * 0.75 if half else 0.0  # the Cast to 16 bits counts as rounding
+    single, double = (
+        rounding.deviations(model_of_pictures(pixels.shape, nodes(flag), constants, outputs=1728), pixels)[0]
+        for flag in (False, True)
+    )
+    expected = (step**2 + exact**2) ** 0.5
+    assert 1.3 < single / expected < 2.6  # the largest of 1,728 estimates by 8 draws
+    assert 1.3 < double / (step * 2**0.5) < 2.6

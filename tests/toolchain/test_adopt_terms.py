@@ -14,12 +14,12 @@ from imgcls_infer.preprocess import preprocess
 from imgcls_infer.steps import Decode, shorthand
 from infer.tiny import tiny_manifest
 from onnx import TensorProto, helper, numpy_helper
-from test_adopt import PHOTOGRAPHS, Graph, config
+from test_adopt import DENSE, PHOTOGRAPHS, Graph, change, config
 
 from imgcls import adopt
 from imgcls.adopt import adopt_onnx, reference_of, terms_of
-from imgcls.adopt.original import Original, Terms, _is_scores, fits, open_original, scores_kind
-from imgcls.adopt.wrap import initializers_sha256, precision, wrap
+from imgcls.adopt.original import Original, Terms, _is_scores, fits, open_original, plain_session, scores_kind
+from imgcls.adopt.wrap import initializers_sha256, precision, shown_producer, wrap
 from imgcls.errors import AdoptError, ImgclsError
 from imgcls.parity.runtimes import open_onnx
 
@@ -115,10 +115,18 @@ def test_answers_are_logits_and_probabilities_whatever_the_original_gives():
         ([[0.2, 0.8], [0.5, 0.5]], "probabilities", "probabilities"),
         ([[1.005, 0.0]], None, "probabilities"),
         ([[0.495, 0.5]], None, "probabilities"),
-        ([[0.2, 0.8], [0.2, 0.7]], None, "may be logits or probabilities"),
+        (
+            [[0.2, 0.8], [0.2, 0.7]],
+            None,
+            "^net.onnx: its outputs may be logits or probabilities: from 0.2 to 0.8, with sums from 0.9 to 1; say",
+        ),
         ([[0.9, 0.12]], None, "may be logits or probabilities"),
         ([[0.2, 0.7]], "logits", "logits"),
-        ([[0.2, 0.7]], "probabilities", "are no probabilities"),
+        (
+            [[0.2, 0.7], [0.3, 0.5]],
+            "probabilities",
+            "^net.onnx: its outputs are no probabilities: from 0.2 to 0.7, with sums from 0.8 to 0.9; say `scores` log",
+        ),
         ([[-0.1, 1.1]], None, "logits"),
         ([[-1e-6, 1.000001]], None, "logits"),
         ([[0.5, 1.5]], None, "logits"),
@@ -168,17 +176,24 @@ def test_a_file_with_a_batch_of_three_written_down_keeps_it(tmp_path):
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
 
 
-def test_the_weights_may_go_into_a_file_beside(tmp_path):
+def test_the_weights_may_go_into_a_file_beside(tmp_path, monkeypatch):
     path = Graph().write(tmp_path / "original.onnx")
+    writer, locked = adopt.one_writer, []
+    monkeypatch.setattr(adopt, "one_writer", lambda path: locked.append(path) or writer(path))
+    monkeypatch.setattr("imgcls.export.external_data._SMALLEST", 64)  # the weights here are small
     beside = adopt_onnx(config(path, external_data=True))
+    assert locked == [beside.path]
     assert beside.weights is not None
+    assert beside.weights.stat().st_size > DENSE.nbytes
+    assert len(Predictor(beside.path).golden_files()) == 4
     assert beside.manifest.parity.weights_beside == beside.weights.name
     assert beside.size == beside.path.stat().st_size + beside.weights.stat().st_size
     expected = Predictor(beside.path).predict(PHOTOGRAPHS / "cat.jpg").probabilities
     whole = adopt_onnx(config(path))
     assert (whole.weights, beside.weights.exists()) == (None, False)
     assert whole.size == whole.path.stat().st_size
-    np.testing.assert_array_equal(Predictor(whole.path).predict(PHOTOGRAPHS / "cat.jpg").probabilities, expected)
+    found = Predictor(whole.path).predict(PHOTOGRAPHS / "cat.jpg").probabilities
+    np.testing.assert_allclose(found, expected, atol=1e-7)  # onnxruntime prepares outer weights otherwise
 
 
 # --- the graph ---
@@ -194,6 +209,49 @@ def test_the_graphs_batch_is_named_or_fixed_in_every_shape(tmp_path, batch, rows
         for value in (*graph.input, *graph.output)
     }
     assert shapes == {"image": [rows, 16, 20, 3], "logits": [rows, 4], "probabilities": [rows, 4]}
+
+
+def test_a_probability_of_zero_has_the_logarithm_of_the_smallest_one(tmp_path):
+    def certain(model):
+        model.graph.initializer[1].CopyFrom(
+            numpy_helper.from_array(np.full((6, 4), 1e6, np.float32) * np.arange(4, dtype=np.float32), "dense")
+        )
+
+    source = open_original(change(Graph(ends="Softmax").write(tmp_path / "original.onnx"), certain))
+    terms = Terms("nchw", "rgb", (0.5,) * 3, (0.5,) * 3, "scores", "probabilities")
+    session = plain_session(wrap(source, terms, (16, 16), 4, None).SerializeToString())
+    logits, probabilities = session.run(["logits", "probabilities"], {"image": PIXELS})
+    np.testing.assert_array_equal(probabilities, [[0, 0, 0, 1]] * 5)
+    np.testing.assert_allclose(logits, [[np.log(np.finfo("f4").tiny)] * 3 + [0]] * 5, rtol=1e-6)
+    for found, expected in zip((logits, probabilities), source.reference(terms)(PIXELS), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_weights_that_are_stored_as_numbers_become_bytes_that_can_go_outside(tmp_path):
+    def numbers(model):
+        dense = numpy_helper.to_array(model.graph.initializer[1])
+        model.graph.initializer[1].CopyFrom(helper.make_tensor("dense", TensorProto.FLOAT, dense.shape, dense.ravel()))
+        assert not model.graph.initializer[1].raw_data
+
+    source = open_original(change(Graph().write(tmp_path / "original.onnx"), numbers))
+    model = wrap(source, Terms("nchw", "rgb", (0.5,) * 3, (0.5,) * 3, "scores", "logits"), (16, 16), 4, None)
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    assert len(found["dense"].raw_data) == 4 * 6 * 4
+    np.testing.assert_array_equal(numpy_helper.to_array(found["dense"]), DENSE)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "shown"),
+    [
+        ("pytorch", "2.9", "pytorch 2.9"),
+        ("", "", ""),
+        ("tool", "", "tool"),
+        ("a\nb", "1", r"a\nb 1"),
+        ("x" * 58, "123", "x" * 58 + " 1"),
+    ],
+)
+def test_the_tool_that_wrote_a_file_is_shown_on_one_short_line(name, version, shown):
+    assert shown_producer(onnx.ModelProto(producer_name=name, producer_version=version)) == shown
 
 
 def stored_as_numbers(name, values):
@@ -225,6 +283,7 @@ def test_the_digest_of_the_weights_is_of_their_values_however_they_are_stored():
     [
         ("Conv", "f4", 4, "fp32"),
         ("Conv", "f2", 4, "fp16"),
+        ("Conv", "bf16", 4, "bf16"),
         ("Conv", "f2", 1, "fp32"),  # a constant, not a weight
         ("DynamicQuantizeLinear", "f4", 4, "int8"),
         ("QuantizeLinear", "f4", 4, "int8"),
@@ -232,13 +291,21 @@ def test_the_digest_of_the_weights_is_of_their_values_however_they_are_stored():
         ("QLinearConv", "f4", 4, "int8"),
     ],
 )
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("inside", ["", "a branch", "a function"])
 def test_the_precision_is_that_of_operators_and_weights(operator, kind, rank, expected, inside):
     node = helper.make_node(operator, ["x"], ["y"])
-    if inside:
+    functions = []
+    if inside == "a branch":
         node = helper.make_node("If", ["x"], ["y"], then_branch=helper.make_graph([node], "then", [], []))
-    weights = [numpy_helper.from_array(np.ones([1] * rank, kind), "w")]
-    assert precision(helper.make_model(helper.make_graph([node], "net", [], [], weights))) == expected
+    elif inside:
+        opsets = [helper.make_opsetid("", 17)]
+        functions = [helper.make_function("own", "Layer", ["x"], ["y"], [node], opsets)]
+        node = helper.make_node("Layer", ["x"], ["y"], domain="own")
+    weight = numpy_helper.from_array(np.ones([1] * rank, "f2" if kind == "bf16" else kind), "w")
+    if kind == "bf16":
+        weight.data_type = TensorProto.BFLOAT16
+    graph = helper.make_graph([node], "net", [], [], [weight])
+    assert precision(helper.make_model(graph, functions=functions)) == expected
 
 
 # --- the size of its pictures ---
@@ -305,6 +372,39 @@ def test_a_file_of_the_same_weights_without_the_output_is_not_the_original(tmp_p
     assert 0 < reference.tolerance("fp32").probability < 1e-4
     with pytest.raises(AdoptError, match="is not the file that the model was adopted from"):
         reference_of(Graph(names=("input", "other")).write(tmp_path / "other.onnx"), adopted)
+
+
+@pytest.mark.parametrize(("batch", "count"), [(None, 5), (3, 3), (7, 7)])
+@pytest.mark.parametrize("scores", ["logits", "probabilities"])
+def test_the_tolerance_is_of_as_many_pictures_as_the_file_takes(monkeypatch, batch, count, scores):
+    asked = []
+    monkeypatch.setattr(adopt, "probability_tolerance", lambda *given: asked.append(given) or 0.25)
+    terms = Terms("nchw", "rgb", (0.5,) * 3, (0.5,) * 3, "y", scores)
+    assert adopt._tolerance("model", batch, terms, tiny_manifest(), PIXELS) == 0.25
+    ((model, pictures, logits),) = asked
+    assert (model, logits) == ("model", scores == "logits")
+    np.testing.assert_array_equal(pictures, np.concatenate([PIXELS, PIXELS])[:count])
+
+
+@pytest.mark.parametrize(
+    ("stated", "batch", "outputs", "scores", "notes"),
+    [
+        (None, None, ("y",), "logits", ()),
+        (4, None, ("y",), "logits", ("its batch of 4 is free now: it answers the same in batches",)),
+        (4, 4, ("y",), "logits", ("it takes 4 pictures at a time, as the original does",)),
+        (1, 1, ("y",), "logits", ("it takes one picture at a time, as the original does",)),
+        (
+            None,
+            None,
+            ("a", "y", "b\n"),
+            "probabilities",
+            ("the original gives probabilities; `logits` are their logarithms", r"left out the other outputs: a, b\n"),
+        ),
+    ],
+)
+def test_what_was_found_out_is_noted(stated, batch, outputs, scores, notes):
+    source = SimpleNamespace(batch=stated, outputs=outputs)
+    assert adopt._notes(source, Terms("nchw", "rgb", (0.5,) * 3, (0.5,) * 3, "y", scores), batch) == notes
 
 
 def test_a_quantised_original_is_judged_by_the_tolerance_of_int8():

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from helpers import SAMPLE
 from hypothesis import given
 from hypothesis import strategies as st
-from imgcls_infer.steps import shorthand
+from imgcls_infer.preprocess import preprocess
+from imgcls_infer.steps import Decode, shorthand
 from onnx import numpy_helper
 from PIL import Image
 
@@ -26,7 +27,7 @@ from imgcls.data.folder import Folder, scan_folder
 from imgcls.errors import DataError, ImgclsError
 from imgcls.export import export_model
 from imgcls.export.cold_start import ColdStart, predictor_command
-from imgcls.export.formats import format_of
+from imgcls.export.formats import format_of, open_exported
 from imgcls.report.bench import plot_bench
 from imgcls.report.tables import _compared, bench_cells, short_names
 
@@ -72,16 +73,30 @@ def test_real_processes_and_real_figures(trained, models, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cnn.pt", "cnn.pt2"])
-def test_the_short_scripts_run(trained, models, name):
-    picture = min((SAMPLE / "test").glob("*/*.png"))
-    start = ColdStart(models / name, 1, str(picture), trained[1].manifest.preprocessing)
-    seconds, peak = module.run_process(format_of(models / name).cold_start(start), name)
-    assert seconds > 0.1
-    assert peak is None or peak > 1e8
+def test_the_short_scripts_classify_a_picture_on_so_many_threads(trained, models, name, monkeypatch, capsys):
+    """Run here: a process of its own would import torch for seconds."""
+    manifest = trained[1].manifest
+    preprocessing = manifest.preprocessing._replace(decode=Decode(exif=False))
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    classes = []
+    for picture in sorted((SAMPLE / "test").glob("*/*.png"))[::100]:
+        start = ColdStart(models / name, 3, str(picture), preprocessing)
+        python, option, script, *words = format_of(models / name).cold_start(start)
+        assert (python, option) == (sys.executable, "-c")
+        assert json.loads(words[-1]) == preprocessing.to_dict()
+        monkeypatch.setattr(sys, "argv", ["-c", *words])
+        exec(script, {"__name__": "__main__"})
+        found = open_exported(models / name).run(preprocess(picture, preprocessing)[None])[1]
+        assert capsys.readouterr().out == f"{found.argmax()}\n"
+        classes.append(found.argmax())
+    assert len(set(classes)) > 1
+    assert set(threads) == {3}
 
 
 def test_a_new_predictor_gets_the_threads_and_the_provider_that_are_measured():
     command = predictor_command(ColdStart(Path("a.onnx"), 3, "a.png", shorthand(8), provider="cuda"))
+    assert (command[:3], command[-1]) == ((sys.executable, "-m", "imgcls_infer"), "a.png")
     options = dict(zip(command[3:-1:2], command[4:-1:2], strict=True))
     assert options == {"--model": "a.onnx", "--provider": "cuda", "--threads": "3"}
 

@@ -238,6 +238,35 @@ def test_one_picture_that_is_off_by_more_is_enough(monkeypatch, place):
         check_resize(run, policy, [])
 
 
+def test_the_figures_of_the_check_are_of_all_its_pictures(monkeypatch):
+    """Two resizes may be off by a level each. The probabilities here follow the pictures' heights and widths."""
+    steps = (Resize("exact", (9, 15)), Resize("exact", (8, 12)))
+    policy = Preprocessing((8, 12), steps)
+    sizes = [[4, 11], [9, 8], [11, 25], [25, 28], [6, 80], [63, 62], [100, 31]]
+    by = dict(zip(map(tuple, sizes), [0, 2, 0, 1, 0, 0, 0], strict=True))
+    session, honest = resize_session(policy), []
+
+    def off(picture, policy):
+        levels = session.run([PIXELS], {"image": picture[None]})[0][0].astype(int)
+        honest.append(picture.shape[:2])
+        levels[:2] += np.where(levels[:2] < 128, 1, -1) * by[picture.shape[:2]]  # 2 of the 8 rows
+        return levels.astype(np.uint8)
+
+    def run(pixels):
+        height, width = pixels.shape[1:3]
+        return np.full((1, 1), 50.0), np.full((1, 1), (height + 2 * width) / 1024)
+
+    monkeypatch.setattr(sys.modules["imgcls.export.embed_resize"], "preprocess", off)
+    figures = check_resize(run, policy, [])
+    assert figures["sizes"] == sizes == [list(size) for size in honest]
+    assert figures["max_levels"] == 2
+    assert figures["pixels_off"] == pytest.approx(2 / 7 * 2 / 8)
+    assert figures["max_abs_diff"] == (63 + 2 * 62 - 8 - 2 * 12) / 1024
+    by[9, 8] = 3
+    with pytest.raises(ExportError, match=r"by up to 3 levels of 255 \(allowed: 2\); not written"):
+        check_resize(run, policy, [])
+
+
 def test_the_graphs_dimensions_are_named_in_their_order(exported):
     dimensions = onnx.load(exported[0].path).graph.input[0].type.tensor_type.shape.dim
     assert [dimension.dim_param or dimension.dim_value for dimension in dimensions][1:] == ["height", "width", 3]

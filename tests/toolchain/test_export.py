@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import os
 import shutil
@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner
 from imgcls_infer.manifest import Manifest, Parity
 from imgcls_infer.predictor import Predictor
+from imgcls_infer.preprocess import preprocess
 from imgcls_infer.steps import shorthand
 
 from imgcls.checkpoint import Checkpoint, weights_sha256
@@ -25,7 +26,7 @@ from imgcls.config import HALF, ExportConfig
 from imgcls.errors import CheckpointError, ExportError
 from imgcls.export import FORMATS, check_against, export_model
 from imgcls.export.formats import open_exported
-from imgcls.export.graph import _multiply_adds
+from imgcls.export.graph import Layer, _multiply_adds
 from imgcls.export.info import info
 from imgcls.networks.registry import build_network
 from imgcls.parity.rounding import Tolerances
@@ -35,12 +36,21 @@ FILES = sorted(name for name, chosen in FORMATS.items() if chosen.folder is None
 export_module = sys.modules["imgcls.export"]
 
 
-@pytest.fixture(scope="module", params=FILES)
-def exported(request, trained, tmp_path_factory):
+@pytest.fixture(scope="module")
+def file_of(trained, tmp_path_factory):
+    """A format to the checkpoint exported in it, made once."""
     path, checkpoint = trained
-    output = tmp_path_factory.mktemp("exported") / f"cnn{FORMATS[request.param].suffix}"
-    export_model(ExportConfig(path, request.param, output), checkpoint)
-    return output, checkpoint
+
+    def export(name):
+        output = tmp_path_factory.mktemp("exported") / f"cnn{FORMATS[name].suffix}"
+        return export_model(ExportConfig(path, name, output), checkpoint).path
+
+    return functools.cache(export)
+
+
+@pytest.fixture(params=FILES)
+def exported(request, trained, file_of):
+    return file_of(request.param), trained[1]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 7, 64])
@@ -85,14 +95,10 @@ def test_no_path_of_the_exporting_machine_is_in_the_file(exported):
 
 
 @pytest.mark.parametrize("name", ["onnx", "torch-export"])
-def test_the_same_checkpoint_gives_the_same_bytes(trained, tmp_path, name):
-    path, checkpoint = trained
-    files = []
-    for stem in ("a", "b"):
-        output = tmp_path / f"{stem}{FORMATS[name].suffix}"
-        export_model(ExportConfig(path, name, output), checkpoint)
-        files.append(output.read_bytes())
-    assert files[0] == files[1]
+def test_the_same_checkpoint_gives_the_same_bytes_whatever_the_file_is_called(trained, file_of, tmp_path, name):
+    output = tmp_path / f"again{FORMATS[name].suffix}"
+    export_model(ExportConfig(trained[0], name, output), trained[1])
+    assert output.read_bytes() == file_of(name).read_bytes()
 
 
 def test_torchscript_gives_the_same_bytes_in_each_fresh_process(trained, tmp_path):
@@ -112,9 +118,16 @@ def test_half_precision_stays_inside(trained, tmp_path, name, fold):
     assert result.manifest.precision == "fp16"
     assert result.size < 0.55 * path.stat().st_size
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    outputs = open_exported(output).run(pixels)
+    opened, reference = open_exported(output), run_module(checkpoint.classifier())
+    outputs = opened.run(pixels)
     assert [array.dtype for array in outputs] == [np.float32, np.float32]
-    np.testing.assert_allclose(outputs[1], run_module(checkpoint.classifier())(pixels)[1], atol=5e-3)
+    np.testing.assert_allclose(outputs[1], reference(pixels)[1], atol=5e-3)
+    answers = [(sample.pixels(), sample.probabilities) for sample in opened.golden]
+    files = Predictor(output).golden_files() if name == "onnx" else []
+    answers += [(preprocess(file.data, checkpoint.manifest.preprocessing), file.probabilities) for file in files]
+    assert len(answers) == (12 if name == "onnx" else 8)
+    for picture, probabilities in answers:  # of the float32 network as it was trained, whatever the file holds
+        np.testing.assert_array_equal(np.float32(probabilities), reference(picture[None])[1][0])
 
 
 def test_bf16_is_for_pytorchs_formats_and_an_error_where_onnxruntime_lacks_it(trained, tmp_path):
@@ -123,7 +136,9 @@ def test_bf16_is_for_pytorchs_formats_and_an_error_where_onnxruntime_lacks_it(tr
     assert result.manifest.parity.max_abs_diff <= result.manifest.parity.tolerance
     with pytest.raises(ExportError, match=r"opset 18 can't express .* try fp16 or int8"):
         export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx", precision="bf16"), checkpoint)
-    with pytest.raises(ExportError, match=r"does not run here.* try fp16 or int8"):
+    with pytest.raises(
+        ExportError, match=r"^such a file does not run here, so it is not written \(.+\); try fp16 or int8$"
+    ):
         export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx", precision="bf16", opset=22), checkpoint)
     assert not (tmp_path / "a.onnx").exists()
 
@@ -157,10 +172,8 @@ def test_the_newest_opset_can_be_asked_for(trained, tmp_path):
     assert model.ir_version <= 10
 
 
-def test_the_onnx_graph_is_the_contracts_and_nothing_more(trained, tmp_path):
-    path, checkpoint = trained
-    export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx"), checkpoint)
-    model = onnx.load(tmp_path / "a.onnx")
+def test_the_onnx_graph_is_the_contracts_and_nothing_more(file_of):
+    model = onnx.load(file_of("onnx"))
     block = ["Conv", "Relu", "MaxPool"]
     assert [node.op_type for node in model.graph.node] == [
         *("Transpose", "Cast", "Add"),
@@ -182,14 +195,19 @@ def test_no_fold_exports_the_plain_graph(trained, tmp_path):
     assert operators[:5] == ["Transpose", "Cast", "Mul", "Add", "Conv"]
 
 
-def test_a_file_that_fails_its_own_check_is_not_left_lying(trained, tmp_path, monkeypatch):
+def test_a_file_that_fails_its_own_check_is_not_left_lying_and_its_name_is_locked_meanwhile(
+    trained, tmp_path, monkeypatch
+):
     path, checkpoint = trained
     (tmp_path / "a.onnx").write_bytes(b"yesterday's")
+    writer, locked = export_module.one_writer, []
+    monkeypatch.setattr(export_module, "one_writer", lambda path: locked.append(path) or writer(path))
     monkeypatch.setattr(export_module, "tolerances", lambda *_: Tolerances(-1.0))
     with pytest.raises(ExportError, match="differs from PyTorch"):
         export_model(ExportConfig(path, "onnx", tmp_path / "a.onnx"), checkpoint)
     assert (tmp_path / "a.onnx").read_bytes() == b"yesterday's"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.onnx"]
+    assert locked == [tmp_path / "a.onnx"]
 
 
 @pytest.fixture
@@ -200,7 +218,7 @@ def checked(trained):
     golden = golden_samples(checkpoint.classifier(), list(checkpoint.samples[:1]))
     seen = []
 
-    def check_it(sample, noise, typical=0.01, noisy=0.5, batches=(1, 3)):
+    def check_it(sample, noise, typical=0.01, noisy=0.5, batches=(1, 3), precision="fp32"):
         def run(pixels):
             logits, probabilities = expected(pixels)
             off = np.full_like(probabilities, noise)
@@ -211,7 +229,7 @@ def checked(trained):
             seen.append([bool((pixel == golden[0].pixels()).all()) for pixel in pixels])
             return Tolerances(typical if len(seen) == 1 else noisy)
 
-        runtime = Runtime("a runtime", run, checkpoint.manifest)
+        runtime = Runtime("a runtime", run, replace(checkpoint.manifest, precision=precision))
         return check_against(runtime, expected, tolerance_of, golden, batches), seen[1:]
 
     return check_it
@@ -243,14 +261,73 @@ def test_a_file_is_checked_on_its_samples_and_then_on_noise(trained, count):
     assert known == [True, True, False][:count]
 
 
-def test_noise_is_not_measured_where_it_differs_as_little_as_typical_pictures(checked):
-    parity, measured = checked(0.001, 0.005)
+@pytest.mark.parametrize("batches", [(1, 3), (3, 1)])
+def test_noise_is_not_measured_where_it_differs_as_little_as_typical_pictures(checked, batches):
+    parity, measured = checked(0.001, 0.005, batches=batches)
     assert (parity.max_abs_diff, measured) == (pytest.approx(0.005, abs=1e-6), [])
 
 
 @pytest.mark.parametrize(
+    ("precision", "advice"),
+    [
+        ("fp32", ""),
+        ("fp16", "; try fp32"),
+        ("bf16", "; try fp32"),
+        ("int8", "; try fp16, or calibrate on more pictures"),
+    ],
+)
+def test_what_differs_too_much_says_by_how_much_and_what_to_try(checked, precision, advice):
+    with pytest.raises(ExportError) as raised:
+        checked(0.02, 0.0, precision=precision)
+    assert str(raised.value) == (f"the file differs from PyTorch by 2.00e-02 (allowed: 1.0e-02); not written{advice}")
+
+
+def test_a_file_that_does_not_take_so_many_pictures_says_how_many(trained):
+    def run(pixels):
+        if len(pixels) == 5:
+            raise ValueError("no room\nfor them")
+        return np.zeros((len(pixels), 2)), np.full((len(pixels), 2), 0.5)
+
+    runtime = Runtime("a runtime", run, trained[1].manifest)
+    with pytest.raises(ExportError) as raised:
+        check_against(runtime, lambda pixels: run(pixels[:1]), lambda pixels: Tolerances(1.0), [], (5,))
+    assert str(raised.value) == "the file does not run with 5 pictures at once (no room); not written"
+
+
+def test_the_manifest_gets_the_figures_of_the_check(trained):
+    checkpoint = trained[1]
+    golden = golden_samples(checkpoint.classifier(), list(checkpoint.samples[:2]))
+
+    def answers(pixels, shares=0.0, novelty=0.0):
+        return np.zeros((len(pixels), 2)), np.full((len(pixels), 2), 0.5 + shares), np.full(len(pixels), 3 + novelty)
+
+    def run(pixels):
+        return answers(pixels, -0.0625 if len(pixels) == 4 else 0.03125, 0.25 if len(pixels) == 4 else -0.125)
+
+    before = replace(checkpoint.manifest, parity=Parity(weights_beside="a.data"))
+    parity = check_against(
+        Runtime("a runtime", run, before), answers, lambda pixels: Tolerances(0.1, 0.3), golden, (4, 3)
+    )
+    assert parity == Parity(
+        max_abs_diff=0.0625,
+        tolerance=0.1,
+        max_novelty_diff=0.25,
+        novelty_tolerance=0.3,
+        batch_sizes=[4, 3],
+        golden_samples=2,
+        runtime="a runtime",
+        weights_beside="a.data",
+    )
+
+
+@pytest.mark.parametrize(
     ("chance", "mixing", "said"),
-    [(0.001, 0.0, "the same picture otherwise each time"), (0.0, 0.1, "a picture otherwise beside other pictures")],
+    [
+        (0.001, 0.0, "the same picture otherwise each time: a part of the network is random$"),
+        (5e-6, 0.0, ""),
+        (0.0, 0.1, "a picture otherwise beside other pictures: their answers are mixed$"),
+        (0.0, 0.005, ""),  # as rounding may
+    ],
 )
 def test_a_reference_that_has_no_one_answer_to_a_picture_is_an_error(trained, chance, mixing, said):
     checkpoint = trained[1]
@@ -262,7 +339,10 @@ def test_a_reference_that_has_no_one_answer_to_a_picture_is_an_error(trained, ch
 
     runtime = Runtime("a runtime", run, checkpoint.manifest)
     allowed = Tolerances(1.0 if chance else 0.01)
-    with pytest.raises(ExportError, match=said):
+    if not said:
+        assert check_against(runtime, run, lambda pixels: allowed, []).max_abs_diff <= chance
+        return
+    with pytest.raises(ExportError, match=f"^the original answers {said}"):
         check_against(runtime, run, lambda pixels: allowed, [], reference="the original")
 
 
@@ -291,6 +371,7 @@ def test_an_unknown_format_is_an_error(trained):
         (None, "a.onnx", ("onnx", "a.onnx")),
         (None, "a.PT", ("torchscript", "a.PT")),
         (None, "a.ts", ("torchscript", "a.ts")),
+        (None, "a.torchscript", ("torchscript", "a.torchscript")),
         (None, "a.pt2", ("torch-export", "a.pt2")),
         ("torchscript", None, ("torchscript", "cnn.pt")),
         ("huggingface", None, ("huggingface", "huggingface/cnn")),
@@ -355,18 +436,6 @@ def test_a_file_without_golden_samples_still_runs(trained, tmp_path):
     assert Predictor(tmp_path / "a.onnx").golden == []
 
 
-def test_an_export_locks_the_name_that_it_writes_to(trained, tmp_path, monkeypatch):
-    locked = []
-
-    def one_writer(path):
-        locked.append(path)
-        return contextlib.nullcontext()
-
-    monkeypatch.setattr("imgcls.export.one_writer", one_writer)
-    export_model(ExportConfig(trained[0], output=tmp_path / "a.onnx"), trained[1])
-    assert locked == [tmp_path / "a.onnx"]
-
-
 @pytest.fixture(scope="module")
 def vgg16(tmp_path_factory):
     """A real VGG16 for 32x32 pictures, folded: the checkpoint, the result, and its graph."""
@@ -390,6 +459,8 @@ def test_info_says_what_vgg16_holds_and_costs(vgg16):
     result, _ = vgg16
     found = info(result.path)
     assert found.manifest == result.manifest
+    assert list(found.operators.values()) == sorted(found.operators.values(), reverse=True)
+    assert list(found.operators)[:2] == ["Relu", "Conv"]
     assert found.operators["Conv"] == 13
     assert [layer.name for layer in found.layers][-3:] == ["classifier.0", "classifier.3", "classifier.6"]
     first, last = found.layers[0], found.layers[-1]
@@ -401,11 +472,19 @@ def test_info_says_what_vgg16_holds_and_costs(vgg16):
 def test_info_of_the_articles_network_counts_its_541_094_parameters(exported):
     found = info(exported[0])
     assert found.golden == 8
+    assert found.size == exported[0].stat().st_size
     if exported[0].suffix == ".onnx":
-        assert sum(layer.parameters for layer in found.layers) == 541_094
-        assert sum(layer.multiply_adds for layer in found.layers) == 3_318_664
+        assert found.layers == (
+            Layer("conv1_layer", "Conv", "float", parameters=448, size=1792, multiply_adds=442_368),
+            Layer("conv2_layer", "Conv", "float", parameters=4640, size=18_560, multiply_adds=1_179_648),
+            Layer("conv3_layer", "Conv", "float", parameters=18_496, size=73_984, multiply_adds=1_179_648),
+            Layer("fc1_layer", "Gemm", "float", parameters=512_500, size=2_050_000, multiply_adds=512_000),
+            Layer("fc2_layer", "Gemm", "float", parameters=5010, size=20_040, multiply_adds=5000),
+        )
+        assert list(found.operators.items())[:2] == [("Relu", 4), ("Conv", 3)]
+        assert sum(found.operators.values()) == 17
     else:
-        assert found.layers == ()
+        assert (found.layers, found.operators) == ((), {})
 
 
 def test_info_command(exported):

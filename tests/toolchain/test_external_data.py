@@ -69,6 +69,7 @@ def test_every_tensor_begins_on_a_page_and_small_ones_stay_in_the_graph(exported
         entries = {entry.key: entry.value for entry in tensor.external_data}
         assert entries["location"] == exported.weights.name
         assert int(entries["offset"]) % 4096 == 0
+        assert int(entries["length"]) == 4 * np.prod(tensor.dims) >= 1024
     assert all(len(tensor.raw_data) < 1024 for tensor in graph.initializer)
 
 
@@ -86,6 +87,7 @@ def test_a_new_export_removes_the_old_ones_weights_and_nothing_else(trained, exp
     others = ["cnn.onnx.data", "cnn.onnx.mine.data", f"other.onnx.{digest}.data", f"cnn.onnx.{digest}.data.bak"]
     for name in others:
         (tmp_path / name).write_bytes(b"not ours")
+    (tmp_path / f".cnn.onnx.{digest}.data.ab_12xyz.tmp.data").write_bytes(b"of an export that was killed")
     arguments = ["export", str(path), "--external-data", "--precision", "fp16", "-o", str(exported.path)]
     shown = CliRunner().invoke(command, arguments)
     assert shown.exit_code == 0, shown.output
@@ -148,6 +150,7 @@ def test_a_model_card_says_which_file_belongs_to_the_model(trained, tmp_path, mo
         monkeypatch.setattr(to_onnx_module, "LARGEST", largest)
         result = export_model(ExportConfig(path, "huggingface", tmp_path / name), checkpoint)
         cards.append((result.path / "README.md").read_text())
+    assert result.weights.name.startswith("model.onnx.")
     assert "`model.onnx` is all that a device needs" in cards[0]
     assert f"`model.onnx`, with `{result.weights.name}` beside it, is all that a device needs" in cards[1]
 

@@ -132,6 +132,8 @@ def test_a_reader_gets_the_provider_and_the_threads_that_are_asked_for(monkeypat
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], read=lambda *given: given))
     assert open_exported("a.onnx", "cuda", 3) == (Path("a.onnx"), "cuda", 3)
     assert open_on_each(Path("a.onnx"), ("cpu", "cuda")) == [(Path("a.onnx"), name, None) for name in ("cpu", "cuda")]
+    monkeypatch.setitem(FORMATS, "torchscript", replace(FORMATS["torchscript"], read=lambda *given: given))
+    assert open_on_each(Path("a.pt"), ("cuda", "cpu")) == [(Path("a.pt"), "cuda", None)]
 
 
 def test_a_sealed_onnx_file_is_the_model_serialised_whole(trained, tmp_path):

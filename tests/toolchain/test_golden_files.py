@@ -123,6 +123,36 @@ def test_files_of_large_models_are_small_and_oblong_all_the_same(side, times):
     assert all(length % 2 for size in sizes for length in size)
     assert all(max(size) > 1.1 * min(size) for size in sizes)
     assert max(map(max, sizes)) <= 650 * times
+    assert (sizes[0] == (561 * times | 1, 641 * times | 1)) == (side >= 512)
+
+
+@pytest.mark.parametrize(("jpeg", "times"), [("whole", 1), ("scaled", 4)])
+def test_jpeg_files_are_so_large_that_a_decoder_that_shrinks_them_does(classifier, jpeg, times):
+    preprocessing = MANIFEST.preprocessing._replace(decode=Decode(jpeg=jpeg))
+    samples = [GoldenSample(path.read_bytes(), ()) for path in sorted(SAMPLE.glob("test/*/*.png"))[:2]]
+    made = make_golden_files(run_module(classifier), samples, replace(MANIFEST, preprocessing=preprocessing))
+    assert [opened(file).size for file in made] == [
+        (45, 69),
+        (71, 45),
+        (times * 44 | 1, times * 68 + 5),
+        (times * 68 + 7, times * 44 | 1),
+    ]
+
+
+def test_each_file_is_of_a_sample_of_its_own_while_there_are_as_many(classifier):
+    colours = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40), (40, 200, 200)]
+    samples = []
+    for colour in colours:
+        png = io.BytesIO()
+        Image.new("RGB", (SIDE, SIDE), colour).save(png, "PNG")
+        samples.append(GoldenSample(png.getvalue(), ()))
+    for count, expected in ((5, [0, 1, 2, 3]), (3, [0, 1, 2, 0])):
+        made = make_golden_files(run_module(classifier), samples[:count], MANIFEST)
+        found = [np.asarray(opened(file).convert("RGB"))[0, 0] for file in made]  # opaque at the left
+        assert [int(np.abs(colours - pixel.astype(int)).sum(1).argmin()) for pixel in found] == expected
+
+
+def test_files_of_another_decoding_and_shape_record_stage_1s_own_pixels():
     """Without EXIF and transparency, rectangular: the pixels and their decoded hash are stage 1's own."""
     preprocessing = Preprocessing(
         (SIDE, SIDE + 8), (Resize("short", (SIDE + 9, SIDE + 9)), Crop((SIDE, SIDE + 8))), Decode(False, "drop")

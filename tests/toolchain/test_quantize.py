@@ -98,14 +98,16 @@ def test_onnxruntime_computes_every_layer_in_integers(exported, tmp_path):
     assert operators["Conv"] + operators["Gemm"] + operators["FusedConv"] == floats
 
 
-def test_the_same_checkpoint_and_pictures_give_the_same_bytes(trained, exported, tmp_path):
+def test_the_same_checkpoint_and_pictures_give_the_same_bytes_and_print_nothing(trained, exported, tmp_path, capfd):
+    capfd.readouterr()
     again = int8(trained, tmp_path / "again.onnx")
     assert again.path.read_bytes() == exported.path.read_bytes()
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("target", "activations", "limit"), [("x86-avx2", np.uint8, 64), ("arm64", np.int8, 127)])
 def test_a_target_decides_the_types_and_the_range_of_weights(trained, tmp_path, target, activations, limit):
-    result = int8(trained, tmp_path / "cnn.onnx", target=target)
+    result = int8(trained, tmp_path / "cnn.onnx", target=target, calibration_size=16)
     values = weights(result.path)
     integers = [values[name] for name in values if name.endswith(".weight_quantized")]
     assert {array.dtype.type for array in integers} == {np.int8}
@@ -113,8 +115,25 @@ def test_a_target_decides_the_types_and_the_range_of_weights(trained, tmp_path, 
     assert values["relu_3_zero_point"].dtype.type is activations
 
 
+def test_integers_are_all_that_a_quantised_layer_holds_beside_its_scales(exported):
+    """Of the biases a zero point would be as large as themselves: ONNX takes 0 where there is none."""
+    values, chosen = weights(exported.path), exported.manifest.parity.quantization
+    kept = set(chosen["float_layers"])
+    found = {layer.name: layer for layer in info(exported.path).layers if layer.name not in kept}
+    assert found
+    for name, layer in found.items():
+        weight = values[f"{name}.weight_quantized"]
+        count = len(weight)
+        assert f"{name}.bias_quantized_zero_point" not in values
+        assert values[f"{name}.bias_quantized"].dtype == np.int32
+        assert (layer.dtype, layer.parameters) == ("int8", weight.size + count)
+        # of a weight: a byte each, a scale and a zero point a channel; of a bias: 4 bytes and a scale; of the input
+        # a scale and a zero point
+        assert layer.size == weight.size + count * (4 + 1) + count * (4 + 4) + 4 + 1, name
+
+
 def test_a_fixed_batch_goes_with_int8(trained, tmp_path):
-    result = int8(trained, tmp_path / "cnn.onnx", batch=2)
+    result = int8(trained, tmp_path / "cnn.onnx", batch=2, calibration_size=16)
     assert ort.InferenceSession(str(result.path)).get_inputs()[0].shape == [2, 32, 32, 3]
     assert result.manifest.parity.batch_sizes == [2]
 
@@ -153,11 +172,11 @@ def test_the_correction_of_a_bias_is_the_nearest_number_of_its_units(monkeypatch
         {"w": ones, "b": ones[:, 0]},
         {"w_quantized": ones, "w_scale": ones[:, 0], "b_quantized": np.full(4, 7, np.int32), "b_quantized_scale": unit},
     ]
-    layer = onnx.helper.make_node("Gemm", ["x", "w", "b"], ["y"])
+    layers = [onnx.helper.make_node("Gemm", inputs, ["y"]) for inputs in (["x", "w"], ["x", "w", "b"])]
     exact, rounded = (
         onnx.helper.make_model(
             onnx.helper.make_graph(
-                [layer],
+                layers,
                 "g",
                 [],
                 [],
@@ -191,6 +210,24 @@ def test_one_half_of_the_pictures_calibrates_and_the_other_judges(floats, monkey
             np.testing.assert_array_equal(given, pictures[half:9:2])
 
 
+@pytest.mark.parametrize("pixels", [3 * 32 * 32, 1])
+def test_pictures_of_several_batches_count_as_those_of_one(floats, monkeypatch, pixels):
+    model, pictures = floats[0], floats[1][:7]
+    whole = quantize._probabilities(model, pictures), quantize._input_means(model, pictures)
+    monkeypatch.setattr(quantize, "_BATCH_PIXELS", pixels)
+    sizes = [3, 3, 1] if pixels > 1 else [1] * 7
+    assert [len(batch) for batch in quantize._batches(pictures)] == sizes
+    reader = quantize._Reader(pictures)
+    assert [len(reader.get_next()["image"]) for _ in sizes] == sizes
+    assert reader.get_next() is None
+    np.testing.assert_allclose(quantize._probabilities(model, pictures), whole[0], atol=1e-6)
+    means = quantize._input_means(model, pictures)
+    assert means.keys() == whole[1].keys()
+    for name, mean in means.items():
+        assert (mean.dtype, len(mean)) == (np.float32, 1)
+        np.testing.assert_allclose(mean, whole[1][name], atol=1e-6)
+
+
 def test_agreement_is_the_share_of_equal_answers_and_then_the_mean_difference():
     expected = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]], np.float32)
     actual = np.array([[0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.7, 0.3]], np.float32)
@@ -215,8 +252,10 @@ def layered():
         ({"": 0.5, "b": 0.7, "d": 0.6, "bd": 0.8, "bda": 0.79}, 0.1, "bd"),  # nothing helps any more
         ({"": 0.5, "c": 0.99, "a": 0.6, "ae": 0.7, "aeb": 0.8}, 0.1, "aeb"),  # c is too large
         ({"": 0.5, "a": 0.6, "ae": 0.7, "aeb": 0.8}, 0.04, "ae"),  # then 126 of 316 are used up
-        ({"": 0.5, "a": 0.996, "ab": 1.0}, 0.1, "a"),  # good enough
-        ({"": 0.996, "a": 1.0}, 0.1, ""),
+        ({"": 0.5, "a": 0.6, "ab": 0.7, "abd": 0.8, "abde": 0.9}, 30 / 3160, "ab"),  # just room for b
+        ({"": 0.5, "a": 0.995, "ab": 1.0}, 0.1, "a"),  # good enough
+        ({"": 0.994, "a": 0.9945, "ab": 0.996, "abd": 1.0}, 0.1, "ab"),
+        ({"": 0.995, "a": 1.0}, 0.1, ""),
     ],
 )
 def test_layers_go_back_to_float_the_best_first_until_one_of_three_ends(monkeypatch, agreements, share, freed):
@@ -231,10 +270,52 @@ def test_layers_go_back_to_float_the_best_first_until_one_of_three_ends(monkeypa
     monkeypatch.setattr(quantize, "_ranges", lambda model, pictures, method: method)
     monkeypatch.setattr(quantize, "_to_int8", to_int8)
     monkeypatch.setattr(quantize, "_agreement", lambda *_: (agreements.get(judged[-1], 0.0), 0.0))
+    assert quantize.FLOAT_SHARE == 0.1
     monkeypatch.setattr(quantize, "FLOAT_SHARE", share)
     best, chosen = quantize.quantize(model, np.zeros((4, 8, 8, 3), np.uint8), "arm64")
     assert "".join(chosen.float_layers) == best.graph.name == freed
     assert chosen.agreement == agreements[freed]
+
+
+@pytest.mark.parametrize(
+    ("judged", "method", "freed"),
+    [
+        ({"min-max": (0.9, 0.1), "entropy": (0.91, 0.3), "percentile": (0.8, 0.0)}, "entropy", (0.92, 0.2)),
+        ({"min-max": (0.9, 0.3), "entropy": (0.9, 0.2), "percentile": (0.9, 0.1)}, "percentile", (0.9, 0.05)),
+        ({"min-max": (0.9, 0.1), "entropy": (0.9, 0.1), "percentile": (0.7, 0.1)}, "min-max", None),
+    ],
+)
+def test_the_ranges_that_agree_best_are_chosen_and_kept_where_layers_go_back_to_float(
+    monkeypatch, judged, method, freed
+):
+    model, tried = layered(), []
+
+    def to_int8(model, ranges, scheme, float_layers):
+        tried.append((ranges, scheme, float_layers))
+        return onnx.helper.make_model(onnx.helper.make_graph([], ranges, [], []))
+
+    def agreement(*_):
+        ranges, _, float_layers = tried[-1]
+        return judged[ranges] if not float_layers else freed if freed and float_layers == ("a",) else (0.0, 1.0)
+
+    for name in ("_probabilities", "_input_means", "_correct_biases"):
+        monkeypatch.setattr(quantize, name, lambda *_: None)
+    monkeypatch.setattr(quantize, "_ranges", lambda model, pictures, method: method)
+    monkeypatch.setattr(quantize, "_to_int8", to_int8)
+    monkeypatch.setattr(quantize, "_agreement", agreement)
+    best, chosen = quantize.quantize(model, np.zeros((5, 8, 8, 3), np.uint8), "x86-avx2")
+    assert best.graph.name == method
+    assert chosen.to_dict() == {
+        "target": "x86-avx2",
+        "method": method,
+        "float_layers": ["a"] if freed else [],
+        "calibrated": 3,
+        "judged": 2,
+        "agreement": (freed or judged[method])[0],
+        "mean_abs_diff": (freed or judged[method])[1],
+    }
+    assert {ranges for ranges, _, float_layers in tried if float_layers} == {method}
+    assert {scheme for _, scheme, _ in tried} == {quantize.TARGETS["x86-avx2"]}
 
 
 def test_a_layer_whose_weight_is_computed_is_none_of_those_that_are_quantised():
@@ -301,11 +382,8 @@ def test_info_counts_the_same_layers_and_work_as_in_float(exported):
     assert {layer.dtype for layer in found.layers} <= {"int8", "float"}
 
 
-def test_the_float_file_is_the_reference_that_int8_is_judged_by(trained, exported, tmp_path):
-    path, checkpoint = trained
-    export_model(ExportConfig(path, "onnx", tmp_path / "float.onnx"), checkpoint)
+def test_int8_answers_near_to_pytorch_on_noise_too(trained, exported):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    expected = run_module(checkpoint.classifier())(pixels)[1]
-    for file in (tmp_path / "float.onnx", exported.path):
-        found = ort.InferenceSession(str(file)).run(["probabilities"], {"image": pixels})[0]
-        np.testing.assert_allclose(found, expected, atol=0.1)
+    expected = run_module(trained[1].classifier())(pixels)[1]
+    found = ort.InferenceSession(str(exported.path)).run(["probabilities"], {"image": pixels})[0]
+    np.testing.assert_allclose(found, expected, atol=0.1)

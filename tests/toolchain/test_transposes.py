@@ -63,13 +63,32 @@ def test_a_transposed_value_that_others_take_is_kept():
     np.testing.assert_array_equal(answers(model)[0], before[0])
 
 
-def test_a_name_that_is_taken_is_not_taken_again():
-    other = helper.make_node("Abs", ["x"], ["y.before"])
-    model = model_of([other, transposed(1, 0, 2), product("w", "y")], ["y", "y.before"], w=WEIGHT)
+@pytest.mark.parametrize("taken", ["a node's", "a constant's"])
+def test_a_name_that_is_taken_is_not_taken_again(taken):
+    if taken == "a node's":
+        other, constants = helper.make_node("Abs", ["x"], ["y.before"]), {}
+    else:
+        other, constants = helper.make_node("Abs", ["y.before"], ["z"]), {"y.before": SQUARE}
+    outputs = ["y", other.output[0]]
+    model = model_of([other, transposed(1, 0, 2), product("w", "y")], outputs, w=WEIGHT, **constants)
     before = answers(model)
     move_transposes(model)
+    assert model.graph.node[1].output[0] == "y.before_"
     for found, known in zip(answers(model), before, strict=True):
         np.testing.assert_array_equal(found, known)
+
+
+def test_a_product_without_a_name_gets_none():
+    model = model_of([transposed(1, 0, 2), helper.make_node("MatMul", ["t", "w"], ["y"])], ["y"], w=WEIGHT)
+    move_transposes(model)
+    assert [node.name for node in model.graph.node] == ["", ""]
+
+
+def test_a_weight_of_bfloat16_counts_as_one_of_16_bits():
+    model = model_of([transposed(1, 0, 2), product("w", "y")], ["y"], w=WEIGHT)
+    model.graph.initializer[0].data_type = TensorProto.BFLOAT16
+    move_transposes(model)
+    assert kinds(model) == ["MatMul", "Transpose"]
 
 
 @pytest.mark.parametrize(

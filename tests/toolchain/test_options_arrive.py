@@ -312,6 +312,8 @@ def test_an_option_of_the_other_kind_of_model_is_wrong_usage():
     for option, value in given.items():
         told = f"Error: {option} is for an ONNX file; leave it out"
         assert refused("adopt", "cnn", "-o", "a.pth", option, *filter(None, [value])) == (2, told)
+    told = "Error: --interpolation goes with --resize; --steps says the filter itself"
+    assert refused("adopt", "cnn", "-o", "A.PTH", "--interpolation", "box") == (2, told)
     for option in ("--weights", "--weights-name"):
         told = f"Error: {option} is for the name of a network; leave it out"
         assert refused("adopt", "A.ONNX", "-o", "b.onnx", option, "x") == (2, told)
@@ -322,6 +324,79 @@ def test_an_option_of_the_other_kind_of_model_is_wrong_usage():
     )
     told = "Error: --output b.onnx: a network becomes a checkpoint, for imgcls export; name it *.pth"
     assert refused("adopt", "cnn", "-o", "b.onnx") == (2, told)
+
+
+# --- which checkpoint it is ---
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """In a folder: a checkpoint of a network that is defined in a file there, and its name."""
+    monkeypatch.chdir(tmp_path)
+    lines = (
+        "import torch",
+        "def build(classes):",
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, classes))",
+    )
+    Path("my_net.py").write_text("\n".join(lines))
+    network = build_network("my_net.py:build", 3, 8)
+    save_checkpoint("net.pth", network, Manifest("my_net.py:build", CLASSES, shorthand(8), HALF, HALF, ""))
+    return "my_net.py:build"
+
+
+def test_a_network_of_ones_own_file_is_named_each_time(outside, stop_at, test_pictures):
+    stop_at("imgcls.export.export_model")
+    told = f"Error: net.pth: its network is {outside}, of your own files; name it again with --arch"
+    assert refused("export", "net.pth") == (2, told)
+    ((_, checkpoint), _) = arrived("export", "net.pth", "--arch", outside)
+    assert checkpoint.network()[1].weight.equal(checkpoint.state_dict["1.weight"])
+    stop_at("imgcls.bench.bench")
+    ((_, config, _), _) = arrived("bench", "net.pth", "a.onnx", "--arch", outside, "--data", test_pictures)
+    assert config.arch == outside
+    told = "Error: net.pth says itself how it was trained; leave out --arch, --classes, --resize"
+    assert refused("export", "net.pth", "--arch", outside, "--classes", "a,b,c", "--resize", "pad") == (2, told)
+    Path("other.py").write_text(Path("my_net.py").read_text())
+    told = "error: net.pth: is a my_net.py:build, not a other.py:build"
+    assert refused("export", "net.pth", "--arch", "other.py:build") == (1, told)
+
+
+def test_what_is_said_of_a_file_that_is_described_too_much_or_too_little(own, bare):
+    for option, value in zip(DESCRIBED[::2], DESCRIBED[1::2], strict=True):
+        told = f"Error: {own.path} says itself how it was trained; leave out {option}"
+        assert refused("export", own.path, option, value) == (2, told)
+    told = f"Error: {bare} is a bare state dict; say --arch, --classes, --mean as well"
+    assert refused("export", bare, "--image-size", 8, "--std", "1,1,1") == (2, told)
+    told = (
+        f"error: {bare}: a .pth without imgcls manifest; give --arch, --classes, --image-size, --mean and --std with it"
+    )
+    assert refused("export", bare) == (1, told)
+    for name in ("eval", "export", "predict"):
+        told = "Error: a.ONNX is no checkpoint; only imgcls verify takes an ONNX original in its place"
+        words = ("a.ONNX", "x.png") if name == "predict" else ("a.ONNX",)
+        assert refused(name, *words) == ((2, told) if name != "predict" else (1, "error: a.ONNX: no such model file"))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("b, a ,c", ("b", "a", "c")), ("folder", ("ant", "bee", "cow")), ("names.txt", ("x, y", "z", "w"))],
+)
+def test_class_names_are_a_list_the_folders_of_a_folder_or_what_a_file_says(
+    stop_at, bare, test_pictures, monkeypatch, text, names
+):
+    monkeypatch.chdir(bare.parent)
+    test_pictures.rename("folder")
+    Path("names.txt").write_text("x, y\nz\nw\n")
+    stop_at("imgcls.export.export_model")
+    words = [text if word == "cow, ant,bee" else word for word in DESCRIBED]
+    assert arrived("export", bare, *words)[0][1].manifest.classes == names
+
+
+@pytest.mark.parametrize("text", ["1,2", "1,2,3,4", "1,2,x", ""])
+def test_what_is_no_triple_is_wrong_usage(bare, text):
+    code, line = refused("export", bare, "--mean", text)
+    assert code == 2
+    assert ("is not three numbers like 0.5,0.5,0.5" in line) == (text != "1,2,x")
+    assert "--mean" in line
 
 
 def test_a_check_passes_on_each_option(stop_at):

@@ -474,7 +474,34 @@ def test_train_takes_what_is_left_out_from_the_library(stop_at, test_pictures, t
     assert arrived("train", "--weights-name", "ENTRY", "--config", "run.toml", "--resume", "a/run") == ((), named)
 
 
+def test_a_quiet_run_is_its_path_from_the_leading_process_and_a_verbose_one_its_options(own, monkeypatch):
+    for folder, told in ((Path("a/run"), "net.pth\n"), (None, "")):
+        ended = library.TrainResult(own, Path("net.pth"), folder, ())
+        monkeypatch.setattr(library, "train", lambda *_, ended=ended, **__: ended)
+        assert CliRunner().invoke(command, ["train", "-q"]).output == told
+        assert CliRunner().invoke(command, ["train"]).output == ""
+    (options,) = (
+        CliRunner().invoke(command, ["train", "-v", "--epochs", "7", "--recipe", "article"]).output.splitlines()
+    )
+    told = options.split(", ")
+    assert {"train_dir data/train", "output models/cnn.pth", "recipe article", "epochs 7", "seed 0"} <= set(told)
+    assert not [word for word in told if word.startswith("name ") or word.endswith(" None")]
+
+
 # --- in Python ---
+
+
+def test_a_line_for_people_is_printed_with_the_bars_off_the_screen(monkeypatch, capsys):
+    class Bar:
+        def stop(self):
+            print("bar off")
+
+        def start(self):
+            print("bar on")
+
+    monkeypatch.setattr("imgcls.system.progress._shown", [Bar()])
+    library.say("epoch 1")
+    assert capsys.readouterr().out == "bar off\nepoch 1\nbar on\n"
 
 
 def test_an_export_in_python_passes_on_what_it_is_given(stop_at, own, monkeypatch):

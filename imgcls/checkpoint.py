@@ -11,7 +11,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _WRAPPED = re.compile(r"^(_orig_mod\.)?(module\.)?(_orig_mod\.)?")  # by torch.compile and DataParallel, in any order
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """Weights and what they mean.
 
@@ -54,7 +54,7 @@ class Checkpoint:
     samples: tuple[bytes, ...] = ()
     build: Callable[[int, Size], nn.Module] | None = None
     novelty: StateDict | None = None
-    path: Path | None = field(default=None, compare=False)
+    path: Path | None = None
 
     def __repr__(self) -> str:
         manifest = self.manifest

@@ -208,5 +208,5 @@ def _steps(text: str | None) -> Preprocessing | str | None:
     except OSError as error:
         raise ImgclsError(f"{text}: can't be read ({error.strerror})") from error
     except (ModelError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).replace(" in the manifest", "")
-        raise ImgclsError(f"{text}: not a manifest's `input`, `decode` and `steps` ({reason})") from error
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error).replace(" in the manifest", "")
+        raise ImgclsError(f"{text}: not a manifest's input, decode and steps ({reason})") from error

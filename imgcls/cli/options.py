@@ -215,7 +215,8 @@ def open_checkpoint(
     if arch is not None and is_outside(arch) and not is_bare(path) and not any([*list(given.values())[1:], resize]):
         return load_checkpoint(path, arch=arch)
     if not is_bare(path):
-        raise click.UsageError(f"{path} says itself how it was trained; leave out {_names(given, given=True)}")
+        described = _names({**given, "--resize": resize}, given=True)
+        raise click.UsageError(f"{path} says itself how it was trained; leave out {described}")
     if arch is None or classes is None or image_size is None or mean is None or std is None:
         raise click.UsageError(f"{path} is a bare state dict; say {_names(given, given=False)} as well")
     preprocessing = shorthand(image_size, resize or "squash")
@@ -228,7 +229,7 @@ def is_original(path: Path) -> bool:
 
 
 def _names(options: dict[str, Any], given: bool) -> str:
-    return ", ".join(name for name, value in options.items() if (value is not None) == given) or "--resize"
+    return ", ".join(name for name, value in options.items() if (value is not None) == given)
 
 
 def class_names(text: str) -> tuple[str, ...]:

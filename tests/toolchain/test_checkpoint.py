@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections import OrderedDict
@@ -8,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from imgcls_infer.manifest import Manifest
+from helpers import novelty_tensors
+from imgcls_infer.manifest import Acceptance, Manifest
 from imgcls_infer.steps import shorthand
 from torch import nn
 
@@ -54,7 +56,8 @@ def test_an_article_style_file_gives_the_same_logits_as_its_network(tmp_path):
     expected = network(image.permute(0, 3, 1, 2) / 255 * 2 - 1)
     demo = {name.replace("_layer", ""): tensor for name, tensor in network.state_dict().items()}
     parallel = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
-    for number, state in enumerate((network.state_dict(), demo, parallel, {"state_dict": demo})):
+    wrapped = ({name: demo, "epoch": 3} for name in ("state_dict", "model_state_dict", "model"))
+    for number, state in enumerate((network.state_dict(), demo, parallel, *wrapped)):
         path = tmp_path / f"{number}.pth"
         torch.save(state, path)
         assert is_bare(path)
@@ -143,6 +146,55 @@ def test_the_weights_digest_depends_on_names_shapes_and_values_only():
     assert weights_sha256({"a": state["a"].t()}) == weights_sha256({"a": state["a"].t().contiguous()})
 
 
+def test_the_weights_digest_is_that_of_names_types_shapes_and_bytes_in_the_order_of_names():
+    state = {"b": torch.tensor([1.5, -2.0], dtype=torch.float16), "a": torch.tensor([[1, 2, 3]])}
+    bytes_of_it = b"a:torch.int64:[1, 3]\n" + state["a"].numpy().tobytes()
+    bytes_of_it += b"b:torch.float16:[2]\n" + state["b"].numpy().tobytes()
+    assert weights_sha256(state) == hashlib.sha256(bytes_of_it).hexdigest()
+
+
+def test_what_is_saved_is_what_is_returned_and_read(tmp_path):
+    network = build_network("cnn", 3, 8)
+    manifest = Manifest("cnn", ("a", "b", "c"), shorthand(8), HALF, HALF, "")
+    saved = save_checkpoint(str(tmp_path / "a.pth"), network, manifest, (b"one", b"two"))
+    loaded = load_checkpoint(tmp_path / "a.pth")
+    digest = weights_sha256(network.state_dict())
+    for found in (saved, loaded):
+        assert (found.path, found.samples, found.novelty) == (tmp_path / "a.pth", (b"one", b"two"), None)
+        assert found.manifest == replace(manifest, weights_sha256=digest)
+        assert (found.head, found.network().training, found.classifier().training) == ("fc2_layer", False, False)
+        assert not any(tensor.requires_grad for tensor in found.state_dict.values())
+    assert saved != loaded  # and is no error, whatever is in them
+    with pytest.raises(CheckpointError, match=r"a\.pth: is a cnn, not a vgg16"):
+        load_checkpoint(tmp_path / "a.pth", arch="vgg16")
+    assert load_checkpoint(tmp_path / "a.pth", arch="cnn").network().fc2_layer.out_features == 3
+
+
+def test_weights_of_half_precision_run_in_the_networks_own(tmp_path):
+    state = {name: tensor.half() for name, tensor in build_network("cnn", 3, 8).state_dict().items()}
+    torch.save(state, tmp_path / "a.pth")
+    checkpoint = load_article_checkpoint(tmp_path / "a.pth", "cnn", ("a", "b", "c"), shorthand(8), HALF, HALF)
+    assert {tensor.dtype for tensor in checkpoint.state_dict.values()} == {torch.float16}
+    assert {tensor.dtype for tensor in checkpoint.network().state_dict().values()} == {torch.float32}
+
+
+def test_a_manifest_that_is_none_is_an_error_of_its_file(tmp_path):
+    torch.save({"format": FORMAT, "manifest": [], "state_dict": {}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth: the manifest is not a JSON object"):
+        load_checkpoint(tmp_path / "a.pth")
+    torch.save(build_network("cnn", 2, 8).state_dict(), tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match=r"b\.pth: .*a name stands twice"):
+        load_article_checkpoint(tmp_path / "b.pth", "cnn", ("a", "a"), shorthand(8), HALF, HALF)
+
+
+def test_a_novelty_that_does_not_fit_the_network_is_an_error_of_the_checkpoint(tmp_path):
+    manifest = Manifest("cnn", ("a", "b", "c"), shorthand(8), HALF, HALF, "", acceptance=Acceptance(novelty=0.5))
+    checkpoint = save_checkpoint(tmp_path / "a.pth", build_network("cnn", 3, 8), manifest, (), novelty_tensors(7))
+    assert checkpoint.manifest.acceptance.novelty_sha256 == weights_sha256(checkpoint.novelty)
+    with pytest.raises(CheckpointError, match="not for features of"):
+        checkpoint.classifier()
+
+
 def test_a_failed_write_keeps_the_old_checkpoint(trained, tmp_path, monkeypatch):
     _, checkpoint = trained
     network = checkpoint.network()
@@ -188,6 +240,7 @@ def odd_tensors():
     yield "sparse", torch.zeros(3, 3).to_sparse()
     yield "meta", torch.zeros(1 << 50, device="meta")
     yield "complex", torch.zeros(3, dtype=torch.complex64)
+    yield "quantised", torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)
     yield "negated lazily", torch.zeros(3, dtype=torch.complex64).conj().imag
 
 

@@ -261,8 +261,11 @@ def test_json_has_the_pairs_nearest_first_with_kind_and_distance(both):
     code, output = check(both, "--json")
     assert code == 0
     page = both / "check.html"
-    written = CliRunner().invoke(command, ["data", "check", str(both), "--no-body", "--json", "--html", str(page)])
-    assert (written.stdout, written.stderr) == (output, f"wrote {page}\n")
+    listed = both / "leave-out.txt"
+    words = ["data", "check", str(both), "--no-body", "--json", "--html", str(page), "--fix", str(listed)]
+    written = CliRunner().invoke(command, words)
+    told = f"wrote {page}\nwrote {listed}: 2 training pictures to leave out\n"
+    assert (written.stdout, written.stderr) == (output, told)
     document = json.loads(output)
     assert [(pair["kind"], pair["where"]) for pair in document["pairs"]] == [(SAME_FILE, LEAK), (NEAR, WITHIN)]
     assert document["pairs"][0]["first"] == str(both / "train" / "ant" / "00.png")
@@ -286,7 +289,9 @@ def test_long_lists_are_cut_and_counted(scenes):
         shutil.copy(scenes / "ant" / "00.png", scenes / "ant" / f"copy{number}.png")
         (scenes / "bee" / f"damaged{number}.png").write_bytes(b"damaged")
     shutil.copy(scenes / "ant" / "01.png", scenes / "bee" / "other.png")
-    output = check(scenes)[1]
+    code, output = check(scenes)
+    assert code == 1
+    assert output.endswith(f"error: {scenes}: 7 pictures can't be read; training would skip them\n")
     assert "7 within a class:" in output
     assert "1 across classes" in output
     assert re.findall(r"  and \d more\n", output) == ["  and 2 more\n"]

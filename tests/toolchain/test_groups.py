@@ -56,6 +56,25 @@ def test_a_name_of_0_1_is_taken_and_not_shown():
     shown = help_of("train")
     assert "--shift NUMBER" in shown
     assert "--crop" not in shown
+    assert train_command.make_context("train", ["--crop", "0.5"]).params["shift"] == 0.5  # and still is
+
+
+def test_the_texts_of_all_groups_begin_in_one_column_and_a_long_name_has_a_line():
+    options = [
+        click.Option(["--b"], help="first", type=int),
+        click.Option(["--a-longer-name"], help="second", is_flag=True),
+        click.Option(["--a-name-that-is-much-too-long-for-it"], help="third", is_flag=True),
+        click.Option(["--other"], help="fourth", is_flag=True),
+        click.Option(["--hidden"], help="fifth", is_flag=True, hidden=True),
+    ]
+    names = {"One": ["a_longer_name", "b"], "None": ["hidden"], "Two": ["a_name_that_is_much_too_long_for_it"]}
+    some = GroupedCommand("some", params=options, groups=names)
+    assert CliRunner().invoke(some, ["--help"]).output.splitlines() == [
+        *("Usage: some [OPTIONS]", "", "One:"),
+        *("  --a-longer-name                 second", "  --b INTEGER                     first", "", "Two:"),
+        *("  --a-name-that-is-much-too-long-for-it", "                                  third", "", "Other:"),
+        *("  --other                         fourth", "  --help                          Show this message and exit."),
+    ]
 
 
 @pytest.mark.parametrize(

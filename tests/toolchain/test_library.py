@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import make_pictures
@@ -146,6 +147,18 @@ def test_a_run_goes_on_by_its_folder(result):
         ({"optimizer": "adamm"}, "optimizer is 'adamm'; give one of adam, adamw, sgd"),
         ({"lr": 0.1, "learning_rate": 0.2}, "`learning_rate` is given twice, once as 'learning_rate'"),
         ({"epochs": 0}, "`epochs` is 0; give at least 1"),
+        ({"arch": 3}, "arch is 3, not a text"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast', not a number"),
+        ({"learning_rate": True}, "learning_rate is True, not a number"),
+        ({"seed": 1.0}, "seed is 1.0, not a whole number"),
+        ({"seed": -1}, "seed is -1; give 0 or more and 9.22337e+18 or less"),
+        ({"image_size": 4097}, "image_size is 4097; give 8 or more and 4096 or less"),
+        ({"image_size": 7}, "image_size is 7; give 8 or more and 4096 or less"),
+        ({"first_rate": 1.01}, "first_rate is 1.01; give a number above 0 and 1 or less"),
+        ({"mean": (0.5, True, 0.5)}, "mean is (0.5, True, 0.5), not three numbers"),
+        ({"mean": (0.5, 0.5)}, "mean is (0.5, 0.5), not three numbers"),
+        ({"output": 3}, "output is 3, not a path"),
+        ({"test": "a", "test_dir": "b"}, "`test_dir` is given twice, once as 'test_dir'"),
         ({"data": "data", "train": "other"}, "`data_dir` says where the pictures are; leave out `train_dir`"),
     ],
 )
@@ -168,9 +181,19 @@ def test_a_wrong_option_of_an_export_is_one_line(result):
 def test_words_that_people_type_stand_for_options(result, monkeypatch):
     asked = []
     monkeypatch.setattr("imgcls.library.run_training", lambda config, *others: asked.append(config) or result)
-    imgcls.train(lr=0.5, batch=7, imgsz=16, color=0.25)
-    recipe = asked[0].recipe
-    assert (recipe.learning_rate, recipe.batch_size, asked[0].image_size, recipe.colour) == (0.5, 7, 16, 0.25)
+    imgcls.train(
+        lr=1, batch=np.int64(7), imgsz=4096, color=0.25, model="vgg16", train="a", test=Path("b"), first_rate=1
+    )
+    config, recipe = asked[0], asked[0].recipe
+    assert (recipe.learning_rate, recipe.batch_size, config.image_size, recipe.colour) == (1.0, 7, 4096, 0.25)
+    assert (config.arch, config.train_dir, config.test_dir, recipe.first_rate) == ("vgg16", Path("a"), Path("b"), 1.0)
+    assert [type(value) for value in (recipe.learning_rate, recipe.batch_size, recipe.first_rate)] == [
+        float,
+        int,
+        float,
+    ]
+    imgcls.train(mean=[0.5, 1, 0], std=(1, 1, 1))
+    assert asked[1].recipe.mean == (0.5, 1.0, 0.0)
 
 
 def test_these_words_are_the_command_lines_too():
@@ -191,9 +214,15 @@ def test_the_ranges_are_those_of_the_command_line():
     assert isinstance(options["epochs"], click.IntRange)
 
 
-def test_a_configuration_goes_before_options(result):
-    with pytest.raises(OptionError, match="a TrainConfig holds all options"):
-        imgcls.train(load_config(result.run), epochs=3)
+def test_a_configuration_goes_before_options(result, monkeypatch):
+    asked = []
+    monkeypatch.setattr("imgcls.library.run_training", lambda *given: asked.append(given) or result)
+    config = load_config(result.run)
+    for others in ({"epochs": 3}, {"config": "run.toml"}):
+        with pytest.raises(OptionError, match="a TrainConfig holds all options; change it with its method `changed`"):
+            imgcls.train(config, **others)
+    imgcls.train(config, resume="runs/cnn", report=print)
+    assert asked == [(config, print, "runs/cnn")]
 
 
 def test_what_is_shown_of_a_result_is_one_short_line(result):
@@ -250,6 +279,12 @@ def test_names_from_files_are_text_in_a_notebook(result, tmp_path):
 def test_dir_completes_the_public_names():
     assert {"train", "verify", "evaluate", "Predictor", "TrainResult"} <= set(dir(imgcls))
     assert all(name in imgcls.__all__ or name == "__version__" for name in dir(imgcls))
+    with pytest.raises(AttributeError, match="module 'imgcls' has no attribute 'trian'"):
+        _ = imgcls.trian
+
+
+def test_a_checkpoint_that_is_in_no_file_says_so(result):
+    assert repr(replace(result.checkpoint, path=None)) == "Checkpoint(no file: cnn, 3 classes)"
 
 
 def test_a_config_and_its_recipe_have_no_field_that_options_do_not_name():

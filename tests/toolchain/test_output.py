@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import os
+from types import SimpleNamespace
+
 import click
 import pytest
 from click.testing import CliRunner
 from helpers import SAMPLE, make_pictures
-from imgcls_infer.errors import counted
+from imgcls_infer.errors import ImageError, counted
 
 from imgcls.cli import command
 from imgcls.cli.info import _words
-from imgcls.cli.output import is_verbose, note, show_figures, tell, verbosity, wrapped
+from imgcls.cli.output import (
+    is_verbose,
+    note,
+    show_figures,
+    show_json,
+    tell,
+    verbosity,
+    width,
+    with_options,
+    wrapped,
+)
+from imgcls.cli.train import command as train_command
 from imgcls.config import ExportConfig
+from imgcls.errors import ImgclsError, OptionError
 from imgcls.export import export_model
 from imgcls.parity.compare import ChangedAnswer, Differences, ParityReport
 from imgcls.parity.probes import Probe
@@ -78,6 +93,87 @@ def test_a_turned_table_has_as_many_columns_as_there_is_room_for(at):
     lines = at(60, show_figures, heads, [{"figure": "1" * 20}] * 3, 200)
     assert [line.count("a file") for line in lines if "a file" in line] == [1, 1, 1]
     assert max(map(len, lines)) <= 60
+
+
+def test_turned_tables_stand_below_each_other_with_a_blank_line_between(at):
+    heads = ["a\nb", "c", "d"]
+    rows = [
+        {"one": "11111\n2222", "figure 0": f"0.{number}", "figure 1": f"1.{number}", "figure 2": f"2.{number}"}
+        for number in range(3)
+    ]
+    assert at(40, show_figures, heads, rows, 200) == [
+        "                     a",
+        "                     b             c",
+        "─" * 36,
+        "one        11111  2222   11111  2222",
+        "figure 0           0.0           0.1",
+        "figure 1           1.0           1.1",
+        "figure 2           2.0           2.1",
+        "",
+        "                     d",
+        "─" * 22,
+        "one        11111  2222",
+        "figure 0           0.2",
+        "figure 1           1.2",
+        "figure 2           2.2",
+    ]
+    assert at(42, show_figures, heads, rows, 33) == [
+        "      one   figure 0   figure 1   figure 2",
+        "─" * 42,
+        *("a   11111        0.0        1.0        2.0", "b    2222"),
+        *("c   11111        0.1        1.1        2.1", "     2222"),
+        *("d   11111        0.2        1.2        2.2", "     2222"),
+    ]
+    assert at(41, show_figures, heads, rows, 33)[1].split() == ["b", "c"]
+
+
+def test_the_width_is_the_terminals_or_what_columns_says(monkeypatch):
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((77, 5)))
+    assert width(160) == 160
+    for said, columns in (("50", 77), ("wide", 160), ("", 160)):  # the stub stands for what COLUMNS gives
+        monkeypatch.setenv("COLUMNS", said)
+        assert width(160) == columns
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    assert width(160) == 77
+
+
+def test_fields_are_named_as_options_and_other_words_stay():
+    commands = [train_command]
+    message = "`val_fraction`, `data_dir`, `data`, `crop`, `nothing` and val_fraction"
+    told = "--val-fraction, --data, --data, `crop`, `nothing` and val_fraction"
+    assert with_options(message, commands) == told
+    assert with_options("`precision` and `epochs`", commands) == "`precision` and --epochs"
+
+
+def test_an_error_of_options_shows_the_usage_of_its_command_and_any_other_is_a_line(monkeypatch):
+    def fail(*_):
+        raise errors.pop()
+
+    monkeypatch.setattr("imgcls.check.check_folder", fail)
+    given = ["data", "check", "x"]
+    errors = [
+        OptionError("`to` is wrong\n"),
+        ImgclsError("`val_fraction` and `precision` \a"),
+        ImageError("no `picture`"),
+        KeyError("a bug"),
+    ]
+    done = CliRunner().invoke(command, given)
+    assert isinstance(done.exception, KeyError)
+    done = CliRunner().invoke(command, given)
+    assert (done.exit_code, done.stdout, done.stderr) == (1, "", "error: no `picture`\n")
+    done = CliRunner().invoke(command, given)
+    assert (done.exit_code, done.stderr) == (1, "error: --val-fraction and --precision \\x07\n")
+    done = CliRunner().invoke(command, given)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Usage: command data [OPTIONS] COMMAND")
+    assert done.stderr.endswith("Error: `to` is wrong\\n\n")
+
+
+def test_a_document_has_no_figure_that_json_lacks(capsys):
+    show_json({"a": [1.5, None]})
+    assert capsys.readouterr().out == '{\n  "a": [\n    1.5,\n    null\n  ]\n}\n'
+    with pytest.raises(ValueError, match="JSON"):
+        show_json({"a": float("nan")})
 
 
 def test_a_long_line_breaks_between_words(at):

@@ -13,13 +13,17 @@ import torch
 from click.testing import CliRunner
 from helpers import SAMPLE
 from imgcls_infer.cli import command as infer_command
-from imgcls_infer.manifest import Acceptance
+from imgcls_infer.manifest import Acceptance, Manifest
+from imgcls_infer.steps import shorthand
+from PIL import Image
 
 from imgcls.checkpoint import load_checkpoint, save_checkpoint
 from imgcls.cli import command
 from imgcls.cli.predict import _Model, _predictions
 from imgcls.config import ExportConfig
+from imgcls.errors import ImgclsError
 from imgcls.export import export_model
+from imgcls.networks.registry import build_network
 
 PICTURES = [str(path) for path in sorted((SAMPLE / "test").glob("*/*.png"))[::100]]
 
@@ -117,3 +121,53 @@ def test_a_description_of_an_exported_file_is_wrong_usage(files):
     done = predict(files["onnx"], PICTURES[0], "--arch", "cnn")
     assert done.exit_code == 2
     assert "leave out --arch" in done.output
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A checkpoint that tells dark pictures from light ones, and a folder of 35 of them, one below another."""
+    torch.manual_seed(0)
+    manifest = Manifest("cnn", ("dark", "light"), shorthand(8), (0.5,) * 3, (0.5,) * 3, "")
+    save_checkpoint(tmp_path / "net.pth", build_network("cnn", 2, 8), manifest)
+    (tmp_path / "many" / "below").mkdir(parents=True)
+    for number in range(35):
+        folder = tmp_path / "many" / ("below" if number % 2 else "")
+        Image.new("RGB", (8, 8), (7 * number,) * 3).save(folder / f"{number:02d}.png")
+    (tmp_path / "many" / "20.png").write_text("no picture")
+    return tmp_path / "net.pth", tmp_path / "many"
+
+
+def test_each_picture_of_many_has_its_own_answer_in_order(small):
+    """In batches of 32, one of which has a picture that can't be read."""
+    path, folder = small
+    alone = json.loads(predict(path, folder, "--json").stdout)["results"]
+    assert len(alone) == 18
+    done = predict(path, folder, "--recursive", "--jsonl", "--device", "cpu", "--top-k", 1)
+    rows = {row["image"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert (done.exit_code, len(rows)) == (1, 35)
+    assert [name for name, row in rows.items() if "error" in row] == [str(folder / "20.png")]
+    for name in (folder / "00.png", folder / "below" / "33.png", folder / "34.png"):
+        (own,) = json.loads(predict(path, name, "--json").stdout)["results"]
+        assert rows[str(name)]["probability"] == pytest.approx(own["probability"], abs=1e-6)
+
+
+def test_a_model_runs_where_it_is_told_and_a_description_is_of_a_bare_checkpoint(small, monkeypatch):
+    path, folder = small
+    asked = []
+
+    def stop(*given):
+        asked.append(given)
+        raise ImgclsError("stopped")
+
+    monkeypatch.setattr("imgcls.export.formats.open_exported", stop)
+    monkeypatch.setattr("imgcls.system.device.resolve_device", lambda name: f"{name}!")
+    monkeypatch.setattr("imgcls.parity.runtimes.eager", lambda checkpoint, device: stop(checkpoint.path, device))
+    for words in ((), ("--provider", "two", "--device", "mps")):
+        for model in (path, folder / "a.onnx"):
+            assert predict(model, folder, *words).stderr == "error: stopped\n"
+    assert asked == [(path, "auto!"), (folder / "a.onnx", "auto"), (path, "mps!"), (folder / "a.onnx", "two")]
+    given = ("--classes", "a,b", "--image-size", 8, "--mean", "0,0,0")
+    told = f"Error: {folder / 'a.onnx'} says itself what it is; leave out --classes, --image-size, --mean\n"
+    assert predict(folder / "a.onnx", folder, *given).stderr.endswith(told)
+    done = predict(path, folder, "--threshold", 0.5, "--accept-all")
+    assert (done.exit_code, "--accept-all and --threshold exclude each other" in done.stderr) == (2, True)

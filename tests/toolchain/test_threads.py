@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from helpers import make_pictures
 
+import imgcls
 from imgcls.system import threads as system_threads
 from imgcls.system.threads import busy_cpus
 from imgcls.training import run as runs
@@ -170,3 +172,20 @@ def test_a_thread_that_computes_keeps_a_cpu_busy():
             assert busy_cpus(seconds=0.5)[0] > 0.4
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(
+    ("usable", "given", "threads"), [(2, None, ("2", False)), (4, None, (None, False)), (2, "3", ("3", True))]
+)
+def test_the_package_lets_torch_take_no_more_cpus_than_it_may_use(monkeypatch, usable, given, threads):
+    """As it is imported, and before torch is."""
+    for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "ORT_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr("imgcls_infer.cpus.available_cpus", lambda: usable)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    found = runpy.run_path(imgcls.__file__)
+    assert (os.environ.get("OMP_NUM_THREADS"), found["threads_given"]) == threads
+    assert (os.environ["ORT_DISABLE_TELEMETRY"], os.environ["GOMP_SPINCOUNT"]) == ("1", "1000")

@@ -25,9 +25,7 @@ from imgcls.cli.output import (
     wrapped,
 )
 from imgcls.cli.train import command as train_command
-from imgcls.config import ExportConfig
 from imgcls.errors import ImgclsError, OptionError
-from imgcls.export import export_model
 from imgcls.parity.compare import ChangedAnswer, Differences, ParityReport
 from imgcls.parity.probes import Probe
 from imgcls.report.tables import parity_sentence
@@ -201,12 +199,6 @@ def test_an_evaluation_as_json_is_one_object(trained, tmp_path):
     assert document["against"][0]["accuracy"] == document["accuracy"]
 
 
-def test_a_quiet_evaluation_is_its_line_of_figures(trained, monkeypatch):
-    done = CliRunner().invoke(command, ["eval", str(trained[0]), "--data", TEST, "-q"])
-    assert done.output.count("\n") == 1
-    assert done.output.startswith("accuracy ")
-
-
 def test_a_verbose_evaluation_lists_wrong_answers_and_how_many_more(trained):
     done = CliRunner().invoke(command, ["eval", str(trained[0]), "--data", TEST, "-v", "--wrong", "2"])
     assert done.output.count(" taken for ") == 2
@@ -264,18 +256,6 @@ def test_the_rule_of_int8_is_told_where_it_applies_and_a_cut_list_says_so():
 def test_values_of_a_manifest_are_words_for_people():
     values = {"flip": True, "bf16": False, "weights_sha256": "ab" * 32, "mean": [0.123456, 1], "arch": "cnn"}
     assert _words(values) == "flip yes, bf16 no, weights abababababab, mean (0.1235, 1), arch cnn"
-
-
-def test_a_quiet_verification_is_its_sentence(trained, tmp_path):
-    path = export_model(ExportConfig(trained[0], output=tmp_path / "a.onnx"), trained[1]).path
-    labels = trained[1].manifest.classes[:2]
-    folder = make_pictures(tmp_path / "few", dict.fromkeys(labels, 2))
-    done = CliRunner().invoke(command, ["verify", str(trained[0]), str(path), "--data", str(tmp_path / "few"), "-q"])
-    assert done.exit_code == 0, done.output
-    assert folder
-    assert done.output.startswith(f"{path}, onnxruntime (CPU): same class for all 4 pictures; largest difference ")
-    assert done.output.endswith(": ok\n")
-    assert done.output.count("\n") == 1
 
 
 def test_a_quiet_training_is_the_path_and_a_verbose_one_begins_with_the_options(tmp_path, monkeypatch):

@@ -97,7 +97,8 @@ def last_lines(result, size):
     return [
         f"calibrated on 28 held-out pictures: temperature {fitted['temperature']:.3g}, expected calibration error "
         f"{fitted['ece_before']:.1%} before and {fitted['ece_after']:.1%} after",
-        f"unsure: below a probability of {rules.probability:.3f}, so that 60% of the other {rules.coverage:.0%} are right",
+        f"unsure: below a probability of {rules.probability:.3f}, "
+        f"so that 60% of the other {rules.coverage:.0%} are right",
         f"none of these: above a novelty of {rules.novelty:.3f}, which 80% of pictures of the classes stay below",
         f"epoch {kept['epoch']} is kept, held out {percent(kept['val_accuracy'], 28)}, "
         f"test {percent(kept['test_accuracy'], 7)}; in brackets: 95 % interval",

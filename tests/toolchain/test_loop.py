@@ -411,7 +411,7 @@ def test_a_last_step_into_the_void_is_an_error_and_writes_nothing(config, tmp_pa
 
 def test_a_state_that_is_not_finite_does_not_replace_the_one_before(config, tmp_path):
     run = tmp_path / "run"
-    with pytest.raises(TrainingError, match="^the weights are not finite after step 2 of epoch 1; use a smaller"):
+    with pytest.raises(TrainingError, match=r"^the weights are not finite after step 2 of epoch 1; use a smaller"):
         train(config.changed(epochs=3, learning_rate=1e12, run_dir=run, save_every=0))
     state = load_state(run)
     assert all(bool(tensor.isfinite().all()) for tensor in state["network"].values())

@@ -43,7 +43,7 @@ ADVICE = [
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A run of three epochs and the same run gone on for a fourth: results, lines, and what was plotted of the first."""
+    """A run of three epochs, the same run gone on for a fourth, what both said, and what was plotted of the first."""
     drawn: dict[str, tuple] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("done"))

@@ -40,7 +40,6 @@ from imgcls.training.meter import Meter
 from imgcls.training.run_folder import RunFolder, load_config, load_result, load_state
 from imgcls.training.sets import split_rows
 
-
 DRAWN = outcome._plot
 
 

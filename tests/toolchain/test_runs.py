@@ -131,7 +131,7 @@ def test_an_interrupt_before_the_first_step_is_one_of_the_first_epoch(config, mo
     """As while the pictures of epoch 0 are measured."""
     begin = loop.begin
     monkeypatch.setattr(loop, "begin", lambda run: [os.kill(os.getpid(), signal.SIGINT), begin(run)])
-    with pytest.raises(TrainingError, match="^interrupted in epoch 1; go on with"):
+    with pytest.raises(TrainingError, match=r"^interrupted in epoch 1; go on with"):
         train(config)
 
 

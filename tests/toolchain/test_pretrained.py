@@ -111,6 +111,11 @@ def test_a_bare_file_needs_its_normalisation_said(make, ours, tmp_path, demo):
     assert train(make(weights=tmp_path / "bare.pth", mean=MEAN, std=STD)).checkpoint.manifest.mean == MEAN
 
 
+def test_a_network_without_published_weights_says_so():
+    with pytest.raises(CheckpointError, match="cnn has no published weights"):
+        read_start(find("cnn"), None)
+
+
 def test_a_checkpoint_of_another_network_says_which(make, ours):
     with pytest.raises(CheckpointError, match=r"ours\.pth: is a cnn; train it with `arch` cnn"):
         read_start(find("vgg16"), ours[0])

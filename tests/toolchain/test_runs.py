@@ -253,7 +253,8 @@ def test_a_folder_that_is_no_run_is_one_clear_error(tmp_path, damage):
     result = CliRunner().invoke(command, ["train", "--resume", str(run)])
     assert result.exit_code == 1
     missing, damaged = "no run to resume (it has no config.json)", "damaged; start anew with imgcls train"
-    assert result.output == f"error: {run}: {missing}\n" if damage is None else f"error: {run}/config.json: {damaged}\n"
+    told = f"{run}: {missing}" if damage is None else f"{run}/config.json: {damaged}"
+    assert result.output == f"error: {told}\n"
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,10 @@ def _without_excluded(folder: Folder, exclude: Path, report: Report) -> Folder:
     listed = read_list(exclude)
     kept = without(folder, listed)
     count, total = len(folder.paths) - len(kept.paths), len(folder.paths)
-    others = f"; {len(listed) - count:,} others that it names are no training pictures" if len(listed) > count else ""
-    report(f"{exclude}: {count:,} of {total:,} training pictures are left out{others}")
+    others = len(listed) - count
+    are = "is no training picture" if others == 1 else "are no training pictures"
+    rest = f"; {counted(others, 'other')} that it names {are}" if others else ""
+    report(f"{exclude}: {count:,} of {total:,} training pictures are left out{rest}")
     return kept
 
 

@@ -148,7 +148,9 @@ def test_no_rule_for_unsure_where_no_limit_reaches_the_share(trained):
     checkpoint, _, lines = trained(right_share=0.9999)
     assert checkpoint.manifest.acceptance.probability is None
     assert checkpoint.manifest.acceptance.novelty is not None
-    assert any(line.startswith("unsure: no limit of the probability") for line in lines)
+    share = "unsure: no limit of the probability leaves answers of which 100% are right; none is set"
+    assert share in lines
+    assert trained("neither", right_share=0.9999, novelty=False)[0].manifest.acceptance is None
 
 
 def test_a_finished_run_is_found_finished_and_goes_on_from_undivided_weights(trained, tmp_path):

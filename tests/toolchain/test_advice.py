@@ -47,6 +47,9 @@ STEPS = "are few for a network from scratch;"
         ([1000, 1000], COMMAND, None),
         ([100, 100], "", None),
         ([20, 21], "", None),
+        ([19, 20], "", f"19 (ant) to 20 (bee) {DEPENDS}"),
+        ([30, 299], "", None),
+        ([30, 300], "", f"30 (ant) to 300 (bee) {UNEVEN}"),
         ([5, 5], "", f"5 {DEPENDS}"),
         ([30, 400], "", f"30 (ant) to 400 (bee) {UNEVEN}"),
         ([100_000, 900], COMMAND, f"900 (bee) to 100,000 (ant) {UNEVEN}"),
@@ -93,6 +96,8 @@ def test_large_pictures_for_a_small_input_are_said(pictures, seen, line):
         (2000, 128, 20, f"16 steps an epoch, 320 in all, {STEPS} `batch_size` 32 `epochs` 20 makes 1,260"),
         (2000, 32, 5, f"63 steps an epoch, 315 in all, {STEPS} `epochs` 16 makes 1,008"),
         (2000, 32, 20, None),
+        (1600, 32, 20, None),  # 1,000 just so
+        (1600, 32, 19, f"50 steps an epoch, 950 in all, {STEPS} `epochs` 20 makes 1,000"),
         (100, 128, 20, f"1 step an epoch, 20 in all, {STEPS} `batch_size` 32 `epochs` 200 makes 800"),
     ],
 )
@@ -134,6 +139,8 @@ def test_the_better_command_is_for_the_same_pictures_and_is_one_that_exists(tmp_
         ({"test_dir": "my test"}, "--train 'my train' --test 'my test' --arch efficientnet_lite0 --pretrained"),
         ({}, "--train 'my train' --no-test --arch efficientnet_lite0 --pretrained"),
         ({"split": 0.25, "split_seed": 3}, "--train 'my train' --split 0.25 --split-seed 3 --arch efficientnet_lite0"),
+        ({"exclude": "my list.txt"}, "--no-test --exclude 'my list.txt' --arch efficientnet_lite0 --pretrained"),
+        ({"split": 0.125}, "--train 'my train' --split 0.125 --arch efficientnet_lite0"),
         ({"arch": "efficientnet_lite1"}, "--no-test --arch efficientnet_lite1 --pretrained"),
     ):
         config = train_config("my train", "models/mine.pth", **options)

@@ -14,11 +14,12 @@ from imgcls.checkpoint import load_checkpoint
 from imgcls.cli import command
 from imgcls.cli.train import command as train_command
 from imgcls.config import Recipe, TrainConfig
-from imgcls.errors import ImgclsError
+from imgcls.errors import ImgclsError, OptionError, TrainingError
 from imgcls.networks.registry import RECIPES
 from imgcls.training import train_config
 from imgcls.training.configure import config_text, read_config
-from imgcls.training.run_folder import load_config
+from imgcls.training.run_folder import RunFolder, load_config
+from imgcls.training.settings import asked, asked_anew
 
 TOML = """
 train_dir = "pictures"
@@ -55,8 +56,17 @@ def test_a_configuration_is_the_same_after_it_was_written_and_read(tmp_path):
         mean=(0.1, 0.2, 0.3),
         std=(1, 2, 3.0),
     )
-    (tmp_path / "config.json").write_text(config_text(config))
-    assert train_config(**read_config(tmp_path / "config.json")) == config
+    named = {"arch": "torchvision/resnet18", "weights_name": "IMAGENET1K_V1", "pretrained": True, "freeze": True}
+    for made in (
+        config,
+        train_config(tmp_path, tmp_path / "a.pth", **named),
+        train_config(tmp_path, "a.pth", recipe="best"),
+    ):
+        (tmp_path / "config.json").write_text(config_text(made))
+        assert train_config(**read_config(tmp_path / "config.json")) == made
+    assert train_config(tmp_path, tmp_path / "a.pth", **named).weights_name == "IMAGENET1K_V1"
+    with pytest.raises(ImgclsError, match="IMAGENET1K_V9"):
+        train_config(tmp_path, tmp_path / "a.pth", **{**named, "weights_name": "IMAGENET1K_V9"})
 
 
 def test_every_value_is_written(tmp_path):
@@ -133,6 +143,13 @@ def test_what_is_wrong_in_a_file_is_one_line(here, name, text, message):
     assert result.exit_code == 1
     assert message in result.output
     assert len(result.output.splitlines()) == 1
+    assert result.output.startswith(f"error: {name}: ") or "recipe" in text or "NaN" in text  # those are of the run
+
+
+def test_a_files_suffix_may_be_in_capitals_and_its_options_called_as_people_call_them(here):
+    Path("run.TOML").write_text('train = "pictures"\nlr = 0.5\nimgsz = 16\n')
+    config = asked({}, Path("run.TOML"))
+    assert (config.train_dir, config.recipe.learning_rate, config.image_size) == (Path("pictures"), 0.5, 16)
 
 
 def test_a_missing_file_is_one_line(here):
@@ -182,3 +199,60 @@ def test_a_recipe_adds_only_what_it_says():
     assert [name for name in off if plain[name]] == []
     assert (plain["schedule"], plain["bf16"], plain["resize"]) == ("one-cycle", True, "crop")
     assert (plain["dropout"], plain["mean"], plain["std"]) == (None, None, None)
+
+
+# --- where the test pictures are
+
+
+@pytest.mark.parametrize(
+    ("given", "test_dir", "split"),
+    [
+        ({}, Path("data/test"), 0.0),
+        ({"split": 0.3}, None, 0.3),
+        ({"split": 0.0, "test_dir": "other"}, Path("other"), 0.0),
+        ({"test_dir": "other"}, Path("other"), 0.0),
+        ({"no_test": True}, None, 0.0),
+        ({"no_test": False}, Path("data/test"), 0.0),
+    ],
+)
+def test_the_test_pictures_are_where_the_options_say(given, test_dir, split):
+    config = asked(given)
+    assert (config.train_dir, config.test_dir, config.split) == (Path("data/train"), test_dir, split)
+
+
+def test_a_file_that_says_both_a_split_and_a_test_folder_is_refused(here):
+    Path("run.toml").write_text('test_dir = "other"\nsplit = 0.3\n')
+    with pytest.raises(ImgclsError, match="leave out `test_dir`, or `split`"):
+        asked({}, Path("run.toml"))
+
+
+def test_a_name_of_0_1_is_taken_in_python_too():
+    assert asked({"crop": 0.25}).recipe.shift == 0.25
+
+
+# --- networks of the user's own files
+
+
+NETWORK = "import torch\n\n\ndef {}(classes):\n    return torch.nn.Linear(3, classes)\n"
+
+
+def test_a_network_of_ones_own_files_is_named_with_a_file_of_options_and_with_a_run_that_goes_on(here):
+    Path("moved").mkdir()
+    for path, name in (("net.py", "build"), ("moved/net.py", "build"), ("moved/other.py", "build")):
+        Path(path).write_text(NETWORK.format(name))
+    Path("own.toml").write_text('arch = "net.py:build"\nepochs = 3\n')
+    with pytest.raises(
+        OptionError, match=r"^own\.toml: its network is 'net\.py:build', .*; name it again with `arch`$"
+    ):
+        asked({}, Path("own.toml"))
+    config = asked({"arch": "moved/net.py:build"}, Path("own.toml"))
+    assert (config.arch, config.recipe.epochs) == ("moved/net.py:build", 3)
+    run = RunFolder.create(asked({"arch": "net.py:build", "run_dir": "run"})).path
+    with pytest.raises(TrainingError, match=r"^run: its network is 'net\.py:build', of .*; name it again with `arch`$"):
+        load_config(run)
+    with pytest.raises(
+        TrainingError, match=r"^run: its network is 'net\.py:build'; leave out `arch`, or name that one$"
+    ):
+        load_config(run, "moved/other.py:build")
+    anew = asked_anew(run, {"arch": "moved/net.py:build", "epochs": 7, "cuda_graphs": False})
+    assert (anew.arch, anew.recipe.epochs, anew.cuda_graphs) == ("moved/net.py:build", 7, False)

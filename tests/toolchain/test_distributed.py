@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
 from helpers import make_pictures
 
 from imgcls.checkpoint import load_checkpoint
-from imgcls.training import train, train_config
-from imgcls.training.distributed import Group
+from imgcls.training import run, train, train_config
+from imgcls.training.distributed import Group, process_group
 from imgcls.training.run import prepare
 from imgcls.training.run_folder import load_state
 
@@ -49,13 +52,64 @@ def test_each_process_measures_its_part_of_the_pictures_and_the_sums_are_of_all(
 
 
 def test_each_process_draws_dropout_of_its_own(tmp_path, pictures, monkeypatch):
+    """By the run's seed, and not as the first weights are drawn. None of them tries numbers of threads by itself."""
     monkeypatch.setattr(Group, "parallel", lambda _, module: module)
+    monkeypatch.setattr(run, "settle_threads", lambda learner, feed: 1 / 0)
     config = train_config(pictures, tmp_path / "a.pth", device="cpu", cache_dir=tmp_path / "cache")
     seeds = []
-    for rank in range(3):
-        prepare(config, torch.device("cpu"), Group(rank, 3), lambda line: None, None)
-        seeds.append(torch.initial_seed())
-    assert len(set(seeds)) == 3
+    for seed in (0, 50):
+        for rank in range(3):
+            prepare(config.changed(seed=seed), torch.device("cpu"), Group(rank, 3), lambda line: None, None)
+            seeds.append(torch.initial_seed())
+    assert len({0, 50, *seeds}) == 8
+
+
+class Store:
+    """A store that notes how long its callers would wait for each other."""
+
+    def __init__(self):
+        self.waited = []
+
+    def wait(self, keys, timeout):
+        self.waited.append((*keys, timeout >= timedelta(days=1)))
+
+    def add(self, key, number):
+        return number
+
+    def set(self, key, value):
+        self.waited.append(key)
+
+
+def test_processes_wait_for_the_one_that_decodes_as_long_as_that_takes(monkeypatch):
+    joined = []
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, **given: joined.append((backend, given))
+    )
+    store = Store()
+    group = Group(1, 2, store)
+    with group.leader_first():
+        assert store.waited == [("leader", True)]
+    group.start(torch.device("cpu"))
+    assert store.waited == [("leader", True), ("all here", True)]
+    assert joined == [("gloo", {"store": store, "rank": 1, "world_size": 2})]
+    monkeypatch.setattr(Store, "add", lambda self, key, number: 2)  # this is the last one
+    group.start(torch.device("cuda"))
+    assert store.waited[2:] == ["all here", ("all here", True)]
+    assert joined[1][0] == "nccl"
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_a_group_that_was_joined_is_left_whatever_happens(monkeypatch, started):
+    left = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    rendezvous = importlib.import_module("torch.distributed.rendezvous")
+    monkeypatch.setattr(rendezvous, "rendezvous", lambda url: iter([(None, 1, 2)]))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: started)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(1))
+    with contextlib.suppress(KeyError), process_group(torch.device("cpu")) as (group, _):
+        assert (group.rank, group.size, group.leads) == (1, 2, False)
+        raise KeyError
+    assert left == [1] * started
 
 
 def test_two_processes_share_97_pictures_and_learn_the_same_as_one(tmp_path):

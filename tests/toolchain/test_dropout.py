@@ -70,11 +70,13 @@ def test_torchs_own_dropout_alone_is_replaced_wherever_it_stands():
 
     hooked = nn.Dropout(0.5)
     hooked.register_forward_hook(lambda module, given, out: out)
-    network = nn.Sequential(nn.Dropout(0.5), nn.Sequential(nn.Dropout(0.2)), Own(0.5), nn.Dropout(0.0), hooked)
+    network = nn.Sequential(
+        nn.Dropout(0.5), nn.Sequential(nn.Dropout(0.2)), Own(0.5), nn.Dropout(0.0), hooked, nn.Dropout(1.0)
+    )
     network.eval()
     with_cheap_masks(network)
-    kinds = [type(network[0]), type(network[1][0]), type(network[2]), type(network[3]), type(network[4])]
-    assert kinds == [Dropout, Dropout, Own, nn.Dropout, nn.Dropout]
+    kinds = [type(layer) for layer in (network[0], network[1][0], *network[2:])]
+    assert kinds == [Dropout, Dropout, Own, nn.Dropout, nn.Dropout, nn.Dropout]
     assert not network[1][0].training
     assert network[1][0].p == 0.2  # networks ask their layers for it
 

@@ -16,12 +16,15 @@ from torch import nn
 from imgcls.checkpoint import load_checkpoint
 from imgcls.errors import TrainingError
 from imgcls.networks.registry import NETWORKS, TUNED, Published, find
-from imgcls.training import loop, train, train_config
+from imgcls.shares import percent
+from imgcls.training import acceptance, loop, probe, train, train_config
+from imgcls.training import run as run_module
 from imgcls.training.configure import config_text, with_enough_steps
 from imgcls.training.ema import Average
 from imgcls.training.epochs import Progress
 from imgcls.training.held_out import held_out_answers, training_features
 from imgcls.training.learner import Learner, _scheduler, rate_groups
+from imgcls.training.probe import fold_numbers
 from imgcls.training.run_folder import load_config
 
 HALF = (0.5, 0.5, 0.5)
@@ -30,10 +33,10 @@ HALF = (0.5, 0.5, 0.5)
 class Body(nn.Module):
     """Convolution, batch norm, pool, linear layer; `after` comes behind it."""
 
-    def __init__(self, classes: int, after: nn.Module) -> None:
+    def __init__(self, classes: int, after: nn.Module, bias: bool = True) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2))
-        self.head, self.after = nn.Linear(6, classes), after
+        self.head, self.after = nn.Linear(6, classes, bias=bias), after
 
     def forward(self, x):
         return self.after(self.head(self.body(x).mean((2, 3))))
@@ -46,15 +49,17 @@ class Doubled(nn.Module):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A network of 8 pixels with published weights, known as `tiny`; `onward` goes on after its last layer."""
-    for name, after in (("tiny", nn.Identity()), ("onward", Doubled())):
+    """A network of 8 pixels with published weights, known as `tiny`; `onward` goes on after its last layer, and that of
+    `unbiased` is one that can't be solved."""
+    monkeypatch.setattr(probe, "_STRENGTHS", (0.3, 0.03))  # test_probe.py has the whole search
+    for name, after in (("tiny", nn.Identity()), ("onward", Doubled()), ("unbiased", nn.Identity())):
 
-        def build(classes, size, dropout, after=after):
-            return Body(classes, after)
+        def build(classes, size, dropout, after=after, bias=name != "unbiased"):
+            return Body(classes, after, bias)
 
-        def fetch(after=after):
+        def fetch(after=after, bias=name != "unbiased"):
             torch.manual_seed(3)
-            return Body(5, after).state_dict()
+            return Body(5, after, bias).state_dict()
 
         published = Published(fetch, "", "1 MB", 5, HALF, HALF)
         row = replace(find("cnn"), name=name, build=build, heads=("head",), published=published, pool=None)
@@ -91,14 +96,27 @@ def trained(make, monkeypatch):
     return train_it
 
 
-def test_a_frozen_bodys_last_layer_is_solved_in_no_epoch_at_all(trained, folder):
+def test_a_frozen_bodys_last_layer_is_solved_in_no_epoch_at_all(trained, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "settle_threads", lambda learner, feed: 1 / 0)  # there are no steps to make faster
     result, run, lines = trained(freeze=True, test_dir=folder)
     assert [row["epoch"] for row in result.history] == [0]
     assert result.checkpoint.manifest.training["epochs"] == 0
     assert result.history[0]["test_accuracy"] > 0.5
     assert result.history[0]["val_accuracy"] is not None
     assert "val_accuracy" not in result.checkpoint.manifest.dataset
-    assert any("last layer solved on the features of 19 pictures" in line for line in lines)
+    row, solved = result.history[0], run.solved
+    said = [
+        "starting from the published weights; new layers: head",
+        f"last layer solved on the features of 19 pictures, penalty {solved.probe.strength:g}; accuracy on left-out "
+        f"pictures {row['val_accuracy']:.2%}",
+        f"solved  train loss {row['train_loss']:.4f} {row['train_accuracy']:.2%}  held out {row['val_accuracy']:.2%}  "
+        f"test {row['test_accuracy']:.2%}",
+        f"the solved layer is kept, test {percent(row['test_accuracy'], 19)}; in brackets: 95 % interval",
+    ]
+    assert [line for line in lines if "solved" in line or "start" in line] == said
+    assert row["val_loss"] > row["train_loss"]
+    assert row["seconds"] > 0
+    assert torch.equal(result.checkpoint.state_dict["head.bias"], solved.probe.bias)
     features, _ = training_features(run)
     state = result.checkpoint.state_dict
     logits = nn.functional.linear(features, state["head.weight"], state["head.bias"])
@@ -126,6 +144,13 @@ def test_a_frozen_body_with_a_held_out_part_answers_that(trained):
     assert len(run.solved.rows) == 19 - len(run.data.val_rows)
 
 
+def test_the_seed_draws_the_parts_of_the_cross_validation_and_the_weights_of_classes_count(trained, tmp_path):
+    _, plain, _ = trained(freeze=True, seed=5)
+    _, weighted, _ = trained(freeze=True, seed=5, class_weights=True, run_dir=tmp_path / "weighted")
+    assert torch.equal(plain.solved.probe.folds, fold_numbers(plain.data.train.labels, 5))
+    assert not torch.equal(plain.solved.probe.weight, weighted.solved.probe.weight)
+
+
 @pytest.mark.parametrize("option", [{"epochs": 2}, {"learning_rate": 0.01}, {"probe": False}, {"shift": 0.2}])
 def test_an_option_of_steps_learns_a_frozen_bodys_layer_by_steps(trained, option):
     result, run, _ = trained(freeze=True, **{"epochs": 2, **option})
@@ -137,8 +162,18 @@ def test_a_finished_frozen_run_is_left_as_it_is(make, tmp_path):
     train(make(freeze=True))
     lines = []
     result = train(load_config(tmp_path / "run"), lines.append, resume=tmp_path / "run")
-    assert "is finished" in lines[0]
+    assert lines == [f"{tmp_path / 'run'}: is finished, its checkpoint is {tmp_path / 'a.pth'}"]
     assert [row["epoch"] for row in result.history] == [0]
+
+
+def test_a_finished_frozen_run_writes_its_missing_checkpoint_again(trained, tmp_path, folder, monkeypatch):
+    """With what is fitted on the answers of the cross-validation, which no file of the run holds."""
+    monkeypatch.setattr(acceptance, "FEWEST", 19)
+    first, _, _ = trained(freeze=True)
+    first.path.unlink()
+    again = train(load_config(tmp_path / "run"), resume=tmp_path / "run")
+    assert again.checkpoint.manifest == first.checkpoint.manifest
+    assert again.checkpoint.manifest.acceptance.pictures == 19
 
 
 def test_fine_tuning_begins_at_the_solved_layer_and_keeps_the_best_epoch(trained):
@@ -201,6 +236,36 @@ def test_weights_of_the_same_classes_are_epoch_0_as_they_are(trained, make, tmp_
     assert run.solved is None
     assert [row["epoch"] for row in result.history] == [0, 1]
     assert result.history[0]["train_loss"] is None
+    alone, run, _ = trained(pretrained=False, weights=first.path, freeze=True, run_dir=tmp_path / "alone")
+    assert run.solved is not None  # whatever the layer was
+    assert [row["epoch"] for row in alone.history] == [0]
+
+
+def test_without_a_held_out_part_fine_tuning_has_no_answers_that_its_weights_have_not_learned_from(trained, tmp_path):
+    result, run, _ = trained(epochs=1, val_fraction=0.0)
+    assert [(row["epoch"], row["val_accuracy"]) for row in result.history] == [(0, None), (1, None)]
+    assert held_out_answers(run) is None
+    assert result.checkpoint.manifest.dataset.keys() == {"fingerprint", "train_images"}
+    again, _, _ = trained(
+        pretrained=False,
+        weights=result.path,
+        epochs=1,
+        val_fraction=0.0,
+        run_dir=tmp_path / "on",
+        output=tmp_path / "b.pth",
+    )
+    assert [row["epoch"] for row in again.history] == [1]  # nothing is chosen, so that nothing is measured before it
+
+
+@pytest.mark.parametrize(("recipe", "kept"), [({}, 3), ({"probe": False}, 1)])
+def test_fine_tuning_keeps_the_latest_epoch_as_good_as_the_best_and_steps_alone_the_best(
+    trained, monkeypatch, recipe, kept
+):
+    scores, found = run_module.Run.held_out_scores, iter([0.5, 0.9, 0.8, 0.85] if not recipe else [0.9, 0.8, 0.85])
+    monkeypatch.setattr(run_module.Run, "held_out_scores", lambda self: replace(scores(self), accuracy=next(found)))
+    result, run, _ = trained(epochs=3, **recipe)
+    assert run.progress.best_epoch == kept
+    assert result.checkpoint.manifest.dataset["val_accuracy"] == {1: 0.9, 3: 0.85}[kept]
 
 
 def test_what_is_kept_has_a_share_of_what_the_run_began_with(trained, tmp_path):
@@ -217,6 +282,8 @@ def test_what_is_kept_has_a_share_of_what_the_run_began_with(trained, tmp_path):
 def test_batch_norms_keep_their_statistics_in_fine_tuning(trained, tmp_path):
     result, run, _ = trained(epochs=1, val_fraction=0.0)
     published = find("tiny").published.fetch()
+    learning, _, _ = trained(epochs=1, val_fraction=0.0, fixed_norms=False, run_dir=tmp_path / "learning")
+    assert not torch.equal(learning.checkpoint.state_dict["body.1.running_mean"], published["body.1.running_mean"])
     for name in ("body.1.running_mean", "body.1.running_var", "body.1.num_batches_tracked"):
         assert torch.equal(result.checkpoint.state_dict[name], published[name])
     assert not torch.equal(run.learner.state_dict()["network"]["body.1.weight"], published["body.1.weight"])
@@ -243,11 +310,12 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(make, tmp_path, 
     assert [row["epoch"] for row in resumed.history] == [0, 1, 2, 3]
 
 
-def test_a_network_that_goes_on_after_its_last_layer_is_told_to_learn_by_steps(trained):
-    result, run, lines = trained("onward", epochs=2)
+@pytest.mark.parametrize("name", ["onward", "unbiased"])
+def test_a_network_whose_last_layer_cannot_be_solved_is_told_to_learn_by_steps(trained, name):
+    result, run, lines = trained(name, epochs=2)
     assert run.solved is None
     assert [row["epoch"] for row in result.history] == [1, 2]
-    assert sum("does not end in a linear layer" in line for line in lines) == 1
+    assert lines.count(f"{name} does not end in a linear layer: its last layers learn by steps alone") == 1
 
 
 def test_small_sets_take_smaller_batches_and_more_epochs(trained, tmp_path):
@@ -266,8 +334,26 @@ def test_small_sets_take_smaller_batches_and_more_epochs(trained, tmp_path):
 def test_a_run_has_enough_steps(make, pictures, batch, epochs, patience):
     sized = with_enough_steps(make(), pictures)
     assert (sized.recipe.batch_size, sized.recipe.epochs, sized.patience) == (batch, epochs, patience)
+    assert sized.recipe.least_steps == 0 or pictures >= 400  # they have as many as it takes from the first
     given = make(epochs=3)
     assert with_enough_steps(given, pictures) is given
+
+
+@pytest.mark.parametrize(
+    ("options", "pictures", "batch", "epochs"),
+    [
+        ({"batch_size": 4}, 20, 4, 60),  # smaller batches than 8 were asked for
+        ({"batch_size": 64, "epochs": 60}, 200, 16, 60),  # smaller batches alone have enough
+    ],
+)
+def test_no_batch_is_larger_and_no_epoch_less_than_was_asked_for(make, options, pictures, batch, epochs):
+    sized = with_enough_steps(make(least_steps=300, **options), pictures)
+    assert (sized.recipe.batch_size, sized.recipe.epochs) == (batch, epochs)
+
+
+def test_a_set_that_just_has_enough_steps_is_taken_as_it_is(make):
+    config = make()
+    assert with_enough_steps(config, 400) is config
 
 
 def test_each_group_of_layers_has_its_share_of_the_peak():
@@ -291,6 +377,17 @@ def test_layers_learn_at_rates_that_rise_with_their_depth():
     ordered = [own for group in groups for own in group["params"]]
     assert [id(own) for own in ordered] == [id(own) for own in network.parameters()]
     assert len(rate_groups(network, 1.0)) == 32  # of one rate: no groups
+
+
+def test_a_layer_alone_has_the_whole_rate_and_a_shared_weight_that_of_its_first_place():
+    (group,) = rate_groups(nn.Linear(2, 2), 0.1)
+    assert group["share"] == 1
+    tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    tied[2].weight = tied[0].weight
+    assert [(round(group["share"], 3), len(group["params"])) for group in rate_groups(tied, 0.1)] == [
+        (0.1, 1),
+        (0.373, 2),
+    ]
 
 
 def test_each_group_has_its_own_peak_and_keeps_it_after_a_resume(trained):
@@ -321,6 +418,9 @@ def test_the_share_of_the_first_weights_is_theirs_after_a_resume_too():
     resumed._parameters[0].data = torch.tensor([0.0, 4.0])
     with resumed.in_place():
         assert resumed._parameters[0].tolist() == [1.0, 5.0]
+    assert resumed._parameters[0].tolist() == [0.0, 4.0]
+    with pytest.raises(KeyError), resumed.in_place():
+        raise KeyError
     assert resumed._parameters[0].tolist() == [0.0, 4.0]
 
 

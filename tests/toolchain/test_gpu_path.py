@@ -84,13 +84,13 @@ def test_a_processor_has_bf16_units_of_either_kind(monkeypatch, units, found):
     assert has_bf16_units(CPU) is found
 
 
-@pytest.mark.parametrize(("local", "found"), [(0, "cuda:0"), (1, "cuda:1"), (2, None)])
+@pytest.mark.parametrize(("local", "found"), [(0, "cuda:0"), (1, "cuda:1"), (2, None), (5, None)])
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, local, found):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     if found:
         assert str(_own_gpu(local)) == found
     else:
-        with pytest.raises(DeviceError, match="process 2 of this machine has no GPU; use --nproc-per-node=2"):
+        with pytest.raises(DeviceError, match=f"process {local} of this machine has no GPU; use --nproc-per-node=2"):
             _own_gpu(local)
 
 

@@ -93,6 +93,15 @@ def test_the_rate_is_a_tenth_from_any_weights(make):
     assert make(learning_rate=None).recipe.learning_rate == pytest.approx(scratch / 10)
 
 
+def test_weights_of_ones_own_are_no_epoch_0_without_fine_tuning(make):
+    result = train(make(val_fraction=0.5))
+    assert [row["epoch"] for row in result.history] == [1]
+
+
+def test_pictures_are_decoded_as_was_asked_for(make):
+    assert train(make(decode="scaled")).checkpoint.manifest.preprocessing.decode.jpeg == "scaled"
+
+
 @pytest.mark.parametrize("demo", [False, True])
 def test_a_bare_file_needs_its_normalisation_said(make, ours, tmp_path, demo):
     state = {name.replace("_layer", "") if demo else name: tensor for name, tensor in ours[1].state_dict().items()}
@@ -100,6 +109,11 @@ def test_a_bare_file_needs_its_normalisation_said(make, ours, tmp_path, demo):
     with pytest.raises(TrainingError, match=r"bare\.pth.*`mean` and `std`"):
         train(make(weights=tmp_path / "bare.pth"))
     assert train(make(weights=tmp_path / "bare.pth", mean=MEAN, std=STD)).checkpoint.manifest.mean == MEAN
+
+
+def test_a_network_without_published_weights_says_so():
+    with pytest.raises(CheckpointError, match="cnn has no published weights"):
+        read_start(find("cnn"), None)
 
 
 def test_a_checkpoint_of_another_network_says_which(make, ours):
@@ -120,7 +134,8 @@ def test_imagenets_weights_fill_all_but_the_last_layer_of_vgg16():
     state = torchvision_state()
     network = shape_of("vgg16", 3, 32)
     assert Start("a.pth", state, IMAGENET).fill(network, find("vgg16"), ABC) == ("classifier.6",)
-    with pytest.raises(CheckpointError, match=r"vgg16-397923af\.pth"):
+    why = r"^a\.pth: not the weights of a vgg16 of this size \(.*features\.0\.bias.*\); get https://.*/vgg16-397923af\.pth$"
+    with pytest.raises(CheckpointError, match=why):
         Start("a.pth", {**state, "features.0.bias": torch.zeros(3)}, IMAGENET).fill(network, find("vgg16"), ABC)
 
 
@@ -135,6 +150,9 @@ def test_pretrained_normalises_as_imagenets_weights_want_it(make, monkeypatch):
     monkeypatch.setitem(NETWORKS, "vgg16", replace(row, published=replace(row.published, fetch=dict)))
     recipe = run._normalised(pretrained, None, read_start(find("vgg16"), None)).recipe
     assert (recipe.mean, recipe.std) == IMAGENET
+    article = make(arch="vgg16", weights=None, pretrained=True, image_size=32, recipe="article")
+    recipe = run._normalised(article, None, read_start(find("vgg16"), None)).recipe
+    assert recipe.mean == recipe.std == (0.5, 0.5, 0.5)  # as that recipe has it, whatever it starts from
 
 
 @pytest.mark.parametrize("name", ["vgg16", "torchvision/vgg16"])

@@ -68,11 +68,24 @@ def test_folds_spread_each_class_and_leave_an_only_picture_out():
         assert own.max() - own.min() <= 1
         assert own.sum() == count
     assert torch.equal(folds, fold_numbers(labels, seed=3))
+    assert not torch.equal(folds, fold_numbers(labels, seed=4))
+
+
+def test_features_that_are_the_same_in_all_pictures_say_nothing(cloud):
+    features, labels = cloud
+    features = torch.cat([features, torch.full((40, 1), 3.0)], 1)
+    found = solve(features, labels, 3, 0, None)
+    assert (F.linear(features, found.weight, found.bias).argmax(1) == labels).float().mean() > 0.7
+    nothing = solve(torch.ones(9, 2), torch.arange(9) % 3, 3, 0, None)
+    assert nothing.weight.isfinite().all()
+    torch.testing.assert_close(
+        F.linear(torch.ones(2), nothing.weight, nothing.bias).softmax(0), torch.full((3,), 1 / 3)
+    )
 
 
 def test_one_picture_a_class_is_solved_without_cross_validation():
     found = solve(torch.eye(3), torch.arange(3), 3, 0, None)
-    assert found.folds.tolist() == [-1] * 3
+    assert (found.folds.tolist(), found.strength) == ([-1] * 3, 0.1)
     assert F.linear(torch.eye(3), found.weight, found.bias).argmax(1).tolist() == [0, 1, 2]
 
 

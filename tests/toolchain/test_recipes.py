@@ -106,6 +106,23 @@ def test_fine_tuning_holds_pictures_out_and_a_frozen_body_takes_them_as_they_are
     assert (by_steps.recipe.probe, frozen.recipe.probe) == (False, True)
     given = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, epochs=3, val_fraction=0.0)
     assert (given.recipe.least_steps, given.val_fraction, given.patience) == (0, 0, 0)
+    asked = {"epochs": 3, "least_steps": 50, "patience": 5, "val_fraction": 0.1}
+    all_given = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, **asked)
+    assert (all_given.recipe.least_steps, all_given.patience, all_given.val_fraction) == (50, 5, 0.1)
+
+
+@pytest.mark.parametrize("options", [{"arch": "cnn"}, {"arch": "vgg16", "recipe": "article"}])
+def test_nothing_is_held_out_where_learning_on_from_weights_is_not_fine_tuning(tmp_path, options):
+    config = train_config(tmp_path, tmp_path / "a.pth", weights=tmp_path / "w.pth", **options)
+    assert (config.val_fraction, config.patience) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "option", [{"class_weights": True}, {"bf16": False}, {"resize": "pad"}, {"mean": (0.5,) * 3, "std": (0.5,) * 3}]
+)
+def test_what_counts_for_a_solved_layer_too_leaves_it_solved(tmp_path, option):
+    frozen = train_config(tmp_path, tmp_path / "a.pth", arch="vgg16", pretrained=True, freeze=True, **option)
+    assert frozen.recipe.probe
 
 
 @pytest.mark.parametrize("recipe", ["default", "best", "article"])

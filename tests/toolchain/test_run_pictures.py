@@ -109,13 +109,35 @@ def test_a_changed_test_folder_is_said_and_a_changed_split_is_an_error(here):
         assert result.output.endswith("name pictures with --data\n")
 
 
-def test_a_folder_that_is_gone_is_one_line(here):
+def test_a_folder_that_is_gone_is_one_line_with_the_option_of_its_command(here):
     shutil.rmtree("other")
-    result = run("eval", "models/two.pth")
-    assert (result.exit_code, result.output.splitlines()[-1]) == (
-        1,
-        "error: other/test: where runs/two had its pictures is no folder now; name them with --data",
+    shutil.rmtree("mine")
+    for arguments, folder, option in (
+        (["eval", "models/two.pth"], "other/test", "--data"),
+        (["eval", "models/split.pth"], "mine", "--data"),
+        (["export", "models/two.pth", "--precision", "int8"], "other/train", "--calibration"),
+        (["export", "models/split.pth", "--precision", "int8"], "mine", "--calibration"),
+    ):
+        result = run(*arguments)
+        gone = f"where runs/{Path(arguments[1]).stem} had its pictures is no folder now; name them with {option}"
+        assert (result.exit_code, result.output.splitlines()[-1]) == (1, f"error: {folder}: {gone}")
+
+
+def test_a_changed_folder_of_training_pictures_calibrates_nothing(here):
+    for path in Path("mine/ant").iterdir():
+        path.write_bytes(b"other")
+    result = run("export", "models/split.pth", "--precision", "int8")
+    assert result.output == (
+        "error: mine: its pictures are no longer those that runs/split has split, so that its test part is not known; "
+        "name pictures with --calibration\n"
     )
+
+
+def test_a_run_without_test_pictures_is_measured_on_the_usual_ones(here):
+    config = json.loads(Path("runs/two/config.json").read_text())
+    Path("runs/two/config.json").write_text(json.dumps({**config, "test_dir": None}))
+    shutil.copytree("other/test", "data/test")
+    assert evaluated("models/two.pth") == (7, "")
 
 
 @pytest.mark.parametrize(

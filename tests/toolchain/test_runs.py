@@ -37,7 +37,7 @@ from imgcls.training.distributed import Group
 from imgcls.training.epochs import EpochFigures, Progress
 from imgcls.training.learner import Learner
 from imgcls.training.meter import Meter
-from imgcls.training.run_folder import RunFolder, load_config, load_state
+from imgcls.training.run_folder import RunFolder, load_config, load_result, load_state
 from imgcls.training.sets import split_rows
 
 
@@ -89,6 +89,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_figures(config, tmp_
     assert figures(resumed) == figures(whole)
 
 
+ADDED = ("best_loss", "threads", "start")  # to the state of a run, after 0.1
+
+
 class TerminatedError(Exception):
     """What SIGTERM does in these tests where nobody else handles it."""
 
@@ -109,6 +112,14 @@ def test_sigterm_saves_the_state_as_ctrl_c_does(config, tmp_path, monkeypatch, s
         train(config.changed(save_every=1e9))
     assert load_state(tmp_path / "run")["step"] == 2
     assert signal.getsignal(signal.SIGTERM) is sigterm
+
+
+def test_an_interrupt_before_the_first_step_is_one_of_the_first_epoch(config, monkeypatch):
+    """As while the pictures of epoch 0 are measured."""
+    begin = loop.begin
+    monkeypatch.setattr(loop, "begin", lambda run: [os.kill(os.getpid(), signal.SIGINT), begin(run)])
+    with pytest.raises(TrainingError, match=r"^interrupted in epoch 1; go on with"):
+        train(config)
 
 
 @pytest.mark.parametrize(
@@ -184,8 +195,10 @@ def test_a_new_run_never_writes_into_an_old_ones_folder(config, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     config = config.changed(epochs=1, run_dir=None)
     assert [RunFolder.create(config).path.as_posix() for _ in range(3)] == ["runs/a", "runs/a-2", "runs/a-3"]
-    with pytest.raises(TrainingError, match="--resume"):
-        train(config.changed(run_dir=tmp_path / "runs" / "a"))
+    there = tmp_path / "runs" / "a"
+    with pytest.raises(TrainingError) as caught:
+        train(config.changed(run_dir=there))
+    assert str(caught.value) == f"{there}: exists already; go on with --resume {there}, or name another folder"
 
 
 def test_changed_pictures_are_noticed_on_resuming(config, tmp_path, pictures, monkeypatch):
@@ -195,7 +208,7 @@ def test_changed_pictures_are_noticed_on_resuming(config, tmp_path, pictures, mo
             train(config)
     make_pictures(tmp_path / "other", {"ant": 1}, seed=9)
     (tmp_path / "other" / "ant" / "00.png").rename(pictures / "ant" / "00.png")
-    with pytest.raises(TrainingError, match="changed"):
+    with pytest.raises(TrainingError, match=rf"^{pictures}: its pictures have changed since this run was saved"):
         train(load_config(tmp_path / "run"), resume=tmp_path / "run")
 
 
@@ -218,16 +231,63 @@ def test_a_full_disk_is_one_line_and_the_state_before_still_loads(config, tmp_pa
     train(load_config(tmp_path / "run"), resume=tmp_path / "run")
 
 
-@pytest.mark.parametrize("damage", ["missing", "not json", "no such option"])
+@pytest.mark.parametrize("damage", [None, "{", "[]", '{"epochs": 3}', '{"epoch": 3}'])
 def test_a_folder_that_is_no_run_is_one_clear_error(tmp_path, damage):
     run = tmp_path / "run"
-    if damage != "missing":
+    if damage is not None:
         run.mkdir()
-        (run / "config.json").write_text("{" if damage == "not json" else "[]")
+        (run / "config.json").write_text(damage)
     result = CliRunner().invoke(command, ["train", "--resume", str(run)])
     assert result.exit_code == 1
-    assert result.output.startswith("error: ")
-    assert result.output.count("\n") == 1
+    missing, damaged = "no run to resume (it has no config.json)", "damaged; start anew with imgcls train"
+    told = f"{run}: {missing}" if damage is None else f"{run}/config.json: {damaged}"
+    assert result.output == f"error: {told}\n"
+
+
+@pytest.mark.parametrize(
+    ("result", "metrics"),
+    [
+        (None, ""),
+        ("[]", ""),
+        ("{", ""),
+        ('{"epochs": 3}', ""),
+        ('{"epochs": "many", "weights_sha256": "ab"}', ""),
+        ('{"epochs": null, "weights_sha256": "ab"}', ""),
+        ('{"epochs": 3, "weights_sha256": "ab"}', "{"),
+        ('{"epochs": 3, "weights_sha256": "ab"}', None),
+    ],
+)
+def test_a_result_that_is_not_whole_is_none(tmp_path, result, metrics):
+    for name, text in (("result.json", result), ("metrics.jsonl", metrics)):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    assert load_result(tmp_path) is None
+
+
+def test_a_run_that_was_stopped_before_its_first_state_begins_again(config, tmp_path):
+    whole = train(config.changed(output=tmp_path / "whole.pth", run_dir=tmp_path / "whole"))
+    folder = RunFolder.create(config).path
+    lines = []
+    again = train(load_config(folder), lines.append, resume=folder)
+    assert again.checkpoint.manifest.weights_sha256 == whole.checkpoint.manifest.weights_sha256
+    assert lines[1].startswith("epoch 1/3")
+
+
+def test_a_state_of_an_older_version_goes_on_by_its_own_constant_rate(config, tmp_path, monkeypatch):
+    """What was added to the state since is filled in."""
+    config = config.changed(schedule="constant", val_fraction=0.25)
+    whole = train(config.changed(output=tmp_path / "whole.pth", run_dir=tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(TrainingError, match=r"^interrupted in epoch 2; go on with"):
+            train(config)
+    state = torch.load(config.run_dir / "last.pth", weights_only=True)
+    torch.save({name: value for name, value in state.items() if name not in ADDED}, config.run_dir / "last.pth")
+    lines = []
+    resumed = train(load_config(config.run_dir), lines.append, resume=config.run_dir)
+    assert lines[1] == "going on in epoch 2 after 1 of 2 steps"
+    assert resumed.checkpoint.state_dict.keys() == whole.checkpoint.state_dict.keys()
+    assert resumed.history[-1]["train_loss"] == whole.history[-1]["train_loss"]
 
 
 def test_resume_takes_no_options_but_those_that_its_message_names(tmp_path):
@@ -247,6 +307,18 @@ def test_what_is_given_with_resume_is_changed_and_nothing_else(config, tmp_path,
     CliRunner().invoke(command, ["train", "--resume", str(tmp_path), flag], catch_exceptions=False)
     CliRunner().invoke(command, ["train", "--resume", str(tmp_path)], catch_exceptions=False)
     assert seen == [config.changed(cuda_graphs=graphs), begun]
+
+
+def noted_rates(monkeypatch):
+    """The learning rate of each step that is taken from now on."""
+    rates, original = [], Learner.learn
+
+    def step(self, *arguments):
+        rates.append(float(self.optimizer.param_groups[0]["lr"]))
+        original(self, *arguments)
+
+    monkeypatch.setattr(Learner, "learn", step)
+    return rates
 
 
 def contents(folder):
@@ -296,15 +368,8 @@ def test_more_epochs_go_on_on_the_schedule_of_all_of_them(config, tmp_path, opti
     rates = {}
 
     def run(name, config, resume=None):
-        rates[name] = []
-        original = Learner.learn
-
-        def step(self, *arguments):
-            rates[name].append(float(self.optimizer.param_groups[0]["lr"]))
-            original(self, *arguments)
-
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Learner, "learn", step)
+            rates[name] = noted_rates(patch)
             return train(config, resume=resume)
 
     config = config.changed(**options)
@@ -336,25 +401,33 @@ def test_an_interrupted_run_with_more_epochs_can_be_interrupted_and_resumed_agai
             with pytest.raises(TrainingError, match="interrupted"):
                 train(config, resume=resume)
 
-    hashes = []
-    for name, second in (("one", False), ("two", True)):
+    hashes, rates = [], {}
+    for name, second in (("one", False), ("two", True), ("long", None)):
         run = tmp_path / name
-        interrupted(config.changed(run_dir=run), 4)
-        longer = load_config(run).changed(epochs=5)
+        if second is None:
+            longer, run = config.changed(epochs=5, run_dir=run), None
+        else:
+            interrupted(config.changed(run_dir=run), 4)
+            longer = load_config(run).changed(epochs=5)
         if second:
             interrupted(longer, 3, resume=run)
             longer = load_config(run)
-        hashes.append(train(longer, resume=run).checkpoint.manifest.weights_sha256)
+        with monkeypatch.context() as patch:
+            rates[name] = noted_rates(patch)
+            hashes.append(train(longer, resume=run).checkpoint.manifest.weights_sha256)
     assert hashes[0] == hashes[1]
+    assert (rates["one"], rates["two"]) == (rates["long"][4:], rates["long"][7:])
 
 
 def test_the_step_of_a_loss_that_is_no_number_is_named(config):
-    with pytest.raises(TrainingError, match=r"not a number at step 2 of epoch 1"):
+    with pytest.raises(TrainingError) as caught:
         train(
             config.changed(
                 name="article", optimizer="adam", schedule="constant", bf16=False, learning_rate=1e30, save_every=1e9
             )
         )
+    told = "the loss is not a number at step 2 of epoch 1; use a smaller `learning_rate` (it is 1e+30) or `clip_norm` 1"
+    assert str(caught.value) == told
 
 
 def test_the_held_out_part_selects_and_is_not_trained_on(config):
@@ -371,7 +444,10 @@ def test_patience_stops_a_run_that_gets_no_better(config):
     lines = []
     result = train(config.changed(val_fraction=0.25, epochs=30, patience=2, learning_rate=1e-9), lines.append)
     assert len(result.history) == 3
-    assert any("stopped" in line for line in lines)
+    assert "stopped: no better epoch on the held-out part since epoch 1" in lines
+    again = []
+    assert train(load_config(result.run), again.append, resume=result.run).history == result.history
+    assert "is finished" in again[0]
 
 
 def test_patience_without_a_held_out_part_is_refused(config):
@@ -379,12 +455,13 @@ def test_patience_without_a_held_out_part_is_refused(config):
         config.changed(patience=3)
 
 
-@pytest.mark.parametrize(("fraction", "shares"), [(0.2, [4, 2, 0]), (0.96, [19, 9, 0])])
+@pytest.mark.parametrize(("fraction", "shares"), [(0.2, [4, 2, 0]), (0.96, [19, 9, 0]), (0.01, [1, 1, 0])])
 def test_every_class_gives_its_share_to_the_held_out_part_and_keeps_one(fraction, shares):
     labels = torch.tensor([0] * 20 + [1] * 10 + [2])
     rows, held_out = split_rows(labels, fraction, seed=1)
     assert torch.bincount(labels[held_out], minlength=3).tolist() == shares
     assert sorted(torch.cat([rows, held_out]).tolist()) == list(range(31))
+    assert held_out.tolist() == sorted(held_out.tolist())
 
 
 def test_the_seed_draws_the_held_out_part():
@@ -400,14 +477,16 @@ def test_a_state_of_something_else_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.999}, {"ema": 0.999, "val_fraction": 0.25}])
-def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pictures, drawn, monkeypatch, options):
+def test_the_confusion_matrix_is_that_of_the_weights_that_are_saved(config, pictures, monkeypatch, drawn, options):
     from imgcls.report import plots
 
-    plotted = []
+    plotted, marked = [], []
+    monkeypatch.setattr(plots, "plot_curves", lambda history, path, of, best: marked.append(best))
     monkeypatch.setattr(plots, "plot_confusion", lambda matrix, *others: plotted.append(matrix))
     # the average hardly leaves the first weights, while the network itself learns these pictures
     result = train(config.changed(test_dir=pictures, epochs=10, **options))
     (matrix,) = plotted
+    assert [best is None for best in marked] == ["val_fraction" not in options]  # without one, no epoch is chosen
     packed = pack_folder(scan_folder(pictures), result.checkpoint.manifest.preprocessing)
     answers = result.checkpoint.classifier()(torch.from_numpy(packed.images))[0].argmax(1)
     expected = torch.zeros(3, 3, dtype=torch.int64)
@@ -436,9 +515,12 @@ def test_too_little_memory_is_one_line_that_names_what_to_reduce(config, monkeyp
         raise error
 
     monkeypatch.setattr(Learner, "learn", step)
-    with pytest.raises(TrainingError, match=r"^there is too little memory; reduce `batch_size`") as caught:
+    with pytest.raises(TrainingError) as caught:
         train(config)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value) == (
+        "there is too little memory; reduce `batch_size` or `image_size`, or `cache_limit`, so that pictures are "
+        "decoded as they are needed"
+    )
 
 
 def test_another_failure_of_torch_stays_what_it_is(config, monkeypatch):
@@ -464,10 +546,10 @@ def test_an_epoch_that_can_not_be_reported_is_kept(config, tmp_path, number):
 
 
 def test_the_held_out_figures_are_of_the_pictures_that_are_held_out(config, pictures):
-    result = train(config.changed(val_fraction=0.25, epochs=1))
+    result = train(config.changed(val_fraction=0.25, epochs=1, seed=2))
     packed = pack_folder(scan_folder(pictures), result.checkpoint.manifest.preprocessing)
     labels = torch.from_numpy(packed.labels)
-    _, rows = split_rows(labels, 0.25, config.seed)
+    _, rows = split_rows(labels, 0.25, 2)
     found = score(predict_logits(result.checkpoint.classifier(), torch.from_numpy(packed.images)[rows]), labels[rows])
     (row,) = result.history
     assert (row["val_loss"], row["val_accuracy"]) == (pytest.approx(found.loss, rel=1e-5), found.accuracy)
@@ -520,10 +602,14 @@ def test_an_epochs_seconds_are_those_of_its_steps_however_often_it_is_saved(conf
         save(self, state)
         now[0] += 100
 
+    def wait(self):  # for a GPU, whose steps are only begun when Python goes on
+        now[0] += 0.5
+
+    monkeypatch.setattr(run.Run, "wait_for_device", wait)
     monkeypatch.setattr(Learner, "learn", step)
     monkeypatch.setattr(RunFolder, "save_state", slow)
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    assert [row["seconds"] for row in train(config.changed(epochs=2)).history] == [12, 12]
+    assert [row["seconds"] for row in train(config.changed(epochs=2)).history] == [13.5, 13.5]
 
 
 @pytest.mark.parametrize("given", [[], ["--no-cuda-graphs"], ["--epochs", "7"]])
@@ -615,6 +701,10 @@ def test_an_epochs_figures_are_a_row_for_programs_and_a_line_for_people():
     assert figures.line(20) == "epoch  3/20  train loss 0.5000 25.00%  held out 75.00%  300/s"
     tested = replace(figures, epoch=12, val=None, test=Scores(0.3, 1.0, 9000), seconds=0.5)
     assert tested.line(20) == "epoch 12/20  train loss 0.5000 25.00%  test 100.00%  2,400/s"
+    begun = replace(figures, epoch=0)
+    assert begun.line(20) == "epoch  0/20  train loss 0.5000 25.00%  held out 75.00%"
+    assert begun.line(0) == "solved  train loss 0.5000 25.00%  held out 75.00%"
+    assert replace(begun, train=None).line(5) == "epoch 0/5  held out 75.00%"
 
 
 @given(
@@ -637,9 +727,24 @@ def test_the_best_epoch_is_the_first_of_the_best_and_patience_counts_from_it(acc
         known += [] if accuracy is None else [accuracy]
         best = accuracies.index(max(known)) + 1 if known else 0
         assert progress.best_epoch == best
+        assert progress.selects == bool(known)
         assert progress.out_of_patience(patience) == (patience > 0 and epoch - best >= patience)
         assert (progress.epoch, progress.step, progress.seconds) == (epoch + 1, 0, 0.0)
     assert [row["val_accuracy"] for row in progress.history] == accuracies
+
+
+@pytest.mark.parametrize("saved", range(5))
+def test_among_epochs_of_one_accuracy_the_smaller_loss_is_better(saved):
+    """Saved and loaded in between, as a run that goes on."""
+    progress, better = Progress(), []
+    for number, (accuracy, loss) in enumerate([(0.5, 0.7), (0.5, 0.7), (0.5, 0.6), (0.5, 0.65), (0.25, 0.1)]):
+        if number == saved:
+            state = json.loads(json.dumps(progress.state_dict()))
+            progress = Progress()
+            progress.load_state_dict(state)
+        better.append(progress.end_epoch({"epoch": number + 1, "val_accuracy": accuracy, "val_loss": loss}))
+    assert better == [True, False, True, False, False]
+    assert (progress.best, progress.best_loss, progress.kept()["val_loss"]) == ((0.5, 3), 0.6, 0.6)
 
 
 def test_the_number_of_threads_is_an_option_that_a_run_tells(tmp_path, pictures):

@@ -64,6 +64,12 @@ def test_the_fastest_number_of_threads_is_taken_and_told(config, tmp_path, busy)
     assert torch.get_num_threads() == 4  # the run is over: a program that calls it has its threads again
 
 
+@pytest.mark.parametrize("seconds", [{4: 0.3, 2: 0.31, 1: 0.1}, {4: 0.12, 2: 0.11, 1: 0.1}])
+def test_a_number_that_gains_little_or_nothing_does_not_end_the_search(config, busy, seconds):
+    busy(seconds)
+    assert [line for line in lines_of(config) if f"1 thread instead of 4, {seconds[4] / 0.1:.1f}x as fast now" in line]
+
+
 @pytest.mark.parametrize(("others", "told"), [(0.4, False), (0.6, True), (1.5, True)])
 def test_fewer_threads_are_tried_where_half_a_cpu_of_them_is_busy(config, busy, others, told):
     busy({4: 0.3, 2: 0.1, 1: 0.2}, others)
@@ -75,6 +81,8 @@ def test_fewer_threads_are_tried_where_half_a_cpu_of_them_is_busy(config, busy, 
     [
         ({4: 0.1, 2: 0.2, 1: 0.3}, 4.0, False),  # all of them are the fastest
         ({4: 0.11, 2: 0.1, 1: 0.2}, 4.0, False),  # and hardly slower
+        ({4: 0.13, 2: 0.12, 1: 0.119}, 4.0, False),
+        ({4: 0.1, 2: 0.2, 1: 0.01}, 4.0, False),  # two are slower, and one is not tried
         ({4: 0.3, 2: 0.1, 1: 0.2}, 0.4, False),  # the CPUs are free
         ({4: 0.3, 2: 0.1, 1: 0.2}, 4.0, True),  # --threads or OMP_NUM_THREADS
     ],
@@ -106,12 +114,17 @@ def test_threads_that_are_used_as_asked_are_given_by_the_user(monkeypatch):
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("seconds", [0.01, 1.0])
-def test_the_time_of_a_step_is_that_of_one_however_many_are_tried(monkeypatch, seconds):
-    now = [0.0]
+@pytest.mark.parametrize(("seconds", "tried"), [(0.015, 27), (1.0, 3)])  # for 0.4 seconds, and three at least
+def test_the_time_of_a_step_is_that_of_one_however_many_are_tried_and_not_of_the_first(monkeypatch, seconds, tried):
+    now, steps = [0.0], []
     monkeypatch.setattr(threads, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    learner = SimpleNamespace(rehearse=lambda share: now.append(now.pop() + seconds))
-    assert _seconds_of_step(learner, None) == pytest.approx(seconds)
+
+    def rehearse(share):
+        now[0] += seconds if steps else 100.0
+        steps.append(share)
+
+    assert _seconds_of_step(SimpleNamespace(rehearse=rehearse), "share") == pytest.approx(seconds)
+    assert steps == ["share"] * (1 + tried)
 
 
 def test_trying_changes_nothing_that_a_run_learns(config, tmp_path, monkeypatch):
@@ -136,6 +149,9 @@ def test_a_run_that_goes_on_takes_the_threads_that_it_had(config, tmp_path, busy
     busy({}, given=False)  # nothing is tried again
     train(load_config(tmp_path / "run").changed(epochs=3), resume=tmp_path / "run")
     assert load_state(tmp_path / "run")["threads"] == 2
+    busy({}, given=True)  # --threads
+    train(load_config(tmp_path / "run").changed(epochs=4), resume=tmp_path / "run")
+    assert load_state(tmp_path / "run")["threads"] == 4
 
 
 # --- what others leave ---

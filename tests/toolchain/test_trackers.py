@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ import imgcls
 from imgcls.config import TRACKERS
 from imgcls.errors import OptionError, TrainingError
 from imgcls.training import trackers
+from imgcls.training.configure import config_text
 from imgcls.training.trackers import Tracking
 
 QUICK = {"epochs": 2, "batch_size": 4, "image_size": 8, "device": "cpu", "split": 0.25}
@@ -135,6 +138,103 @@ def test_without_tensorboard_a_run_that_names_no_tracker_has_none(tmp_path, conf
     tracking = Tracking.begin(config, tmp_path, print)
     tracking.log_epoch(ROW)
     tracking.finish(Path("a.pth"), "abc")
+
+
+@pytest.mark.parametrize("known", ['{"wandb": "w1"}', "{", "[1]", None])
+def test_a_run_keeps_what_each_tracker_calls_it_and_a_damaged_note_of_that_is_nothing(tmp_path, config, noting, known):
+    if known:
+        (tmp_path / "tracker.json").write_text(known)
+    for earlier in (None, "noted"):
+        Tracking.begin(config.changed(tracker="mlflow"), tmp_path, print)
+        assert noting.seen[-1][-1] == earlier
+    others = {"wandb": "w1"} if known == '{"wandb": "w1"}' else {}
+    assert json.loads((tmp_path / "tracker.json").read_text()) == {**others, "mlflow": "noted"}
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """An mlflow that notes what it is told; it has the experiment `mine` already."""
+    told = []
+
+    class Client:
+        def get_experiment_by_name(self, name):
+            return SimpleNamespace(experiment_id="7") if name == "mine" else None
+
+        def create_experiment(self, name):
+            told.append(("experiment", name))
+            return "8"
+
+        def create_run(self, number, run_name):
+            told.append(("run", number, run_name))
+            return SimpleNamespace(info=SimpleNamespace(run_id="r1"))
+
+        def log_batch(self, run, params=(), metrics=()):
+            told.append((run, *params, *metrics))
+
+        def set_tag(self, run, name, value):
+            told.append((run, name, value))
+
+        def set_terminated(self, run):
+            told.append((run, "end"))
+
+    entities = SimpleNamespace(Param=lambda name, value: (name, value), Metric=lambda *values: values)
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=Client))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    monkeypatch.setattr(trackers.time, "time", lambda: 12.5)
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    return told
+
+
+@pytest.mark.parametrize("experiment", [None, "mine"])
+def test_mlflow_is_told_in_the_experiment_that_is_named_and_sends_nothing_home(store, config, monkeypatch, experiment):
+    if experiment:
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", experiment)
+    tracking = Tracking.begin(config.changed(tracker="mlflow", seed=3), Path("runs/a"), print)
+    tracking.log_epoch(ROW)
+    tracking.finish(Path("a.pth"), "abc")
+    assert os.environ.pop("MLFLOW_DISABLE_TELEMETRY") == "true"
+    begun = [("run", "7", "a")] if experiment else [("experiment", "imgcls"), ("run", "8", "a")]
+    assert store[: len(begun)] == begun
+    options, *rest = store[len(begun) :]
+    assert options[0] == "r1"
+    assert {("seed", "3"), ("epochs", "20"), ("recipe", "default"), ("split", "0.0")} <= set(options[1:])
+    assert rest == [
+        ("r1", ("train_loss", 1.0, 12500, 3), ("test_accuracy", 0.0, 12500, 3)),
+        ("r1", "checkpoint", str(Path("a.pth").absolute())),
+        ("r1", "weights_sha256", "abc"),
+        ("r1", "end"),
+    ]
+    store.clear()
+    Tracking.begin(config.changed(tracker="mlflow"), Path("runs/a"), print).finish(Path("a.pth"), "abc")
+    os.environ.pop("MLFLOW_DISABLE_TELEMETRY")
+    assert store == rest[1:]  # no other run of the same
+
+
+@pytest.mark.parametrize("project", [None, "mine"])
+def test_weights_and_biases_is_told_options_figures_and_the_checkpoint(tmp_path, config, monkeypatch, project):
+    told = []
+    run = SimpleNamespace(
+        id="w1",
+        log=lambda figures, step: told.append((figures, step)),
+        summary=SimpleNamespace(update=told.append),
+        finish=lambda: told.append("end"),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **given: told.append(given) or run))
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    if project:
+        monkeypatch.setenv("WANDB_PROJECT", project)
+    asked = config.changed(tracker="wandb")
+    tracking = Tracking.begin(asked, tmp_path, print)
+    tracking.log_epoch(ROW)
+    tracking.finish(Path("a.pth"), "abc")
+    options = json.loads(config_text(asked))
+    named = {"project": project or "imgcls", "name": tmp_path.name, "dir": str(tmp_path), "config": options}
+    figures = {"train_loss": 1.0, "test_accuracy": 0.0}
+    summary = {"checkpoint": str(Path("a.pth").absolute()), "weights_sha256": "abc"}
+    assert told == [named, (figures, 3), summary, "end"]
+    Tracking.begin(asked, tmp_path, print)
+    assert told[-1] == {**named, "id": "w1", "resume": "allow"}
 
 
 def test_mlflow_has_the_run_in_a_local_store(pictures, tmp_path, monkeypatch):

@@ -265,7 +265,7 @@ def plotted(monkeypatch):
     def plot(*given, **named):
         (path,) = (value for value in given if isinstance(value, Path))
         Image.new("RGB", (168, 84), "blue").save(path)
-        asked.append(([value for value in given if value is not path], named))
+        asked.append((["file" if value is path else value for value in given], named))
 
     monkeypatch.setattr(notebook, "plot_curves", plot)
     monkeypatch.setattr(notebook, "plot_confusion", plot)
@@ -277,7 +277,7 @@ def test_a_run_in_a_notebook(plotted):
     kept = replace(MANIFEST, dataset={**SEEN, "test_accuracy": 0.4, "test_images": 2000})
     page = plain(notebook.training_html(kept, Path("c<n>n.pth"), ROWS))
     assert page.replace("<tr><t", "<tr>\n<t") == RUN
-    assert plotted == [([ROWS], {"best": 2})]
+    assert plotted == [([ROWS, "file"], {"best": 2})]
 
 
 def test_a_run_of_one_epoch_has_its_figures_in_sight_and_a_run_of_none_has_no_plot(plotted):
@@ -314,5 +314,5 @@ def test_an_evaluation_in_a_notebook(plotted):
         '<td style="text-align: left">b&lt;e&gt;e >- >- >- >1,000</td></tr></tbody></table></div>'
         '<img alt="confusion" style="width: 100%; max-width: 34rem" blue of few colours></div>'
     )
-    assert plotted == [([matrix, ["ant", "b<e>e"]], {})]
+    assert plotted == [([matrix, ["ant", "b<e>e"], "file"], {})]
     assert Evaluation(scores, (), ())._repr_html_().count("<p>") == 2

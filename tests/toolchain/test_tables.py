@@ -84,9 +84,9 @@ def test_the_figures_of_an_evaluation_stand_in_their_order():
 
 def test_the_figures_against_unknown_pictures_stand_in_their_lines():
     detector = SimpleNamespace(name="novelty", separation=SimpleNamespace(auroc=0.9, fpr95=0.25))
-    assert unknown_lines(SimpleNamespace(detectors=[detector], count=4000, answered=800)) == [
+    assert unknown_lines(SimpleNamespace(detectors=[detector], count=4000, answered=1800)) == [
         "known against unknown, novelty: AUROC 90.00%  unknown accepted with 95 % of the known 25.00%",
-        "800 of 4,000 unknown pictures get an answer that counts: 20.00%",
+        "1,800 of 4,000 unknown pictures get an answer that counts: 45.00%",
     ]
 
 

@@ -46,11 +46,15 @@ _EAGER = "PyTorch eager (cpu)"
 _PROCESS_TIMEOUT = 600  # seconds; a cold start takes a few
 
 # wait4 reports a process's peak memory. A process started from a large one begins with that one's peak, even after
-# exec, so a small process starts the measured one.
+# exec, so a small process starts the measured one, and ends it where it takes too long.
 _LAUNCHER = """
-import json, os, subprocess, sys, time
+import json, os, subprocess, sys, threading, time
+limit, *command = sys.argv[1:]
 start = time.perf_counter()
-child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+late = threading.Timer(float(limit), child.kill)
+late.daemon = True
+late.start()
 if hasattr(os, "wait4"):
     _, status, usage = os.wait4(child.pid, 0)
     code = os.waitstatus_to_exitcode(status)
@@ -335,14 +339,11 @@ def _process_series(measured: Sequence[tuple[float, float | None]]) -> tuple[Ser
 
 def run_process(command: tuple[str, ...], file: str) -> tuple[float, float | None]:
     """Seconds and peak memory in bytes of a command, which runs to its end. Raises ImgclsError if it fails."""
-    launched = (sys.executable, "-I", "-S", "-c", _LAUNCHER, *command)
-    try:
-        done = subprocess.run(
-            launched, capture_output=True, encoding="utf-8", errors="replace", timeout=_PROCESS_TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ImgclsError(f"{file}: a new process takes more than {_PROCESS_TIMEOUT} seconds") from error
+    launched = (sys.executable, "-I", "-S", "-c", _LAUNCHER, str(_PROCESS_TIMEOUT), *command)
+    done = subprocess.run(launched, capture_output=True, encoding="utf-8", errors="replace", check=False)
     code, seconds, peak = json.loads(done.stdout or "[1, 0, null]")
+    if code and seconds >= _PROCESS_TIMEOUT:
+        raise ImgclsError(f"{file}: a new process takes more than {_PROCESS_TIMEOUT} seconds")
     if code:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ImgclsError(f"{file}: a new process fails with code {code} ({reason[:300]})")

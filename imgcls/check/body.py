@@ -81,7 +81,7 @@ class Body:
             for chunk in rows.split(_BATCH):
                 found.append(function(self._input(small[chunk.numpy()], side, mirrored)))
                 advance(len(chunk))
-        return torch.cat(found) if found else torch.zeros(0, 1)
+        return torch.cat(found)
 
     def _input(self, pictures: np.ndarray, side: int, mirrored: bool) -> Tensor:
         pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()

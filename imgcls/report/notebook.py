@@ -89,7 +89,7 @@ def _accuracies(manifest: Manifest) -> str:
     figures = [
         f"{words} accuracy {percent(share, count)} on {counted(count, 'picture')}" for words, share, count in found
     ]
-    return _line("; ".join(figures) + (legend(found[-1][2]) if found else ""))
+    return _line("; ".join(figures) + legend(min((count for *_, count in found), default=0)))
 
 
 def _figures(row: Mapping[str, Any], name: str) -> tuple[str, str]:

@@ -28,7 +28,6 @@ from imgcls.errors import DataError, ImgclsError
 from imgcls.export import export_model
 from imgcls.export.cold_start import ColdStart, predictor_command
 from imgcls.export.formats import format_of, open_exported
-from imgcls.report.bench import plot_bench
 from imgcls.report.tables import _compared, bench_cells, short_names
 
 SHORT = ("--data", str(SAMPLE / "test"), "--pictures", "9", "--repeats", "1", "--batch-size", "4")
@@ -206,14 +205,13 @@ def test_every_runtime_is_opened_with_the_threads_that_are_asked_for(models, mon
     assert opened == [(path, "cpu", 3), (path, "cuda", 3)]
 
 
-def test_a_system_that_does_not_say_the_memory(trained, models, monkeypatch, tmp_path):
+def test_a_system_that_does_not_say_the_memory(trained, models, monkeypatch):
     monkeypatch.setattr(module, "run_process", lambda command, file: (1.0, None))
     config = BenchConfig(trained[0], (models / "cnn.onnx",), pictures=2, repeats=1)
     result = bench(trained[1], config, scan_folder(SAMPLE / "test"))
     assert [row["peak memory"] for row in bench_cells(result)] == [("?", ""), ("?", "")]
-    assert result.to_dict()["runtimes"][1]["ratios"]["peak_memory"] is None
-    plot_bench(result, tmp_path / "bench.png")
-    assert (tmp_path / "bench.png").stat().st_size > 10_000
+    own = result.to_dict()["runtimes"][1]
+    assert (own["peak_memory"], own["ratios"]["peak_memory"]) == (None, None)
 
 
 @pytest.mark.parametrize(

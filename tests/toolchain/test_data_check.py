@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance
 
 from imgcls.check import check_folder
 from imgcls.check.body import installed_body
-from imgcls.check.labels import WrongLabel, has_cleanlab, outliers, wrong_labels
+from imgcls.check.labels import WrongLabel, has_cleanlab, wrong_labels
 from imgcls.check.pairs import ACROSS, LEAK, NEAR, SAME_FILE, SAME_PIXELS, WITHIN
 from imgcls.check.search import candidates
 from imgcls.check.signatures import mirrored, signatures
@@ -455,11 +455,17 @@ def test_a_large_set_is_judged_along_the_main_directions_of_its_features(monkeyp
 
 
 @needs_cleanlab
-def test_classes_of_few_pictures_are_not_judged():
-    features, labels = clusters()
-    labels[[0, 1]] = 2
-    assert {found.row for found in wrong_labels(features, labels, 3)} <= set(range(2, 80))
-    assert wrong_labels(features[:3], np.array([0, 1, 2]), 3) == ()
+def test_classes_of_few_pictures_are_left_out_and_the_others_keep_their_rows_and_names():
+    generator = torch.Generator().manual_seed(0)
+    given = np.repeat([0, 1, 2, 3], [4, 30, 5, 30])
+    features = torch.randn(4, 16, generator=generator)[given] + 0.4 * torch.randn(69, 16, generator=generator)
+    given[[6, 60]] = 3, 1
+    found = wrong_labels(features, given, 4)
+    assert {(label.row, label.suggested) for label in found} == {(6, 1), (60, 3)}
+    confidences = [label.confidence for label in found]
+    assert confidences == sorted(confidences)
+    assert max(confidences) < 1 / 25
+    assert wrong_labels(features[:34], given[:34], 4) == ()  # one class has pictures enough
 
 
 def test_the_benchmarks_count_what_is_listed_and_what_was_replaced(tmp_path):
@@ -471,12 +477,6 @@ def test_the_benchmarks_count_what_is_listed_and_what_was_replaced(tmp_path):
     (tmp_path / "list.csv").write_text("TestID,TrainID\n7,1\n")
     folder = Folder(tmp_path, ("a",), (tmp_path / "00006.png", tmp_path / "00007.png"), (0, 0))
     assert load_benchmark("leak").leaking(folder, tmp_path / "list.csv", None).tolist() == [False, True]
-
-
-def test_a_picture_far_from_its_class_is_an_outlier():
-    features, labels = clusters()
-    features[7] = -4 * features[:40].mean(0)
-    assert next(iter(outliers(features, labels, 2))).row == 7
 
 
 def test_every_name_comes_back_from_a_list(tmp_path):

@@ -278,8 +278,9 @@ def test_fine_tuning_keeps_the_latest_epoch_as_good_as_the_best_and_steps_alone_
 ):
     scores, found = run_module.Run.held_out_scores, iter([0.5, 0.9, 0.8, 0.85] if not recipe else [0.9, 0.8, 0.85])
     monkeypatch.setattr(run_module.Run, "held_out_scores", lambda self: replace(scores(self), accuracy=next(found)))
-    result, run, _ = trained(epochs=3, **recipe)
+    result, run, lines = trained(epochs=3, **recipe)
     assert run.progress.best_epoch == kept
+    assert any(line.startswith(f"epoch {kept} is kept, held out ") for line in lines)
     assert result.checkpoint.manifest.dataset["val_accuracy"] == {1: 0.9, 3: 0.85}[kept]
 
 

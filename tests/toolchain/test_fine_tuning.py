@@ -144,6 +144,18 @@ def test_a_frozen_body_with_a_held_out_part_answers_that(trained):
     assert len(run.solved.rows) == 19 - len(run.data.val_rows)
 
 
+@pytest.mark.parametrize("options", [{"freeze": True}, {"epochs": 1, "val_fraction": 0.0, "class_weights": True}])
+def test_pictures_that_could_not_be_read_while_they_are_streamed_are_not_learned_from(trained, folder, options):
+    (folder / "ant" / "03.png").write_bytes(b"no picture")
+    result, run, lines = trained(cache_limit=0, **options)
+    assert run.solved.rows.tolist() == [0, 1, 2, *range(4, 19)]
+    assert run.solved.labels.tolist() == [0] * 9 + [1] * 5 + [2] * 2 + [3] * 2
+    assert any(line.startswith("last layer solved on the features of 18 pictures") for line in lines)
+    assert [row["train_images"] for row in result.history] == [18] * len(result.history)
+    if "freeze" in options:  # each picture has been looked at, once
+        assert result.checkpoint.manifest.dataset["train_images"] == 18
+
+
 def test_the_seed_draws_the_parts_of_the_cross_validation_and_the_weights_of_classes_count(trained, tmp_path):
     _, plain, _ = trained(freeze=True, seed=5)
     _, weighted, _ = trained(freeze=True, seed=5, class_weights=True, run_dir=tmp_path / "weighted")
@@ -236,6 +248,8 @@ def test_weights_of_the_same_classes_are_epoch_0_as_they_are(trained, make, tmp_
     assert run.solved is None
     assert [row["epoch"] for row in result.history] == [0, 1]
     assert result.history[0]["train_loss"] is None
+    more = train(load_config(tmp_path / "on").changed(epochs=2), resume=tmp_path / "on")
+    assert [row["epoch"] for row in more.history] == [0, 1, 2]
     alone, run, _ = trained(pretrained=False, weights=first.path, freeze=True, run_dir=tmp_path / "alone")
     assert run.solved is not None  # whatever the layer was
     assert [row["epoch"] for row in alone.history] == [0]
@@ -263,8 +277,9 @@ def test_fine_tuning_keeps_the_latest_epoch_as_good_as_the_best_and_steps_alone_
 ):
     scores, found = run_module.Run.held_out_scores, iter([0.5, 0.9, 0.8, 0.85] if not recipe else [0.9, 0.8, 0.85])
     monkeypatch.setattr(run_module.Run, "held_out_scores", lambda self: replace(scores(self), accuracy=next(found)))
-    result, run, _ = trained(epochs=3, **recipe)
+    result, run, lines = trained(epochs=3, **recipe)
     assert run.progress.best_epoch == kept
+    assert any(line.startswith(f"epoch {kept} is kept, held out ") for line in lines)
     assert result.checkpoint.manifest.dataset["val_accuracy"] == {1: 0.9, 3: 0.85}[kept]
 
 

@@ -523,6 +523,23 @@ def test_too_little_memory_is_one_line_that_names_what_to_reduce(config, monkeyp
     )
 
 
+def test_memory_that_a_step_frees_is_kept_for_the_next_one_while_a_run_lasts(config, monkeypatch):
+    """tests/test_allocator.py has what that does."""
+    seen = []
+
+    @contextlib.contextmanager
+    def kept():
+        seen.append("kept")
+        yield
+        seen.append("given back")
+
+    learn = Learner.learn
+    monkeypatch.setattr(loop, "freed_memory_is_kept", kept)
+    monkeypatch.setattr(Learner, "learn", lambda self, *arguments: [seen.append("step"), learn(self, *arguments)])
+    train(config.changed(epochs=1))
+    assert seen == ["kept", *["step"] * 3, "given back"]
+
+
 def test_another_failure_of_torch_stays_what_it_is(config, monkeypatch):
     monkeypatch.setattr(Learner, "learn", lambda *arguments: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):

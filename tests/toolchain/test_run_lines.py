@@ -156,7 +156,7 @@ def test_what_is_fitted_is_fitted_to_the_held_out_answers_before_and_after_the_t
     assert found == pytest.approx((limit, coverage, 0.6, 0.8, 28), abs=1e-4)
 
 
-def test_the_plots_are_of_the_run_its_kept_epoch_and_its_test_pictures(done):
+def test_the_plots_are_of_the_run_its_kept_epoch_and_its_test_pictures(done, drawn):
     history, curves, title, kept = done.drawn["plot_curves"]
     assert [row["epoch"] for row in history[:3]] == [1, 2, 3]
     assert (curves, kept) == (Path("runs/a/curves.png"), max(row["epoch"] for row in history[:3]))

@@ -13,8 +13,6 @@ from helpers import SAMPLE, make_pictures
 from imgcls.checkpoint import Checkpoint
 from imgcls.training import outcome, train, train_config
 
-_PLOT = outcome._plot
-
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path_factory, monkeypatch):
@@ -31,16 +29,18 @@ def one_thread():
 
 @pytest.fixture(autouse=True, scope="session")
 def undrawn():
-    """Runs leave out their curves and their confusion matrix, which take as long as learning a few pictures does."""
+    """Runs leave out their curves and their confusion matrix, which take as long as learning a few pictures does. The
+    value is what draws them in use."""
+    draw = outcome._plot
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outcome, "_plot", lambda run, folder: None)
-        yield
+        yield draw
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(undrawn, monkeypatch):
     """Runs draw them, as in use."""
-    monkeypatch.setattr(outcome, "_plot", _PLOT)
+    monkeypatch.setattr(outcome, "_plot", undrawn)
 
 
 @pytest.fixture(autouse=True, scope="session")

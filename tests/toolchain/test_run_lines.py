@@ -22,7 +22,7 @@ from imgcls.evaluation import calibration_bins, confusion_matrix, expected_calib
 from imgcls.report import plots
 from imgcls.shares import percent
 from imgcls.system.files import megabytes
-from imgcls.training import train, train_config
+from imgcls.training import outcome, train, train_config
 from imgcls.training.calibration import fitted_temperature, probability_limit
 from imgcls.training.run_folder import load_config
 from imgcls.training.sets import split_rows
@@ -42,12 +42,13 @@ ADVICE = [
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, undrawn):
     """A run of three epochs, the same run gone on for a fourth, what both said, and what was plotted of the first."""
     drawn: dict[str, tuple] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("done"))
         patch.setenv("XDG_CACHE_HOME", str(Path("cache").absolute()))
+        patch.setattr(outcome, "_plot", undrawn)
         for name in ("plot_curves", "plot_confusion"):
             patch.setattr(plots, name, lambda *given, name=name: drawn.setdefault(name, given))
         make_pictures(Path("train"), {"ant": 30, "bee": 16, "cow": 10}, size=8)
@@ -156,7 +157,7 @@ def test_what_is_fitted_is_fitted_to_the_held_out_answers_before_and_after_the_t
     assert found == pytest.approx((limit, coverage, 0.6, 0.8, 28), abs=1e-4)
 
 
-def test_the_plots_are_of_the_run_its_kept_epoch_and_its_test_pictures(done, drawn):
+def test_the_plots_are_of_the_run_its_kept_epoch_and_its_test_pictures(done):
     history, curves, title, kept = done.drawn["plot_curves"]
     assert [row["epoch"] for row in history[:3]] == [1, 2, 3]
     assert (curves, kept) == (Path("runs/a/curves.png"), max(row["epoch"] for row in history[:3]))

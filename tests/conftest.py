@@ -7,6 +7,11 @@ import inspect
 import signal
 
 from click.testing import CliRunner, Result
+from hypothesis import settings
+
+# The same examples on every machine and each time, and as much time as a busy one takes
+settings.register_profile("imgcls", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("imgcls")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # `nohup` and `&` in a script; the tests' processes inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,13 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 from imgcls_infer import Predictor
 
 from .tiny import good_onnx
-
-settings.register_profile("infer", deadline=None, max_examples=60, derandomize=True)
-settings.load_profile("infer")
 
 
 @pytest.fixture(scope="session")

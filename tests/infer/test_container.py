@@ -318,6 +318,11 @@ IHDR = 4 * 13  # the header is kept, as every chunk is
 TEXT = chunk(b"iTXt", bytes(500))
 LONG = chunk(b"zTXt", bytes(5000))
 
+OS2 = b"BM" + struct.pack("<IHHI", 26, 0, 0, 26) + struct.pack("<IHHHH", 12, 500, 300, 1, 24)
+# the first two components have twice as many blocks as the third, below or beside each other
+TALL = frame(0xC2, 3200, 3).replace(b"\1\x11", b"\1\x12").replace(b"\2\x11", b"\2\x12")
+WIDE = frame(0xC2, 3200, 3).replace(b"\1\x11", b"\1\x21").replace(b"\2\x11", b"\2\x21")
+
 NEEDED = [  # a file, the bytes of its pixels and of their rows' pointers, and of what else it holds beside itself
     ("Png", png_of_size(5000, 3000), 8 * 15_000_000 + 16 * 5000, IHDR),
     ("Png", png_of_size(3000, 5000), 8 * 15_000_000 + 16 * 5000, IHDR),
@@ -329,10 +334,13 @@ NEEDED = [  # a file, the bytes of its pixels and of their rows' pointers, and o
     ("WebP", webp(canvas(5000, 3000)), 16 * 15_000_000 + 16 * 5000, 2 * 30),
     ("WebP", webp(canvas(5000, 5000), part(b"abcd", bytes(100))), 16 * 25_000_000 + 16 * 5000, 2 * 138),
     ("Bmp", bmp(500, 300, 1, b"\0\1"), 8 * 150_000 + 16 * 500, 0),
+    ("Bmp", OS2, 8 * 150_000 + 16 * 500, 0),
     ("Jpeg", b"\xff\xd8" + frame(0xC0, 3000) + scan(63), 8 * 9_000_000 + 16 * 3000, 4 * 11),
     ("Jpeg", b"\xff\xd8" + segment(0xE5, bytes(98)) + frame(0xC0, 3000) + scan(63), 8 * 9_000_000 + 48_000, 4 * 111),
     ("Jpeg", b"\xff\xd8" + frame(0xC2, 3000) + scan(0), 8 * 9_000_000 + 48_000, 4 * 11),
     ("Jpeg", b"\xff\xd8" + frame(0xC2, 3200, 3) + scan(0, 3), (4 + 3 * 2) * 3200**2 + 16 * 3200, 4 * 17),
+    ("Jpeg", b"\xff\xd8" + TALL + scan(0, 3), (4 + 2 * 2 + 1) * 3200**2 + 16 * 3200, 4 * 17),
+    ("Jpeg", b"\xff\xd8" + WIDE + scan(0, 3), (4 + 2 * 2 + 1) * 3200**2 + 16 * 3200, 4 * 17),
     ("Jpeg", b"\xff\xd8" + frame(0xC0, 3200, 3) + scan(63, 3), 8 * 3200**2 + 16 * 3200, 4 * 17),
     ("Jpeg", b"\xff\xd8" + frame(0xC0, 3200, 3) + scan(63), (4 + 3 * 2) * 3200**2 + 16 * 3200, 4 * 17),
 ]

@@ -129,6 +129,7 @@ def test_a_patterns_folders_are_looked_into_if_asked(tree):
 
 def test_a_pattern_that_matches_nothing_says_so(tree):
     assert found(tree / "*.bmp") == [f"error: {tree}/*.bmp: no file matches this pattern"]
+    assert found(tree / "i*") == [f"error: {tree}/i*: no file matches this pattern"]  # a folder does
 
 
 # --- standard input ---

@@ -447,6 +447,14 @@ def test_a_file_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
     assert not path.with_name("adopted.onnx").exists()
 
 
+def test_a_file_of_weights_that_ends_early_is_one_line(tmp_path):
+    path = Graph().write(tmp_path / "original.onnx")
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="original.data", size_threshold=0)
+    (tmp_path / "original.data").write_bytes(b"short")
+    with pytest.raises(AdoptError, match=rf"{path}: not an ONNX file, or a damaged one \("):
+        adopt_onnx(config(path))
+
+
 def test_weights_may_come_from_a_file_beside_and_go_into_one(tmp_path):
     path = Graph().write(tmp_path / "original.onnx")
     whole = adopt_onnx(config(path)).manifest.weights_sha256

@@ -22,10 +22,10 @@ KERNEL, DEPTHWISE, TRANSPOSED = (
 )
 
 
-def products(function, x, w, n, unit="fp32"):
+def products(function, x, w, n, unit="fp32", bias=0.0):
     """Variance of sums of n products, but for u^2 / 3."""
     x, w = (torch.from_numpy(value.astype(np.float64)) for value in (x, w))
-    q, y = function(x**2, w**2).numpy(), function(x, w).numpy()
+    q, y = function(x**2, w**2).numpy(), function(x, w).numpy() + bias
     return 2 * q + y**2 if unit != "fp32" else (n / 2 + 1) * q + (n / 3 + 1) * y**2
 
 
@@ -44,6 +44,7 @@ SUMMED = X64.sum(1, keepdims=True)
 SOFTMAX = np.exp(A) / np.exp(A).sum(1, keepdims=True)
 NARROW = X[..., :3].copy()
 GAIN = np.array([0.5, -2.0, 1.5], np.float32)
+BIAS = np.array([5.0, -20.0, 15.0, 10.0], np.float32)
 AXES = np.array([1], np.int64)
 HALF_A, HALF_B = A.astype(np.float16), B.astype(np.float16)
 GEMM = 0.25 * np.asarray(products(gemm, A.T.copy(), B.T.copy(), 7))
@@ -61,6 +62,7 @@ CASES = {  # operator: (input, constants, attributes, variance of the noise but 
     "MatMul": (A, [B], {}, products(torch.matmul, A, B, 7)),
     "Gemm": (A.T.copy(), [B.T.copy()], {"alpha": 0.5, "transA": 1, "transB": 1}, GEMM),
     "Conv": (X, [KERNEL], {"pads": [1] * 4}, products(convolved(padding=1), X, KERNEL, 27)),
+    "Conv with a bias": (X, [KERNEL, BIAS], {}, products(F.conv2d, X, KERNEL, 27, bias=BIAS[:, None, None])),
     "Conv of groups": (X, [DEPTHWISE], {"group": 3}, products(convolved(groups=3), X, DEPTHWISE, 9)),
     "ConvTranspose": (X, [TRANSPOSED], {}, products(F.conv_transpose2d, X, TRANSPOSED, 12)),
     "Add": (A, [np.float32(3)], {}, (A + 3.0) ** 2),

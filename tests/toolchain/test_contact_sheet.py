@@ -141,7 +141,7 @@ def test_no_wrong_answer_is_a_sheet_with_a_title(tmp_path):
 
 
 @given(st.text(max_size=60), st.integers(20, 300))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_captions_fit_their_tile_on_one_line(text, width):
     font = contact_sheet._font("DejaVuSans")
     fitted = contact_sheet._fit(text, font, width)

@@ -66,7 +66,7 @@ def test_a_picture_of_the_models_size_passes_unchanged(mode, side):
     np.testing.assert_array_equal(found, pixels)
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100)
 @given(
     st.sampled_from(MODES),
     st.sampled_from([8, 9, 32, 50, 97]),
@@ -95,7 +95,7 @@ CROPS = st.builds(Crop, BOXES, st.sampled_from(OFFSETS))
 PADS = st.builds(Pad, BOXES, st.tuples(*[st.sampled_from([0, 7, 200])] * 3))
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100)
 @given(st.lists(RESIZES | CROPS | PADS, max_size=4), CROPS, st.integers(1, 150), st.integers(1, 150))
 @example([Resize("short", (8, 8))], Crop((12, 13)), 30, 9)  # beyond the picture on one side
 @example([Resize("short", (8, 8))], Crop((13, 13), "floor"), 10, 10)  # 2.5 black rows: 3 above
@@ -112,7 +112,7 @@ def test_any_steps_are_within_a_level_a_resize_of_pillows(first, last, height, w
     assert distance.max() <= sum(isinstance(step, Resize) for step in first)
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(max_examples=30)
 @given(st.lists(RESIZES | CROPS | PADS, max_size=4), CROPS)
 @example([Resize("short", (16, 16))], Crop((14, 14)))  # as ImageNet's 256 and 224
 @example([Pad((20, 20), (1, 2, 3))], Crop((14, 9)))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from helpers import SAMPLE, make_pictures
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from imgcls_infer.manifest import Acceptance
 from imgcls_infer.steps import shorthand
@@ -60,7 +60,6 @@ def ranked(row):
 
 
 @given(answers())
-@settings(deadline=None)
 def test_figures_by_class_are_those_of_a_naive_count(given_answers):
     logits, labels = given_answers
     scores = details(logits, labels)
@@ -85,7 +84,6 @@ def test_figures_by_class_are_those_of_a_naive_count(given_answers):
 
 
 @given(answers(), st.integers(1, 8))
-@settings(deadline=None)
 def test_top_k_is_membership_of_the_k_first(given_answers, k):
     logits, labels = given_answers
     naive = np.mean([truth in ranked(row)[:k] for row, truth in zip(logits.tolist(), labels.tolist(), strict=True)])
@@ -97,7 +95,6 @@ def test_top_k_is_membership_of_the_k_first(given_answers, k):
 
 
 @given(answers(), st.sampled_from([1, 4, 15]))
-@settings(deadline=None)
 def test_the_calibration_error_is_that_of_a_naive_loop(given_answers, bins):
     logits, labels = given_answers
     confidences = logits.double().softmax(1).max(1).values.tolist()
@@ -122,7 +119,6 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below(classes, bin):
 
 
 @given(answers(), st.integers(1, 30))
-@settings(deadline=None)
 def test_the_most_wrong_are_the_wrong_ones_by_probability(given_answers, count):
     logits, labels = given_answers
     classes = tuple(f"c{index}" for index in range(logits.shape[1]))

@@ -90,7 +90,7 @@ def differences(plain, folded=None):
     seed=st.integers(0, 99),
 )
 @example(image_size=8, classes=6, side=6, norm=True, bias=True, geometry=(2, "circular"), seed=6)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_folded_network_gives_the_same_answers(image_size, classes, side, norm, bias, geometry, seed):
     plain = classifier(Narrow(classes, side, norm, *geometry, bias), image_size, seed)
     assert differences(plain)[1] < 1e-4  # rounding, which large logits magnify
@@ -98,7 +98,7 @@ def test_a_folded_network_gives_the_same_answers(image_size, classes, side, norm
 
 
 @given(image_size=st.integers(8, 40), classes=st.integers(1, 30))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_articles_network_folds_at_every_size(image_size, classes):
     plain = classifier(build_network("cnn", classes, image_size), image_size)
     assert differences(plain)[1] < 1e-4  # rounding, which large logits magnify
@@ -133,7 +133,6 @@ def test_with_zero_padding_the_mean_must_stay_outside_or_the_border_changes():
 
 
 @given(cells=st.integers(1, 40), outputs=st.integers(1, 12))
-@settings(deadline=None)
 def test_the_pool_matrix_is_torchs_adaptive_average_pool(cells, outputs):
     x = torch.randn(2, cells, dtype=torch.float64, generator=torch.Generator().manual_seed(cells))
     torch.testing.assert_close(x @ pool_matrix(cells, outputs).T, nn.AdaptiveAvgPool1d(outputs)(x))

@@ -69,7 +69,7 @@ def test_attention_is_torchs_fast_one_again_after_a_trace_if_it_was(before):
 
 
 @given(size=st.integers(8, 80), classes=st.integers(1, 20))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_another_image_size_changes_only_the_first_linear_layer(size, classes):
     network = build_network("cnn", classes, size)
     different = {name for name, shape in shapes(network).items() if shape != ARTICLE_SHAPES[name]}
@@ -95,7 +95,7 @@ def test_too_small_pictures_and_unknown_networks_are_refused():
 
 
 @given(seed=st.integers(0, 1000))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_normalisation_is_torchvisions(seed):
     generator = torch.Generator().manual_seed(seed)
     mean = tuple(round(value, 3) for value in torch.rand(3, generator=generator).tolist())

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import SAMPLE
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from imgcls_infer import Predictor
 from imgcls_infer.manifest import MANIFEST_KEY, Manifest, Parity
@@ -202,7 +202,6 @@ def compared(expected, actual, tolerance, candidate=MANIFEST):
 
 
 @given(seed=st.integers(0, 500), size=st.floats(1e-7, 0.3))
-@settings(deadline=None)
 def test_the_report_passes_exactly_when_the_largest_difference_is_within_tolerance(seed, size):
     expected, actual = answers(seed), answers(seed)
     actual.probabilities[seed % 20, seed % 3] += np.float32(size)

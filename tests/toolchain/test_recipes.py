@@ -46,7 +46,7 @@ def test_batches_resume_where_they_stopped(count, size, start):
     factors=st.tuples(*[st.floats(0.5, 1.5, width=32)] * 3),
     seed=st.integers(0, 100),
 )
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_colour_jitter_is_torchvisions(factors, seed):
     pictures = torch.randint(0, 256, (1, 6, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     found = jitter_colours(pictures, torch.tensor([factors]))

@@ -19,7 +19,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import make_pictures
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from imgcls_infer import Predictor
 
@@ -729,7 +729,6 @@ def test_an_epochs_figures_are_a_row_for_programs_and_a_line_for_people():
     patience=st.integers(0, 4),
     saved=st.integers(0, 11),
 )
-@settings(deadline=None)
 def test_the_best_epoch_is_the_first_of_the_best_and_patience_counts_from_it(accuracies, patience, saved):
     """Saved and loaded in between, as a run that goes on."""
     progress = Progress()

@@ -28,7 +28,7 @@ from imgcls.networks.stage_1.result import stage_1
 from imgcls.networks.stage_1.transformers import MODEL_TYPES, PROCESSORS
 
 LENGTHS = st.integers(1, 150)
-QUICK = settings(deadline=None, max_examples=60, derandomize=True)
+QUICK = settings(max_examples=60)
 VIT = {"image_processor_type": "ViTImageProcessor"}
 SAME_PASSES = pytest.mark.skipif(
     int(pillow.partition(".")[0]) < 13, reason="Pillow up to 12 takes the width first whatever the sizes"

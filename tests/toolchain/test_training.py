@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import SAMPLE, make_pictures
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from imgcls_infer.preprocess import preprocess
@@ -40,7 +40,6 @@ def test_packed_pixels_are_the_devices_bit_for_bit():
     left=st.integers(0, 4),
     flip=st.booleans(),
 )
-@settings(deadline=None)
 def test_crop_and_flip_is_padding_slicing_and_mirroring(pictures, top, left, flip):
     tops, lefts, flips = torch.tensor([top, 2]), torch.tensor([left, 2]), torch.tensor([flip, False])
     found = crop_and_flip(torch.from_numpy(pictures), tops, lefts, flips, padding=2).numpy()

@@ -91,6 +91,10 @@ def test_a_missing_field_is_named(name):
     assert refusal(without(name)) == f"the manifest lacks the field '{name}'; export the model again"
 
 
+def test_a_manifest_of_schema_1_without_its_resize_is_refused():
+    assert refusal(without("resize")) == "bad resize in the manifest: None"
+
+
 @pytest.mark.parametrize("name", ["mode", "interpolation"])
 def test_a_missing_part_of_the_resize_policy_is_named(name):
     resize = {key: value for key, value in RAW["resize"].items() if key != name}

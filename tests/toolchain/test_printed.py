@@ -301,14 +301,10 @@ def test_a_verification_as_json_is_its_document_with_what_the_bisection_found(ve
     assert (code, json.loads("\n".join(out))) == (0, {**plain(verified[-1].to_dict()), "bisect": found})
     assert asked == [(Path("net.pth"), Path(name), "some pixels") for name in ("a.onnx", "half.onnx")]
     assert run(*words)[1][-2:] == list(found.values())
-    assert run("verify", "net.pth", "b.pt", "--bisect") == (
+    code, out, err = run("verify", "net.pth", "b.pt", "--bisect")
+    assert (code, out, err[-1]) == (
         *(2, []),
-        [
-            "Usage: command verify [OPTIONS] CHECKPOINT MODEL...",
-            "Try 'command verify --help' for help.",
-            "",
-            "Error: --bisect needs an ONNX file: the other formats have no nodes to compare",
-        ],
+        "Error: --bisect needs an ONNX file: the other formats have no nodes to compare",
     )
 
 

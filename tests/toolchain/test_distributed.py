@@ -12,7 +12,7 @@ import torch
 from helpers import make_pictures
 
 from imgcls.checkpoint import load_checkpoint
-from imgcls.training import run, train, train_config
+from imgcls.training import train, train_config
 from imgcls.training.distributed import Group, process_group
 from imgcls.training.run import prepare
 from imgcls.training.run_folder import load_state
@@ -49,19 +49,6 @@ def test_each_process_measures_its_part_of_the_pictures_and_the_sums_are_of_all(
         whole, *parts = sums[1][number], *sums[3][number::2]
         assert whole[2] == pictures_in_all
         torch.testing.assert_close(torch.stack(parts).sum(0), whole)
-
-
-def test_each_process_draws_dropout_of_its_own(tmp_path, pictures, monkeypatch):
-    """By the run's seed, and not as the first weights are drawn. None of them tries numbers of threads by itself."""
-    monkeypatch.setattr(Group, "parallel", lambda _, module: module)
-    monkeypatch.setattr(run, "settle_threads", lambda learner, feed: 1 / 0)
-    config = train_config(pictures, tmp_path / "a.pth", device="cpu", cache_dir=tmp_path / "cache")
-    seeds = []
-    for seed in (0, 50):
-        for rank in range(3):
-            prepare(config.changed(seed=seed), torch.device("cpu"), Group(rank, 3), lambda line: None, None)
-            seeds.append(torch.initial_seed())
-    assert len({0, 50, *seeds}) == 8
 
 
 class Store:

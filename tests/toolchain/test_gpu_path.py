@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from imgcls import evaluation
 from imgcls.errors import DeviceError, TrainingError
 from imgcls.networks.classifier import Classifier
 from imgcls.networks.registry import find
-from imgcls.parity.runtimes import run_module
+from imgcls.parity.runtimes import _load_torchscript, run_module
 from imgcls.system.device import float32, has_bf16_units, in_words, resolve_device
 from imgcls.training import cuda_graphs, learner, loop, model, outcome, run, sets, train, train_config
 from imgcls.training.cuda_graphs import GraphedStep
@@ -370,6 +371,13 @@ def test_a_trainings_figures_are_without_tf32_and_its_steps_are_as_the_process_h
     assert steps == {tf32}
     assert figures == {("ieee", "ieee")}
     assert precisions() == tf32
+
+
+def test_a_torchscript_file_is_opened_on_the_processor_wherever_it_was_saved(monkeypatch):
+    places = []
+    monkeypatch.setattr(torch.jit, "load", lambda path, map_location=None, **others: places.append(map_location))
+    _load_torchscript(Path("a.pt"), {})
+    assert places == ["cpu"]
 
 
 # --- several processes

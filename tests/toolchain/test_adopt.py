@@ -326,6 +326,13 @@ def three_dimensions(model):
     model.graph.node[1].input[0] = "batched"
 
 
+def five_dimensions(model):
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 1, *NCHW[1:]]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
+    model.graph.node.insert(0, helper.make_node("Squeeze", ["input", "axis"], ["frame"]))
+    model.graph.node[1].input[0] = "frame"
+
+
 def out_of_range(model):
     model.graph.node[-1].output[0] = "before"
     model.graph.initializer.append(numpy_helper.from_array(np.array([9]), "ninth"))
@@ -353,6 +360,7 @@ BAD = {
     "float64 input": (with_input(TensorProto.DOUBLE, NCHW), {}, "its input is double"),
     "integer input": (with_input(TensorProto.UINT8, NCHW), {}, "its input is uint8"),
     "three dimensions": (three_dimensions, {}, "its input is [3, 16, 16]"),
+    "five dimensions": (five_dimensions, {}, "its input is [?, 1, 3, 16, 16]; it must be [N, 3, H, W] or [N, H, W, 3]"),
     "grey": (with_input(TensorProto.FLOAT, ["N", 1, SIDE, SIDE]), {}, "must have 3 channels"),
     "two heads": (two_heads, {}, "scores, other all are [N, 4]; say which with `output_name`"),
     "no such output": (None, {"output_name": "head"}, "has no output 'head'; it has scores"),

@@ -63,6 +63,12 @@ def test_a_run_at_the_edge_of_sense_is_taken(config, options):
     assert config.changed(**options) != config
 
 
+def test_another_recipe_takes_the_place_of_the_whole_one():
+    config = train_config("a", "b.pth", epochs=7, flip=False)
+    other = train_config("a", "b.pth", epochs=5, shift=0.2).recipe
+    assert config.changed(recipe=other) == train_config("a", "b.pth", epochs=5, shift=0.2)
+
+
 def test_int8_needs_pictures():
     with pytest.raises(ImgclsError, match=r"^`precision` int8 needs `calibration`, the folder of training pictures$"):
         ExportConfig("a.pth", precision="int8")

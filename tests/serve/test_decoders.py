@@ -6,6 +6,7 @@ import itertools
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -236,6 +237,23 @@ def test_what_is_dropped_is_never_begun(start, decode):
     decode.end("a0")
     decoders.add(["b0"])
     decode.has_begun("a0", "b0")
+
+
+class Picture:
+    """Work that can be watched."""
+
+
+def test_an_idle_decoder_keeps_nothing_of_what_it_decoded():
+    decoders = Decoders(lambda work: None, 1, lambda work: 0.0)
+    decoders.start()
+    try:
+        work = Picture()
+        watched = weakref.ref(work)
+        decoders.add([work])
+        del work
+        wait_until(lambda: watched() is None)
+    finally:
+        decoders.stop()
 
 
 # --- behind the server ---

@@ -353,6 +353,25 @@ def test_a_connection_on_which_no_request_begins_is_closed(tiny, monkeypatch, op
         assert time.monotonic() - started < 4  # before the 5 s of uvicorn's own timer, which counts from an answer
 
 
+def test_a_connection_that_is_gone_leaves_no_timer_behind(tiny, monkeypatch):
+    given_up = []
+    give_up = server._Protocol._give_up
+
+    def noted(protocol, last):
+        given_up.append(protocol.transport.is_closing())
+        give_up(protocol, last)
+
+    monkeypatch.setattr(server, "_HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(server._Protocol, "_give_up", noted)
+    with serving(tiny) as client:
+        with connect(client) as left:
+            left.sendall(b"GET / HT")
+        with connect(client) as stays:  # its timer begins later
+            received(stays)
+    assert given_up[-1:] == [False]
+    assert True not in given_up
+
+
 @pytest.mark.parametrize("opening", [b"GET / HTTP/1.1\r\n", UPLOAD.replace(b"image/png", b"text/plain")])
 def test_a_dribble_does_not_keep_a_connection(tiny, monkeypatch, opening):
     """Of headers that never end, or of a body that was refused."""

@@ -47,7 +47,10 @@ def info(path: AnyPath) -> ModelInfo:
 
 
 def _of_checkpoint(path: Path) -> ModelInfo:
-    if is_bare(path):
-        raise CheckpointError(f"{path}: a bare state dict, which does not say what it is; train or export writes that")
-    checkpoint = load_checkpoint(path)
+    try:
+        checkpoint = load_checkpoint(path)
+    except CheckpointError as error:
+        if is_bare(path):
+            raise CheckpointError(f"{path}: a bare state dict, which has no manifest to show") from error
+        raise
     return ModelInfo(path, path.stat().st_size, checkpoint.manifest, len(checkpoint.samples), {}, ())

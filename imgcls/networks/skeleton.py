@@ -22,7 +22,7 @@ _HUGE = 1 << 28  # numbers
 _FILLS = {
     getattr(Tensor, f"{name}_") for name in ("normal", "uniform", "fill", "zero", "erfinv", "mul", "add", "clamp")
 }
-"""What torch.nn.init fills parameters with, one after the other."""
+"""The in-place operations that the functions of torch.nn.init are made of."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def skeleton() -> Iterator[None]:
     """
     handle = register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]  # may return another
     try:
-        with _NothingHuge():
+        with _WithoutNumbers():
             yield
     finally:
         handle.remove()
@@ -51,9 +51,9 @@ def bare(build: Callable[[], nn.Module]) -> nn.Module:
     return build() if any(buffer.is_meta for buffer in network.buffers()) else network
 
 
-class _NothingHuge(TorchFunctionMode):
-    """No memory is asked for where a manifest asks for a layer of a size that no file has, and no time is spent on
-    filling what has no numbers: torch takes 2 ms to learn what shape a filled parameter has."""
+class _WithoutNumbers(TorchFunctionMode):
+    """Layers take no memory where a manifest gives them a size that no file has, and parameters on the meta device are
+    not filled: torch would take 2 ms for each to compute its shape."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

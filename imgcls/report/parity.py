@@ -120,8 +120,9 @@ def _parity_section(result: VerifyResult, report: ParityReport) -> list[str]:
         expected, actual = result.reference.probabilities, report.outputs.probabilities
         figure = plot_parity(expected, actual, report.tolerance)
         parts.append(f'<img class="plot" alt="differences over probabilities, and how large they are" src="{figure}">')
-    if not report.changed:  # also where it gives other classes, and was not compared
-        return parts if report.outputs is None else [*parts, "<p>No picture gets another class.</p>"]
+    if not report.changed:
+        compared = report.outputs is not None  # answers for other classes are not
+        return [*parts, "<p>No picture gets another class.</p>"] if compared else parts
     largest = sorted(report.changed, key=lambda answer: -answer.margin)[:_CHANGED_SHOWN]
     cut = len(largest) < len(report.changed)
     more = len(report.changed) - len(largest)

@@ -6,11 +6,14 @@ import copy
 import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import SAMPLE, make_pictures
+from PIL import Image
 
 from imgcls.checkpoint import Checkpoint
+from imgcls.evaluation import WrongAnswer
 from imgcls.training import outcome, train, train_config
 
 
@@ -68,6 +71,14 @@ def one_registry():
 def pictures(tmp_path: Path) -> Path:
     """Three classes with four 32x32 pictures each."""
     return make_pictures(tmp_path / "pictures", {"ant": 4, "bee": 4, "cow": 4})
+
+
+@pytest.fixture
+def answer(tmp_path):
+    """One wrong answer, whose picture is noise in the size of a contact sheet's tile, and the picture's pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (168, 168, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    return WrongAnswer(tmp_path / "noise.png", "ant", "bee", 0.9), pixels
 
 
 @pytest.fixture(scope="session")

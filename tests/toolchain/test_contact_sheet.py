@@ -19,14 +19,6 @@ from imgcls.report.contact_sheet import write_contact_sheet, write_unknown_sheet
 from imgcls.report.style import GREY, ORANGE
 
 
-@pytest.fixture
-def answer(tmp_path):
-    """One wrong answer, whose picture is noise in the size of a tile."""
-    pixels = np.random.default_rng(0).integers(0, 256, (168, 168, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "noise.png")
-    return WrongAnswer(tmp_path / "noise.png", "ant", "bee", 0.9), pixels
-
-
 def test_evidence_colours_a_grey_picture_where_it_is_positive():
     pixels = np.full((2, 2, 3), (200, 100, 50), np.uint8)
     drawn = np.asarray(contact_sheet.overlay(pixels, np.array([[-1.0, 0.0], [0.0, 2.0]])))

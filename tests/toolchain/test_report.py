@@ -192,14 +192,6 @@ def test_an_evaluation_against_unknown_pictures_has_two_more_files(answer, tmp_p
     assert content["unknown"]["most_confident"][0]["predicted"] == "bee"
 
 
-@pytest.fixture
-def answer(tmp_path):
-    """One wrong answer, whose picture is noise in the size of a tile."""
-    pixels = np.random.default_rng(0).integers(0, 256, (168, 168, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "noise.png")
-    return WrongAnswer(tmp_path / "noise.png", "ant", "bee", 0.9), pixels
-
-
 def evaluation(answers, logits=((0.0, 1.0), (0.0, 1.0)), labels=(0, 1), unreadable=()):
     scores = score_details(torch.tensor(logits), torch.tensor(labels), ("ant", "bee\udcff"))
     return Evaluation(scores, tuple(answers), tuple(unreadable))

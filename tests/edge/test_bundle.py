@@ -1,6 +1,6 @@
 """A bundle holds what its platform takes, and installs, checks itself and goes away again without a network.
 
-test_install.py has it update, with stand-ins.
+test_install.py tests updates, with stand-ins for Python, pip and systemd.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def test_the_same_files_give_the_same_bytes(tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "0.tar.gz") as archive:
         entries = [(entry.name, oct(entry.mode), entry.mtime, entry.uid) for entry in archive]
     modes = {"a.txt": "0o644", "install.sh": "0o755", "wheels": "0o755", "wheels/b.whl": "0o644"}
-    assert entries == [(f"imgcls-bundle/{name}", mode, 315532800, 0) for name, mode in modes.items()]  # of 1980
+    assert entries == [(f"imgcls-bundle/{name}", mode, 315532800, 0) for name, mode in modes.items()]  # 1 January 1980
     assert sorted(os.listdir(tmp_path)) == ["0", "0.tar.gz", "1", "1.tar.gz"]
 
 

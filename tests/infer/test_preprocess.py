@@ -625,7 +625,7 @@ def test_wide_grey_levels_keep_their_high_byte_and_stay_within_8_bits():
     assert decode_rgb(Image.fromarray(levels), "picture")[0, :, 0].tolist() == [255, 0, 255, 254, 1, 0]
 
 
-def test_nothing_is_warned_of_until_the_last_thread_has_decoded():
+def test_warnings_stay_silent_until_the_last_of_overlapping_decodings_ends():
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         with SILENCE:

@@ -43,3 +43,11 @@ def novelty_tensors(width: int, count: int = 12, seed: int = 0) -> dict[str, tor
     features = torch.randn(count, width, generator=generator).abs()
     basis = subspace(features, classes=2)
     return tensors(basis, outside(features.flip(1), basis), torch.randn(count, 2, generator=generator))
+
+
+def apart(counts: list[int]) -> tuple[torch.Tensor, np.ndarray]:
+    """Features of classes that lie apart, float32 [N, 16], and their labels, by the number of pictures of each."""
+    generator = torch.Generator().manual_seed(0)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    centres = torch.randn(len(counts), 16, generator=generator)
+    return centres[labels] + 0.4 * torch.randn(len(labels), 16, generator=generator), labels

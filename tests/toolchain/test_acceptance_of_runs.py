@@ -30,7 +30,7 @@ def coloured(tmp_path):
 
 
 @pytest.fixture
-def trained(coloured, tmp_path, monkeypatch):
+def trained(coloured, tmp_path):
     """Trains on them with half of them held out. Returns the checkpoint, its path and what was said."""
 
     def run(name="net", resume=None, **options):
@@ -148,8 +148,8 @@ def test_no_rule_for_unsure_where_no_limit_reaches_the_share(trained):
     checkpoint, _, lines = trained(right_share=0.9999)
     assert checkpoint.manifest.acceptance.probability is None
     assert checkpoint.manifest.acceptance.novelty is not None
-    share = "unsure: no limit of the probability leaves answers of which 100% are right; none is set"
-    assert share in lines
+    line = "unsure: no limit of the probability leaves answers of which 100% are right; none is set"
+    assert line in lines
     assert trained("neither", right_share=0.9999, novelty=False)[0].manifest.acceptance is None
 
 

@@ -72,7 +72,7 @@ def test_real_processes_and_real_figures(trained, models, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cnn.pt", "cnn.pt2"])
-def test_the_short_scripts_classify_a_picture_on_so_many_threads(trained, models, name, monkeypatch, capsys):
+def test_the_short_scripts_classify_a_picture_on_the_threads_asked_for(trained, models, name, monkeypatch, capsys):
     """Run here: a process of its own would import torch for seconds."""
     manifest = trained[1].manifest
     preprocessing = manifest.preprocessing._replace(decode=Decode(exif=False))

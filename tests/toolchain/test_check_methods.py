@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_pictures
+from helpers import apart, make_pictures
 from PIL import Image
 from torch import nn
 
@@ -136,14 +136,14 @@ def test_candidates_are_those_of_comparing_each_with_each(count, limit, monkeypa
     small[8] = small[3] // 2 + 60
     found = signatures(small)
     expected = plain_candidates(found, count, limit)
-    assert 0 < len(expected) < 66 or limit == 9
+    assert 0 < len(expected) < 55  # of 11 pictures
     for step in (512, 4):
         monkeypatch.setattr(search, "_ROWS", step)
         got = candidates(found, count, limit)
         assert list(zip(got.first.tolist(), got.second.tolist(), strict=True)) == sorted(expected)
         assert got.mirrored.tolist() == [expected[key][0] for key in sorted(expected)]
         assert got.distance.tolist() == pytest.approx([expected[key][1] for key in sorted(expected)], abs=1e-3)
-    assert got.mirrored.any() or count > 3
+    assert got.mirrored.any()
 
 
 def test_one_picture_has_no_candidates():
@@ -202,15 +202,6 @@ def test_a_near_pair_of_groups_stands_for_the_first_of_each_folder():
     assert 1e-4 <= distance == round(distance, 4) <= 0.08
 
 
-class Told:
-    """A body that has been told the distances; what it is asked for is kept."""
-
-    name = "told"
-
-    def __init__(self, distance: float) -> None:
-        self.distance, self.asked = distance, []
-
-
 @pytest.mark.parametrize(("distance", "taken"), [(0.0, True), (0.19, True), (0.1901, False)])
 def test_a_body_decides_on_more_candidates_than_pixels_alone(monkeypatch, distance, taken):
     """The two are 0.1 apart by pixels."""
@@ -222,7 +213,7 @@ def test_a_body_decides_on_more_candidates_than_pixels_alone(monkeypatch, distan
     monkeypatch.setattr(pairs, "likeness", lambda *asked: torch.tensor([distance], dtype=torch.float64))
     found = known([0, 0, 0], [False] * 3, "abc", "abc")
     expected = (Pair(0, 2, NEAR, WITHIN, max(distance, 1e-4), True),) if taken else ()
-    assert find_pairs(found, Told(distance)) == expected
+    assert find_pairs(found, object()) == expected
     assert find_pairs(found, None) == ()
     assert given == [(10, 0.13), (10, 0.08)]
 
@@ -315,14 +306,6 @@ def test_without_its_weights_there_is_no_body(monkeypatch):
 
 
 # --- labels ---
-
-
-def apart(counts: list[int], seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
-    """Features of classes that lie apart, and their labels."""
-    generator = torch.Generator().manual_seed(seed)
-    given = np.repeat(np.arange(len(counts)), counts)
-    centres = torch.randn(len(counts), 16, generator=generator)
-    return centres[given] + 0.4 * torch.randn(len(given), 16, generator=generator), given
 
 
 def plain_outliers(features: torch.Tensor, given: np.ndarray, classes: int) -> list[Outlier]:

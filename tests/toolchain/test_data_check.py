@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import load_benchmark
+from helpers import apart, load_benchmark
 from PIL import Image, ImageEnhance
 
 from imgcls.check import check_folder
@@ -430,24 +430,16 @@ def test_a_list_counts_for_the_same_folder_by_whichever_link_it_is_reached(scene
 # --- labels ---
 
 
-def clusters(per_class: int = 40, spread: float = 0.4) -> tuple[torch.Tensor, np.ndarray]:
-    """Features of two classes that lie apart."""
-    generator = torch.Generator().manual_seed(0)
-    labels = np.repeat([0, 1], per_class)
-    centres = torch.randn(2, 16, generator=generator)
-    return centres[labels] + spread * torch.randn(2 * per_class, 16, generator=generator), labels
-
-
 @needs_cleanlab
 def test_wrong_labels_are_found_and_say_what_they_look_like():
-    features, labels = clusters()
+    features, labels = apart([40, 40])
     labels[[3, 50]] = 1 - labels[[3, 50]]
     assert sorted((found.row, found.suggested) for found in wrong_labels(features, labels, 2)) == [(3, 0), (50, 1)]
 
 
 @needs_cleanlab
 def test_a_large_set_is_judged_along_the_main_directions_of_its_features(monkeypatch):
-    features, labels = clusters()
+    features, labels = apart([40, 40])
     labels[[3, 50]] = 1 - labels[[3, 50]]
     monkeypatch.setattr("imgcls.check.labels.LARGE", 10)
     monkeypatch.setattr("imgcls.check.labels._DIRECTIONS", 8)
@@ -456,9 +448,7 @@ def test_a_large_set_is_judged_along_the_main_directions_of_its_features(monkeyp
 
 @needs_cleanlab
 def test_classes_of_few_pictures_are_left_out_and_the_others_keep_their_rows_and_names():
-    generator = torch.Generator().manual_seed(0)
-    given = np.repeat([0, 1, 2, 3], [4, 30, 5, 30])
-    features = torch.randn(4, 16, generator=generator)[given] + 0.4 * torch.randn(69, 16, generator=generator)
+    features, given = apart([4, 30, 5, 30])
     given[[6, 60]] = 3, 1
     found = wrong_labels(features, given, 4)
     assert {(label.row, label.suggested) for label in found} == {(6, 1), (60, 3)}

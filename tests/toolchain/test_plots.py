@@ -20,11 +20,9 @@ from imgcls.evaluation.unknown import Detector
 from imgcls.report import bench, parity, plots, style
 from imgcls.report.style import BLUE, GREEN, GREY, ORANGE, SKY
 
-BLACK = "#000000"
-
 
 @pytest.fixture
-def drawn(monkeypatch):
+def last(monkeypatch):
     """The last figure, which is not written."""
     kept = SimpleNamespace(figure=None)
 
@@ -73,11 +71,11 @@ HISTORY = [
 ]
 
 
-def test_the_curves_of_a_run(drawn):
+def test_the_curves_of_a_run(last):
     plots.plot_curves(HISTORY, Path("a.png"), "a $run$", 4)
-    loss, accuracy = drawn.figure.axes
-    assert drawn.figure.get_suptitle() == "a $run$"
-    assert legend(drawn.figure) == ["training", "held out", "test", "epoch 4 is kept"]
+    loss, accuracy = last.figure.axes
+    assert last.figure.get_suptitle() == "a $run$"
+    assert legend(last.figure) == ["training", "held out", "test", "epoch 4 is kept"]
     assert words(loss) == ("loss", "epoch", "mean cross-entropy (nats)")
     assert words(accuracy) == ("accuracy", "epoch", "share that is right")
     assert lines(loss) == [
@@ -98,10 +96,10 @@ def test_the_curves_of_a_run(drawn):
     assert (accuracy.get_ylim(), shown(accuracy.yaxis, 0.25)[-1]) == ((0, 1.02), "%")
 
 
-def test_a_confusion_matrix(drawn):
+def test_a_confusion_matrix(last):
     matrix = np.array([[9, 1, 0, 0], [3, 6, 1, 0], [0, 0, 0, 0], [7, 7, 6, 1000]])
     plots.plot_confusion(matrix, ["ant", "bee", "cow", "dog"], Path("a.png"), "c$n")
-    axes, bar = drawn.figure.axes
+    axes, bar = last.figure.axes
     assert words(axes) == (
         "c\\$n\nconfusion matrix: 1,040 pictures, accuracy 97.60%",
         "predicted class",
@@ -127,16 +125,16 @@ def test_a_confusion_matrix(drawn):
     assert [shown(bar.yaxis, tick) for tick in bar.get_yticks()] == ["0%", "1%", "5%", "10%", "25%", "50%", "100%"]
 
 
-def test_a_confusion_matrix_of_many_classes_and_one_of_no_picture(drawn):
+def test_a_confusion_matrix_of_many_classes_and_one_of_no_picture(last):
     plots.plot_confusion(np.eye(21, dtype=int), [f"class {n}" for n in range(21)], Path("a.png"))
-    axes = drawn.figure.axes[0]
+    axes = last.figure.axes[0]
     assert (
         axes.get_title() == "confusion matrix: 21 pictures, accuracy 100.00% (84.5-100.0); in brackets: 95 % interval"
     )
     assert (axes.texts[:], axes.images[0].norm.gamma) == ([], 1 / 3)
     assert {label.get_rotation() for label in axes.get_xticklabels()} == {90}
     plots.plot_confusion(np.zeros((2, 2), int), ["a", "b"], Path("a.png"))
-    assert drawn.figure.axes[0].get_title() == "confusion matrix: 0 pictures"
+    assert last.figure.axes[0].get_title() == "confusion matrix: 0 pictures"
 
 
 @pytest.mark.parametrize(("classes", "side"), [(1, 2.2), (10, 5.2), (20, 10.4), (100, 11), (1000, 20), (9999, 24)])
@@ -144,7 +142,7 @@ def test_a_matrix_grows_with_its_classes(classes, side):
     assert plots._matrix_side(classes) == pytest.approx(side)
 
 
-def test_a_reliability_diagram(drawn):
+def test_a_reliability_diagram(last):
     bins = [
         CalibrationBin(0.0, 0.25, 0, None, None),
         CalibrationBin(0.25, 0.5, 9, 0.4, 0.3),
@@ -152,7 +150,7 @@ def test_a_reliability_diagram(drawn):
         CalibrationBin(0.75, 1.0, 1981, 0.9, 0.8),
     ]
     plots.plot_reliability(bins, 0.0987, Path("a.png"), "cnn")
-    upper, lower = drawn.figure.axes
+    upper, lower = last.figure.axes
     assert words(upper) == (
         "cnn\nexpected calibration error 9.87% (4 bins)\nmean confidence 89.62%, accuracy 79.73%",
         "",
@@ -176,7 +174,7 @@ def test_a_reliability_diagram(drawn):
     assert [colour[3] for colour in means.get_colors()] == [0.3, 1, 1]
     assert {hexed(colour) for colour in means.get_colors()} == {ORANGE}
     names = ["share that is right", "the same, of fewer than 10 pictures", "mean confidence", "perfectly calibrated"]
-    assert legend(drawn.figure) == names
+    assert legend(last.figure) == names
     assert [(colour, points) for colour, *_, points in lines(upper)] == [
         (SKY, []),
         (SKY, []),
@@ -187,15 +185,15 @@ def test_a_reliability_diagram(drawn):
     assert (shown(upper.yaxis, 0.256), shown(lower.xaxis, 0.256)) == ("26%", "26%")
     assert shown(lower.yaxis, 1234.0) == "1,234"
     plots.plot_reliability(bins[2:], 0.1, Path("a.png"))
-    assert legend(drawn.figure) == [names[0], *names[2:]]
+    assert legend(last.figure) == [names[0], *names[2:]]
 
 
-def test_a_curve_of_risk(drawn):
+def test_a_curve_of_risk(last):
     risks = np.array([1.0, *[0.0] * 38, 0.25])
     table = (CoveragePoint(1.0, 0.1, 0.75), CoveragePoint(0.5, 0.6, 1.0))
     coverage = RiskCoverage(np.linspace(1, 0.025, 40), risks, 0.0345, table)
     plots.plot_risk(coverage, 0.975, Path("a.png"), "cnn")
-    (axes,) = drawn.figure.axes
+    (axes,) = last.figure.axes
     assert words(axes) == (
         "cnn\nrisk against coverage: 40 pictures, area 3.45%",
         "coverage (share of the pictures that is answered)",
@@ -205,19 +203,19 @@ def test_a_curve_of_risk(drawn):
     assert (curve[:3], curve[3][0], curve[3][-1]) == ((BLUE, "-", "None"), [0.025, 1], [1, 0.25])
     assert points == (BLUE, "None", "o", [[1, 0.25], [0.5, 0]])
     assert own == (ORANGE, "None", "D", [[0.05, 0]])
-    assert legend(drawn.figure) == ["the most confident answers", "unsure below 0.97: 5.0% answered, 100.0% right"]
+    assert legend(last.figure) == ["the most confident answers", "unsure below 0.97: 5.0% answered, 100.0% right"]
     assert (axes.get_xlim(), axes.get_ylim()) == ((0, 1.02), (0, 1.15 * 0.25))
     assert [float(shown(axis, 0.25).rstrip("%")) for axis in (axes.xaxis, axes.yaxis)] == [25, 25]
     for level, top in ((0.0, 0.02), (1.0, 1.02)):
         plots.plot_risk(replace(coverage, risks=np.full(40, level)), None, Path("a.png"))
-        assert drawn.figure.axes[0].get_ylim() == (0, top)
+        assert last.figure.axes[0].get_ylim() == (0, top)
 
 
-def test_a_curve_of_known_against_unknown(drawn):
+def test_a_curve_of_known_against_unknown(last):
     first = Detector("novelty", Separation(0.9, 0.5, 0.96, 0.25, 1234, 2345), (np.array([0, 1]), np.array([0.5, 1])))
     other = replace(first, name="softmax", separation=Separation(0.8, 0.5, 0.97, 0.125, 1, 2))
     plots.plot_roc([first, other], Path("a.png"))
-    (axes,) = drawn.figure.axes
+    (axes,) = last.figure.axes
     assert words(axes) == (
         "known against unknown: 1,234 and 2,345 pictures",
         "accepted share of the unknown pictures",
@@ -231,7 +229,7 @@ def test_a_curve_of_known_against_unknown(drawn):
         (GREY, ":", "None", [[0, 0], [1, 1]]),
         (GREY, "-", "None", [[0, 0.95], [1, 0.95]]),
     ]
-    assert legend(drawn.figure) == [
+    assert legend(last.figure) == [
         "novelty: AUROC 90.00%, FPR at 95 % 25.00%",
         "highest probability: AUROC 80.00%, FPR at 95 % 12.50%",
         "chance",
@@ -306,6 +304,6 @@ def test_a_plot_is_written_as_png_in_its_resolution(tmp_path):
         assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
 
 
-@pytest.mark.parametrize(("name", "shown"), [("x" * 24, "x" * 24), ("x" * 25, "x" * 23 + "…"), ("", "")])
-def test_a_long_name_is_shortened_to_24_letters(name, shown):
-    assert style.shortened(name) == shown
+@pytest.mark.parametrize(("name", "short"), [("x" * 24, "x" * 24), ("x" * 25, "x" * 23 + "…"), ("", "")])
+def test_a_long_name_is_shortened_to_24_letters(name, short):
+    assert style.shortened(name) == short

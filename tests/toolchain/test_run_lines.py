@@ -90,11 +90,16 @@ def epoch_line(row, epochs):
     return "  ".join(figures)
 
 
+def kept_row(history):
+    """The epoch of the highest held-out accuracy, of equal ones that of the lowest loss."""
+    return max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+
+
 def last_lines(result, size):
     """What is said after the last epoch."""
     manifest = result.checkpoint.manifest
     rules, fitted = manifest.acceptance, manifest.training["calibration"]
-    kept = max(result.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    kept = kept_row(result.history)
     return [
         f"calibrated on 28 held-out pictures: temperature {fitted['temperature']:.3g}, expected calibration error "
         f"{fitted['ece_before']:.1%} before and {fitted['ece_after']:.1%} after",
@@ -127,7 +132,7 @@ def test_a_run_that_goes_on_says_where_and_no_advice(done):
 def test_a_manifest_says_of_which_pictures_and_with_what_it_was_made(done):
     manifest = done.first.checkpoint.manifest
     train_set, test_set = done.packed
-    kept = max(done.first.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    kept = kept_row(done.first.history)
     assert manifest.dataset == {
         **{"fingerprint": train_set.fingerprint(), "train_images": 28},
         **{"val_images": 28, "val_accuracy": kept["val_accuracy"]},
@@ -160,7 +165,7 @@ def test_what_is_fitted_is_fitted_to_the_held_out_answers_before_and_after_the_t
 def test_the_plots_are_of_the_run_its_kept_epoch_and_its_test_pictures(done):
     history, curves, title, kept = done.drawn["plot_curves"]
     assert [row["epoch"] for row in history[:3]] == [1, 2, 3]
-    assert (curves, kept) == (Path("runs/a/curves.png"), max(row["epoch"] for row in history[:3]))
+    assert (curves, kept) == (Path("runs/a/curves.png"), kept_row(history[:3])["epoch"])
     matrix, classes, path, of = done.drawn["plot_confusion"]
     assert (classes, path) == (("ant", "bee", "cow"), Path("runs/a/confusion.png"))
     assert title == of == f"a: cnn, {done.first.checkpoint.manifest.preprocessing.describe()}"

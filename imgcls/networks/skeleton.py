@@ -134,10 +134,13 @@ def is_skeleton(network: nn.Module) -> bool:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network is in eval mode, and nothing is kept for gradients, while this lasts."""
+    """The network is in eval mode, and nothing is kept for gradients, while this lasts.
+
+    Not in inference mode: what a network keeps from its first run could not be trained with.
+    """
     was_training = network.training
     network.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         yield
     network.train(was_training)
 

@@ -171,6 +171,20 @@ def wide(classes):
     return Wide(3 * 16 * 16, classes).double()
 
 
+class Keeping(Net):  # a table that is computed in the first run, in whichever mode that is
+    kept = None
+
+    def forward(self, x):
+        features = self.body(x)
+        if self.kept is None:
+            self.kept = torch.linspace(0.5, 1, 4, device=x.device)
+        return self.last(features * self.kept)
+
+
+def keeping(classes):
+    return Keeping(classes)
+
+
 def drawn(classes):
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, classes))
     signs = torch.randn(3 * 16 * 16).sign()
@@ -640,10 +654,11 @@ def test_a_users_network_of_one_size_that_sets_its_own_weights_is_only_run_at_th
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "pt", "pt2"])
-@pytest.mark.parametrize("function", ["attending", "lazy", "waves"])
+@pytest.mark.parametrize("function", ["attending", "keeping", "lazy", "waves"])
 def test_unusual_layers_are_trained_and_exported_in_every_format(here, function, suffix):
-    """torch's transformer takes a fused path in eval mode, which torch.jit.trace finds another way each time; lazy
-    layers have no shape at first; a complex filter is a weight of four axes that is no convolution's."""
+    """torch's transformer takes a fused path in eval mode, which torch.jit.trace finds another way each time; what a
+    network keeps from its first run is used in training too; lazy layers have no shape at first; a complex filter is a
+    weight of four axes that is no convolution's."""
     result = trained(here, f"my_net.py:{function}")
     exported = export_model(ExportConfig(result.path, output=here / f"net.{suffix}"), result.checkpoint)
     assert exported.manifest.parity.max_abs_diff < 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import signal
 
@@ -19,3 +20,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # `nohup` and `&` in a sc
 if "mix_stderr" in inspect.signature(CliRunner).parameters:  # before 8.2: standard error comes within standard output
     CliRunner.__init__ = functools.partialmethod(CliRunner.__init__, mix_stderr=False)
     Result.output = property(lambda result: result.stdout + result.stderr)
+
+
+def pytest_collection_finish() -> None:
+    """What was loaded so far stays to the end: the garbage collector need not look at it again and again."""
+    gc.freeze()

@@ -50,7 +50,7 @@ def running(app) -> Iterator[httpx.Client]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        with httpx.Client(base_url=address, timeout=PATIENCE, trust_env=False) as client:
+        with httpx.Client(base_url=address, timeout=PATIENCE, trust_env=False, verify=False) as client:
             yield client
     finally:
         server.should_exit = True

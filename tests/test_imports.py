@@ -86,6 +86,15 @@ def test_a_missing_checkpoint_is_told_before_anything_of_onnx_loads_and_formats_
     assert "sympy" not in loaded(code)
 
 
+def test_a_path_that_leads_nowhere_is_told_before_torch_loads(tmp_path):
+    code = "import sys; from imgcls.cli import main\n"
+    code += "for words in ('train --train no', 'train --test no', 'train --data no', 'data check no', 'eval no.pth'):\n"
+    code += "    sys.argv = ['imgcls', *words.split()]\n"
+    code += "    try: main()\n"
+    code += "    except SystemExit as end: assert end.code == 1, (words, end.code)\n"
+    assert "torch" not in loaded(code)
+
+
 def test_one_plugin_of_pillow_is_loaded_for_a_format(tmp_path):
     with Image.open(PICTURE) as picture:
         picture.convert("P").save(tmp_path / "palette.png")

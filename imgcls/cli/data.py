@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from imgcls_infer.errors import counted
 
-from imgcls.cli.options import FILE, Whole
+from imgcls.cli.options import FILE, FOLDER, Whole
 from imgcls.cli.output import show_json, wrote
 from imgcls.errors import ImgclsError
 
@@ -33,8 +33,8 @@ def cifar10(to: Path, archive: Path | None) -> None:
 
 
 @command.command(epilog="Example: imgcls data check data --html check.html --fix leave-out.txt")
-@click.argument("folder", type=FILE)
-@click.option("--test", type=FILE, metavar="DIR", help="The test folder, where it does not lie in FOLDER as test/.")
+@click.argument("folder", type=FOLDER)
+@click.option("--test", type=FOLDER, metavar="DIR", help="The test folder, where it does not lie in FOLDER as test/.")
 @click.option("--image-size", type=Whole(8, 4096), help="Count the pictures that have fewer pixels a side.")
 @click.option(
     "--body/--no-body",

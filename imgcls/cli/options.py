@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from imgcls_infer.cli import Number as Number
 from imgcls_infer.steps import MODES
 
 from imgcls.cli.output import note
 from imgcls.config import TEST_DIR, Recipe
+from imgcls.errors import ImgclsError
 from imgcls.networks.registry import FROZEN, NETWORKS, OTHERS, RECIPES, TUNED, is_outside
 from imgcls.system.threads import use_threads
 
@@ -40,7 +43,25 @@ class _Seed(Whole):
         return ""
 
 
+class _There(click.Path):
+    """A path that must lead somewhere where it is given: a mistyped one is told before torch is loaded."""
+
+    def __init__(self, kind: str, suffix: str = "") -> None:
+        super().__init__(path_type=Path)
+        self._kind = kind
+        self._suffix = suffix
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        source = ctx.get_parameter_source(param.name or "") if ctx and param else None
+        if source == ParameterSource.COMMANDLINE and path.name.endswith(self._suffix) and not path.exists():
+            raise ImgclsError(f"{path}: no such {self._kind}")
+        return path
+
+
 FILE = click.Path(path_type=Path)
+FOLDER = _There("folder")
+CHECKPOINT = _There("checkpoint", ".pth")
 RESIZE = click.Choice(MODES)
 POSITIVE = Number(min=0, min_open=True)
 SEED = _Seed()
@@ -131,7 +152,7 @@ def _decorated(function: Command, decorators: Sequence[Callable[[Command], Comma
 def checkpoint_options(function: Command) -> Command:
     """CHECKPOINT, and what a bare article-style .pth does not say about itself."""
     decorators = (
-        click.argument("checkpoint", type=FILE),
+        click.argument("checkpoint", type=CHECKPOINT),
         click.option(
             "--arch",
             metavar="NAME",
@@ -154,7 +175,7 @@ def pictures_options(data_help: str) -> Callable[[Command], Command]:
     """--data and --run: which pictures a checkpoint is measured on. data_help: what folders --data takes."""
     default = f"Default: the test pictures of the checkpoint's run, else {TEST_DIR}."
     decorators = (
-        click.option("--data", "data_dir", type=FILE, help=f"{data_help}, or one with train/ and test/. {default}"),
+        click.option("--data", "data_dir", type=FOLDER, help=f"{data_help}, or one with train/ and test/. {default}"),
         run_option("whose test pictures are taken"),
     )
     return lambda function: _decorated(function, decorators)

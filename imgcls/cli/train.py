@@ -12,6 +12,7 @@ from imgcls_infer.steps import JPEGS
 from imgcls.cli.groups import GroupedCommand, QuietlyAlso
 from imgcls.cli.options import (
     FILE,
+    FOLDER,
     POSITIVE,
     RESIZE,
     SEED,
@@ -66,13 +67,13 @@ def _recipe_option(*names: str, text: str, **attributes: Any) -> Callable[[Comma
 @click.option(
     "--data",
     "data_dir",
-    type=FILE,
+    type=FOLDER,
     metavar="ROOT",
     help="In place of --train and --test: a folder with train/ and test/ (or val/, valid/), or a folder of <class>/*, "
     "which is then split by --split.",
 )
-@click.option("--train", "train_dir", type=FILE, default=TRAIN_DIR, show_default=True, help="Folder of <class>/*.")
-@click.option("--test", "test_dir", type=FILE, default=TEST_DIR, show_default=True, help="Folder of <class>/*.")
+@click.option("--train", "train_dir", type=FOLDER, default=TRAIN_DIR, show_default=True, help="Folder of <class>/*.")
+@click.option("--test", "test_dir", type=FOLDER, default=TEST_DIR, show_default=True, help="Folder of <class>/*.")
 @click.option(
     "--split",
     type=SHARE,

@@ -340,6 +340,22 @@ def test_a_decoder_that_is_killed_between_its_pictures_is_replaced():
     preparer.close()
 
 
+def test_pictures_of_a_decoder_that_dies_and_can_not_be_replaced_are_decoded_here(monkeypatch):
+    preparer = DecoderPreparer(here, POLICY)  # type: ignore[arg-type]
+    pictures = [KINDS["png"], KINDS["words"]]
+    preparer.ask(pictures)
+    assert preparer._decoder is not None
+    preparer._decoder._process.send_signal(signal.SIGKILL)
+    preparer._decoder._process.wait()
+    preparer._decoder._from.read()  # its answer, if it came in time
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    found, seconds = preparer.answer()
+    assert preparer._decoder is None
+    assert all(map(same, found, map(here, pictures)))
+    assert len(found) == 2
+    assert seconds > 0
+
+
 def test_stopping_wakes_who_waits_for_an_answer():
     preparer = DecoderPreparer(here, POLICY)  # type: ignore[arg-type]
     threading.Timer(0.1, preparer.stop).start()

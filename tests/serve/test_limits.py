@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
@@ -424,6 +425,27 @@ def test_a_client_that_sends_requests_and_reads_no_answer_is_closed(tiny, monkey
         with suppress(ConnectionResetError):
             assert received(connection).count(b"HTTP/1.1 200 OK") < number
         assert post(client, PICTURE).status_code == 200
+
+
+def test_a_client_that_leaves_answers_unread_leaves_no_timer_behind(monkeypatch):
+    waiting, looked = threading.Event(), []
+    pause = server._Protocol.pause_writing
+
+    def paused(protocol):
+        pause(protocol)
+        waiting.set()
+
+    monkeypatch.setattr(server, "_UNREAD_SECONDS", 0.2)
+    monkeypatch.setattr(server._Protocol, "pause_writing", paused)
+    monkeypatch.setattr(server._Protocol, "_require_reading", lambda protocol, unread: looked.append(unread))
+    whole = Response(bytes(20_000_000))
+    with running(Starlette(routes=[Route("/", lambda _: whole)])) as client:
+        with connect(client) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert waiting.wait(PATIENCE)
+        time.sleep(0.4)
+        assert client.get("/nowhere").status_code == 404
+    assert looked == []
 
 
 def test_a_connection_waits_for_its_client_as_soon_as_the_system_takes_no_more(tiny, monkeypatch):

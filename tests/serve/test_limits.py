@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from unittest.mock import Mock
 
+import httpx
 import pytest
 from imgcls_serve import decoders, server
 from imgcls_serve.limits import Gate, Limits, read_body, unless_gone, whole_number
@@ -411,6 +412,27 @@ def test_a_client_that_leaves_in_the_middle_leaves_its_place(tiny, caplog):
         wait_until(lambda: metrics(client)["imgcls_queue_requests"] == 0)
         assert post(client, PICTURE).status_code == 200
     assert caplog.records == []
+
+
+def test_an_answer_that_a_stopping_server_still_gives_says_that_the_connection_closes(held):
+    """uvicorn says so itself with one of its two parsers."""
+    shut = server._Protocol.shutdown
+    headers = []
+
+    def noted(protocol):
+        shut(protocol)
+        headers.append(protocol.cycle.default_headers)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr(server._Protocol, "shutdown", noted)
+        with serving(held) as client:
+            other = httpx.Client(base_url=client.base_url, timeout=PATIENCE, trust_env=False, verify=False)
+            sent = pool.submit(post, other, PICTURE)
+            wait_until(lambda: held.sizes == [1])
+            threading.Timer(0.2, held.go.set).start()  # the server is told to stop meanwhile
+        assert sent.result().headers["connection"] == "close"
+        other.close()
+    assert [found.count((b"connection", b"close")) for found in headers] == [1]
 
 
 # --- clients that do not read ---

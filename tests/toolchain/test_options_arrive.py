@@ -48,7 +48,9 @@ def stop_at(monkeypatch):
 
 
 def arrived(*words):
-    """What the command's target is called with, positionally and by name."""
+    """What the command's target is called with, positionally and by name. The folders that are named are there."""
+    for folder in ("mine", "other"):
+        Path(folder).mkdir(exist_ok=True)
     done = CliRunner().invoke(command, [str(word) for word in words])
     assert isinstance(done.exception, ArrivedError), done.output
     return done.exception.args

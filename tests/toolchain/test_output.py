@@ -148,7 +148,7 @@ def test_an_error_of_options_shows_the_usage_of_its_command_and_any_other_is_a_l
         raise errors.pop()
 
     monkeypatch.setattr("imgcls.check.check_folder", fail)
-    given = ["data", "check", "x"]
+    given = ["data", "check", "."]
     errors = [
         OptionError("`to` is wrong\n"),
         ImgclsError("`val_fraction` and `precision` \a"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from imgcls_infer.errors import counted
 
-from imgcls.cli.options import FILE, FOLDER, Whole
+from imgcls.cli.options import FILE, FOLDER, PathsFirst, Whole
 from imgcls.cli.output import show_json, wrote
 from imgcls.errors import ImgclsError
 
@@ -32,7 +32,7 @@ def cifar10(to: Path, archive: Path | None) -> None:
     click.echo(f"wrote 50,000 training and 10,000 test pictures to {to}; counts and channel statistics are CIFAR-10's")
 
 
-@command.command(epilog="Example: imgcls data check data --html check.html --fix leave-out.txt")
+@command.command(cls=PathsFirst, epilog="Example: imgcls data check data --html check.html --fix leave-out.txt")
 @click.argument("folder", type=FOLDER)
 @click.option("--test", type=FOLDER, metavar="DIR", help="The test folder, where it does not lie in FOLDER as test/.")
 @click.option("--image-size", type=Whole(8, 4096), help="Count the pictures that have fewer pixels a side.")

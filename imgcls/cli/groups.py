@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from imgcls.cli.options import PathsFirst
+
 Groups = Mapping[str, Sequence[str]]
 """Heading -> the names of its parameters, in the order of the help."""
 
@@ -16,7 +18,7 @@ _WIDEST = 30  # columns of names; a longer one has a line of its own
 _GAP = 2
 
 
-class GroupedCommand(click.Command):
+class GroupedCommand(PathsFirst):
     """A command whose --help has a heading for each group. What is in no group comes last."""
 
     def __init__(self, *arguments: Any, groups: Groups, **attributes: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,19 +43,28 @@ class _Seed(Whole):
 
 
 class _There(click.Path):
-    """A path that must lead somewhere where it is given: a mistyped one is told before torch is loaded."""
+    """A path that must lead somewhere. suffix: of the names that are meant, all of them if empty."""
 
     def __init__(self, kind: str, suffix: str = "") -> None:
         super().__init__(path_type=Path)
         self._kind = kind
         self._suffix = suffix
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        source = ctx.get_parameter_source(param.name or "") if ctx and param else None
-        if source == ParameterSource.COMMANDLINE and path.name.endswith(self._suffix) and not path.exists():
+    def require(self, path: Path) -> None:
+        """Raises ImgclsError where there is nothing."""
+        if path.name.endswith(self._suffix) and not path.exists():
             raise ImgclsError(f"{path}: no such {self._kind}")
-        return path
+
+
+class PathsFirst(click.Command):
+    """A command that tells a mistyped path before its body, which loads torch, runs."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for parameter in self.get_params(ctx):
+            name = parameter.name or ""
+            if isinstance(parameter.type, _There) and ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+                parameter.type.require(ctx.params[name])
+        return super().invoke(ctx)
 
 
 FILE = click.Path(path_type=Path)

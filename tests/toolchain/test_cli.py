@@ -132,7 +132,7 @@ def test_what_is_missing_is_one_line_and_exit_code_1(tmp_path, monkeypatch, argu
         ["train", "--resize", "zoom"],
         ["export"],
         ["export", "x.pth", "--mean", "1,2"],
-        ["verify", "x"],
+        ["verify", "x.pth"],
         ["nonsense"],
     ],
 )

@@ -534,12 +534,13 @@ def test_info_is_the_manifest_in_groups_and_the_layers_with_their_sums(monkeypat
 @pytest.mark.parametrize(
     "words",
     [
-        ("verify", "none.pth", "none.onnx", "--report", "folder"),
-        ("bench", "none.pth", "none.onnx", "--plot", "folder"),
-        ("data", "check", "none", "--html", "folder"),
-        ("data", "check", "none", "--fix", "folder"),
+        ("verify", "empty.pth", "none.onnx", "--report", "folder"),
+        ("bench", "empty.pth", "none.onnx", "--plot", "folder"),
+        ("data", "check", "folder", "--html", "folder"),
+        ("data", "check", "folder", "--fix", "folder"),
     ],
 )
 def test_a_file_that_can_not_be_written_is_told_before_anything_is_read(here, words):
     (here / "folder").mkdir()
+    (here / "empty.pth").touch()
     assert run(*words) == (1, [], ["error: folder: is a folder; name a file"])

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from imgcls_infer.errors import one_line
+from imgcls_infer.errors import one_line, printable
 
 from imgcls.errors import CheckpointError
 from imgcls.system.files import AnyPath
+
+_SAVED = (b"PK", b"\x80")  # a ZIP archive; a pickle, as torch.save wrote it before 1.6
 
 
 def read_mapping(path: AnyPath) -> dict[str, Any]:
@@ -41,9 +43,19 @@ def read_mapping(path: AnyPath) -> dict[str, Any]:
 
 def _load(path: Path) -> Any:
     if path.suffix.lower() != ".safetensors":
+        _require_saved(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     try:
         from safetensors.torch import load_file
     except ImportError as error:
         raise CheckpointError(f"{path}: safetensors is not installed here: pip install 'imgcls[timm]'") from error
     return load_file(path)
+
+
+def _require_saved(path: Path) -> None:
+    """Raises CheckpointError where a file begins as none that torch.save writes, like a pointer of Git LFS."""
+    with path.open("rb") as file:
+        start = file.read(39)
+    if start and not start.startswith(_SAVED):
+        told = printable(start.decode("utf-8", "backslashreplace"))
+        raise CheckpointError(f"{path}: not a checkpoint; it begins with: {told}")

@@ -267,6 +267,22 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path, name):
         read_mapping(file)
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "version https://git-lfs.github.com/spec"),
+        (b"<html>\n<body>", r"<html>\n<body>"),
+        (b"hello", "hello"),
+        (b"\x00\x01\xff", r"\x00\x01\xff"),
+    ],
+)
+def test_a_file_that_torch_did_not_save_is_told_by_how_it_begins(tmp_path, content, told):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        read_mapping(tmp_path / "a.pth")
+    assert str(caught.value) == f"{tmp_path}/a.pth: not a checkpoint; it begins with: {told}"
+
+
 def test_reading_a_file_gives_no_warning(tmp_path, monkeypatch):
     def warns(path):
         warnings.warn("odd", UserWarning, stacklevel=1)

@@ -51,8 +51,9 @@ def drawn(undrawn, monkeypatch):
 def one_registry():
     """torch's ONNX exporter reads the source of its 500 operators again for each file, which takes longer than the
     rest of the export of a tiny network. Here it reads them once a process, and each export has a copy. So it is with
-    the operators that torch.export looks for in C++, 60 times an export, and with the annotations of torch's decorator
-    of operators, 4,000 times: of the two names for them, typing's remembers what it has made."""
+    the operators that torch.export looks for in C++, 60 times an export. An annotation in torch's decorator of
+    operators is evaluated 4,000 times an export: typing's Callable keeps what it has made, that of collections.abc
+    makes it anew."""
     from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 

@@ -21,6 +21,9 @@ MINIMUM := $(VENV)-minimum
 PYTHON310 ?= python3.10
 MINIMUM_TESTS ?= tests/toolchain
 
+# Where this is set, as in many containers, each of the processes that the tests start compiles the packages anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test docs recording test-minimum test-minimum-toolchain test-minimum-predictor install clean
 
 quickstart: $(VENV)/.installed

@@ -86,7 +86,7 @@ def test_a_missing_checkpoint_is_told_before_anything_of_onnx_loads_and_formats_
     assert "sympy" not in loaded(code)
 
 
-def test_a_path_that_leads_nowhere_is_told_before_torch_loads(tmp_path):
+def test_a_path_that_leads_nowhere_is_told_before_torch_loads():
     code = "import sys; from imgcls.cli import main\n"
     code += "for words in ('train --train no', 'train --test no', 'train --data no', 'data check no', 'eval no.pth'):\n"
     code += "    sys.argv = ['imgcls', *words.split()]\n"

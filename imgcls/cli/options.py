@@ -43,7 +43,7 @@ class _Seed(Whole):
 
 
 class _There(click.Path):
-    """A path that must lead somewhere. suffix: of the names that are meant, all of them if empty."""
+    """A path of something that must exist. kind: what that is, for the error. suffix: other names are not checked."""
 
     def __init__(self, kind: str, suffix: str = "") -> None:
         super().__init__(path_type=Path)
@@ -51,13 +51,13 @@ class _There(click.Path):
         self._suffix = suffix
 
     def require(self, path: Path) -> None:
-        """Raises ImgclsError where there is nothing."""
+        """Raises ImgclsError where nothing is at the path."""
         if path.name.endswith(self._suffix) and not path.exists():
             raise ImgclsError(f"{path}: no such {self._kind}")
 
 
 class PathsFirst(click.Command):
-    """A command that tells a mistyped path before its body, which loads torch, runs."""
+    """A command that checks the paths on its command line before it runs its body, which loads torch."""
 
     def invoke(self, ctx: click.Context) -> Any:
         for parameter in self.get_params(ctx):

@@ -136,7 +136,7 @@ def is_skeleton(network: nn.Module) -> bool:
 def evaluating(network: nn.Module) -> Iterator[None]:
     """The network is in eval mode, and nothing is kept for gradients, while this lasts.
 
-    Not in inference mode: what a network keeps from its first run could not be trained with.
+    Inference mode would not do: a network that keeps tensors from its first run could not be trained with them.
     """
     was_training = network.training
     network.eval()

@@ -15,6 +15,7 @@ from imgcls.errors import CheckpointError
 from imgcls.system.files import AnyPath
 
 _SAVED = (b"PK", b"\x80")  # a ZIP archive; a pickle, as torch.save wrote it before 1.6
+_SHOWN = 39  # bytes of a file's beginning in a message
 
 
 def read_mapping(path: AnyPath) -> dict[str, Any]:
@@ -53,9 +54,9 @@ def _load(path: Path) -> Any:
 
 
 def _require_saved(path: Path) -> None:
-    """Raises CheckpointError where a file begins as none that torch.save writes, like a pointer of Git LFS."""
+    """Raises CheckpointError where torch.save can't have written a file, by its first bytes. An empty one passes."""
     with path.open("rb") as file:
-        start = file.read(39)
+        start = file.read(_SHOWN)
     if start and not start.startswith(_SAVED):
         told = printable(start.decode("utf-8", "backslashreplace"))
         raise CheckpointError(f"{path}: not a checkpoint; it begins with: {told}")

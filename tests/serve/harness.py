@@ -50,12 +50,17 @@ def running(app) -> Iterator[httpx.Client]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        with httpx.Client(base_url=address, timeout=PATIENCE, trust_env=False, verify=False) as client:
+        with client_of(address) as client:
             yield client
     finally:
         server.should_exit = True
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+def client_of(address: str | httpx.URL) -> httpx.Client:
+    """A client of a server on this machine. It loads no certificates, which takes longer than a request."""
+    return httpx.Client(base_url=address, timeout=PATIENCE, trust_env=False, verify=False)
 
 
 def post(client: httpx.Client, picture: bytes, **parameters) -> httpx.Response:

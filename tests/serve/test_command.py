@@ -24,7 +24,7 @@ from infer.novel import novel_onnx
 from infer.pictures import encode, noise
 from infer.tiny import SAMPLE
 
-from .harness import PATIENCE, connect, metrics, post, wait_until
+from .harness import PATIENCE, client_of, connect, metrics, post, wait_until
 
 PICTURE = encode(noise(8, 8), "PNG")
 COMMAND = [sys.executable, "-m", "imgcls_serve"]
@@ -43,7 +43,7 @@ def started(*options: object) -> Iterator[tuple[subprocess.Popen, httpx.Client, 
         line = process.stderr.readline()
         address = re.search(r"http://\S+", line)
         assert address, line  # reading on would wait until the server ends
-        with httpx.Client(base_url=address[0], timeout=PATIENCE, trust_env=False) as client:
+        with client_of(address[0]) as client:
             yield process, client, line
     finally:
         process.kill()
@@ -172,7 +172,7 @@ def test_it_serves_without_standard_streams_and_its_sockets_do_not_take_their_pl
     command = ["sh", "-c", line, "sh", *COMMAND, "--port", str(port), "--model", str(tiny_path)]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client:
+        with client_of(f"http://127.0.0.1:{port}") as client:
             wait_until(lambda: not refuses(client))
             assert post(client, PICTURE).status_code == 200
             streams = {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)}

@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from unittest.mock import Mock
 
-import httpx
 import pytest
 from imgcls_serve import decoders, server
 from imgcls_serve.limits import Gate, Limits, read_body, unless_gone, whole_number
@@ -24,7 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .harness import PATIENCE, HeldPredictor, connect, metrics, post, running, serving, wait_until
+from .harness import PATIENCE, HeldPredictor, client_of, connect, metrics, post, running, serving, wait_until
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "server.md"
 PICTURE = encode(noise(8, 8), "PNG")
@@ -414,7 +413,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_its_place(tiny, caplog):
     assert caplog.records == []
 
 
-def test_an_answer_that_a_stopping_server_still_gives_says_that_the_connection_closes(held):
+def test_an_answer_that_a_stopping_server_still_gives_says_that_the_connection_closes(held, monkeypatch):
     """uvicorn says so itself with one of its two parsers."""
     shut = server._Protocol.shutdown
     headers = []
@@ -423,10 +422,10 @@ def test_an_answer_that_a_stopping_server_still_gives_says_that_the_connection_c
         shut(protocol)
         headers.append(protocol.cycle.default_headers)
 
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
-        patch.setattr(server._Protocol, "shutdown", noted)
+    monkeypatch.setattr(server._Protocol, "shutdown", noted)
+    with ThreadPoolExecutor(1) as pool:
         with serving(held) as client:
-            other = httpx.Client(base_url=client.base_url, timeout=PATIENCE, trust_env=False, verify=False)
+            other = client_of(client.base_url)
             sent = pool.submit(post, other, PICTURE)
             wait_until(lambda: held.sizes == [1])
             threading.Timer(0.2, held.go.set).start()  # the server is told to stop meanwhile
@@ -436,6 +435,8 @@ def test_an_answer_that_a_stopping_server_still_gives_says_that_the_connection_c
 
 
 # --- clients that do not read ---
+
+LARGE_ANSWER = Starlette(routes=[Route("/", lambda _: Response(bytes(20_000_000)))])
 
 
 def test_a_client_that_sends_requests_and_reads_no_answer_is_closed(tiny, monkeypatch):
@@ -460,8 +461,7 @@ def test_a_client_that_leaves_answers_unread_leaves_no_timer_behind(monkeypatch)
     monkeypatch.setattr(server, "_UNREAD_SECONDS", 0.2)
     monkeypatch.setattr(server._Protocol, "pause_writing", paused)
     monkeypatch.setattr(server._Protocol, "_require_reading", lambda protocol, unread: looked.append(unread))
-    whole = Response(bytes(20_000_000))
-    with running(Starlette(routes=[Route("/", lambda _: whole)])) as client:
+    with running(LARGE_ANSWER) as client:
         with connect(client) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert waiting.wait(PATIENCE)
@@ -486,8 +486,7 @@ def test_a_connection_waits_for_its_client_as_soon_as_the_system_takes_no_more(t
 
 def test_a_client_that_reads_slowly_gets_the_whole_answer(monkeypatch):
     monkeypatch.setattr(server, "_UNREAD_SECONDS", 0.1)
-    whole = Response(bytes(20_000_000))
-    with running(Starlette(routes=[Route("/", lambda _: whole)])) as client, connect(client) as connection:
+    with running(LARGE_ANSWER) as client, connect(client) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         count = 0
         while part := connection.recv(1_000_000):
